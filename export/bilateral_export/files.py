@@ -1,0 +1,113 @@
+"""Files that are either whole or absent: everything is written to a temporary name and renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bilateral_export.errors import UserError
+
+
+def require_file(path: Path, what: str) -> Path:
+    """Return `path` if it is a readable, non-empty regular file.
+
+    Args:
+        path: The file to look at.
+        what: What the file should be, for the message, such as "checkpoint".
+
+    Raises:
+        UserError: The file is missing, a directory, empty or unreadable.
+    """
+    if not path.exists():
+        raise UserError(f"{what} {path} does not exist", "Check the path.")
+    if path.is_dir():
+        raise UserError(f"{what} {path} is a directory", "Give the file inside it.")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{what} {path} cannot be read", "Check its permissions.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{what} {path} is empty", "Write or download it again.")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling directory that becomes `target` when the block succeeds.
+
+    Nothing is left behind when the block raises, whether by error or by Ctrl-C.
+
+    Raises:
+        UserError: `target` exists already, its parent cannot be written, or the disk is full.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already", "Remove it or choose another name.")
+    temporary = _temporary_directory(target.parent)
+    try:
+        with disk_errors(target):
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path with `target`'s name that replaces `target` when the block succeeds.
+
+    The path lies in a temporary directory beside `target`, so that what a writer puts next to its
+    file (ONNX external data) has its final name too: every file found there is moved.
+
+    Raises:
+        UserError: The directory cannot be written, or the disk is full.
+    """
+    if target.is_dir():
+        raise UserError(f"{target} is a directory", "Give the name of a file to write.")
+    temporary = _temporary_directory(target.parent)
+    try:
+        with disk_errors(target):
+            yield temporary / target.name
+            # The named file last: a reader that sees it finds everything it refers to.
+            written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
+            for path in written:
+                path.replace(target.parent / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `target`, whole or not at all."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn an `OSError` met while writing `target` into a `UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write {target}: {reason}", "Nothing was left there; free space and try again."
+        ) from error
+
+
+def _temporary_directory(parent: Path) -> Path:
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
