@@ -1,0 +1,135 @@
+"""Any supported checkpoint to a model whose weights are known to fit and to be finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from bilateral_export.checkpoint.card import CheckpointCard, describe
+from bilateral_export.checkpoint.native import read_native
+from bilateral_export.checkpoint.pickled import read_pickled
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file, sha256
+from bilateral_export.models.zoo import MODELS, ModelConfig, build, named
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that fit their configuration.
+
+    Attributes:
+        path: Where they were read from.
+        sha256: Of that file.
+        card: Configuration, labels, preprocessing, licence.
+        state: The weights by name, on the CPU.
+    """
+
+    path: Path
+    sha256: str
+    card: CheckpointCard
+    state: dict[str, Tensor]
+
+    def build_model(self) -> nn.Module:
+        """The model with these weights, in evaluation mode, in the dtype of the file."""
+        model = build(self.card.model)
+        model.load_state_dict(self.state, assign=True)
+        return model.requires_grad_(False)
+
+
+def load_checkpoint(path: Path, model: str | None = None, weights: str | None = None) -> Checkpoint:
+    """Read a native or a training checkpoint and check that its weights fit.
+
+    Args:
+        path: A `.safetensors` file, or what `torch.save` wrote.
+        model: A known model's name or a JSON file with its configuration; needed only where the
+            checkpoint does not say. It must not contradict what the checkpoint says.
+        weights: Which weights of a training checkpoint, such as "model_ema".
+
+    Raises:
+        UserError: The file cannot be read, is unsafe, does not say which model it is, does not fit
+            its configuration (every missing, unexpected and wrongly shaped tensor is listed), or
+            holds values that are not finite.
+    """
+    require_file(path, "checkpoint")
+    card: CheckpointCard | None
+    if path.suffix == ".safetensors":
+        state, card = read_native(path)
+        said_name = None
+    else:
+        pickled = read_pickled(path, weights)
+        state, card, said_name = pickled.state, None, pickled.model_name
+    if model is not None:
+        wanted = _model_config(model)
+        if card is not None and card.model != wanted:
+            raise UserError(
+                f"checkpoint {path} is a {card.name} with {_differences(card.model, wanted)},"
+                f" which contradicts --model {model}",
+                "Leave --model out, or give the checkpoint it belongs to.",
+            )
+        card = card or CheckpointCard(name=Path(model).stem, model=wanted)
+    elif card is None:
+        if said_name not in MODELS:
+            said = f" (its training arguments say {said_name!r})" if said_name else ""
+            raise UserError(
+                f"checkpoint {path} does not say which model it is{said}",
+                f"Give --model: a JSON configuration, or one of {', '.join(MODELS)}.",
+            )
+        card = CheckpointCard(name=said_name, model=named(said_name))
+    _check_fit(state, card, path)
+    return Checkpoint(path=path, sha256=sha256(path), card=card, state=state)
+
+
+def _model_config(model: str) -> ModelConfig:
+    path = Path(model)
+    if path.suffix != ".json":
+        return named(model)
+    require_file(path, "configuration")
+    try:
+        adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+        return adapter.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path} is no model configuration: {describe(error)}") from error
+
+
+def _differences(ours: ModelConfig, theirs: ModelConfig) -> str:
+    left, right = ours.model_dump(), theirs.model_dump()
+    return ", ".join(
+        f"{key} {left.get(key)!r} (not {right.get(key)!r})"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    )
+
+
+def _check_fit(state: dict[str, Tensor], card: CheckpointCard, path: Path) -> None:
+    with torch.device("meta"):
+        expected = build(card.model).state_dict()
+    problems = [
+        f"missing {name} {list(expected[name].shape)}" for name in expected.keys() - state.keys()
+    ]
+    problems += [
+        f"unexpected {name} {list(state[name].shape)}" for name in state.keys() - expected.keys()
+    ]
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise UserError(
+            f"checkpoint {path} does not fit model {card.name}: {'; '.join(sorted(problems))}",
+            "Give the configuration it was trained with.",
+        )
+    broken = [name for name, tensor in state.items() if not _finite(tensor)]
+    if broken:
+        raise UserError(
+            f"checkpoint {path} has values that are NaN or infinite in {', '.join(broken)}",
+            "The training run diverged; take an earlier checkpoint.",
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

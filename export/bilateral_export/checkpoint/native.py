@@ -1,0 +1,50 @@
+"""The native format: safetensors, with the card inside its metadata or beside it as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bilateral_export.checkpoint.card import CheckpointCard, parse_card
+from bilateral_export.errors import UserError
+from bilateral_export.files import atomic_file
+
+CARD_KEY = "bilateral"
+
+
+def save_checkpoint(path: Path, state: dict[str, Tensor], card: CheckpointCard) -> None:
+    """Write weights and card as one safetensors file, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={CARD_KEY: card.model_dump_json()})
+
+
+def read_native(path: Path) -> tuple[dict[str, Tensor], CheckpointCard | None]:
+    """Read a safetensors file and its card: the one inside, else `<stem>.json` beside it.
+
+    Raises:
+        UserError: The file is truncated or no safetensors file, or its card is not valid.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"checkpoint {path} is truncated or no safetensors file ({error})",
+            "Copy it again and compare its size and SHA-256 with the original.",
+        ) from error
+    if CARD_KEY in metadata:
+        return state, parse_card(metadata[CARD_KEY], str(path))
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        return state, parse_card(beside.read_text(encoding="utf-8"), str(beside))
+    return state, None

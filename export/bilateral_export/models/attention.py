@@ -1,0 +1,122 @@
+"""Bilateral self-attention: a range kernel on tokens times a spatial kernel on positions."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from bilateral_export.op import torch_op  # registers torch.ops.bilateral.attention
+from bilateral_export.op.contract import RangeKernel, SpatialKernel
+
+__all__ = ["AttentionConfig", "BilateralAttention", "grid_positions"]
+
+
+class AttentionConfig(BaseModel):
+    """The two kernels of a model's attention. The default is plain attention.
+
+    Attributes:
+        range_kernel: Similarity of tokens.
+        spatial_kernel: Similarity of positions.
+        bandwidth: Initial sigmas of the first and last head, in units of the coordinates (patches);
+            the heads between are spaced geometrically. Trained per head. Gaussian kernel only.
+        position_features: Learned features P per head and position. Dot kernel only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    range_kernel: RangeKernel = "dot"
+    spatial_kernel: SpatialKernel = "none"
+    bandwidth: tuple[float, float] = (1.0, 4.0)
+    position_features: int = Field(default=16, ge=1)
+
+
+class BilateralAttention(nn.Module):
+    """Multi-head bilateral self-attention on tokens `[B, N, dim]`.
+
+    Parameter names follow timm's ViT (`qkv`, `proj`), so that a plain DeiT loads unchanged.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        tokens: int,
+        prefix: int,
+        config: AttentionConfig,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.prefix = prefix
+        self.causal = causal
+        self.config = config
+        self.scale = 1.0 / math.sqrt(dim // heads)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        if config.spatial_kernel == "gaussian":
+            first, last = (math.log(sigma) for sigma in config.bandwidth)
+            self.log_bandwidth = nn.Parameter(torch.linspace(first, last, heads))
+        if config.spatial_kernel == "dot":
+            shape = (heads, tokens, config.position_features)
+            self.query_features = nn.Parameter(torch.randn(shape) * 0.02)
+            self.key_features = nn.Parameter(torch.randn(shape) * 0.02)
+
+    def forward(self, x: Tensor, positions: Tensor, key_bias: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Tokens `[B, N, dim]`.
+            positions: Coordinates `[N, C]`, float32; rows of prefix tokens are ignored.
+            key_bias: `[B, N]`, float32; -inf removes a padded token.
+
+        Returns:
+            `[B, N, dim]`.
+        """
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query_positions, key_positions, bandwidth = self._spatial(positions)
+        output = torch_op.bilateral_attention(
+            query,
+            key,
+            value,
+            query_positions,
+            key_positions,
+            bandwidth,
+            key_bias,
+            self.scale,
+            self.config.range_kernel,
+            self.config.spatial_kernel,
+            self.prefix,
+            self.prefix,
+            self.causal,
+        )
+        return cast(Tensor, self.proj(output.transpose(1, 2).reshape(batch, tokens, dim)))
+
+    def _spatial(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        match self.config.spatial_kernel:
+            case "gaussian":
+                return positions, positions, self.log_bandwidth.exp()
+            case "dot":
+                return self.query_features, self.key_features, None
+            case "none":
+                return None, None, None
+
+
+def grid_positions(height: int, width: int, prefix: int) -> Tensor:
+    """Coordinates of a grid of patches after `prefix` tokens that have none.
+
+    Centred on the grid, because rounding grows with the distance from the origin and the spatial
+    kernel sees differences only.
+
+    Returns:
+        `[prefix + height * width, 2]`, float32: row and column in patches.
+    """
+    rows = torch.arange(height) - (height - 1) / 2
+    columns = torch.arange(width) - (width - 1) / 2
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
+    return torch.cat([torch.zeros(prefix, 2), grid]).float()

@@ -1,0 +1,195 @@
+"""The operator's body in standard ONNX operators, so that any runtime can run the file."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+import onnx
+import onnx.parser
+
+from bilateral_export.op import contract
+from bilateral_export.op.contract import RangeKernel, SpatialKernel
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is fixed in one function body; scale and prefixes stay attributes of each node."""
+
+    range_kernel: RangeKernel = "dot"
+    spatial_kernel: SpatialKernel = "none"
+    causal: bool = False
+    key_bias: bool = False
+
+    @property
+    def overload(self) -> str:
+        """The name that tells this body from others of the same operator in one file."""
+        parts: list[str] = [self.range_kernel, self.spatial_kernel]
+        parts += ["causal"] * self.causal + ["key_bias"] * self.key_bias
+        return "_".join(parts)
+
+
+def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProto:
+    """Build the FunctionProto of `ai.bilateral::BilateralAttention` for one configuration.
+
+    The matrix products take the tokens' type; the spatial term and the softmax are float32. The
+    term |q|^2 of the Gaussian range kernel cancels in the softmax and is left out, which is also
+    what lets TensorRT fuse the body.
+
+    Args:
+        configuration: The kernels and masks the body computes.
+        opset: Version of the standard operators it uses, 18 or later; equal to the model's.
+
+    Returns:
+        A function with the configuration's packed inputs (op/README.md) and one output.
+    """
+    inputs = contract.input_names(configuration.spatial_kernel, configuration.key_bias)
+    steps = [_range(configuration.range_kernel)]
+    if configuration.spatial_kernel != "none":
+        steps.append(_spatial(configuration.spatial_kernel))
+    if configuration.key_bias:
+        steps.append(_KEY_BIAS)
+    if configuration.causal:
+        steps.append(_CAUSAL)
+    steps.append(_SOFTMAX)
+
+    # Each step reads the name `logits` and defines it anew; ONNX wants every name defined once.
+    body = []
+    for number, step in enumerate(steps):
+        body.append(
+            step.replace("logits_in", f"logits_{number}").replace(
+                "logits_out", f"logits_{number + 1}"
+            )
+        )
+    attributes = (
+        "scale: float = 1.0, query_prefix: int = 0, key_prefix: int = 0,"
+        f' range_kernel: string = "{configuration.range_kernel}",'
+        f' spatial_kernel: string = "{configuration.spatial_kernel}",'
+        f" causal: int = {int(configuration.causal)},"
+        f' plugin_namespace: string = "{contract.DOMAIN}",'
+        f' plugin_version: string = "{contract.VERSION}"'
+    )
+    text = (
+        f'<domain: "{contract.DOMAIN}", opset_import: ["" : {opset}]>\n'
+        f"{contract.OP_TYPE} <{attributes}> ({', '.join(inputs)}) => ({contract.OUTPUT})\n"
+        "{\n" + textwrap.indent("\n".join(body), "    ") + "\n}"
+    )
+    return onnx.parser.parse_function(text)
+
+
+_PRODUCT = """\
+scale_f = Constant <value_float: float = @scale> ()
+scale_t = CastLike (scale_f, query)
+scaled_query = Mul (query, scale_t)
+key_transposed = Transpose <perm = [0, 1, 3, 2]> (key)
+product = MatMul (scaled_query, key_transposed)
+"""
+
+
+def _range(kernel: RangeKernel) -> str:
+    if kernel == "dot":
+        return _PRODUCT + "logits_out = Cast <to = 1> (product)"
+    return (
+        _PRODUCT
+        + """\
+product_f = Cast <to = 1> (product)
+key_f = Cast <to = 1> (key)
+key_square = Mul (key_f, key_f)
+last_axis = Constant <value_ints = [-1]> ()
+key_norm = ReduceSum <keepdims = 0> (key_square, last_axis)
+minus_half = Constant <value_float = -0.5> ()
+half_scale = Mul (scale_f, minus_half)
+key_term = Mul (key_norm, half_scale)
+head_row = Constant <value_ints = [2]> ()
+key_column = Unsqueeze (key_term, head_row)
+logits_out = Add (product_f, key_column)"""
+    )
+
+
+def _spatial(kernel: SpatialKernel) -> str:
+    if kernel == "gaussian":
+        return _SQUARED_DISTANCE + _EXEMPT_PREFIX + _PER_VARIANCE + _ADD_SPATIAL
+    return _FEATURES + _EXEMPT_PREFIX + _ADD_SPATIAL.replace("spatial", "exempted")
+
+
+_SQUARED_DISTANCE = """\
+axis_0 = Constant <value_ints = [0]> ()
+axis_1 = Constant <value_ints = [1]> ()
+axes_1_2 = Constant <value_ints = [1, 2]> ()
+axis_last = Constant <value_ints = [2]> ()
+p_row = Unsqueeze (query_positions, axis_1)
+p_column = Unsqueeze (key_positions, axis_0)
+difference = Sub (p_row, p_column)
+difference_square = Mul (difference, difference)
+similarity = ReduceSum <keepdims = 0> (difference_square, axis_last)
+"""
+
+# Two divisions: sigma^2 alone could underflow.
+_PER_VARIANCE = """\
+sigma = Unsqueeze (bandwidth, axes_1_2)
+per_sigma = Div (exempted, sigma)
+per_variance = Div (per_sigma, sigma)
+minus_half_s = Constant <value_float = -0.5> ()
+spatial = Mul (per_variance, minus_half_s)
+"""
+
+_FEATURES = """\
+axis_0 = Constant <value_ints = [0]> ()
+axis_1 = Constant <value_ints = [1]> ()
+features_transposed = Transpose <perm = [0, 2, 1]> (key_positions)
+similarity = MatMul (query_positions, features_transposed)
+"""
+
+# A product, not a selection: it folds and fuses. What it multiplies is finite, so 0 * x is 0; that
+# is why the Gaussian divides by the variance only afterwards.
+_EXEMPT_PREFIX = """\
+zero = Constant <value_int = 0> ()
+one = Constant <value_int = 1> ()
+query_shape = Shape <start = 2, end = 3> (query)
+key_shape = Shape <start = 2, end = 3> (key)
+query_count = Squeeze (query_shape)
+key_count = Squeeze (key_shape)
+query_index = Range (zero, query_count, one)
+key_index = Range (zero, key_count, one)
+query_first = Constant <value_int: int = @query_prefix> ()
+key_first = Constant <value_int: int = @key_prefix> ()
+query_placed = GreaterOrEqual (query_index, query_first)
+key_placed = GreaterOrEqual (key_index, key_first)
+query_factor = Cast <to = 1> (query_placed)
+key_factor = Cast <to = 1> (key_placed)
+query_column = Unsqueeze (query_factor, axis_1)
+key_row = Unsqueeze (key_factor, axis_0)
+placed = Mul (query_column, key_row)
+exempted = Mul (similarity, placed)
+"""
+
+_ADD_SPATIAL = "logits_out = Add (logits_in, spatial)"
+
+_KEY_BIAS = """\
+bias_axes = Constant <value_ints = [1, 2]> ()
+bias = Unsqueeze (key_bias, bias_axes)
+logits_out = Add (logits_in, bias)"""
+
+_CAUSAL = """\
+c_zero = Constant <value_int = 0> ()
+c_one = Constant <value_int = 1> ()
+c_axis_0 = Constant <value_ints = [0]> ()
+c_axis_1 = Constant <value_ints = [1]> ()
+c_query_shape = Shape <start = 2, end = 3> (query)
+c_key_shape = Shape <start = 2, end = 3> (key)
+c_query_count = Squeeze (c_query_shape)
+c_key_count = Squeeze (c_key_shape)
+offset = Sub (c_key_count, c_query_count)
+first_row = Range (c_zero, c_query_count, c_one)
+row = Add (first_row, offset)
+column = Range (c_zero, c_key_count, c_one)
+row_column = Unsqueeze (row, c_axis_1)
+column_row = Unsqueeze (column, c_axis_0)
+past = LessOrEqual (column_row, row_column)
+minus_infinity = Constant <value_float = -inf> ()
+logits_out = Where (past, logits_in, minus_infinity)"""
+
+_SOFTMAX = """\
+weights_f = Softmax <axis = -1> (logits_in)
+weights = CastLike (weights_f, query)
+output = MatMul (weights, value)"""
