@@ -75,6 +75,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
             # The named file last: a reader that sees it finds everything it refers to.
             written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
             for path in written:
+                path.chmod(0o644)
                 path.replace(target.parent / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
