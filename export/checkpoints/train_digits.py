@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bilateral_export.checkpoint.card import CheckpointCard
-from bilateral_export.checkpoint.native import save_checkpoint
-from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.zoo import build, named
 from PIL import Image
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+
+from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.native import save_checkpoint
+from bilateral_export.metadata import ImagePreprocessing
+from bilateral_export.models.classifier import ImageClassifierConfig
+from bilateral_export.models.zoo import build, named
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -77,9 +78,7 @@ def train(config: ImageClassifierConfig, split: Split, name: str) -> nn.Module:
     model = build(config).train()
     images, labels = normalise(split.images), torch.from_numpy(split.labels)
     steps = EPOCHS * (len(images) // BATCH)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     for _ in track(range(EPOCHS), description=name):
         order = torch.randperm(len(images), generator=generator)

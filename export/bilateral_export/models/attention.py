@@ -77,8 +77,10 @@ class BilateralAttention(nn.Module):
             `[B, N, dim]`.
         """
         batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (
+            part.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         query_positions, key_positions, bandwidth = self._spatial(positions)
         output = torch_op.bilateral_attention(
             query,

@@ -94,7 +94,7 @@ class ImageClassifier(nn.Module):
             as DeiT's evaluation does.
         """
         patches = self.patch_embed(image.to(self.cls_token.dtype))
-        x0 = torch.cat([self._prefix(len(image)), patches], dim=1) + self.pos_embed
+        x0 = torch.cat([self._prefix(image.shape[0]), patches], dim=1) + self.pos_embed
         x = x0
         for block in self.blocks:
             x = block(x, x0, self.positions)

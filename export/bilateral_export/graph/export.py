@@ -1,0 +1,174 @@
+"""Export a checkpoint to one ONNX file that every runtime can read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from bilateral_export import __version__
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.files import atomic_file
+from bilateral_export.graph.attach import attach_functions, attention_nodes
+from bilateral_export.graph.postconditions import check_exported
+from bilateral_export.graph.provenance import name_constants, name_nodes
+from bilateral_export.graph.translation import translation_table
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
+from bilateral_export.models.attention import BilateralAttention
+from bilateral_export.models.zoo import exportable
+from bilateral_export.precision import DTYPES, to_precision
+from bilateral_export.tensors import TensorSpec
+
+OPSETS = (18, 20, 21, 22, 23, 24, 25)
+DEFAULT_OPSET = 22
+BF16_OPSET = 22
+# Protobuf refuses messages of 2 GiB; weights go to a file of their own well before that.
+EXTERNAL_DATA_BYTES = 3 << 29
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """An exported file and what is in it."""
+
+    path: Path
+    bytes: int
+    opset: int
+    precision: Precision
+    attention_nodes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    precision: Precision = "fp32",
+    opset: int = DEFAULT_OPSET,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+) -> ExportedModel:
+    """Write a checkpoint as ONNX: custom attention nodes, their body, metadata; checked.
+
+    Inputs and outputs stay float32 in every precision, so that a client need not know it.
+
+    Args:
+        checkpoint: A loaded checkpoint.
+        path: The file to write; weights of `external_data_bytes` and more go to `<path>.data`.
+        precision: The type of weights and activations.
+        opset: Version of the standard operators.
+        external_data_bytes: From this size on, weights go to a file of their own.
+
+    Raises:
+        UserError: The opset is not supported, or the file cannot be written.
+        PostconditionError: The exporter made something else than promised (a defect).
+    """
+    if opset not in OPSETS:
+        raise UserError(
+            f"opset {opset} is not supported", f"Choose one of {', '.join(map(str, OPSETS))}."
+        )
+    if precision == "bf16" and opset < BF16_OPSET:
+        raise UserError(
+            f"opset {opset} has no bfloat16 convolution",
+            f"Use opset {BF16_OPSET} or later for bf16.",
+        )
+    model = to_precision(checkpoint.build_model(), DTYPES[precision])
+    described = exportable(model)
+    graph = _trace(model, described.inputs(), described.outputs(), opset)
+    attach_functions(graph)
+    name_nodes(graph)
+    name_constants(graph, {name for name, _ in [*model.named_parameters(), *model.named_buffers()]})
+    graph.metadata_props.clear()
+    graph.metadata_props[METADATA_KEY] = _metadata(checkpoint, precision).model_dump_json()
+    graph.producer_name, graph.producer_version = "bilateral-serve", __version__
+    graph.graph.name = checkpoint.card.name
+
+    expected = sum(isinstance(module, BilateralAttention) for module in model.modules())
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    with atomic_file(path) as temporary:
+        external = f"{path.name}.data" if weights >= external_data_bytes else None
+        ir.save(graph, temporary, external_data=external)
+        check_exported(temporary, expected)
+        size = sum(file.stat().st_size for file in temporary.parent.iterdir())
+    return ExportedModel(
+        path=path,
+        bytes=size,
+        opset=graph.opset_imports[""],
+        precision=precision,
+        attention_nodes=len(attention_nodes(graph)),
+        inputs=described.inputs(),
+        outputs=described.outputs(),
+    )
+
+
+def _trace(
+    model: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], opset: int
+) -> ir.Model:
+    names = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
+    dimensions = {name: torch.export.Dim(name, min=1, max=1 << 16) for name in names}
+    shapes = tuple(
+        {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in inputs
+    )
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            tuple(_example(spec) for spec in inputs),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            dynamic_shapes=shapes,
+            custom_translation_table=translation_table(),
+        )
+    assert program is not None
+    return program.model
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """Any input that fits; a batch of 2, because the exporter takes a size of 1 for a constant."""
+    shape = spec.with_batch(2)
+    dtype = getattr(torch, spec.dtype)
+    return torch.zeros(shape, dtype=dtype)
+
+
+def _metadata(checkpoint: Checkpoint, precision: Precision) -> ArtifactMetadata:
+    card = checkpoint.card
+    return ArtifactMetadata(
+        family=card.model.family,
+        name=card.name,
+        model=card.model.model_dump(mode="json"),
+        precision=precision,
+        labels=card.labels,
+        preprocessing=card.preprocessing,
+        checkpoint_sha256=checkpoint.sha256,
+        license=card.license,
+        versions={
+            "bilateral-serve": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes on packages we do not use and on its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

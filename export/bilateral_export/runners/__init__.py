@@ -1,0 +1,1 @@
+"""One way to execute a model per file, all behind the small `Runner` protocol."""

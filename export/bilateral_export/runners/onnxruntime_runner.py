@@ -1,0 +1,113 @@
+"""The exported file in ONNX Runtime: the operator runs through its function body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import onnxruntime
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.tensors import Array, TensorSpec, check_arrays
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeRunner:
+    """Runs an ONNX file with ONNX Runtime.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads within one operator; None leaves it to ONNX Runtime (one per core).
+        provider: The execution provider, such as "CPUExecutionProvider".
+    """
+
+    def __init__(
+        self, path: Path, threads: int | None = None, provider: str = "CPUExecutionProvider"
+    ) -> None:
+        self.name = f"onnxruntime {provider.removesuffix('ExecutionProvider')}"
+        self._path = require_file(path, "model")
+        self._threads = threads
+        self._provider = provider
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        """Create the session.
+
+        Raises:
+            UserError: The provider is not installed, the file is no ONNX model, or the provider
+                has no kernel for something in it.
+        """
+        available = onnxruntime.get_available_providers()
+        if self._provider not in available:
+            raise UserError(
+                f"ONNX Runtime has no {self._provider} here", f"It has {', '.join(available)}."
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings are about its own constant folding
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                self._path, options, providers=[self._provider]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            raise _refusal(self._path, self._provider, error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._session = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` takes."""
+        return tuple(_spec(node) for node in self._open().get_inputs())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` returns."""
+        return tuple(_spec(node) for node in self._open().get_outputs())
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see `Runner.run`."""
+        session = self._open()
+        check_arrays(self.inputs, arrays, self._path.name)
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, session.run(names, dict(arrays)), strict=True))
+
+    def _open(self) -> onnxruntime.InferenceSession:
+        assert self._session is not None, "use the runner as a context manager"
+        return self._session
+
+
+def _spec(node: onnxruntime.NodeArg) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
+    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+
+
+def _refusal(path: Path, provider: str, error: Exception) -> UserError:
+    reason = str(error).rpartition("] : ")[2] or str(error)
+    if "NOT_IMPLEMENTED" in reason:
+        return UserError(
+            f"ONNX Runtime's {provider} cannot run {path} ({reason})",
+            "Its CPU provider has no bfloat16 kernels, for one; export fp32 or fp16 for it.",
+        )
+    return UserError(
+        f"{path} is no ONNX model that ONNX Runtime can load ({reason})",
+        "Export it again with `bilateral export`.",
+    )

@@ -1,0 +1,59 @@
+"""The model as it was trained: eager PyTorch, in any dtype, float64 for the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.models.zoo import exportable
+from bilateral_export.precision import to_precision
+from bilateral_export.tensors import Array, TensorSpec, check_arrays
+
+
+class TorchRunner:
+    """Runs a checkpoint's model in eager PyTorch on the CPU.
+
+    Args:
+        checkpoint: The trained weights.
+        dtype: Of weights and activations. With float64, floating-point inputs are widened and
+            the outputs stay float64: this is the reference.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+        self.name = f"torch {str(dtype).removeprefix('torch.')}"
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._model: nn.Module | None = None
+        described = exportable(checkpoint.build_model())
+        self.inputs: tuple[TensorSpec, ...] = described.inputs()
+        self.outputs: tuple[TensorSpec, ...] = described.outputs()
+
+    def __enter__(self) -> TorchRunner:
+        self._model = to_precision(self._checkpoint.build_model(), self._dtype)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._model = None
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see `Runner.run`."""
+        assert self._model is not None, "use the runner as a context manager"
+        check_arrays(self.inputs, arrays, self.name)
+        tensors = [torch.from_numpy(arrays[spec.name].copy()) for spec in self.inputs]
+        if self._dtype == torch.float64:
+            tensors = [t.double() if t.is_floating_point() else t for t in tensors]
+        with torch.inference_mode():
+            result = self._model(*tensors)
+        results = result if isinstance(result, tuple) else (result,)
+        return {
+            spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, results, strict=True)
+        }
