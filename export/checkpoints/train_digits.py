@@ -2,9 +2,9 @@
 
     python export/checkpoints/train_digits.py
 
-Data: scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set, 1,797 real
-8x8 scans (Alpaydin and Kaynak, 1998; CC BY 4.0). One image in five, stratified by class with a fixed
-seed, is held out and never seen in training. Writes `digits_*.safetensors`, and the held-out images
+Data: scikit-learn's copy of UCI "Optical Recognition of Handwritten Digits" (test set): 1,797 real
+8x8 scans (Alpaydin and Kaynak, 1998; CC BY 4.0). One in five, stratified by class with a fixed
+seed, is held out and never trained on. Writes `digits_*.safetensors`, and the held-out images
 as `digits_heldout.npz` and, two of each class, as PNG files.
 """
 
