@@ -1,0 +1,169 @@
+"""What a model file takes and gives, read from the file itself without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_serving.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+# ONNX's name of an element type -> Triton's.
+DATATYPES = {
+    "FLOAT": "FP32",
+    "FLOAT16": "FP16",
+    "BFLOAT16": "BF16",
+    "DOUBLE": "FP64",
+    "INT8": "INT8",
+    "INT16": "INT16",
+    "INT32": "INT32",
+    "INT64": "INT64",
+    "UINT8": "UINT8",
+    "UINT16": "UINT16",
+    "UINT32": "UINT32",
+    "UINT64": "UINT64",
+    "BOOL": "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file and what it says about itself.
+
+    Attributes:
+        path: The file.
+        companions: Files that must lie beside it under the same names (ONNX external data).
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+        metadata: The document of `bilateral export`, or None for a model from elsewhere.
+    """
+
+    path: Path
+    companions: tuple[Path, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: ArtifactMetadata | None
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Inputs, then outputs."""
+        return self.inputs + self.outputs
+
+    @property
+    def has_free_batch(self) -> bool:
+        """Whether the first axis of every input and output is free, and is one and the same."""
+        first = [tensor.shape[0] if tensor.shape else 0 for tensor in self.tensors]
+        names = {size for size in first if size != ""}
+        return all(isinstance(size, str) for size in first) and len(names) <= 1
+
+
+def read_onnx(path: Path) -> Artifact:
+    """Read an ONNX file's inputs, outputs, external files and metadata, but not its weights.
+
+    Raises:
+        UserError: The file is missing, not an ONNX model, lacks an external file, or has an input
+            or output that cannot be served.
+    """
+    # Imported here so that listing and serving a repository needs no onnx.
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    require_file(path, "model")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise _not_onnx(path) from error
+    if not model.graph.output or not model.opset_import:
+        raise _not_onnx(path)
+
+    weights = {initializer.name for initializer in model.graph.initializer}
+    inputs = tuple(
+        _tensor_spec(path, value) for value in model.graph.input if value.name not in weights
+    )
+    outputs = tuple(_tensor_spec(path, value) for value in model.graph.output)
+    if not inputs:
+        raise UserError(f"{path} has no input", "Export a model that takes at least one tensor.")
+    return Artifact(path, _companions(path, model), inputs, outputs, _metadata(path, model))
+
+
+def _not_onnx(path: Path) -> UserError:
+    return UserError(
+        f"{path} is not an ONNX model", "Give the .onnx file that `bilateral export` wrote."
+    )
+
+
+def _tensor_spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    if element not in DATATYPES:
+        raise UserError(
+            f"{path}: tensor '{value.name}' has element type {element}, which is not served",
+            f"Export it as one of {', '.join(DATATYPES)}.",
+        )
+    if not tensor.HasField("shape"):
+        raise UserError(
+            f"{path}: tensor '{value.name}' has no shape", "Export it with a known rank."
+        )
+    shape = tuple(
+        axis.dim_value if axis.HasField("dim_value") else axis.dim_param
+        for axis in tensor.shape.dim
+    )
+    return TensorSpec(value.name, DATATYPES[element], shape)
+
+
+def _companions(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    locations = {
+        str(ExternalDataInfo(tensor).location)
+        for tensor in _tensors(model.graph)
+        if uses_external_data(tensor)
+    }
+    companions = []
+    for location in sorted(locations):
+        if Path(location).name != location:
+            raise UserError(
+                f"{path} keeps weights in '{location}', which is not a file beside it",
+                "Export it again with its external data in the same directory.",
+            )
+        companions.append(require_file(path.parent / location, f"the weights file of {path.name},"))
+    return tuple(companions)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+            for subgraph in attribute.graphs:
+                yield from _tensors(subgraph)
+
+
+def _metadata(path: Path, model: onnx.ModelProto) -> ArtifactMetadata | None:
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY not in properties:
+        return None
+    try:
+        return ArtifactMetadata.model_validate_json(properties[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: its '{METADATA_KEY}' metadata is not valid: {where}: {first['msg']}",
+            "Export the model again with this version.",
+        ) from error

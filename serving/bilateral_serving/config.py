@@ -1,0 +1,285 @@
+"""config.pbtxt: built from a model's interface, written, parsed back and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from bilateral_export.errors import UserError
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_serving.artifact import Artifact
+from bilateral_serving.tensors import TensorSpec
+
+Target = Literal["python", "onnxruntime", "tensorrt"]
+Runtime = Literal["onnxruntime"]
+
+CONFIG_FILE = "config.pbtxt"
+LABELS_FILE = "labels.txt"
+DEFAULT_BATCH = 8
+MODEL_FILES: dict[Target, str] = {
+    "python": "model.onnx",
+    "onnxruntime": "model.onnx",
+    "tensorrt": "model.plan",
+}
+# The size that warm-up requests take for a free axis other than the batch.
+WARMUP_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is served.
+
+    Attributes:
+        max_batch_size: Largest batch Triton builds; 0 turns batching off. None: 8 if the graph's
+            first axis is free, else 0.
+        instances: Copies of the model that run side by side.
+        threads: Threads of one instance; 0 shares the machine's cores evenly among instances.
+        max_queue_delay_us: How long, in microseconds, a request may wait for others to join its
+            batch. With 0 a batch forms only of what queued up while all instances were busy.
+        max_queue_size: Requests that may wait; one more is refused at once. 0: no limit.
+        versions: Which versions are served: "latest", "latest:N", "all", or numbers "1,3".
+        warmup: Whether the server runs each instance on made-up inputs before it says ready.
+        device: "cpu" or "gpu".
+        runtime: What executes the graph inside target python.
+    """
+
+    max_batch_size: int | None = None
+    instances: int = 1
+    threads: int = 0
+    max_queue_delay_us: int = 0
+    max_queue_size: int = 0
+    versions: str = "latest"
+    warmup: bool = True
+    device: Literal["cpu", "gpu"] = "cpu"
+    runtime: Runtime = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_batch_size": 0,
+            "instances": 1,
+            "threads": 0,
+            "max_queue_delay_us": 0,
+            "max_queue_size": 0,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"{name} is {value}", f"It must be at least {minimum}.")
+        _version_policy(self.versions)
+
+
+def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> pb.ModelConfig:
+    """The configuration under which Triton serves `artifact` as `name`.
+
+    Raises:
+        UserError: The settings ask for what the graph or the target cannot do.
+    """
+    if target not in get_args(Target):
+        raise UserError(f"unknown target '{target}'", f"Use one of {', '.join(get_args(Target))}.")
+    if target == "tensorrt" and settings.device == "cpu":
+        settings = dataclasses.replace(settings, device="gpu")
+    _check_datatypes(artifact, target)
+    batch = _max_batch_size(artifact, settings.max_batch_size)
+
+    config = pb.ModelConfig(
+        name=name,
+        backend=target,
+        max_batch_size=batch,
+        version_policy=_version_policy(settings.versions),
+        instance_group=[
+            pb.ModelInstanceGroup(kind=f"KIND_{settings.device.upper()}", count=settings.instances)
+        ],
+    )
+    if target != "python":
+        config.default_model_filename = MODEL_FILES[target]
+    labels = artifact.metadata.labels if artifact.metadata else ()
+    for spec in artifact.inputs:
+        config.input.add(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=_dims(spec, batch))
+    for spec in artifact.outputs:
+        output = config.output.add(
+            name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=_dims(spec, batch)
+        )
+        if labels and spec.dims[-1:] == (len(labels),):
+            output.label_filename = LABELS_FILE
+    if batch:
+        config.dynamic_batching.CopyFrom(_dynamic_batching(settings))
+    for key, value in _parameters(target, settings).items():
+        config.parameters[key].string_value = value
+    if settings.warmup:
+        config.model_warmup.extend(_warmup(artifact, batch))
+    return config
+
+
+def write(config: pb.ModelConfig) -> str:
+    """The text of config.pbtxt, checked to say the same when it is parsed back."""
+    text = str(text_format.MessageToString(config))
+    if parse(text, CONFIG_FILE) != config:
+        raise AssertionError(f"config.pbtxt of {config.name} does not survive being written")
+    return text
+
+
+def parse(text: str, where: str | Path) -> pb.ModelConfig:
+    """Parse config.pbtxt.
+
+    Raises:
+        UserError: The text is not a model configuration; `where` is named.
+    """
+    try:
+        return text_format.Parse(text, pb.ModelConfig())
+    except text_format.ParseError as error:
+        raise UserError(
+            f"{where} is not a valid model configuration: {error}",
+            "Correct that line, or remove the model and add it again.",
+        ) from error
+
+
+def set_metadata(config: pb.ModelConfig, version: int, metadata: ArtifactMetadata | None) -> None:
+    """Keep a version's metadata in the configuration, where every client can read it."""
+    key = f"{METADATA_KEY}/{version}"
+    config.parameters.pop(key, None)
+    if metadata is not None:
+        config.parameters[key].string_value = metadata.model_dump_json()
+
+
+def metadata_texts(config: pb.ModelConfig) -> dict[int, str]:
+    """The metadata documents (JSON) in a configuration, by version."""
+    prefix = f"{METADATA_KEY}/"
+    return {
+        int(key.removeprefix(prefix)): value.string_value
+        for key, value in sorted(config.parameters.items())
+        if key.startswith(prefix) and key.removeprefix(prefix).isdecimal()
+    }
+
+
+def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the graph sees them: with the batch as first axis, where there is one.
+
+    The free axes are unnamed, since config.pbtxt does not name them.
+    """
+    batch: tuple[int | str, ...] = ("",) if config.max_batch_size else ()
+
+    def spec(tensor: Any) -> TensorSpec:
+        datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+        return TensorSpec(
+            tensor.name, datatype, batch + tuple("" if d < 0 else d for d in tensor.dims)
+        )
+
+    return tuple(map(spec, config.input)), tuple(map(spec, config.output))
+
+
+def check_interface(config: pb.ModelConfig, artifact: Artifact) -> None:
+    """Check that a model file takes and gives what the configuration says.
+
+    Raises:
+        UserError: An input or output differs, in name, element type or shape.
+    """
+    for kind, expected, found in zip(
+        ("input", "output"), interface(config), (artifact.inputs, artifact.outputs), strict=True
+    ):
+        said = {(spec.name, spec.datatype, spec.dims) for spec in expected}
+        given = {(spec.name, spec.datatype, spec.dims) for spec in found}
+        if said != given:
+            raise UserError(
+                f"model '{config.name}' has {kind} {_listed(expected)}, "
+                f"but {artifact.path} has {_listed(found)}",
+                "Versions of one model must agree; add it under another name.",
+            )
+
+
+def _listed(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(map(str, specs))
+
+
+def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    return spec.dims[1:] if batch else spec.dims
+
+
+def _check_datatypes(artifact: Artifact, target: Target) -> None:
+    for spec in artifact.tensors:
+        if spec.datatype == "BF16" and target == "python":
+            raise UserError(
+                f"tensor '{spec.name}' of {artifact.path} is bfloat16, which numpy lacks and "
+                "target python cannot pass on",
+                "Export the model with float32 inputs and outputs.",
+            )
+
+
+def _max_batch_size(artifact: Artifact, wanted: int | None) -> int:
+    if artifact.has_free_batch:
+        return DEFAULT_BATCH if wanted is None else wanted
+    if wanted:
+        fixed = next(
+            (spec for spec in artifact.tensors if not isinstance((*spec.shape, 0)[0], str)),
+            artifact.outputs[0],
+        )
+        raise UserError(
+            f"max_batch_size {wanted} needs a graph whose first axis is the batch in every tensor, "
+            f"but '{fixed.name}' of {artifact.path} has shape {list(fixed.shape)}",
+            "Export it with a dynamic batch, or use max_batch_size 0.",
+        )
+    return 0
+
+
+def _version_policy(text: str) -> pb.ModelVersionPolicy:
+    if text == "all":
+        return pb.ModelVersionPolicy(all=pb.ModelVersionPolicy.All())
+    if match := re.fullmatch(r"latest(?::([1-9]\d*))?", text):
+        latest = pb.ModelVersionPolicy.Latest(num_versions=int(match[1] or 1))
+        return pb.ModelVersionPolicy(latest=latest)
+    if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        numbers = pb.ModelVersionPolicy.Specific(versions=[int(n) for n in text.split(",")])
+        return pb.ModelVersionPolicy(specific=numbers)
+    raise UserError(
+        f"'{text}' does not say which versions to serve",
+        "Use 'latest', 'latest:2', 'all', or version numbers such as '1,3'.",
+    )
+
+
+def _dynamic_batching(settings: Settings) -> pb.ModelDynamicBatching:
+    # allow_timeout_override lets a client's deadline drop its request while it still waits.
+    return pb.ModelDynamicBatching(
+        max_queue_delay_microseconds=settings.max_queue_delay_us,
+        default_queue_policy=pb.ModelQueuePolicy(
+            timeout_action=pb.ModelQueuePolicy.REJECT,
+            allow_timeout_override=True,
+            max_queue_size=settings.max_queue_size,
+        ),
+    )
+
+
+def _parameters(target: Target, settings: Settings) -> dict[str, str]:
+    if target == "python":
+        return {"runtime": settings.runtime, "threads": str(settings.threads)}
+    if target == "onnxruntime" and settings.threads:
+        return {"intra_op_thread_count": str(settings.threads)}
+    return {}
+
+
+def _warmup(artifact: Artifact, batch: int) -> list[pb.ModelWarmup]:
+    """One request at batch 1 and one at the largest batch: runtimes plan memory per shape."""
+    sizes = sorted({1, batch}) if batch else [0]
+    return [
+        pb.ModelWarmup(
+            name=f"batch {size}" if size else "one request",
+            batch_size=size,
+            inputs={spec.name: _warmup_input(spec, batch) for spec in artifact.inputs},
+        )
+        for size in sizes
+    ]
+
+
+def _warmup_input(spec: TensorSpec, batch: int) -> pb.ModelWarmup.Input:
+    dims = [WARMUP_LENGTH if size < 0 else size for size in _dims(spec, batch)]
+    source = pb.ModelWarmup.Input(data_type=f"TYPE_{spec.datatype}", dims=dims)
+    # Zeros for integers: random bits would be indices out of range.
+    if spec.datatype in ("FP16", "FP32", "FP64"):
+        source.random_data = True
+    else:
+        source.zero_data = True
+    return source

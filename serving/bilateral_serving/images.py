@@ -1,0 +1,89 @@
+"""Image files to input tensors, as the model's metadata says. Pillow and numpy only."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.metadata import ImagePreprocessing
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+# Pillow's modes of 16-bit greyscale; a 16-bit PNG opens as one of them.
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def read_image(source: Path | bytes) -> Image.Image:
+    """Decode a PNG, JPEG or other file that Pillow reads, turned upright by its EXIF orientation.
+
+    Args:
+        source: A file, or the bytes of one.
+
+    Raises:
+        UserError: The file is missing, empty, cut off, too large, or not an image.
+    """
+    name = "the image" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else require_file(source, "image").read_bytes()
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name} is not an image", "Give a PNG or JPEG file.") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} has too many pixels", "Make it smaller first.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name} is damaged: {error}", "Save or download it again.") from error
+
+
+def preprocess(image: Image.Image, how: ImagePreprocessing) -> np.ndarray:
+    """Make the model's input of one image.
+
+    Transparent pixels lie on black, 16-bit values are scaled to 8 bits, and colours are converted
+    to what the model takes: luma (ITU-R 601) for one channel, RGB for three.
+
+    Returns:
+        float32 `[C, H, W]`.
+    """
+    resized = _resize_and_crop(_to_mode(image, how.channels), how)
+    pixels = np.asarray(resized, dtype=np.float32).reshape(how.height, how.width, how.channels)
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (how.mean, how.std))
+    normalised = (pixels / np.float32(255) - mean) / std
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        image = Image.new("RGBA", opaque.size, (0, 0, 0, 255))
+        image.alpha_composite(opaque)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255 instead of scaling.
+    values = np.asarray(image).astype(np.float64) * (255.0 / 65535.0)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _resize_and_crop(image: Image.Image, how: ImagePreprocessing) -> Image.Image:
+    width, height = image.size
+    shorter = min(width, height)
+    if shorter != how.resize:
+        # The longer side is cut to a whole number of pixels, as torchvision's Resize does.
+        size = (how.resize * width // shorter, how.resize * height // shorter)
+        image = image.resize(size, _RESAMPLING[how.interpolation])
+        width, height = size
+    left = round((width - how.width) / 2)
+    top = round((height - how.height) / 2)
+    # A crop beyond the edges is filled with black.
+    return image.crop((left, top, left + how.width, top + how.height))

@@ -1,0 +1,61 @@
+"""Triton's log, line by line, for people."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["debug", "info", "warning", "error"]
+
+_LEVELS: dict[str, Level] = {"I": "info", "W": "warning", "E": "error", "F": "error"}
+_LINE = re.compile(r'([IWEF])\d{4} [\d:.]+ +\d+ (\S+?):\d+\] "?(.*?)"?$')
+# What a server without a GPU always says, at whatever level it says it.
+_NO_GPU = (
+    "CudaDriverHelper has not been initialized",
+    "Failed to initialize NVML",
+    "DCGM unable to start",
+    "failed to allocate pinned system memory",
+    "Pinned memory pool disabled",
+    "CUDA memory pool disabled",
+    "Unable to allocate pinned system memory",
+)
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line: its level and its text, without time, process number and source file."""
+
+    level: Level
+    text: str
+
+
+def parse(line: str, previous: LogLine | None) -> LogLine:
+    """Read one line; a line without a head (a table, a traceback) has the level before it."""
+    text = line.rstrip("\n")
+    match = _LINE.match(text)
+    level: Level = previous.level if previous else "info"
+    if match:
+        level, text = _LEVELS[match[1]], match[3]
+    elif previous is None or text.startswith(("+-", "| ")):
+        level = "debug"
+    if not text.strip() or any(phrase in text for phrase in _NO_GPU):
+        level = "debug"
+    return LogLine(level, text)
+
+
+def loaded_model(line: LogLine) -> str | None:
+    """The name of the model that this line says is loaded."""
+    match = re.match(r"successfully loaded '(.+)'$", line.text)
+    return match[1] if match else None
+
+
+def reasons(lines: list[LogLine]) -> list[str]:
+    """Why a server stopped, from its log: the models that failed, or else its error lines."""
+    failures = []
+    for line in lines:
+        match = re.match(r"failed to load '(.+)' version (\d+): (.*)", line.text)
+        if match:
+            failures.append(f"model '{match[1]}' version {match[2]}: {match[3]}")
+    errors = [line.text for line in lines if line.level == "error" and line.text.strip()]
+    return list(dict.fromkeys(failures or errors))

@@ -1,0 +1,127 @@
+"""Any exported model, behind Triton's Python backend. Every model uses this same file.
+
+It lies beside `model.onnx` in the version directory and needs numpy and the runtime, nothing else.
+What it must know comes from config.pbtxt: the names of the tensors, whether Triton batches, and
+the parameters `runtime` and `threads`.
+
+Triton hands over several requests at once. They run as one batch: concatenated along the first
+axis, and the results split again. If the batch fails, each request runs alone, so that a request
+that cannot be served does not take its neighbours with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays, Sequence[str]], Sequence[np.ndarray]]
+
+
+class TritonPythonModel:
+    """The class that Triton looks for; one object per instance, each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open `model.onnx`. An exception here is reported as the reason why loading failed."""
+        config = json.loads(args["model_config"])
+        parameters = {key: entry["string_value"] for key, entry in config["parameters"].items()}
+        instances = sum(group["count"] for group in config["instance_group"])
+        version_directory = Path(args["model_repository"]) / args["model_version"]
+
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._outputs = [tensor["name"] for tensor in config["output"]]
+        self._batching = config["max_batch_size"] > 0
+        runtime = parameters.get("runtime", "onnxruntime")
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime '{runtime}' is not one of {', '.join(RUNTIMES)}")
+        self._run = RUNTIMES[runtime](
+            version_directory / "model.onnx",
+            int(parameters.get("threads", "0")) or share_of_cores(instances),
+            args["model_instance_kind"] == "GPU",
+            int(args["model_instance_device_id"]),
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request, in order, with its outputs or with its own error."""
+        try:
+            feeds = [self._feed(request) for request in requests]
+            if self._batching and len(feeds) > 1 and stackable(feeds):
+                return self._run_batch(requests, feeds)
+        except Exception as error:
+            pb_utils.Logger.log_warn(f"the batch failed, running its requests alone: {error}")
+        return [self._run_alone(request) for request in requests]
+
+    def _run_batch(self, requests: list[Any], feeds: list[Arrays]) -> list[Any]:
+        batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
+        outputs = self._run(batch, self._outputs)
+        sizes = [len(feed[self._inputs[0]]) for feed in feeds]
+        if any(len(output) != sum(sizes) for output in outputs):
+            raise ValueError("an output does not have one row per row of the input")
+        ends = np.cumsum(sizes)[:-1]
+        pieces = zip(*(np.split(output, ends) for output in outputs), strict=True)
+        return [
+            respond(request, self._outputs, arrays)
+            for request, arrays in zip(requests, pieces, strict=True)
+        ]
+
+    def _run_alone(self, request: Any) -> Any:
+        try:
+            return respond(request, self._outputs, self._run(self._feed(request), self._outputs))
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+    def _feed(self, request: Any) -> Arrays:
+        # A view of Triton's shared memory: nothing is copied.
+        return {
+            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+            for name in self._inputs
+        }
+
+
+def respond(request: Any, names: list[str], arrays: Sequence[np.ndarray]) -> Any:
+    """The response with those of the outputs that the request asked for."""
+    wanted = set(request.requested_output_names())
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor(name, array)
+            for name, array in zip(names, arrays, strict=True)
+            if name in wanted
+        ]
+    )
+
+
+def stackable(feeds: list[Arrays]) -> bool:
+    """Whether all requests agree in every axis but the first."""
+    rows = [{name: array.shape[1:] for name, array in feed.items()} for feed in feeds]
+    return all(row == rows[0] for row in rows)
+
+
+def share_of_cores(instances: int) -> int:
+    """The threads of one instance when all instances share this process's cores evenly."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
+
+
+def open_onnxruntime(path: Path, threads: int, gpu: bool, device: int) -> Run:
+    """A session of ONNX Runtime, on one GPU (with the CPU for what it lacks) or on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    cpu = "CPUExecutionProvider"
+    providers = [("CUDAExecutionProvider", {"device_id": device}), cpu] if gpu else [cpu]
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+    def run(feed: Arrays, outputs: Sequence[str]) -> Sequence[np.ndarray]:
+        return session.run(list(outputs), feed)
+
+    return run
+
+
+RUNTIMES: dict[str, Callable[[Path, int, bool, int], Run]] = {"onnxruntime": open_onnxruntime}

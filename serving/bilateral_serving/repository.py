@@ -1,0 +1,361 @@
+"""The model repository: the directory of models and versions that Triton serves.
+
+    <repository>/<name>/config.pbtxt      how the model is served, and its metadata
+    <repository>/<name>/labels.txt        one class name per line, if the model has labels
+    <repository>/<name>/<version>/        model.onnx or model.plan, and what runs it
+
+A version directory appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import atomic_directory, disk_errors, require_file, write_text
+from bilateral_export.metadata import ArtifactMetadata
+from bilateral_serving import config as configs
+from bilateral_serving.artifact import Artifact, read_onnx
+from bilateral_serving.config import (
+    CONFIG_FILE,
+    LABELS_FILE,
+    MODEL_FILES,
+    Settings,
+    Target,
+)
+from bilateral_serving.tensors import TensorSpec
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes copied so far and the bytes in all."""
+
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model: its number, its directory, and the size of its files in bytes."""
+
+    number: int
+    directory: Path
+    size: int
+    metadata: ArtifactMetadata | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the repository.
+
+    Attributes:
+        name: The name under which it is served.
+        directory: Where it lies.
+        target: Triton's backend: "python", "onnxruntime", "tensorrt" or another.
+        versions: What is there, lowest number first; empty if only the configuration is.
+        inputs: Inputs, batch axis included.
+        outputs: Outputs, batch axis included.
+        max_batch_size: Largest batch; 0 if Triton does not batch.
+        instances: Copies that run side by side.
+        threads: Threads of one instance; 0 for an even share of the cores.
+        max_queue_delay_us: How long a request may wait for others, in microseconds.
+        device: "gpu" if an instance asks for one, else "cpu".
+    """
+
+    name: str
+    directory: Path
+    target: str
+    versions: tuple[Version, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    instances: int
+    threads: int
+    max_queue_delay_us: int
+    device: str
+
+
+def add(
+    name: str,
+    model: Path,
+    repository: Path,
+    *,
+    target: Target = "python",
+    version: int | None = None,
+    settings: Settings | None = None,
+    interface: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Entry:
+    """Add a model file as a version of `name`.
+
+    Args:
+        name: Letters, digits, '_', '-' and '.'.
+        model: The ONNX file; for target tensorrt the plan.
+        repository: The repository's directory; made if it is not there.
+        target: The backend that runs it: "python" anywhere, the others in NVIDIA's container.
+        version: Its number. None: one more than the highest there.
+        settings: How to serve it. None: as the model is served already, or the defaults.
+        interface: For target tensorrt, the ONNX file that the plan was built from, which says what
+            the inputs and outputs are. None: the file of the plan's name that ends in .onnx.
+        on_progress: Called while files are copied.
+
+    Raises:
+        UserError: The file is missing or not a model; the name, version or settings do not do; the
+            model disagrees with the versions that are there; the disk is full. The repository is
+            then as it was before.
+    """
+    _check_name(name)
+    artifact = _read(model, target, interface)
+    directory = repository / name
+    existing = _existing_config(directory)
+    number = _next_version(directory) if version is None else version
+    if number < 1:
+        raise UserError(f"version is {number}", "It must be at least 1.")
+    if (directory / str(number)).exists():
+        raise UserError(
+            f"{directory / str(number)} exists already",
+            "Leave the version out to add the next one, or remove that one first.",
+        )
+
+    config = _config(name, artifact, target, settings, existing, directory)
+    configs.set_metadata(config, number, artifact.metadata)
+    text = configs.write(config)
+    configs.check_interface(configs.parse(text, directory / CONFIG_FILE), artifact)
+    if existing is None:
+        with atomic_directory(directory) as draft:
+            (draft / str(number)).mkdir()
+            _fill_version(draft / str(number), artifact, target, on_progress)
+            _write_labels(draft, artifact)
+            (draft / CONFIG_FILE).write_text(text, encoding="utf-8")
+    else:
+        # The configuration first: one that describes a version still to come does no harm.
+        with (
+            _restored_on_error(directory / CONFIG_FILE),
+            atomic_directory(directory / str(number)) as draft,
+        ):
+            _fill_version(draft, artifact, target, on_progress)
+            _write_labels(directory, artifact)
+            write_text(directory / CONFIG_FILE, text)
+    return show(name, repository)
+
+
+def list_entries(repository: Path) -> tuple[Entry, ...]:
+    """Every model of the repository, by name.
+
+    Raises:
+        UserError: The repository is not a directory, or a configuration is not valid.
+    """
+    if not repository.is_dir():
+        raise UserError(
+            f"there is no model repository at {repository}",
+            "Make one with `bilateral repository add NAME MODEL.onnx`.",
+        )
+    return tuple(
+        _entry(path.parent)
+        for path in sorted(repository.glob(f"*/{CONFIG_FILE}"))
+        if not path.parent.name.startswith(".")
+    )
+
+
+def show(name: str, repository: Path) -> Entry:
+    """One model of the repository.
+
+    Raises:
+        UserError: There is no such model, or its configuration is not valid.
+    """
+    entries = {entry.name: entry for entry in list_entries(repository)}
+    if name not in entries:
+        known = ", ".join(entries) or "none"
+        raise UserError(f"no model '{name}' in {repository}", f"The models there are: {known}.")
+    return entries[name]
+
+
+def remove(name: str, repository: Path, *, version: int | None = None) -> None:
+    """Remove one version of a model, or with version None the model and everything in it.
+
+    A directory first gets a name that Triton ignores, so that no half of it is ever served.
+
+    Raises:
+        UserError: There is no such model or version, or it cannot be removed.
+    """
+    entry = show(name, repository)
+    if version is None:
+        _discard(entry.directory)
+        return
+    numbers = {item.number: item.directory for item in entry.versions}
+    if version not in numbers:
+        known = ", ".join(map(str, numbers)) or "none"
+        raise UserError(f"model '{name}' has no version {version}", f"It has: {known}.")
+    _discard(numbers[version])
+    config = _existing_config(entry.directory)
+    assert config is not None
+    configs.set_metadata(config, version, None)
+    write_text(entry.directory / CONFIG_FILE, configs.write(config))
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"'{name}' cannot name a model",
+            "Use letters, digits, '_', '-' and '.', and begin with a letter or digit.",
+        )
+
+
+def _read(model: Path, target: Target, interface: Path | None) -> Artifact:
+    if target != "tensorrt":
+        return read_onnx(model)
+    require_file(model, "engine")
+    if model.suffix == ".onnx":
+        raise UserError(
+            f"target tensorrt serves an engine, but {model} is an ONNX model",
+            "Build its engine first.",
+        )
+    described = read_onnx(interface or model.with_suffix(".onnx"))
+    return Artifact(model, (), described.inputs, described.outputs, described.metadata)
+
+
+def _existing_config(directory: Path) -> pb.ModelConfig | None:
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        if directory.exists():
+            raise UserError(
+                f"{directory} exists but has no {CONFIG_FILE}", "Remove it or choose another name."
+            )
+        return None
+    return configs.parse(path.read_text(encoding="utf-8"), path)
+
+
+def _config(
+    name: str,
+    artifact: Artifact,
+    target: Target,
+    settings: Settings | None,
+    existing: pb.ModelConfig | None,
+    directory: Path,
+) -> pb.ModelConfig:
+    if existing is None:
+        return configs.build(name, artifact, target, settings or Settings())
+    if _version_directories(directory):
+        _check_agreement(existing, artifact, target)
+    if settings is None:
+        return existing
+    config = configs.build(name, artifact, target, settings)
+    for key, value in configs.metadata_texts(existing).items():
+        configs.set_metadata(config, key, ArtifactMetadata.model_validate_json(value))
+    return config
+
+
+def _check_agreement(existing: pb.ModelConfig, artifact: Artifact, target: Target) -> None:
+    """Versions share one configuration and one labels.txt, so they must agree in what it says."""
+    if existing.backend != target:
+        raise UserError(
+            f"model '{existing.name}' is served by target {existing.backend}, not {target}",
+            "Add it under another name.",
+        )
+    configs.check_interface(existing, artifact)
+    for text in configs.metadata_texts(existing).values():
+        known = ArtifactMetadata.model_validate_json(text)
+        new = artifact.metadata
+        for what in ("labels", "preprocessing"):
+            if new is None or getattr(known, what) != getattr(new, what):
+                raise UserError(
+                    f"{artifact.path} has other {what} than the versions of '{existing.name}'",
+                    "Versions of one model must agree; add it under another name.",
+                )
+
+
+def _fill_version(
+    directory: Path, artifact: Artifact, target: Target, on_progress: Progress | None
+) -> None:
+    copies = {artifact.path: directory / MODEL_FILES[target]}
+    copies |= {path: directory / path.name for path in artifact.companions}
+    total = sum(path.stat().st_size for path in copies)
+    done = 0
+    for source, copy in copies.items():
+        with source.open("rb") as reader, copy.open("xb") as writer:
+            while chunk := reader.read(_CHUNK):
+                writer.write(chunk)
+                done += len(chunk)
+                if on_progress:
+                    on_progress(done, total)
+            # Before the rename that makes it visible, the data must be on the disk.
+            writer.flush()
+            os.fsync(writer.fileno())
+    if target == "python":
+        source_text = resources.files("bilateral_serving.python_backend") / "model.py"
+        (directory / "model.py").write_bytes(source_text.read_bytes())
+
+
+def _write_labels(directory: Path, artifact: Artifact) -> None:
+    labels = artifact.metadata.labels if artifact.metadata else ()
+    if labels:
+        write_text(directory / LABELS_FILE, "".join(f"{label}\n" for label in labels))
+
+
+@contextlib.contextmanager
+def _restored_on_error(path: Path) -> Iterator[None]:
+    before = path.read_bytes()
+    try:
+        yield
+    except BaseException:
+        if path.read_bytes() != before:
+            path.write_bytes(before)
+        raise
+
+
+def _version_directories(directory: Path) -> dict[int, Path]:
+    found = {
+        int(path.name): path
+        for path in directory.iterdir()
+        if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name)
+    }
+    return dict(sorted(found.items()))
+
+
+def _next_version(directory: Path) -> int:
+    return max(_version_directories(directory), default=0) + 1 if directory.is_dir() else 1
+
+
+def _entry(directory: Path) -> Entry:
+    config = _existing_config(directory)
+    assert config is not None
+    documents = configs.metadata_texts(config)
+    inputs, outputs = configs.interface(config)
+    threads = config.parameters.get("threads") or config.parameters.get("intra_op_thread_count")
+    gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    return Entry(
+        name=directory.name,
+        directory=directory,
+        target=config.backend,
+        versions=tuple(
+            Version(
+                number,
+                path,
+                sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+                ArtifactMetadata.model_validate_json(documents[number])
+                if number in documents
+                else None,
+            )
+            for number, path in _version_directories(directory).items()
+        ),
+        inputs=inputs,
+        outputs=outputs,
+        max_batch_size=config.max_batch_size,
+        instances=sum(group.count for group in config.instance_group) or 1,
+        threads=int(threads.string_value) if threads else 0,
+        max_queue_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
+        device="gpu" if gpu else "cpu",
+    )
+
+
+def _discard(directory: Path) -> None:
+    doomed = directory.with_name(f".removed-{directory.name}-{os.getpid()}")
+    with disk_errors(directory):
+        directory.rename(doomed)
+        shutil.rmtree(doomed)
