@@ -12,26 +12,27 @@ from pydantic import ValidationError
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
-from bilateral_serving.tensors import TensorSpec
+from bilateral_export.tensors import TensorSpec
+from bilateral_serving.datatypes import BATCH
 
 if TYPE_CHECKING:
     import onnx
 
-# ONNX's name of an element type -> Triton's.
-DATATYPES = {
-    "FLOAT": "FP32",
-    "FLOAT16": "FP16",
-    "BFLOAT16": "BF16",
-    "DOUBLE": "FP64",
-    "INT8": "INT8",
-    "INT16": "INT16",
-    "INT32": "INT32",
-    "INT64": "INT64",
-    "UINT8": "UINT8",
-    "UINT16": "UINT16",
-    "UINT32": "UINT32",
-    "UINT64": "UINT64",
-    "BOOL": "BOOL",
+# ONNX's name of an element type -> NumPy's.
+_ELEMENT_TYPES = {
+    "FLOAT": "float32",
+    "FLOAT16": "float16",
+    "BFLOAT16": "bfloat16",
+    "DOUBLE": "float64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "BOOL": "bool",
 }
 
 
@@ -62,8 +63,7 @@ class Artifact:
     def has_free_batch(self) -> bool:
         """Whether the first axis of every input and output is free, and is one and the same."""
         first = [tensor.shape[0] if tensor.shape else 0 for tensor in self.tensors]
-        names = {size for size in first if size != ""}
-        return all(isinstance(size, str) for size in first) and len(names) <= 1
+        return isinstance(first[0], str) and len(set(first)) == 1
 
 
 def read_onnx(path: Path) -> Artifact:
@@ -106,20 +106,23 @@ def _tensor_spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
 
     tensor = value.type.tensor_type
     element = onnx.TensorProto.DataType.Name(tensor.elem_type)
-    if element not in DATATYPES:
+    if element not in _ELEMENT_TYPES:
         raise UserError(
             f"{path}: tensor '{value.name}' has element type {element}, which is not served",
-            f"Export it as one of {', '.join(DATATYPES)}.",
+            f"Export it as one of {', '.join(_ELEMENT_TYPES)}.",
         )
     if not tensor.HasField("shape"):
         raise UserError(
             f"{path}: tensor '{value.name}' has no shape", "Export it with a known rank."
         )
+    # A first axis that is free and has no name is taken for the batch.
     shape = tuple(
-        axis.dim_value if axis.HasField("dim_value") else axis.dim_param
-        for axis in tensor.shape.dim
+        size.dim_value
+        if size.HasField("dim_value")
+        else size.dim_param or (f"{value.name}.{axis}" if axis else BATCH)
+        for axis, size in enumerate(tensor.shape.dim)
     )
-    return TensorSpec(value.name, DATATYPES[element], shape)
+    return TensorSpec(value.name, _ELEMENT_TYPES[element], shape)
 
 
 def _companions(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:

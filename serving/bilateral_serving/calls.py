@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 from tritonclient.grpc import InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
+from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.tensors import Array, TensorSpec, check_arrays
+from bilateral_serving.datatypes import dims, from_triton, triton_name
 from bilateral_serving.images import preprocess, read_image
-from bilateral_serving.tensors import TensorSpec
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
@@ -72,6 +73,20 @@ class Deadline:
     def left_s(self) -> float:
         """Seconds left; at least a millisecond, so that gRPC reports the deadline itself."""
         return max(0.001, self._end - time.monotonic())
+
+
+def check_url(url: str) -> str:
+    """Return `url` if it reads "host:port".
+
+    Raises:
+        UserError: It does not; a scheme such as http:// does not belong there either.
+    """
+    host, colon, port = url.rpartition(":")
+    if not (host and colon and port.isdecimal()) or "//" in url:
+        raise UserError(
+            f"'{url}' is not the address of a server", "Give host:port, such as localhost:8001."
+        )
+    return url
 
 
 def pause_before_retry(
@@ -131,12 +146,13 @@ def model_info(metadata: Any, config: Any, version: int | None) -> ModelInfo:
     """Join Triton's answers ModelMetadata and ModelConfig into one description."""
     versions = tuple(sorted(int(number) for number in metadata.versions))
     described = version or versions[-1]
+    batched = config.max_batch_size > 0
     return ModelInfo(
         name=metadata.name,
         version=described,
         versions=versions,
-        inputs=tuple(_spec(tensor) for tensor in metadata.inputs),
-        outputs=tuple(_spec(tensor) for tensor in metadata.outputs),
+        inputs=tuple(_spec(tensor, batched) for tensor in metadata.inputs),
+        outputs=tuple(_spec(tensor, batched) for tensor in metadata.outputs),
         max_batch_size=config.max_batch_size,
         metadata=artifact_metadata(config, described),
     )
@@ -156,28 +172,25 @@ def artifact_metadata(config: Any, version: int) -> ArtifactMetadata | None:
         ) from error
 
 
-def check_inputs(info: ModelInfo, inputs: Mapping[str, np.ndarray]) -> None:
+def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
     """Check names, element types and shapes before anything is sent.
 
     Raises:
         UserError: It names the model, the input and the shape expected.
     """
-    expected = {spec.name: spec for spec in info.inputs}
-    for name in inputs:
-        if name not in expected:
+    check_arrays(info.inputs, inputs, info.name)
+    for spec in info.inputs:
+        batch = len(inputs[spec.name]) if info.max_batch_size else 0
+        if batch > info.max_batch_size:
             raise UserError(
-                f"model '{info.name}' has no input '{name}'", f"It takes {_listed(info.inputs)}."
+                f"input {spec.name} of model {info.name} has a batch of {batch}",
+                f"Expected at most {info.max_batch_size}: send it in pieces, or add the model with "
+                "a larger --max-batch-size.",
             )
-    for name, spec in expected.items():
-        if name not in inputs:
-            raise UserError(
-                f"model '{info.name}' needs input '{name}'", f"It takes {_listed(info.inputs)}."
-            )
-        _check_input(info, spec, inputs[name])
 
 
 def to_request(
-    info: ModelInfo, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    info: ModelInfo, inputs: Mapping[str, Array], outputs: Sequence[str]
 ) -> tuple[list[InferInput], list[InferRequestedOutput]]:
     """The arrays as tritonclient's inputs, and the names as its requested outputs."""
     known = [spec.name for spec in info.outputs]
@@ -189,27 +202,29 @@ def to_request(
     tensors = []
     for spec in info.inputs:
         array = np.ascontiguousarray(inputs[spec.name])
-        tensor = InferInput(spec.name, list(array.shape), spec.datatype)
+        if spec.dtype == "bfloat16":  # tritonclient takes float32 and rounds it
+            array = array.astype(np.float32)
+        tensor = InferInput(spec.name, list(array.shape), triton_name(spec))
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     return tensors, [InferRequestedOutput(name) for name in (outputs or known)]
 
 
-def to_arrays(result: Any, requested: Sequence[InferRequestedOutput]) -> dict[str, np.ndarray]:
+def to_arrays(result: Any, requested: Sequence[InferRequestedOutput]) -> dict[str, Array]:
     """The answer's arrays by name."""
     return {output.name(): result.as_numpy(output.name()) for output in requested}
 
 
-def batches(info: ModelInfo, images: np.ndarray) -> list[np.ndarray]:
+def batches(info: ModelInfo, images: Array) -> list[Array]:
     """Cut `[N, C, H, W]` into pieces that the model takes in one request."""
     size = info.max_batch_size
     if not size:
-        fixed = info.inputs[0].dims[0]
+        fixed = dims(info.inputs[0])[0]
         size = fixed if fixed > 0 else len(images)
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def image_batch(info: ModelInfo, images: Sequence[Path | bytes]) -> np.ndarray:
+def image_batch(info: ModelInfo, images: Sequence[Path | bytes]) -> Array:
     """Read images and prepare them as the model's metadata says: float32 `[N, C, H, W]`."""
     if not images:
         raise UserError("no image to classify", "Give at least one PNG or JPEG file.")
@@ -256,7 +271,7 @@ def classifier_output(info: ModelInfo) -> str:
     )
 
 
-def predictions(info: ModelInfo, logits: np.ndarray, k: int) -> list[tuple[Prediction, ...]]:
+def predictions(info: ModelInfo, logits: Array, k: int) -> list[tuple[Prediction, ...]]:
     """The `k` most probable classes of each row of `logits` `[N, classes]`, best first."""
     if k < 1:
         raise UserError(f"top-k {k}", "It must be at least 1.")
@@ -274,45 +289,8 @@ def predictions(info: ModelInfo, logits: np.ndarray, k: int) -> list[tuple[Predi
     ]
 
 
-def _check_input(info: ModelInfo, spec: TensorSpec, array: np.ndarray) -> None:
-    shape = list(spec.dims)
-    numpy_type = np.dtype(triton_to_np_dtype(spec.datatype))
-    if np_to_triton_dtype(array.dtype) != spec.datatype and array.dtype != numpy_type:
-        raise UserError(
-            f"model '{info.name}', input '{spec.name}': element type {array.dtype}, "
-            f"expected {numpy_type} {shape}",
-            f"Convert it with .astype('{numpy_type}').",
-        )
-    fits = array.ndim == len(shape) and all(
-        want in (-1, have) for want, have in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise UserError(
-            f"model '{info.name}', input '{spec.name}': shape {list(array.shape)}, "
-            f"expected {shape}",
-            "-1 stands for any size." if -1 in shape else "",
-        )
-    if array.size == 0:
-        raise UserError(
-            f"model '{info.name}', input '{spec.name}': shape {list(array.shape)} is empty",
-            "Send at least one row.",
-        )
-    if info.max_batch_size and len(array) > info.max_batch_size:
-        raise UserError(
-            f"model '{info.name}', input '{spec.name}': a batch of {len(array)}, "
-            f"expected at most {info.max_batch_size}",
-            "Send it in pieces, or add the model with a larger --max-batch-size.",
-        )
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    return TensorSpec(
-        tensor.name, tensor.datatype, tuple("" if size < 0 else size for size in tensor.shape)
-    )
-
-
-def _listed(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(map(str, specs))
+def _spec(tensor: Any, batched: bool) -> TensorSpec:
+    return from_triton(tensor.name, tensor.datatype, tensor.shape, batched)
 
 
 def _status(error: InferenceServerException) -> str:

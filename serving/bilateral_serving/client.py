@@ -17,6 +17,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
+from bilateral_export.tensors import Array
 from bilateral_serving import calls
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
@@ -55,7 +56,7 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
     ) -> None:
-        self.url = url
+        self.url = calls.check_url(url)
         self.timeout_s = timeout_s
         self.retries = retries
         self._server = triton.InferenceServerClient(url)
@@ -82,7 +83,7 @@ class Client:
             return bool(
                 self._call(
                     "the server" if model is None else f"model '{model}'",
-                    Deadline(timeout_s or self.timeout_s),
+                    self._deadline(timeout_s),
                     lambda left: (
                         self._server.is_server_ready(client_timeout=left)
                         if model is None
@@ -97,7 +98,7 @@ class Client:
         """The name that the server gives itself (tritonserver's option --id)."""
         answer = self._call(
             "the server",
-            Deadline(timeout_s or self.timeout_s),
+            self._deadline(timeout_s),
             lambda left: self._server.get_server_metadata(client_timeout=left),
         )
         return str(answer.name)
@@ -106,23 +107,23 @@ class Client:
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> ModelInfo:
         """Ask the server what a model takes and gives; version None is the newest it serves."""
-        return self._describe(model, version, Deadline(timeout_s or self.timeout_s))
+        return self._describe(model, version, self._deadline(timeout_s))
 
     def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
         """The model's configuration as Triton's protobuf message ModelConfig."""
-        return self._config(model, version, Deadline(timeout_s or self.timeout_s))
+        return self._config(model, version, self._deadline(timeout_s))
 
     def infer(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Array],
         *,
         version: int | None = None,
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Array]:
         """Run a model on a batch.
 
         Args:
@@ -135,7 +136,7 @@ class Client:
         Returns:
             An array per output.
         """
-        deadline = Deadline(timeout_s or self.timeout_s)
+        deadline = self._deadline(timeout_s)
         info = self._known.get((model, version))
         if info is None:
             info = self._known[model, version] = self._describe(model, version, deadline)
@@ -169,16 +170,16 @@ class Client:
     def _infer(
         self,
         info: ModelInfo,
-        inputs: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Array],
         version: int | None,
         outputs: Sequence[str],
         deadline: Deadline,
-    ) -> dict[str, np.ndarray]:
-        calls.check_inputs(info, inputs)
-        tensors, requested = calls.to_request(info, inputs, outputs)
+    ) -> dict[str, Array]:
         try:
+            calls.check_inputs(info, inputs)
+            tensors, requested = calls.to_request(info, inputs, outputs)
             result = self._call(
-                f"model '{info.name}'",
+                calls.named(info.name, version),
                 deadline,
                 lambda left: self._server.infer(
                     info.name,
@@ -226,3 +227,6 @@ class Client:
                     raise calls.explain(error, self.url, deadline, what) from error
             time.sleep(pause)
             attempt += 1
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s)

@@ -13,8 +13,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.tensors import TensorSpec
 from bilateral_serving.artifact import Artifact
-from bilateral_serving.tensors import TensorSpec
+from bilateral_serving.datatypes import dims, from_triton, triton_name
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
 Runtime = Literal["onnxruntime"]
@@ -100,12 +101,14 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
         config.default_model_filename = MODEL_FILES[target]
     labels = artifact.metadata.labels if artifact.metadata else ()
     for spec in artifact.inputs:
-        config.input.add(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=_dims(spec, batch))
+        config.input.add(
+            name=spec.name, data_type=f"TYPE_{triton_name(spec)}", dims=_dims(spec, batch)
+        )
     for spec in artifact.outputs:
         output = config.output.add(
-            name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=_dims(spec, batch)
+            name=spec.name, data_type=f"TYPE_{triton_name(spec)}", dims=_dims(spec, batch)
         )
-        if labels and spec.dims[-1:] == (len(labels),):
+        if labels and dims(spec)[-1:] == (len(labels),):
             output.label_filename = LABELS_FILE
     if batch:
         config.dynamic_batching.CopyFrom(_dynamic_batching(settings))
@@ -158,17 +161,12 @@ def metadata_texts(config: pb.ModelConfig) -> dict[int, str]:
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs as the graph sees them: with the batch as first axis, where there is one.
-
-    The free axes are unnamed, since config.pbtxt does not name them.
-    """
-    batch: tuple[int | str, ...] = ("",) if config.max_batch_size else ()
+    """Inputs and outputs as the graph sees them: with the batch as first axis, where there is one."""
+    batch = [-1] if config.max_batch_size else []
 
     def spec(tensor: Any) -> TensorSpec:
         datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
-        return TensorSpec(
-            tensor.name, datatype, batch + tuple("" if d < 0 else d for d in tensor.dims)
-        )
+        return from_triton(tensor.name, datatype, [*batch, *tensor.dims], bool(batch))
 
     return tuple(map(spec, config.input)), tuple(map(spec, config.output))
 
@@ -182,8 +180,8 @@ def check_interface(config: pb.ModelConfig, artifact: Artifact) -> None:
     for kind, expected, found in zip(
         ("input", "output"), interface(config), (artifact.inputs, artifact.outputs), strict=True
     ):
-        said = {(spec.name, spec.datatype, spec.dims) for spec in expected}
-        given = {(spec.name, spec.datatype, spec.dims) for spec in found}
+        said = {(spec.name, spec.dtype, dims(spec)) for spec in expected}
+        given = {(spec.name, spec.dtype, dims(spec)) for spec in found}
         if said != given:
             raise UserError(
                 f"model '{config.name}' has {kind} {_listed(expected)}, "
@@ -197,12 +195,12 @@ def _listed(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return spec.dims[1:] if batch else spec.dims
+    return dims(spec)[1:] if batch else dims(spec)
 
 
 def _check_datatypes(artifact: Artifact, target: Target) -> None:
     for spec in artifact.tensors:
-        if spec.datatype == "BF16" and target == "python":
+        if spec.dtype == "bfloat16" and target == "python":
             raise UserError(
                 f"tensor '{spec.name}' of {artifact.path} is bfloat16, which numpy lacks and "
                 "target python cannot pass on",
@@ -275,10 +273,10 @@ def _warmup(artifact: Artifact, batch: int) -> list[pb.ModelWarmup]:
 
 
 def _warmup_input(spec: TensorSpec, batch: int) -> pb.ModelWarmup.Input:
-    dims = [WARMUP_LENGTH if size < 0 else size for size in _dims(spec, batch)]
-    source = pb.ModelWarmup.Input(data_type=f"TYPE_{spec.datatype}", dims=dims)
+    sizes = [WARMUP_LENGTH if size < 0 else size for size in _dims(spec, batch)]
+    source = pb.ModelWarmup.Input(data_type=f"TYPE_{triton_name(spec)}", dims=sizes)
     # Zeros for integers: random bits would be indices out of range.
-    if spec.datatype in ("FP16", "FP32", "FP64"):
+    if spec.dtype.startswith("float"):
         source.random_data = True
     else:
         source.zero_data = True

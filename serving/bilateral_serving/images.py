@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bilateral_export.errors import UserError
@@ -43,7 +44,7 @@ def read_image(source: Path | bytes) -> Image.Image:
         raise UserError(f"{name} is damaged: {error}", "Save or download it again.") from error
 
 
-def preprocess(image: Image.Image, how: ImagePreprocessing) -> np.ndarray:
+def preprocess(image: Image.Image, how: ImagePreprocessing) -> NDArray[np.float32]:
     """Make the model's input of one image.
 
     Transparent pixels lie on black, 16-bit values are scaled to 8 bits, and colours are converted

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bilateral_export.errors import UserError
-from bilateral_serving.installation import PYTHON_VERSION, Installation, find_libpython
+from bilateral_serving.installation import PYTHON_VERSION, Installation
 from bilateral_serving.repository import Entry, list_entries
 
 # Triton's Python backend passes tensors through shared memory; a container gets 64 MiB by default.

@@ -23,6 +23,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_directory, disk_errors, require_file, write_text
 from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
 from bilateral_serving.artifact import Artifact, read_onnx
 from bilateral_serving.config import (
@@ -32,7 +33,6 @@ from bilateral_serving.config import (
     Settings,
     Target,
 )
-from bilateral_serving.tensors import TensorSpec
 
 Progress = Callable[[int, int], None]
 """Called with the bytes copied so far and the bytes in all."""

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -250,8 +251,6 @@ class _Server:
 
     def _listens(self) -> bool:
         # Asked of the socket first: a failed gRPC connection waits a second before the next try.
-        import socket
-
         address = (_reachable(self._options.host), self._options.grpc_port)
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=1.0):
             return True

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
+import triton_python_backend_utils as pb_utils  # provided by the server
 
-Arrays = dict[str, np.ndarray]
-Run = Callable[[Arrays, Sequence[str]], Sequence[np.ndarray]]
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+Run = Callable[[Arrays, Sequence[str]], Sequence[Array]]
 
 
 class TritonPythonModel:
@@ -84,7 +85,7 @@ class TritonPythonModel:
         }
 
 
-def respond(request: Any, names: list[str], arrays: Sequence[np.ndarray]) -> Any:
+def respond(request: Any, names: list[str], arrays: Sequence[Array]) -> Any:
     """The response with those of the outputs that the request asked for."""
     wanted = set(request.requested_output_names())
     return pb_utils.InferenceResponse(
@@ -118,8 +119,9 @@ def open_onnxruntime(path: Path, threads: int, gpu: bool, device: int) -> Run:
     providers = [("CUDAExecutionProvider", {"device_id": device}), cpu] if gpu else [cpu]
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
-    def run(feed: Arrays, outputs: Sequence[str]) -> Sequence[np.ndarray]:
-        return session.run(list(outputs), feed)
+    def run(feed: Arrays, outputs: Sequence[str]) -> Sequence[Array]:
+        results: list[Array] = session.run(list(outputs), feed)
+        return results
 
     return run
 
