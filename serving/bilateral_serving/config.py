@@ -161,7 +161,7 @@ def metadata_texts(config: pb.ModelConfig) -> dict[int, str]:
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs as the graph sees them: with the batch as first axis, where there is one."""
+    """Inputs and outputs as the graph sees them: with the batch axis, where Triton batches."""
     batch = [-1] if config.max_batch_size else []
 
     def spec(tensor: Any) -> TensorSpec:

@@ -83,7 +83,7 @@ def describe(binary: Path) -> Installation:
 
 
 def find_libpython(directories: Iterable[Path] | None = None) -> Path | None:
-    """This Python's shared library, which the stub of the wheel loads.
+    """The running Python's shared library, which the stub of the wheel loads.
 
     Args:
         directories: Where to look. None: beside this Python, then where systems keep libraries.
