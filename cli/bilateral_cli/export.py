@@ -1,0 +1,73 @@
+"""`bilateral export`: a checkpoint to ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilateral_cli.app import app
+from bilateral_cli.console import JsonOption, notes, out, print_json
+from bilateral_export.metadata import Precision
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors checkpoint, or what torch.save wrote.")
+    ],
+    onnx: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Type of weights and activations: fp32, fp16 or bf16. Layer norm statistics, the"
+            " softmax and the spatial term stay in float32, inputs and outputs too."
+        ),
+    ] = "fp32",
+    opset: Annotated[
+        int | None, typer.Option(help="Version of the standard operators (default 22).")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A known model's name or a JSON configuration, for checkpoints that do not say"
+            " which model they are. `bilateral models` lists the known ones."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Which weights of a training checkpoint to take, such as model_ema."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Export a checkpoint to one ONNX file that every runtime can read.
+
+    Each attention is one `ai.bilateral::BilateralAttention` node, with its body in standard
+    operators inside the file: plain ONNX Runtime runs it, TensorRT takes the plugin where it is
+    loaded. The file is checked before it gets its name.
+
+    Example: bilateral export export/checkpoints/digits_bilateral.safetensors digits.onnx
+    """
+    from bilateral_export.checkpoint.load import load_checkpoint
+    from bilateral_export.graph.export import DEFAULT_OPSET, export_onnx
+
+    with notes.status(f"Exporting {checkpoint}"):
+        loaded = load_checkpoint(checkpoint, model=model, weights=weights)
+        exported = export_onnx(loaded, onnx, precision=precision, opset=opset or DEFAULT_OPSET)
+    if json:
+        print_json(
+            exported.__dict__
+            | {
+                "inputs": list(map(str, exported.inputs)),
+                "outputs": list(map(str, exported.outputs)),
+            }
+        )
+        return
+    out.print(
+        f"{exported.path}: {loaded.card.name}, {exported.precision}, opset {exported.opset},"
+        f" {exported.attention_nodes} attention nodes, {exported.bytes / 1e6:.1f} MB",
+        soft_wrap=True,
+    )
+    out.print(f"  in:  {', '.join(map(str, exported.inputs))}", markup=False)
+    out.print(f"  out: {', '.join(map(str, exported.outputs))}", markup=False)

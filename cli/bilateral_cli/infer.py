@@ -1,0 +1,51 @@
+"""`bilateral infer`: ask a served model about images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilateral_cli.app import app
+from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
+
+
+@app.command()
+def infer(
+    name: Annotated[str, typer.Argument(help="The served model.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.")],
+    url: UrlOption = DEFAULT_URL,
+    top: Annotated[int, typer.Option(help="How many classes to print for each image.")] = 5,
+    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 10.0,
+    json: JsonOption = False,
+) -> None:
+    """Classify images with a served model and print the most probable labels.
+
+    The images are prepared as the artifact's metadata says, which the server hands out: this
+    command needs neither torch nor onnx.
+
+    Example: bilateral infer digits export/checkpoints/digits/3-0.png
+    """
+    from bilateral_serving.client import Client
+
+    with Client(url, timeout_s=timeout) as client:
+        answers = client.classify(name, images, top)
+    if json:
+        print_json(
+            [
+                {"image": str(path), "predictions": [vars(prediction) for prediction in answer]}
+                for path, answer in zip(images, answers, strict=True)
+            ]
+        )
+        return
+    rows = [
+        (
+            path if rank == 0 else "",
+            prediction.label,
+            f"{prediction.probability:.1%}",
+        )
+        for path, answer in zip(images, answers, strict=True)
+        for rank, prediction in enumerate(answer)
+    ]
+    out.print(table(["image", "label", ">probability"], rows))

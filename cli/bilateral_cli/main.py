@@ -1,0 +1,73 @@
+"""The `bilateral` command and how it ends: errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from rich.markup import escape
+
+from bilateral_cli.app import EXIT_INTERRUPTED, EXIT_USAGE, app
+from bilateral_cli.console import notes
+from bilateral_export.errors import UserError
+
+# Click's UsageError, wherever Typer has it from: newer versions carry a copy of their own.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+# What each optional package is needed for; a client machine has none of them.
+_EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "safetensors": "export",
+    "pytriton": "server",
+}
+
+# One module a command; each adds itself to `app` when it is imported. The order is that of --help.
+for _command in ("export", "parity", "repository", "serve", "infer", "models"):
+    importlib.import_module(f"bilateral_cli.{_command}")
+
+
+def run() -> NoReturn:
+    """Run the command line; the console script's entry point."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False) or 0
+    except UserError as error:
+        _fail(str(error))
+    except UsageError as error:
+        _fail(f"{error.format_message().rstrip('.')}. See `{_command_path(error)} --help`.")
+    except typer.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        notes.print("Interrupted; nothing half-written was left.", style="yellow")
+        code = EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(
+            f"this command needs {error.name}, which is not installed."
+            f' Run: pip install "bilateral-serve[{extra}]"'
+        )
+    sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    notes.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(EXIT_USAGE)
+
+
+def _command_path(error: Any) -> str:
+    return error.ctx.command_path if error.ctx else "bilateral"
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed."""
+    raise KeyboardInterrupt

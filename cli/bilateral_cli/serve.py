@@ -1,0 +1,87 @@
+"""`bilateral serve`: the real tritonserver on a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bilateral_cli.app import app
+from bilateral_cli.console import DEFAULT_REPOSITORY, RepositoryOption, notes, out, progress
+
+if TYPE_CHECKING:
+    from bilateral_serving.log import LogLine
+    from bilateral_serving.server import Progress, RunningServer
+
+_STYLES = {"error": "red", "warning": "yellow", "info": "dim", "debug": "dim"}
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="The models to serve; all if none is named.")
+    ] = None,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of the Prometheus metrics; 0 is off.")
+    ] = 8002,
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(
+            help="The tritonserver executable; if left out, PATH, /opt/tritonserver and the"
+            " installed wheel are searched."
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show all of the server's log.")
+    ] = False,
+) -> None:
+    """Serve the model repository with the real tritonserver until Ctrl-C.
+
+    What the server needs is checked before it starts: the Python it runs models in, free ports, a
+    model to serve. It is ready when the last line says so, and leaves no process behind.
+
+    Example: bilateral serve digits
+    """
+    from bilateral_serving.server import ServerOptions
+    from bilateral_serving.server import serve as serve_models
+
+    options = ServerOptions(
+        repository=Path(repository),
+        models=tuple(models or ()),
+        tritonserver=tritonserver,
+        host=host,
+        grpc_port=grpc_port,
+        http_port=http_port or None,
+        metrics_port=metrics_port or None,
+    )
+
+    def on_log(line: LogLine) -> None:
+        if verbose or line.level in ("error", "warning"):
+            notes.print(line.text, style=_STYLES[line.level], markup=False, highlight=False)
+
+    with progress() as bar:
+        task = bar.add_task("Starting tritonserver", total=None)
+
+        def on_progress(done: Progress) -> None:
+            loaded = f"{len(done.loaded)} of {done.total} models"
+            bar.update(
+                task, description=f"Loading {loaded}", completed=len(done.loaded), total=done.total
+            )
+
+        def on_ready(server: RunningServer) -> None:
+            bar.stop()
+            out.print(
+                f"Ready after {server.start_s:.1f} s: {', '.join(server.models)} at"
+                f" {server.url} (gRPC). Ctrl-C stops it.",
+                soft_wrap=True,
+            )
+
+        serve_models(options, on_log=on_log, on_progress=on_progress, on_ready=on_ready)
+    notes.print("Stopped.")
