@@ -79,7 +79,7 @@ def read_onnx(path: Path) -> Artifact:
 
     require_file(path, "model")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise _not_onnx(path) from error
     if not model.graph.output or not model.opset_import:

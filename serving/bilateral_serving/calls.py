@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
-from bilateral_serving.datatypes import dims, from_triton, triton_name
+from bilateral_serving.config import read_metadata
+from bilateral_serving.datatypes import from_triton, triton_name
 from bilateral_serving.images import preprocess, read_image
 
 DEFAULT_URL = "localhost:8001"
@@ -154,22 +154,8 @@ def model_info(metadata: Any, config: Any, version: int | None) -> ModelInfo:
         inputs=tuple(_spec(tensor, batched) for tensor in metadata.inputs),
         outputs=tuple(_spec(tensor, batched) for tensor in metadata.outputs),
         max_batch_size=config.max_batch_size,
-        metadata=artifact_metadata(config, described),
+        metadata=read_metadata(config, described),
     )
-
-
-def artifact_metadata(config: Any, version: int) -> ArtifactMetadata | None:
-    """The metadata document of one version that the repository keeps in the configuration."""
-    key = f"{METADATA_KEY}/{version}"
-    if key not in config.parameters:
-        return None
-    try:
-        return ArtifactMetadata.model_validate_json(config.parameters[key].string_value)
-    except ValidationError as error:
-        raise UserError(
-            f"the metadata of model '{config.name}' version {version} is not understood here",
-            "Use the same version of bilateral-serve on the client and for the repository.",
-        ) from error
 
 
 def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
@@ -179,8 +165,8 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
         UserError: It names the model, the input and the shape expected.
     """
     check_arrays(info.inputs, inputs, info.name)
-    for spec in info.inputs:
-        batch = len(inputs[spec.name]) if info.max_batch_size else 0
+    for spec in info.inputs if info.max_batch_size else ():
+        batch = len(inputs[spec.name])
         if batch > info.max_batch_size:
             raise UserError(
                 f"input {spec.name} of model {info.name} has a batch of {batch}",
@@ -215,13 +201,17 @@ def to_arrays(result: Any, requested: Sequence[InferRequestedOutput]) -> dict[st
     return {output.name(): result.as_numpy(output.name()) for output in requested}
 
 
-def batches(info: ModelInfo, images: Array) -> list[Array]:
-    """Cut `[N, C, H, W]` into pieces that the model takes in one request."""
+def pieces(info: ModelInfo, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """Cut inputs of any number of rows into requests of at most the model's largest batch."""
+    check_arrays(info.inputs, inputs, info.name)
     size = info.max_batch_size
     if not size:
-        fixed = dims(info.inputs[0])[0]
-        size = fixed if fixed > 0 else len(images)
-    return [images[start : start + size] for start in range(0, len(images), size)]
+        return [dict(inputs)]
+    rows = min(len(array) for array in inputs.values())
+    return [
+        {name: array[start : start + size] for name, array in inputs.items()}
+        for start in range(0, rows, size)
+    ]
 
 
 def image_batch(info: ModelInfo, images: Sequence[Path | bytes]) -> Array:

@@ -160,10 +160,8 @@ class Client:
         source, target = calls.classifier_input(info), calls.classifier_output(info)
         pixels = calls.image_batch(info, images)
         logits = [
-            self.infer(
-                model, {source: batch}, version=version, outputs=[target], timeout_s=timeout_s
-            )[target]
-            for batch in calls.batches(info, pixels)
+            self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)[target]
+            for piece in calls.pieces(info, {source: pixels})
         ]
         return calls.predictions(info, np.concatenate(logits), k)
 

@@ -134,10 +134,8 @@ class AsyncClient:
         pixels = await asyncio.to_thread(calls.image_batch, info, images)
         answers = await asyncio.gather(
             *(
-                self.infer(
-                    model, {source: batch}, version=version, outputs=[target], timeout_s=timeout_s
-                )
-                for batch in calls.batches(info, pixels)
+                self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)
+                for piece in calls.pieces(info, {source: pixels})
             )
         )
         return calls.predictions(info, np.concatenate([answer[target] for answer in answers]), k)

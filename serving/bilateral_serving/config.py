@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
+from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
@@ -150,14 +151,29 @@ def set_metadata(config: pb.ModelConfig, version: int, metadata: ArtifactMetadat
         config.parameters[key].string_value = metadata.model_dump_json()
 
 
-def metadata_texts(config: pb.ModelConfig) -> dict[int, str]:
-    """The metadata documents (JSON) in a configuration, by version."""
+def read_metadata(config: pb.ModelConfig, version: int) -> ArtifactMetadata | None:
+    """The metadata of one version, or None for a model from elsewhere.
+
+    Raises:
+        UserError: The document is not one that this version of the project understands.
+    """
+    key = f"{METADATA_KEY}/{version}"
+    if key not in config.parameters:
+        return None
+    try:
+        return ArtifactMetadata.model_validate_json(config.parameters[key].string_value)
+    except ValidationError as error:
+        raise UserError(
+            f"the metadata of model '{config.name}' version {version} is not understood here",
+            "Use the same version of bilateral-serve everywhere, or add the model again.",
+        ) from error
+
+
+def described_versions(config: pb.ModelConfig) -> tuple[int, ...]:
+    """The versions whose metadata a configuration carries."""
     prefix = f"{METADATA_KEY}/"
-    return {
-        int(key.removeprefix(prefix)): value.string_value
-        for key, value in sorted(config.parameters.items())
-        if key.startswith(prefix) and key.removeprefix(prefix).isdecimal()
-    }
+    numbers = (key.removeprefix(prefix) for key in config.parameters if key.startswith(prefix))
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -136,7 +137,8 @@ def add(
     else:
         # The configuration first: one that describes a version still to come does no harm.
         with (
-            _restored_on_error(directory / CONFIG_FILE),
+            disk_errors(directory),
+            _restored_on_error(directory / CONFIG_FILE, directory / LABELS_FILE),
             atomic_directory(directory / str(number)) as draft,
         ):
             _fill_version(draft, artifact, target, on_progress)
@@ -151,16 +153,7 @@ def list_entries(repository: Path) -> tuple[Entry, ...]:
     Raises:
         UserError: The repository is not a directory, or a configuration is not valid.
     """
-    if not repository.is_dir():
-        raise UserError(
-            f"there is no model repository at {repository}",
-            "Make one with `bilateral repository add NAME MODEL.onnx`.",
-        )
-    return tuple(
-        _entry(path.parent)
-        for path in sorted(repository.glob(f"*/{CONFIG_FILE}"))
-        if not path.parent.name.startswith(".")
-    )
+    return tuple(_entry(directory) for directory in _model_directories(repository).values())
 
 
 def show(name: str, repository: Path) -> Entry:
@@ -169,11 +162,11 @@ def show(name: str, repository: Path) -> Entry:
     Raises:
         UserError: There is no such model, or its configuration is not valid.
     """
-    entries = {entry.name: entry for entry in list_entries(repository)}
-    if name not in entries:
-        known = ", ".join(entries) or "none"
+    directories = _model_directories(repository)
+    if name not in directories:
+        known = ", ".join(directories) or "none"
         raise UserError(f"no model '{name}' in {repository}", f"The models there are: {known}.")
-    return entries[name]
+    return _entry(directories[name])
 
 
 def remove(name: str, repository: Path, *, version: int | None = None) -> None:
@@ -197,6 +190,20 @@ def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     assert config is not None
     configs.set_metadata(config, version, None)
     write_text(entry.directory / CONFIG_FILE, configs.write(config))
+
+
+def _model_directories(repository: Path) -> dict[str, Path]:
+    if not repository.is_dir():
+        raise UserError(
+            f"there is no model repository at {repository}",
+            "Make one with `bilateral repository add NAME MODEL.onnx`.",
+        )
+    # Names with a dot in front are being written or removed.
+    return {
+        path.parent.name: path.parent
+        for path in sorted(repository.glob(f"*/{CONFIG_FILE}"))
+        if not path.parent.name.startswith(".")
+    }
 
 
 def _check_name(name: str) -> None:
@@ -246,8 +253,8 @@ def _config(
     if settings is None:
         return existing
     config = configs.build(name, artifact, target, settings)
-    for key, value in configs.metadata_texts(existing).items():
-        configs.set_metadata(config, key, ArtifactMetadata.model_validate_json(value))
+    for number in configs.described_versions(existing):
+        configs.set_metadata(config, number, configs.read_metadata(existing, number))
     return config
 
 
@@ -259,9 +266,9 @@ def _check_agreement(existing: pb.ModelConfig, artifact: Artifact, target: Targe
             "Add it under another name.",
         )
     configs.check_interface(existing, artifact)
-    for text in configs.metadata_texts(existing).values():
-        known = ArtifactMetadata.model_validate_json(text)
-        new = artifact.metadata
+    new = artifact.metadata
+    for number in configs.described_versions(existing):
+        known = configs.read_metadata(existing, number)
         for what in ("labels", "preprocessing"):
             if new is None or getattr(known, what) != getattr(new, what):
                 raise UserError(
@@ -299,14 +306,21 @@ def _write_labels(directory: Path, artifact: Artifact) -> None:
 
 
 @contextlib.contextmanager
-def _restored_on_error(path: Path) -> Iterator[None]:
-    before = path.read_bytes()
-    try:
-        yield
-    except BaseException:
-        if path.read_bytes() != before:
-            path.write_bytes(before)
-        raise
+def _restored_on_error(*paths: Path) -> Iterator[None]:
+    """Put files back as they were if the block raises. A full disk cannot prevent that."""
+    with tempfile.TemporaryDirectory(prefix=".before-", dir=paths[0].parent) as before:
+        copies = {path: Path(before) / path.name for path in paths if path.exists()}
+        for path, copy in copies.items():
+            shutil.copy2(path, copy)
+        try:
+            yield
+        except BaseException:
+            for path in paths:
+                if path in copies:
+                    copies[path].replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
 
 
 def _version_directories(directory: Path) -> dict[int, Path]:
@@ -325,7 +339,6 @@ def _next_version(directory: Path) -> int:
 def _entry(directory: Path) -> Entry:
     config = _existing_config(directory)
     assert config is not None
-    documents = configs.metadata_texts(config)
     inputs, outputs = configs.interface(config)
     threads = config.parameters.get("threads") or config.parameters.get("intra_op_thread_count")
     gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
@@ -338,9 +351,7 @@ def _entry(directory: Path) -> Entry:
                 number,
                 path,
                 sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-                ArtifactMetadata.model_validate_json(documents[number])
-                if number in documents
-                else None,
+                configs.read_metadata(config, number),
             )
             for number, path in _version_directories(directory).items()
         ),

@@ -1,0 +1,51 @@
+"""One real tritonserver for the whole folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import models
+from bilateral_serving import repository
+from bilateral_serving.client import Client
+from bilateral_serving.config import Settings
+from bilateral_serving.server import RunningServer, ServerOptions, running
+from processes import free_ports
+
+BATCHING = Settings(max_batch_size=8, threads=1, max_queue_delay_us=100_000)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    root = tmp_path_factory.mktemp("served")
+    files, served = root / "files", root / "repository"
+    for version, gain in ((1, 8.0), (2, 4.0)):
+        repository.add(
+            "quadrants",
+            models.quadrants(files / f"v{version}.onnx", gain=gain),
+            served,
+            settings=Settings(max_batch_size=4, threads=1, versions="all"),
+        )
+    one = Settings(threads=1)
+    repository.add("arithmetic", models.sum_and_product(files / "a.onnx"), served, settings=one)
+    repository.add("fixed", models.quadrants(files / "f.onnx", batch=1), served, settings=one)
+    repository.add("slow", models.slow(files / "s.onnx"), served, settings=one)
+    repository.add("lookup", models.lookup(files / "l.onnx"), served, settings=BATCHING)
+    repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)
+    # What an interrupted `add` of a killed process can leave must not disturb a server.
+    (served / ".partial-left").mkdir()
+    grpc, http, metrics = free_ports(3)
+    options = ServerOptions(served, grpc_port=grpc, http_port=http, metrics_port=metrics)
+    with running(options) as ready:
+        yield ready
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[Client]:
+    with Client(server.url, timeout_s=20) as connected:
+        yield connected

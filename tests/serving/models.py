@@ -1,0 +1,148 @@
+"""Small ONNX models, built by hand, whose answers can be computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, ImagePreprocessing
+from onnx import TensorProto, helper, numpy_helper
+
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+PREPROCESSING = ImagePreprocessing(
+    height=2, width=2, channels=1, resize=2, interpolation="bilinear", mean=(0.0,), std=(1.0,)
+)
+
+
+def metadata(**changes: Any) -> ArtifactMetadata:
+    return ArtifactMetadata(
+        **{
+            "family": "image_classifier",
+            "name": "quadrants",
+            "model": {},
+            "precision": "fp32",
+            "labels": QUADRANTS,
+            "preprocessing": PREPROCESSING,
+            "checkpoint_sha256": "0" * 64,
+            "license": "Apache-2.0",
+            **changes,
+        }
+    )
+
+
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: Mapping[str, tuple[int, list[Any]]],
+    outputs: Mapping[str, tuple[int, list[Any]]],
+    weights: Mapping[str, np.ndarray] | None = None,
+    about: ArtifactMetadata | None = None,
+) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
+        [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    if about is not None:
+        helper.set_model_props(model, {METADATA_KEY: about.model_dump_json()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def quadrants(path: Path, *, batch: int | str = "batch", gain: float = 8.0, **changes: Any) -> Path:
+    """Logits of a 2x2 image = `gain` times its pixels: the class is the brightest quadrant."""
+    return save(
+        path,
+        [
+            helper.make_node("Flatten", ["pixel_values"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ],
+        {"pixel_values": (TensorProto.FLOAT, [batch, 1, 2, 2])},
+        {"logits": (TensorProto.FLOAT, [batch, 4])},
+        {"weight": np.eye(4, dtype=np.float32) * np.float32(gain)},
+        metadata(**changes),
+    )
+
+
+def sum_and_product(path: Path) -> Path:
+    """Two inputs of any length and two outputs; without metadata."""
+    shape = ["batch", "length"]
+    return save(
+        path,
+        [
+            helper.make_node("Add", ["a", "b"], ["sum"]),
+            helper.make_node("Mul", ["a", "b"], ["product"]),
+        ],
+        {"a": (TensorProto.FLOAT, shape), "b": (TensorProto.FLOAT, shape)},
+        {"sum": (TensorProto.FLOAT, shape), "product": (TensorProto.FLOAT, shape)},
+    )
+
+
+def lookup(path: Path) -> Path:
+    """Rows of a table of ten; an index beyond it makes the runtime fail."""
+    return save(
+        path,
+        [helper.make_node("Gather", ["table", "ids"], ["rows"])],
+        {"ids": (TensorProto.INT64, ["batch", 2])},
+        {"rows": (TensorProto.FLOAT, ["batch", 2])},
+        {"table": np.arange(10, dtype=np.float32) * 10},
+    )
+
+
+def slow(path: Path) -> Path:
+    """Multiplies a 256x256 matrix by itself as often as `turns` says: as slow as one wants."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still_going"]),
+            helper.make_node("MatMul", ["state", "rotation"], ["next_state"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [256, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_state", TensorProto.FLOAT, [256, 256]),
+        ],
+    )
+    return save(
+        path,
+        [
+            helper.make_node("Squeeze", ["turns"], ["count"]),
+            helper.make_node("Loop", ["count", "", "rotation"], ["last"], body=body),
+            helper.make_node("ReduceSum", ["last"], ["total"], keepdims=0),
+        ],
+        {"turns": (TensorProto.INT64, [1])},
+        {"total": (TensorProto.FLOAT, [])},
+        {"rotation": np.eye(256, dtype=np.float32)},
+    )
+
+
+def with_external_data(path: Path, megabytes: int = 1) -> Path:
+    """A model whose weights lie in `<name>.onnx.data` beside it."""
+    size = megabytes * (1 << 18)
+    save(
+        path,
+        [helper.make_node("Add", ["x", "weight"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", size])},
+        {"weight": np.zeros(size, dtype=np.float32)},
+    )
+    onnx.save(
+        onnx.load(str(path)),
+        str(path),
+        save_as_external_data=True,
+        location=f"{path.name}.data",
+    )
+    return path
