@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # One torch version, so that no other package brings a newer one with gigabytes of CUDA libraries.
 # On a machine with a GPU: make quickstart TORCH="torch>=2.8"
 TORCH ?= torch==2.13.0
+# Where torch comes from, if not from the index pip is set to: PyTorch's CPU index, for one.
+TORCH_INDEX ?=
 
 .PHONY: quickstart test lint format bench clean
 
@@ -31,7 +33,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV): torch first, then the rest"
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[export,server]"
 	@touch $@
 

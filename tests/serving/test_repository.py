@@ -154,9 +154,7 @@ class TestSecondVersion:
         assert entry.instances == 3
         assert all(version.metadata == models.metadata() for version in entry.versions)
 
-    def test_must_take_and_give_the_same(
-        self, tmp_path: Path, onnx_file: Path, root: Path
-    ) -> None:
+    def test_must_take_and_give_the_same(self, tmp_path: Path, onnx_file: Path, root: Path) -> None:
         repository.add("quadrants", onnx_file, root)
         before = snapshot(root)
         other = models.sum_and_product(tmp_path / "other.onnx")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import onnx
 
+import bilateral_export
 from bilateral_export.op import contract
 
 TRAINING_OPERATORS = frozenset({"Dropout", "BatchNormalization", "SoftmaxCrossEntropyLoss"})
@@ -28,7 +30,11 @@ def check_exported(path: Path, attention_nodes: int) -> None:
         PostconditionError: What does not hold.
     """
     command = [sys.executable, "-m", __name__, str(path), str(attention_nodes)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The child finds this package where this process did, installed or not.
+    path_of_package = str(Path(bilateral_export.__file__).parents[1])
+    search = os.pathsep.join(filter(None, [path_of_package, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": search}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         reason = result.stderr.strip().splitlines()[-1:] or ["the checker died"]
         raise PostconditionError(f"{path.name}: {reason[0]}")

@@ -1,0 +1,34 @@
+"""The committed checkpoints and what is made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.graph.export import export_onnx
+from bilateral_export.tensors import Array
+
+CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def digits() -> Checkpoint:
+    return load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(digits: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "digits.onnx"
+    export_onnx(digits, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def heldout() -> tuple[Array, Array]:
+    """Preprocessed held-out images `[360, 1, 8, 8]` float32, and their classes."""
+    with np.load(CHECKPOINTS / "digits_heldout.npz") as file:
+        images = ((file["images"][:, None] / 255 - 0.3) / 0.35).astype(np.float32)
+        return images, file["labels"]
