@@ -221,12 +221,11 @@ class _Server:
         if code is None:
             return
         self._reader.join(timeout=2.0)
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         why = reasons(list(self._lines))
-        raise UserError(
-            f"tritonserver stopped {when}, {how}: {'; '.join(why[:3]) or 'it gave no reason'}",
-            _advice(why),
-        )
+        if not why:
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            why = [f"it ended {how} and gave no reason"]
+        raise UserError(f"tritonserver stopped {when}: {'; '.join(why[:3])}", _advice(why))
 
     def stop(self) -> None:
         """End the process: politely, then after the timeout for certain."""
@@ -403,4 +402,4 @@ def _advice(why: Sequence[str]) -> str:
         return "Install what is missing in the Python that runs the models."
     if "failed to start" in text.lower() or "address already in use" in text.lower():
         return "Stop what uses the port, or choose another."
-    return "The server's log above says more."
+    return "The server's log says more."

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, ImagePreprocessing
 from onnx import TensorProto, helper, numpy_helper
+
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, ImagePreprocessing
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 PREPROCESSING = ImagePreprocessing(
@@ -121,11 +122,31 @@ def slow(path: Path) -> Path:
         [
             helper.make_node("Squeeze", ["turns"], ["count"]),
             helper.make_node("Loop", ["count", "", "rotation"], ["last"], body=body),
-            helper.make_node("ReduceSum", ["last"], ["total"], keepdims=0),
+            helper.make_node("ReduceSum", ["last"], ["total"], keepdims=1),
         ],
         {"turns": (TensorProto.INT64, [1])},
-        {"total": (TensorProto.FLOAT, [])},
+        {"total": (TensorProto.FLOAT, [1, 1])},
         {"rotation": np.eye(256, dtype=np.float32)},
+    )
+
+
+def largest(path: Path) -> Path:
+    """The index of the largest of three numbers: an output whose only axis is the batch."""
+    return save(
+        path,
+        [helper.make_node("ArgMax", ["scores"], ["index"], axis=1, keepdims=0)],
+        {"scores": (TensorProto.FLOAT, ["batch", 3])},
+        {"index": (TensorProto.INT64, ["batch"])},
+    )
+
+
+def scalar(path: Path) -> Path:
+    """A sum of everything: an output without any axis."""
+    return save(
+        path,
+        [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)],
+        {"x": (TensorProto.FLOAT, ["batch", 3])},
+        {"total": (TensorProto.FLOAT, [])},
     )
 
 
