@@ -105,6 +105,8 @@ def running(
 ) -> Iterator[RunningServer]:
     """Start a server, yield it when it is ready, and stop it at the end of the block.
 
+    `on_log` is called from another thread, for every line; `on_progress` from this one.
+
     The server also stops when this process dies, however it dies, and when the thread that called
     this ends (the kernel ties the two together).
 
@@ -263,8 +265,12 @@ class _Server:
             self._lines.append(line)
             if name := loaded_model(line):
                 self._loaded[name] = None
-            if self._on_log:
-                self._on_log(line)
+            try:
+                if self._on_log:
+                    self._on_log(line)
+            except Exception:
+                # Nobody listens any more. Going on reading keeps the server from blocking.
+                self._on_log = None
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def lookup(path: Path) -> Path:
 
 
 def slow(path: Path) -> Path:
-    """Multiplies a 256x256 matrix by itself as often as `turns` says: as slow as one wants."""
+    """Multiplies a 256x256 matrix as often as `turns` says: as slow as one wants; for batch 1."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["still_going"]),
@@ -124,9 +124,33 @@ def slow(path: Path) -> Path:
             helper.make_node("Loop", ["count", "", "rotation"], ["last"], body=body),
             helper.make_node("ReduceSum", ["last"], ["total"], keepdims=1),
         ],
-        {"turns": (TensorProto.INT64, [1])},
-        {"total": (TensorProto.FLOAT, [1, 1])},
+        {"turns": (TensorProto.INT64, ["batch", 1])},
+        {"total": (TensorProto.FLOAT, ["batch", 1])},
         {"rotation": np.eye(256, dtype=np.float32)},
+    )
+
+
+def copies(path: Path) -> Path:
+    """One input and one equal output for every element type that is served."""
+    kinds = [
+        "FLOAT16",
+        "DOUBLE",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "BOOL",
+    ]
+    types = {kind.lower(): int(TensorProto.DataType.Value(kind)) for kind in kinds}
+    return save(
+        path,
+        [helper.make_node("Identity", [name], [f"{name}_copy"]) for name in types],
+        {name: (kind, ["batch", 2]) for name, kind in types.items()},
+        {f"{name}_copy": (kind, ["batch", 2]) for name, kind in types.items()},
     )
 
 

@@ -69,6 +69,17 @@ class TestInfer:
         answer = client.infer("largest", {"scores": np.float32([[0, 2, 1], [5, 4, 3]])})
         np.testing.assert_array_equal(answer["index"], [[1], [0]])
 
+    def test_carries_every_element_type(self, client: Client) -> None:
+        arrays = {
+            spec.name: np.array([[0, 1], [1, 0], [1, 1]], dtype=spec.dtype)
+            for spec in client.model_metadata("copies").inputs
+        }
+        answer = client.infer("copies", arrays)
+        assert len(arrays) == 11
+        for name, array in arrays.items():
+            assert answer[f"{name}_copy"].dtype == array.dtype
+            np.testing.assert_array_equal(answer[f"{name}_copy"], array)
+
     def test_of_a_model_without_batching(self, client: Client) -> None:
         pixels = images(1)
         answer = client.infer("fixed", {"pixel_values": pixels})
@@ -131,6 +142,12 @@ def executions(server: RunningServer, model: str) -> int:
     with triton.InferenceServerClient(server.url) as raw:
         statistics = raw.get_inference_statistics(model)
     return int(statistics.model_stats[0].execution_count)
+
+
+def inferences(server: RunningServer, model: str) -> int:
+    with triton.InferenceServerClient(server.url) as raw:
+        statistics = raw.get_inference_statistics(model)
+    return int(statistics.model_stats[0].inference_count)
 
 
 class TestClassify:
@@ -258,11 +275,25 @@ class TestBadInput:
             client.infer("quadrants", {"pixel_values": images(1)}, timeout_s=timeout_s)
 
     def test_deadline_passes(self, client: Client, server: RunningServer) -> None:
-        client.infer("slow", {"turns": np.int64([1])})
+        client.infer("slow", {"turns": np.int64([[1]])})
         began = time.monotonic()
         with pytest.raises(UserError, match=r"model 'slow': no answer from .* within 0\.2 s"):
-            client.infer("slow", {"turns": np.int64([3_000])}, timeout_s=0.2)
+            client.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.2)
         assert time.monotonic() - began < 1.0
+
+    def test_server_drops_what_waits_beyond_its_deadline(
+        self, client: Client, server: RunningServer
+    ) -> None:
+        client.infer("slow", {"turns": np.int64([[1]])})
+        before = inferences(server, "slow")
+        with ThreadPoolExecutor(1) as pool:
+            long = pool.submit(client.infer, "slow", {"turns": np.int64([[1_000]])})
+            time.sleep(0.1)
+            with pytest.raises(UserError, match="no answer"):
+                client.infer("slow", {"turns": np.int64([[1]])}, timeout_s=0.1)
+            long.result()
+        client.infer("slow", {"turns": np.int64([[1]])})
+        assert inferences(server, "slow") - before == 2
 
 
 class TestRetries:
@@ -323,7 +354,7 @@ class TestAsyncClient:
                 with pytest.raises(UserError, match="model 'none' is not served"):
                     await other.infer("none", {"x": images(1)})
                 with pytest.raises(UserError, match=r"no answer from .* within 0\.2 s"):
-                    await other.infer("slow", {"turns": np.int64([3_000])}, timeout_s=0.2)
+                    await other.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.2)
             (port,) = free_ports(1)
             async with AsyncClient(f"127.0.0.1:{port}") as nobody:
                 assert not await nobody.is_ready()

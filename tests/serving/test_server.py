@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import models
+import numpy as np
 import pytest
 from processes import free_ports, mentioning, wait_until_gone
 
@@ -105,10 +106,19 @@ class TestRunning:
 
     def test_listens_on_this_machine_only_unless_told(self, server: RunningServer) -> None:
         port = int(server.url.rpartition(":")[2])
-        table = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        listening = [row.split()[1] for row in table if row.split()[3] == "0A"]
-        assert f"0100007F:{port:04X}" in listening
-        assert f"00000000:{port:04X}" not in listening
+        # Columns of proc(5): local address and port in hexadecimal, state 0A is "listening".
+        rows = [
+            row.split()
+            for table in ("/proc/net/tcp", "/proc/net/tcp6")
+            for row in Path(table).read_text().splitlines()[1:]
+        ]
+        addresses = [
+            row[1].split(":")[0]
+            for row in rows
+            if row[3] == "0A" and row[1].endswith(f":{port:04X}")
+        ]
+        assert addresses
+        assert all(address.endswith("0100007F") for address in addresses)
 
     def test_reports_progress_and_leaves_nothing(self, root: Path) -> None:
         seen: list[Progress] = []
@@ -117,12 +127,21 @@ class TestRunning:
         with running(options, on_progress=seen.append, on_log=lines.append) as server:
             with Client(server.url) as client:
                 assert client.is_ready("quadrants")
+                shared_memory = f"{client.server_name()}-*"
             assert mentioning(str(root))
+            assert list(Path("/dev/shm").glob(shared_memory))
         assert seen[-1].loaded == ("quadrants",)
         assert any(line.text == "successfully loaded 'quadrants'" for line in lines)
         assert [line for line in lines if line.level in ("warning", "error")] == []
         assert mentioning(str(root)) == []
-        assert list(Path("/dev/shm").glob("bilateral-*")) == []
+        assert list(Path("/dev/shm").glob(shared_memory)) == []
+
+    def test_goes_on_when_nobody_reads_its_log(self, root: Path) -> None:
+        def closed(line: LogLine) -> None:
+            raise BrokenPipeError
+
+        with running(grpc_only(root), on_log=closed) as server, Client(server.url) as client:
+            assert client.is_ready("quadrants")
 
     def test_serves_only_the_models_named(self, tmp_path: Path, root: Path) -> None:
         repository.add("lookup", models.lookup(tmp_path / "l.onnx"), root)
@@ -162,15 +181,18 @@ class TestServe:
         assert wait_until_gone(str(serving.root), 5) == []
 
     def test_a_second_signal_does_not_wait_for_requests(self, tmp_path: Path, root: Path) -> None:
-        import numpy as np
-
-        repository.add("slow", models.slow(tmp_path / "s.onnx"), root)
+        repository.add(
+            "slow",
+            models.slow(tmp_path / "s.onnx"),
+            root,
+            settings=Settings(max_batch_size=1),
+        )
         serving = Serving(root)
         serving.wait_for("ready")
         with Client(f"127.0.0.1:{serving.port}") as client:
-            client.infer("slow", {"turns": np.int64([1])})
+            client.infer("slow", {"turns": np.int64([[1]])})
             with pytest.raises(UserError):
-                client.infer("slow", {"turns": np.int64([60_000])}, timeout_s=0.3)
+                client.infer("slow", {"turns": np.int64([[60_000]])}, timeout_s=0.3)
             began = time.monotonic()
             serving.process.send_signal(signal.SIGINT)
             time.sleep(0.5)
