@@ -278,7 +278,7 @@ class TestBadInput:
         client.infer("slow", {"turns": np.int64([[1]])})
         began = time.monotonic()
         with pytest.raises(UserError, match=r"model 'slow': no answer from .* within 0\.2 s"):
-            client.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.2)
+            client.infer("slow", {"turns": np.int64([[4_000]])}, timeout_s=0.2)
         assert time.monotonic() - began < 1.0
 
     def test_server_drops_what_waits_beyond_its_deadline(
@@ -287,7 +287,7 @@ class TestBadInput:
         client.infer("slow", {"turns": np.int64([[1]])})
         before = inferences(server, "slow")
         with ThreadPoolExecutor(1) as pool:
-            long = pool.submit(client.infer, "slow", {"turns": np.int64([[1_000]])})
+            long = pool.submit(client.infer, "slow", {"turns": np.int64([[4_000]])})
             time.sleep(0.1)
             with pytest.raises(UserError, match="no answer"):
                 client.infer("slow", {"turns": np.int64([[1]])}, timeout_s=0.1)
@@ -354,7 +354,7 @@ class TestAsyncClient:
                 with pytest.raises(UserError, match="model 'none' is not served"):
                     await other.infer("none", {"x": images(1)})
                 with pytest.raises(UserError, match=r"no answer from .* within 0\.2 s"):
-                    await other.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.2)
+                    await other.infer("slow", {"turns": np.int64([[4_000]])}, timeout_s=0.2)
             (port,) = free_ports(1)
             async with AsyncClient(f"127.0.0.1:{port}") as nobody:
                 assert not await nobody.is_ready()
