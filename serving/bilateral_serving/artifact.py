@@ -115,6 +115,11 @@ def _tensor_spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
         raise UserError(
             f"{path}: tensor '{value.name}' has no shape", "Export it with a known rank."
         )
+    if not tensor.shape.dim:
+        raise UserError(
+            f"{path}: tensor '{value.name}' is a scalar, which Triton cannot pass on",
+            "Export it with shape [1].",
+        )
     # A first axis that is free and has no name is taken for the batch.
     shape = tuple(
         size.dim_value

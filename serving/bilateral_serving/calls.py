@@ -27,6 +27,10 @@ START_A_SERVER = "Start one with `bilateral serve`, or give its address with --u
 # Seconds before the first retry; each further one waits twice as long.
 _FIRST_PAUSE_S = 0.1
 
+# How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
+_NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
+_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "connection")
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -118,11 +122,9 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
             f"{what}: no answer from {url} within {deadline.timeout_s:g} s",
             "Raise the timeout, send smaller batches, or look at the server's load.",
         )
-    if status == "UNAVAILABLE" and any(
-        sign in lower for sign in ("connect", "socket closed", "resolution", "goaway", "reset")
-    ):
-        if "failed to connect" in lower or "resolution" in lower:
-            return UserError(f"no Triton server answers at {url}", START_A_SERVER)
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
+        return UserError(f"no Triton server answers at {url}", START_A_SERVER)
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
         return UserError(
             f"{what}: the connection to {url} broke before the answer came",
             "Look whether the server still runs; the request may or may not have been executed.",

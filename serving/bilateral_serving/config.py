@@ -102,13 +102,10 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
         config.default_model_filename = MODEL_FILES[target]
     labels = artifact.metadata.labels if artifact.metadata else ()
     for spec in artifact.inputs:
-        config.input.add(
-            name=spec.name, data_type=f"TYPE_{triton_name(spec)}", dims=_dims(spec, batch)
-        )
+        _describe(config.input.add(), spec, batch)
     for spec in artifact.outputs:
-        output = config.output.add(
-            name=spec.name, data_type=f"TYPE_{triton_name(spec)}", dims=_dims(spec, batch)
-        )
+        output = config.output.add()
+        _describe(output, spec, batch)
         if labels and dims(spec)[-1:] == (len(labels),):
             output.label_filename = LABELS_FILE
     if batch:
@@ -182,7 +179,8 @@ def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[Ten
 
     def spec(tensor: Any) -> TensorSpec:
         datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
-        return from_triton(tensor.name, datatype, [*batch, *tensor.dims], bool(batch))
+        sizes = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+        return from_triton(tensor.name, datatype, [*batch, *sizes], bool(batch))
 
     return tuple(map(spec, config.input)), tuple(map(spec, config.output))
 
@@ -210,8 +208,20 @@ def _listed(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(map(str, specs))
 
 
+def _describe(tensor: Any, spec: TensorSpec, batch: int) -> None:
+    tensor.name = spec.name
+    tensor.data_type = pb.DataType.Value(f"TYPE_{triton_name(spec)}")
+    tensor.dims.extend(_dims(spec, batch))
+    if batch and len(spec.shape) == 1:
+        tensor.reshape.SetInParent()
+
+
 def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return dims(spec)[1:] if batch else dims(spec)
+    """The sizes that config.pbtxt lists: without the batch, but at least one.
+
+    A tensor with the batch as its only axis is `[batch, 1]` to clients; Triton reshapes it.
+    """
+    return (dims(spec)[1:] or (1,)) if batch else dims(spec)
 
 
 def _check_datatypes(artifact: Artifact, target: Target) -> None:

@@ -10,15 +10,20 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _LEVELS: dict[str, Level] = {"I": "info", "W": "warning", "E": "error", "F": "error"}
 _LINE = re.compile(r'([IWEF])\d{4} [\d:.]+ +\d+ (\S+?):\d+\] "?(.*?)"?$')
-# What a server without a GPU always says, at whatever level it says it.
-_NO_GPU = (
-    "CudaDriverHelper has not been initialized",
-    "Failed to initialize NVML",
-    "DCGM unable to start",
-    "failed to allocate pinned system memory",
-    "Pinned memory pool disabled",
-    "CUDA memory pool disabled",
-    "Unable to allocate pinned system memory",
+# What a server says at every end, and without a GPU at every start, at whatever level it says it.
+_ROUTINE = re.compile(
+    "|".join(
+        (
+            "CudaDriverHelper has not been initialized",
+            "Failed to initialize NVML",
+            "DCGM unable to start",
+            "failed to allocate pinned system memory",
+            "Pinned memory pool disabled",
+            "CUDA memory pool disabled",
+            "Unable to allocate pinned system memory",
+            r"Timeout \d+: Found ",
+        )
+    )
 )
 
 
@@ -36,10 +41,11 @@ def parse(line: str, previous: LogLine | None) -> LogLine:
     match = _LINE.match(text)
     level: Level = previous.level if previous else "info"
     if match:
-        level, text = _LEVELS[match[1]], match[3]
+        # Triton writes a traceback of several lines as one.
+        level, text = _LEVELS[match[1]], match[3].replace("\\n", "\n").rstrip()
     elif previous is None or text.startswith(("+-", "| ")):
         level = "debug"
-    if not text.strip() or any(phrase in text for phrase in _NO_GPU):
+    if not text.strip() or _ROUTINE.search(text):
         level = "debug"
     return LogLine(level, text)
 
@@ -54,7 +60,7 @@ def reasons(lines: list[LogLine]) -> list[str]:
     """Why a server stopped, from its log: the models that failed, or else its error lines."""
     failures = []
     for line in lines:
-        match = re.match(r"failed to load '(.+)' version (\d+): (.*)", line.text)
+        match = re.match(r"failed to load '(.+)' version (\d+): (?:Internal: )?(.*)", line.text)
         if match:
             failures.append(f"model '{match[1]}' version {match[2]}: {match[3]}")
     errors = [line.text for line in lines if line.level == "error" and line.text.strip()]

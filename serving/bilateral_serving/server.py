@@ -105,6 +105,8 @@ def running(
 ) -> Iterator[RunningServer]:
     """Start a server, yield it when it is ready, and stop it at the end of the block.
 
+    `on_log` is called from another thread, for every line; `on_progress` from this one.
+
     The server also stops when this process dies, however it dies, and when the thread that called
     this ends (the kernel ties the two together).
 
@@ -221,12 +223,11 @@ class _Server:
         if code is None:
             return
         self._reader.join(timeout=2.0)
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         why = reasons(list(self._lines))
-        raise UserError(
-            f"tritonserver stopped {when}, {how}: {'; '.join(why[:3]) or 'it gave no reason'}",
-            _advice(why),
-        )
+        if not why:
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            why = [f"it ended {how} and gave no reason"]
+        raise UserError(f"tritonserver stopped {when}: {'; '.join(why[:3])}", _advice(why))
 
     def stop(self) -> None:
         """End the process: politely, then after the timeout for certain."""
@@ -264,8 +265,12 @@ class _Server:
             self._lines.append(line)
             if name := loaded_model(line):
                 self._loaded[name] = None
-            if self._on_log:
-                self._on_log(line)
+            try:
+                if self._on_log:
+                    self._on_log(line)
+            except Exception:
+                # Nobody listens any more. Going on reading keeps the server from blocking.
+                self._on_log = None
 
 
 @dataclass(frozen=True)
@@ -403,4 +408,4 @@ def _advice(why: Sequence[str]) -> str:
         return "Install what is missing in the Python that runs the models."
     if "failed to start" in text.lower() or "address already in use" in text.lower():
         return "Stop what uses the port, or choose another."
-    return "The server's log above says more."
+    return "The server's log says more."

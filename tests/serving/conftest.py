@@ -11,11 +11,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import models
+from processes import free_ports
+
 from bilateral_serving import repository
 from bilateral_serving.client import Client
 from bilateral_serving.config import Settings
 from bilateral_serving.server import RunningServer, ServerOptions, running
-from processes import free_ports
 
 BATCHING = Settings(max_batch_size=8, threads=1, max_queue_delay_us=100_000)
 
@@ -34,7 +35,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     one = Settings(threads=1)
     repository.add("arithmetic", models.sum_and_product(files / "a.onnx"), served, settings=one)
     repository.add("fixed", models.quadrants(files / "f.onnx", batch=1), served, settings=one)
-    repository.add("slow", models.slow(files / "s.onnx"), served, settings=one)
+    repository.add("copies", models.copies(files / "c.onnx"), served, settings=one)
+    alone = Settings(max_batch_size=1, threads=1)
+    repository.add("slow", models.slow(files / "s.onnx"), served, settings=alone)
+    repository.add("largest", models.largest(files / "m.onnx"), served, settings=one)
     repository.add("lookup", models.lookup(files / "l.onnx"), served, settings=BATCHING)
     repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)
     # What an interrupted `add` of a killed process can leave must not disturb a server.

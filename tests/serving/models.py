@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, ImagePreprocessing
 from onnx import TensorProto, helper, numpy_helper
+
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, ImagePreprocessing
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 PREPROCESSING = ImagePreprocessing(
@@ -99,7 +100,7 @@ def lookup(path: Path) -> Path:
 
 
 def slow(path: Path) -> Path:
-    """Multiplies a 256x256 matrix by itself as often as `turns` says: as slow as one wants."""
+    """Multiplies a 256x256 matrix as often as `turns` says: as slow as one wants; for batch 1."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["still_going"]),
@@ -121,11 +122,55 @@ def slow(path: Path) -> Path:
         [
             helper.make_node("Squeeze", ["turns"], ["count"]),
             helper.make_node("Loop", ["count", "", "rotation"], ["last"], body=body),
-            helper.make_node("ReduceSum", ["last"], ["total"], keepdims=0),
+            helper.make_node("ReduceSum", ["last"], ["total"], keepdims=1),
         ],
-        {"turns": (TensorProto.INT64, [1])},
-        {"total": (TensorProto.FLOAT, [])},
+        {"turns": (TensorProto.INT64, ["batch", 1])},
+        {"total": (TensorProto.FLOAT, ["batch", 1])},
         {"rotation": np.eye(256, dtype=np.float32)},
+    )
+
+
+def copies(path: Path) -> Path:
+    """One input and one equal output for every element type that is served."""
+    kinds = [
+        "FLOAT16",
+        "DOUBLE",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "BOOL",
+    ]
+    types = {kind.lower(): int(TensorProto.DataType.Value(kind)) for kind in kinds}
+    return save(
+        path,
+        [helper.make_node("Identity", [name], [f"{name}_copy"]) for name in types],
+        {name: (kind, ["batch", 2]) for name, kind in types.items()},
+        {f"{name}_copy": (kind, ["batch", 2]) for name, kind in types.items()},
+    )
+
+
+def largest(path: Path) -> Path:
+    """The index of the largest of three numbers: an output whose only axis is the batch."""
+    return save(
+        path,
+        [helper.make_node("ArgMax", ["scores"], ["index"], axis=1, keepdims=0)],
+        {"scores": (TensorProto.FLOAT, ["batch", 3])},
+        {"index": (TensorProto.INT64, ["batch"])},
+    )
+
+
+def scalar(path: Path) -> Path:
+    """A sum of everything: an output without any axis."""
+    return save(
+        path,
+        [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)],
+        {"x": (TensorProto.FLOAT, ["batch", 3])},
+        {"total": (TensorProto.FLOAT, [])},
     )
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import models
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
 from bilateral_export.errors import UserError
 from bilateral_serving import config as configs
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_fixed_batch_turns_batching_off(tmp_path: Path, root: Path) -> None:
 
 def test_a_fixed_batch_refuses_a_largest_batch(tmp_path: Path, root: Path) -> None:
     fixed = models.quadrants(tmp_path / "f.onnx", batch=1)
-    with pytest.raises(UserError, match="max_batch_size 4 needs .* 'pixel_values' .* shape"):
+    with pytest.raises(UserError, match=r"max_batch_size 4 needs .* 'pixel_values' .* shape"):
         repository.add("fixed", fixed, root, settings=Settings(max_batch_size=4))
     assert not root.exists()
 
@@ -247,6 +248,10 @@ class TestBadInput:
         with pytest.raises(UserError, match="is not an ONNX model"):
             repository.add("quadrants", path, root)
         assert not root.exists()
+
+    def test_scalar_output(self, tmp_path: Path, root: Path) -> None:
+        with pytest.raises(UserError, match="'total' is a scalar"):
+            repository.add("scalar", models.scalar(tmp_path / "scalar.onnx"), root)
 
     @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])
     def test_wrong_name(self, name: str, onnx_file: Path, root: Path) -> None:
