@@ -82,19 +82,12 @@ def export_onnx(
         )
     model = to_precision(checkpoint.build_model(), DTYPES[precision])
     described = exportable(model)
-    graph = _trace(model, described.inputs(), described.outputs(), opset)
-    attach_functions(graph)
-    name_nodes(graph)
-    name_constants(graph, {name for name, _ in [*model.named_parameters(), *model.named_buffers()]})
-    graph.metadata_props.clear()
-    graph.metadata_props[METADATA_KEY] = _metadata(checkpoint, precision).model_dump_json()
-    graph.producer_name, graph.producer_version = "bilateral-serve", __version__
-    graph.graph.name = checkpoint.card.name
-
     expected = sum(isinstance(module, BilateralAttention) for module in model.modules())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    external = f"{path.name}.data" if weights >= external_data_bytes else None
     with atomic_file(path) as temporary:
-        external = f"{path.name}.data" if weights >= external_data_bytes else None
+        graph = _trace(model, described.inputs(), described.outputs(), opset)
+        _finish(graph, model, checkpoint, precision)
         ir.save(graph, temporary, external_data=external)
         check_exported(temporary, expected)
         size = sum(file.stat().st_size for file in temporary.parent.iterdir())
@@ -132,6 +125,19 @@ def _trace(
         )
     assert program is not None
     return program.model
+
+
+def _finish(
+    graph: ir.Model, model: nn.Module, checkpoint: Checkpoint, precision: Precision
+) -> None:
+    """Give the traced graph its function bodies, its names and what it says about itself."""
+    attach_functions(graph)
+    name_nodes(graph)
+    name_constants(graph, {name for name, _ in [*model.named_parameters(), *model.named_buffers()]})
+    graph.metadata_props.clear()
+    graph.metadata_props[METADATA_KEY] = _metadata(checkpoint, precision).model_dump_json()
+    graph.producer_name, graph.producer_version = "bilateral-serve", __version__
+    graph.graph.name = checkpoint.card.name
 
 
 def _example(spec: TensorSpec) -> Tensor:

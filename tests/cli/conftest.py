@@ -1,0 +1,61 @@
+"""The real command line, run in this process, and the files it is given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bilateral_cli.main import run
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINTS = ROOT / "export" / "checkpoints"
+DIGITS = CHECKPOINTS / "digits_bilateral.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Bilateral = Callable[..., Outcome]
+
+
+@pytest.fixture
+def bilateral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bilateral:
+    """Run `bilateral ARGUMENTS...`; its output is not wrapped."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["bilateral", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            run()
+        captured = capsys.readouterr()
+        code = exit_.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from bilateral_export.checkpoint.load import load_checkpoint
+    from bilateral_export.graph.export import export_onnx
+
+    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
+    export_onnx(load_checkpoint(DIGITS), path)
+    return path
