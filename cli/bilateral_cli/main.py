@@ -27,10 +27,12 @@ _EXTRAS = {
     "onnxruntime": "export",
     "safetensors": "export",
     "pytriton": "server",
+    "hdrh": "bench",
+    "jinja2": "bench",
 }
 
 # One module a command; each adds itself to `app` when it is imported. The order is that of --help.
-for _command in ("export", "parity", "repository", "serve", "infer", "models"):
+for _command in ("export", "parity", "repository", "serve", "infer", "bench", "models"):
     importlib.import_module(f"bilateral_cli.{_command}")
 
 

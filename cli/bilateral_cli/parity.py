@@ -47,14 +47,13 @@ def parity(
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
-    from bilateral_serving.runner import TritonRunner
-
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.parity.compare import Candidate, compare
     from bilateral_export.parity.samples import random_samples, real_samples
     from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
     from bilateral_export.runners.torch_runner import TorchRunner
     from bilateral_serving.artifact import read_onnx
+    from bilateral_serving.runner import TritonRunner
 
     with notes.status("Comparing"):
         loaded = load_checkpoint(checkpoint, model=model)

@@ -33,8 +33,12 @@ class TorchRunner:
         self.outputs: tuple[TensorSpec, ...] = described.outputs()
 
     def __enter__(self) -> TorchRunner:
-        self._model = to_precision(self._checkpoint.build_model(), self._dtype)
+        self._model = self._load()
         return self
+
+    def _load(self) -> nn.Module:
+        """The model, ready to be called; other ways to run the same module replace this."""
+        return to_precision(self._checkpoint.build_model(), self._dtype)
 
     def __exit__(
         self,

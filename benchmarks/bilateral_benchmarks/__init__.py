@@ -1,0 +1,1 @@
+"""Latency and throughput of runners and of served models: load, statistics, reports."""

@@ -1,0 +1,119 @@
+"""The exported file in OpenVINO, with the operator's function body inlined in memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.tensors import Array, TensorSpec, check_arrays
+
+if TYPE_CHECKING:
+    import openvino
+
+ComputePrecision = Literal["f32", "bf16"]
+
+
+class OpenVinoRunner:
+    """Runs an ONNX file with OpenVINO's CPU plugin.
+
+    OpenVINO's reader knows neither foreign domains nor ONNX functions, so functions are inlined
+    before it reads the model. The file is not changed. Several threads may call `run` at once.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads for one inference; None leaves it to OpenVINO.
+        compute: What the CPU computes in. It is always said, because OpenVINO otherwise picks
+            bf16 on a CPU that has it.
+    """
+
+    def __init__(
+        self, path: Path, threads: int | None = None, compute: ComputePrecision = "f32"
+    ) -> None:
+        self.name = f"openvino {compute}"
+        self._path = require_file(path, "model")
+        self._threads = threads
+        self._compute = compute
+        self._compiled: openvino.CompiledModel | None = None
+        self._requests = threading.local()
+
+    def __enter__(self) -> OpenVinoRunner:
+        """Read and compile the model.
+
+        Raises:
+            UserError: OpenVINO is not installed, or cannot read the file.
+        """
+        if importlib.util.find_spec("openvino") is None:
+            raise UserError("OpenVINO is not installed", "pip install openvino")
+        import openvino
+
+        model = inlined(self._path)
+        self.inputs = tuple(_spec(value) for value in model.graph.input)
+        self.outputs = tuple(_spec(value) for value in model.graph.output)
+        options: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": self._compute}
+        if self._threads is not None:
+            options["INFERENCE_NUM_THREADS"] = self._threads
+        try:
+            core = openvino.Core()
+            read = core.read_model(model.SerializeToString())
+            self._compiled = core.compile_model(read, "CPU", options)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UserError(
+                f"OpenVINO cannot run {self._path} ({'; '.join(lines[-2:])})",
+                "Export it again with `bilateral export`.",
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._requests = threading.local()
+        self._compiled = None
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see `Runner.run`."""
+        assert self._compiled is not None, "use the runner as a context manager"
+        check_arrays(self.inputs, arrays, self._path.name)
+        # A request holds the buffers of one inference, so each thread has its own.
+        if not hasattr(self._requests, "request"):
+            self._requests.request = self._compiled.create_infer_request()
+        request: openvino.InferRequest = self._requests.request
+        given = [np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs]
+        results = request.infer(given, share_inputs=True, share_outputs=False)
+        return {spec.name: results[number] for number, spec in enumerate(self.outputs)}
+
+
+def inlined(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, weights included, with its functions inlined.
+
+    Raises:
+        UserError: The file is no ONNX model, or larger than one protobuf message may be.
+    """
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise UserError(
+            f"{path} is no ONNX model ({error})", "Export it again with `bilateral export`."
+        ) from error
+    return onnx.inliner.inline_local_functions(model)
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(size.dim_param or int(size.dim_value) for size in tensor.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return TensorSpec(value.name, dtype.name, shape)
