@@ -194,7 +194,5 @@ def named_scenario(name: str) -> Scenario:
     raise UserError(f"unknown scenario '{name}'", f"Use one of {', '.join(SCENARIOS)}.")
 
 
-def _result(
-    scenario: Scenario, metric: str, value: float | None, report: Report
-) -> ScenarioResult:
+def _result(scenario: Scenario, metric: str, value: float | None, report: Report) -> ScenarioResult:
     return ScenarioResult(scenario=scenario, metric=metric, value=value, report=report)

@@ -32,7 +32,17 @@ _EXTRAS = {
 }
 
 # One module a command; each adds itself to `app` when it is imported. The order is that of --help.
-for _command in ("export", "parity", "repository", "serve", "infer", "bench", "models"):
+_COMMANDS = (
+    "quickstart",
+    "export",
+    "parity",
+    "repository",
+    "serve",
+    "infer",
+    "bench",
+    "models",
+)
+for _command in _COMMANDS:
     importlib.import_module(f"bilateral_cli.{_command}")
 
 
