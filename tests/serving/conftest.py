@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import models
-from processes import free_ports
+import tiny_models as models
+from live_processes import free_ports
 
 from bilateral_serving import repository
 from bilateral_serving.client import Client

@@ -13,10 +13,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
-from processes import free_ports, mentioning, wait_until_gone
+import tiny_models as models
+from live_processes import free_ports, mentioning, wait_until_gone
 
 from bilateral_export.errors import UserError
 from bilateral_serving import installation, preflight, repository
