@@ -300,6 +300,19 @@ class TestBadInput:
         # Without dropping it would be 10. What was next in line already is executed.
         assert inferences(server, "slow") - before <= 5
 
+    def test_full_queue(self, client: Client) -> None:
+        def ask(_: int) -> str:
+            try:
+                client.infer("limited", {"turns": np.int64([[500]])})
+            except UserError as error:
+                return error.problem
+            return "answered"
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = set(pool.map(ask, range(8)))
+        refused = f"model 'limited': the server at {client.url} has too many requests waiting"
+        assert outcomes == {"answered", refused}
+
 
 class TestRetries:
     @staticmethod
