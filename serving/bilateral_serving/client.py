@@ -35,7 +35,8 @@ class Client:
     """A connection to one Triton server. One object may be used by several threads.
 
     Every call has a deadline, which covers all that it does: looking the model up the first time,
-    retries, the answer. The server gets the same deadline for a request that waits in its queue.
+    retries, the answer. When it passes, a request that still waits in the server's queue is
+    dropped there.
 
     Only a call that never reached a server is tried again (see `calls.pause_before_retry`).
 

@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import models
-from processes import free_ports
+import tiny_models as models
+from live_processes import free_ports
 
 from bilateral_serving import repository
 from bilateral_serving.client import Client
@@ -38,6 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository.add("copies", models.copies(files / "c.onnx"), served, settings=one)
     alone = Settings(max_batch_size=1, threads=1)
     repository.add("slow", models.slow(files / "s.onnx"), served, settings=alone)
+    limited = Settings(max_batch_size=1, threads=1, max_queue_size=1)
+    repository.add("limited", models.slow(files / "q.onnx"), served, settings=limited)
     repository.add("largest", models.largest(files / "m.onnx"), served, settings=one)
     repository.add("lookup", models.lookup(files / "l.onnx"), served, settings=BATCHING)
     repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)

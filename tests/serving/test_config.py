@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import models
 import pytest
+import tiny_models as models
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,8 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-import models
 import pytest
+import tiny_models as models
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 

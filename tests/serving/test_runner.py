@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
+import tiny_models as models
 
 from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner

@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
-from processes import free_ports, mentioning, wait_until_gone
+import tiny_models as models
+from live_processes import free_ports, mentioning, wait_until_gone
 
 from bilateral_export.errors import UserError
 from bilateral_serving import installation, preflight, repository
@@ -179,6 +180,18 @@ class TestServe:
         assert errors.startswith("tritonserver stopped while serving: it ended by SIGKILL")
         assert len(errors.splitlines()) == 1
         assert wait_until_gone(str(serving.root), 5) == []
+
+    def test_a_request_under_way_says_that_the_connection_broke(
+        self, tmp_path: Path, root: Path
+    ) -> None:
+        slow = models.slow(tmp_path / "s.onnx")
+        repository.add("slow", slow, root, settings=Settings(max_batch_size=1))
+        with running(grpc_only(root)) as server, Client(server.url, timeout_s=20) as client:
+            client.infer("slow", {"turns": np.int64([[1]])})
+            threading.Timer(0.3, os.kill, (server.pid, signal.SIGKILL)).start()
+            with pytest.raises(UserError, match=r"'slow': the connection .* broke before the ans"):
+                client.infer("slow", {"turns": np.int64([[60_000]])})
+        assert wait_until_gone(str(root), 5) == []
 
     def test_a_second_signal_does_not_wait_for_requests(self, tmp_path: Path, root: Path) -> None:
         repository.add(
