@@ -251,11 +251,17 @@ class _Server:
             time.sleep(_POLL_S)
 
     def _listens(self) -> bool:
-        # Asked of the socket first: a failed gRPC connection waits a second before the next try.
-        address = (_reachable(self._options.host), self._options.grpc_port)
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1.0):
-            return True
-        return False
+        """Whether every service accepts connections; they start one after another, gRPC first."""
+        # Asked of the sockets: a failed gRPC connection waits a second before the next try.
+        options, host = self._options, _reachable(self._options.host).strip("[]")
+        for port in (options.grpc_port, options.http_port, options.metrics_port):
+            if port is None:
+                continue
+            try:
+                socket.create_connection((host, port), timeout=1.0).close()
+            except OSError:
+                return False
+        return True
 
     def _read_log(self) -> None:
         assert self._process.stdout is not None

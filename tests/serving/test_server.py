@@ -70,7 +70,12 @@ class Serving:
         (self.port,) = free_ports(1)
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.SCRIPT, str(root), str(self.port)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                # Killed outright, it leaves its directory of links: among the test's files.
+                "TMPDIR": str(root.parent),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
