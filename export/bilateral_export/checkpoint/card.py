@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bilateral_export.errors import UserError
-from bilateral_export.metadata import ImagePreprocessing
 from bilateral_export.models.zoo import ModelConfig
+from bilateral_export.preprocessing import Preprocessing
 
 SCHEMA_VERSION = 1
 
@@ -32,7 +32,7 @@ class CheckpointCard(BaseModel):
     name: str
     model: ModelConfig
     labels: tuple[str, ...] = ()
-    preprocessing: ImagePreprocessing | None = None
+    preprocessing: Preprocessing | None = None
     license: str = "unknown"
     training: dict[str, Any] = Field(default_factory=dict)
 
