@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
+from bilateral_export.models.language import LanguageModel, LanguageModelConfig
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
 from bilateral_export.tensors import Array, TensorSpec
 
 # Pydantic tells the families apart by their `family` field.
 ModelConfig = Annotated[
-    ImageClassifierConfig | SequenceClassifierConfig, Field(discriminator="family")
+    ImageClassifierConfig | SequenceClassifierConfig | LanguageModelConfig,
+    Field(discriminator="family"),
 ]
 
 
@@ -49,6 +51,8 @@ def build(config: ModelConfig) -> nn.Module:
             return ImageClassifier(config).eval()
         case SequenceClassifierConfig():
             return SequenceClassifier(config).eval()
+        case LanguageModelConfig():
+            return LanguageModel(config).eval()
 
 
 def exportable(model: nn.Module) -> Exportable:
@@ -119,6 +123,21 @@ def _listops_small(bilateral: bool) -> SequenceClassifierConfig:
     )
 
 
+_WIKITEXT: dict[str, dict[str, int]] = {"small": {}, "medium": {"context": 384, "dim": 256}}
+
+
+def _wikitext(bilateral: bool, **sizes: int) -> LanguageModelConfig:
+    return LanguageModelConfig(
+        **sizes,
+        attention=(
+            _BILATERAL.model_copy(update={"bandwidth": (2.0, 128.0)})
+            if bilateral
+            else AttentionConfig()
+        ),
+        residual=_LEARNED if bilateral else ResidualConfig(),
+    )
+
+
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
 MODELS: dict[str, ModelConfig] = {
     f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
@@ -133,6 +152,10 @@ MODELS: dict[str, ModelConfig] = {
     f"lra_{'bilateral_' if bilateral else ''}{task}": _lra(task, bilateral)
     for bilateral in (False, True)
     for task in _LRA
+} | {
+    f"wikitext103_{'bilateral_' if bilateral else ''}{size}": _wikitext(bilateral, **sizes)
+    for bilateral in (False, True)
+    for size, sizes in _WIKITEXT.items()
 }
 
 
