@@ -117,16 +117,10 @@ def _lra(task: str, bilateral: bool) -> SequenceClassifierConfig:
     )
 
 
-def _listops_small(bilateral: bool) -> SequenceClassifierConfig:
-    return _lra("listops", bilateral).model_copy(
-        update={"length": 128, "dim": 96, "depth": 4, "heads": 4, "hidden": 192}
-    )
-
-
 _WIKITEXT: dict[str, dict[str, int]] = {"small": {}, "medium": {"context": 384, "dim": 256}}
 
 
-def _wikitext(bilateral: bool, **sizes: int) -> LanguageModelConfig:
+def _wikitext(bilateral: bool, **sizes: Any) -> LanguageModelConfig:
     return LanguageModelConfig(
         **sizes,
         attention=(
@@ -137,6 +131,19 @@ def _wikitext(bilateral: bool, **sizes: int) -> LanguageModelConfig:
         residual=_LEARNED if bilateral else ResidualConfig(),
     )
 
+
+# The committed checkpoints (export/checkpoints), small enough to train on two cores in minutes.
+_LISTOPS_SMALL = _lra("listops", True).model_copy(
+    update={
+        "length": 128,
+        "depth": 3,
+        "heads": 4,
+        "attention": _BILATERAL.model_copy(update={"bandwidth": (2.0, 24.0)}),
+    }
+)
+_PYDOC = _wikitext(
+    True, vocabulary=2_520, context=128, dim=64, depth=4, heads=4, hidden=256, cutoffs=()
+)
 
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
 MODELS: dict[str, ModelConfig] = {
@@ -156,7 +163,7 @@ MODELS: dict[str, ModelConfig] = {
     f"wikitext103_{'bilateral_' if bilateral else ''}{size}": _wikitext(bilateral, **sizes)
     for bilateral in (False, True)
     for size, sizes in _WIKITEXT.items()
-}
+} | {"listops_bilateral": _LISTOPS_SMALL, "pydoc_bilateral": _PYDOC}
 
 
 def named(name: str) -> ModelConfig:
