@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from bilateral_serving.calls import (
     ModelInfo,
     Prediction,
 )
+from bilateral_serving.inputs import Source
 
 Answer = TypeVar("Answer")
 
@@ -145,23 +145,24 @@ class Client:
     def classify(
         self,
         model: str,
-        images: Sequence[Path | bytes],
+        inputs: Sequence[Source],
         k: int = 5,
         *,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each image, best first.
+        """The `k` most probable classes of each input, best first.
 
-        The images are prepared as the model's metadata says and sent in the largest batches that
-        the model takes; the deadline holds for each batch.
+        The inputs (images, texts, expressions; for a model that compares two documents, one pair
+        after the other) are prepared as the model's metadata says and sent in the largest batches
+        that the model takes; the deadline holds for each batch.
         """
         info = self.model_metadata(model, version=version, timeout_s=timeout_s)
         source, target = calls.classifier_input(info), calls.classifier_output(info)
-        pixels = calls.image_batch(info, images)
+        batch = calls.input_batch(info, inputs)
         logits = [
             self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)[target]
-            for piece in calls.pieces(info, {source: pixels})
+            for piece in calls.pieces(info, {source: batch})
         ]
         return calls.predictions(info, np.concatenate(logits), k)
 
