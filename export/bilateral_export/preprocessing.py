@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Token ids that every family of token models shares.
 PADDING = 0
@@ -93,6 +94,15 @@ class TextPreprocessing(_Document):
     vocabulary_sha256: str
     split: Literal["words", "spaces"] = "words"
     context: int = Field(gt=1)
+
+    @model_validator(mode="after")
+    def _vocabulary_is_whole(self) -> TextPreprocessing:
+        digest = hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest()
+        if self.vocabulary and digest != self.vocabulary_sha256:
+            raise ValueError(
+                f"the vocabulary's SHA-256 is {digest}, not {self.vocabulary_sha256}"
+            )
+        return self
 
 
 Preprocessing = Annotated[
