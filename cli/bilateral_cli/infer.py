@@ -1,4 +1,4 @@
-"""`bilateral infer`: ask a served model about images."""
+"""`bilateral infer`: ask a served classifier about files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print
 @app.command()
 def infer(
     name: Annotated[str, typer.Argument(help="The served model.")],
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Images (PNG, JPEG), texts, or ListOps expressions, as the model takes them; two"
+            " texts an input for a model that compares documents."
+        ),
+    ],
     url: UrlOption = DEFAULT_URL,
-    top: Annotated[int, typer.Option(help="How many classes to print for each image.")] = 5,
+    top: Annotated[int, typer.Option(help="How many classes to print for each input.")] = 5,
     timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 10.0,
     json: JsonOption = False,
 ) -> None:
-    """Classify images with a served model and print the most probable labels.
+    """Classify files with a served model and print the most probable labels.
 
-    The images are prepared as the artifact's metadata says, which the server hands out: this
+    The files are prepared as the artifact's metadata says, which the server hands out: this
     command needs neither torch nor onnx.
 
     Example: bilateral infer digits export/checkpoints/digits/3-0.png
@@ -30,12 +36,16 @@ def infer(
     from bilateral_serving.client import Client
 
     with Client(url, timeout_s=timeout) as client:
-        answers = client.classify(name, images, top)
+        answers = client.classify(name, files, top)
+    each = len(files) // len(answers)
+    inputs = [
+        " ".join(map(str, files[start : start + each])) for start in range(0, len(files), each)
+    ]
     if json:
         print_json(
             [
-                {"image": str(path), "predictions": [vars(prediction) for prediction in answer]}
-                for path, answer in zip(images, answers, strict=True)
+                {"input": path, "predictions": [vars(prediction) for prediction in answer]}
+                for path, answer in zip(inputs, answers, strict=True)
             ]
         )
         return
@@ -45,7 +55,7 @@ def infer(
             prediction.label,
             f"{prediction.probability:.1%}",
         )
-        for path, answer in zip(images, answers, strict=True)
+        for path, answer in zip(inputs, answers, strict=True)
         for rank, prediction in enumerate(answer)
     ]
-    out.print(table(["image", "label", ">probability"], rows))
+    out.print(table(["input", "label", ">probability"], rows))

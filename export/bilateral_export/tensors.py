@@ -64,7 +64,8 @@ def check_arrays(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], model
             dynamic.setdefault(size, got) == got if isinstance(size, str) else size == got
             for size, got in zip(spec.shape, array.shape, strict=True)
         )
-        if not fits or 0 in array.shape:
+        # A cache may be empty; nothing else may.
+        if not fits or (0 in array.shape and not spec.name.startswith("past_")):
             raise UserError(
                 f"input {spec.name} of model {model} has shape {list(array.shape)}",
                 f"Expected {spec}.",

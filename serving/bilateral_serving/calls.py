@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 from bilateral_serving.config import read_metadata
 from bilateral_serving.datatypes import from_triton, triton_name
-from bilateral_serving.images import preprocess, read_image
+from bilateral_serving.inputs import Source, prepare
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
@@ -57,7 +56,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of an image, with its probability (softmax of the logits)."""
+    """One class of an input, with its probability (softmax of the logits)."""
 
     label: str
     index: int
@@ -216,14 +215,12 @@ def pieces(info: ModelInfo, inputs: Mapping[str, Array]) -> list[dict[str, Array
     ]
 
 
-def image_batch(info: ModelInfo, images: Sequence[Path | bytes]) -> Array:
-    """Read images and prepare them as the model's metadata says: float32 `[N, C, H, W]`."""
-    if not images:
-        raise UserError("no image to classify", "Give at least one PNG or JPEG file.")
+def input_batch(info: ModelInfo, inputs: Sequence[Source]) -> Array:
+    """Read inputs and prepare them as the model's metadata says: one batch of any size."""
     assert info.metadata is not None
     how = info.metadata.preprocessing
     assert how is not None
-    return np.stack([preprocess(read_image(image), how) for image in images])
+    return prepare(inputs, how, info.name)
 
 
 def named(model: str, version: int | None) -> str:
@@ -237,14 +234,14 @@ def version_text(version: int | None) -> str:
 
 
 def classifier_input(info: ModelInfo) -> str:
-    """The name of the one input of an image classifier.
+    """The name of the one input of a classifier.
 
     Raises:
         UserError: The model has several inputs, no preprocessing or no labels.
     """
     if len(info.inputs) != 1 or info.metadata is None or info.metadata.preprocessing is None:
         raise UserError(
-            f"model '{info.name}' does not say how an image becomes its input",
+            f"model '{info.name}' does not say how a file becomes its input",
             "Serve a classifier that `bilateral export` wrote, or send tensors with infer.",
         )
     return info.inputs[0].name

@@ -6,9 +6,9 @@ with Client("localhost:8001") as client:
 
 from __future__ import annotations
 
+import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import calls
+from bilateral_serving import calls, language
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -27,6 +27,8 @@ from bilateral_serving.calls import (
     ModelInfo,
     Prediction,
 )
+from bilateral_serving.inputs import Source
+from bilateral_serving.language import Sampling, Score, Word
 
 Answer = TypeVar("Answer")
 
@@ -146,25 +148,94 @@ class Client:
     def classify(
         self,
         model: str,
-        images: Sequence[Path | bytes],
+        inputs: Sequence[Source],
         k: int = 5,
         *,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each image, best first.
+        """The `k` most probable classes of each input, best first.
 
-        The images are prepared as the model's metadata says and sent in the largest batches that
-        the model takes; the deadline holds for each batch.
+        The inputs (images, texts, expressions; for a model that compares two documents, one pair
+        after the other) are prepared as the model's metadata says and sent in the largest batches
+        that the model takes; the deadline holds for each batch.
         """
         info = self.model_metadata(model, version=version, timeout_s=timeout_s)
         source, target = calls.classifier_input(info), calls.classifier_output(info)
-        pixels = calls.image_batch(info, images)
+        batch = calls.input_batch(info, inputs)
         logits = [
             self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)[target]
-            for piece in calls.pieces(info, {source: pixels})
+            for piece in calls.pieces(info, {source: batch})
         ]
         return calls.predictions(info, np.concatenate(logits), k)
+
+    def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        max_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Word]:
+        """New words after a prompt, each as soon as the server has it.
+
+        The options are those of `bilateral_export.text.Sampling`; the same seed gives the same
+        words. Closing the iterator stops the server's work. The deadline covers the whole stream.
+        """
+        options = language.sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=tuple(stop),
+        )
+        return self._stream(model, prompt, options, version, self._deadline(timeout_s))
+
+    def score(
+        self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
+    ) -> Score:
+        """The likelihood of each word of a text of any length, and its perplexity."""
+        options = language.sampling(max_tokens=0)
+        words = self._stream(model, text, options, version, self._deadline(timeout_s))
+        return Score(tuple(words))
+
+    def _stream(
+        self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
+    ) -> Iterator[Word]:
+        language.check_stream(self._config(model, version, deadline))
+        answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = (
+            queue.SimpleQueue()
+        )
+        # A connection has one stream at most: each call opens its own.
+        with triton.InferenceServerClient(self.url) as server:
+            server.start_stream(lambda result, error: answers.put((result, error)))
+            try:
+                server.async_stream_infer(
+                    model,
+                    language.to_request(text, options),
+                    model_version=calls.version_text(version),
+                    enable_empty_final_response=True,
+                )
+                final = False
+                while not final:
+                    try:
+                        result, error = answers.get(timeout=deadline.left_s)
+                    except queue.Empty:
+                        error = InferenceServerException("", status="StatusCode.DEADLINE_EXCEEDED")
+                    if error is not None:
+                        what = calls.named(model, version)
+                        raise calls.explain(error, self.url, deadline, what) from error
+                    yield from language.words(result)
+                    final = language.is_final(result)
+            finally:
+                server.stop_stream(cancel_requests=True)
 
     def _infer(
         self,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -29,6 +28,7 @@ from bilateral_serving.calls import (
     ModelInfo,
     Prediction,
 )
+from bilateral_serving.inputs import Source
 
 Answer = TypeVar("Answer")
 
@@ -121,21 +121,21 @@ class AsyncClient:
     async def classify(
         self,
         model: str,
-        images: Sequence[Path | bytes],
+        inputs: Sequence[Source],
         k: int = 5,
         *,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each image, best first; as `Client.classify`."""
+        """The `k` most probable classes of each input, best first; as `Client.classify`."""
         info = await self.model_metadata(model, version=version, timeout_s=timeout_s)
         source, target = calls.classifier_input(info), calls.classifier_output(info)
         # Decoding is work for the processor: the event loop goes on meanwhile.
-        pixels = await asyncio.to_thread(calls.image_batch, info, images)
+        batch = await asyncio.to_thread(calls.input_batch, info, inputs)
         answers = await asyncio.gather(
             *(
                 self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)
-                for piece in calls.pieces(info, {source: pixels})
+                for piece in calls.pieces(info, {source: batch})
             )
         )
         return calls.predictions(info, np.concatenate([answer[target] for answer in answers]), k)

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving.artifact import Artifact
 from bilateral_serving.datatypes import dims, from_triton, triton_name
@@ -23,6 +24,7 @@ Runtime = Literal["onnxruntime"]
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
+VOCABULARY_FILE = "vocabulary.txt"
 DEFAULT_BATCH = 8
 MODEL_FILES: dict[Target, str] = {
     "python": "model.onnx",
@@ -50,6 +52,8 @@ class Settings:
         warmup: Whether the server runs each instance on made-up inputs before it says ready.
         device: "cpu" or "gpu".
         runtime: What executes the graph inside target python.
+        stream: Whether a language model is served as text in, words out (Triton's decoupled mode)
+            instead of as tensors.
     """
 
     max_batch_size: int | None = None
@@ -61,6 +65,7 @@ class Settings:
     warmup: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
     runtime: Runtime = "onnxruntime"
+    stream: bool = False
 
     def __post_init__(self) -> None:
         least = {
@@ -87,6 +92,8 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
         raise UserError(f"unknown target '{target}'", f"Use one of {', '.join(get_args(Target))}.")
     if target == "tensorrt" and settings.device == "cpu":
         settings = dataclasses.replace(settings, device="gpu")
+    if settings.stream:
+        return _build_stream(name, artifact, target, settings)
     _check_datatypes(artifact, target)
     batch = _max_batch_size(artifact, settings.max_batch_size)
 
@@ -118,6 +125,48 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
     return config
 
 
+# What a stream of words takes and gives; the options in the middle may be left out.
+_STREAM_INPUTS = {
+    "text": ("STRING", 1),
+    "max_tokens": ("INT32", 1),
+    "temperature": ("FP32", 1),
+    "top_k": ("INT32", 1),
+    "top_p": ("FP32", 1),
+    "seed": ("INT64", 1),
+    "stop": ("STRING", -1),
+}
+_STREAM_OUTPUTS = {"text": "STRING", "token": "INT64", "log_likelihood": "FP32"}
+
+
+def _build_stream(
+    name: str, artifact: Artifact, target: Target, settings: Settings
+) -> pb.ModelConfig:
+    about = artifact.metadata.preprocessing if artifact.metadata else None
+    if target != "python" or not isinstance(about, TextPreprocessing) or not about.vocabulary:
+        raise UserError(
+            f"{artifact.path} cannot be served as a stream of words by target {target}",
+            "Give a language model that was exported with its vocabulary, and target python.",
+        )
+    config = pb.ModelConfig(
+        name=name,
+        backend=target,
+        version_policy=_version_policy(settings.versions),
+        instance_group=[
+            pb.ModelInstanceGroup(kind=f"KIND_{settings.device.upper()}", count=settings.instances)
+        ],
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
+    )
+    for key, (kind, size) in _STREAM_INPUTS.items():
+        config.input.add(
+            name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text"
+        )
+    for key, kind in _STREAM_OUTPUTS.items():
+        config.output.add(name=key, data_type=f"TYPE_{kind}", dims=[-1])
+    for key, value in _parameters(target, settings).items():
+        config.parameters[key].string_value = value
+    return config
+
+
 def write(config: pb.ModelConfig) -> str:
     """The text of config.pbtxt, checked to say the same when it is parsed back."""
     text = str(text_format.MessageToString(config))
@@ -146,7 +195,17 @@ def set_metadata(config: pb.ModelConfig, version: int, metadata: ArtifactMetadat
     key = f"{METADATA_KEY}/{version}"
     config.parameters.pop(key, None)
     if metadata is not None:
-        config.parameters[key].string_value = metadata.model_dump_json()
+        config.parameters[key].string_value = served(metadata).model_dump_json()
+
+
+def served(metadata: ArtifactMetadata) -> ArtifactMetadata:
+    """The metadata as a configuration keeps it: a vocabulary lies in its own file instead."""
+    about = metadata.preprocessing
+    if not isinstance(about, TextPreprocessing):
+        return metadata
+    return metadata.model_copy(
+        update={"preprocessing": about.model_copy(update={"vocabulary": ()})}
+    )
 
 
 def read_metadata(config: pb.ModelConfig, version: int) -> ArtifactMetadata | None:
@@ -189,9 +248,13 @@ def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[Ten
 def check_interface(config: pb.ModelConfig, artifact: Artifact) -> None:
     """Check that a model file takes and gives what the configuration says.
 
+    A stream of words has an interface of its own, the same for every language model.
+
     Raises:
         UserError: An input or output differs, in name, element type or shape.
     """
+    if config.model_transaction_policy.decoupled:
+        return
     for kind, expected, found in zip(
         ("input", "output"), interface(config), (artifact.inputs, artifact.outputs), strict=True
     ):

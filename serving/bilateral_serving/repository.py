@@ -24,6 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_directory, disk_errors, require_file, write_text
 from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
 from bilateral_serving.artifact import Artifact, read_onnx
@@ -31,6 +32,7 @@ from bilateral_serving.config import (
     CONFIG_FILE,
     LABELS_FILE,
     MODEL_FILES,
+    VOCABULARY_FILE,
     Settings,
     Target,
 )
@@ -266,7 +268,7 @@ def _check_agreement(existing: pb.ModelConfig, artifact: Artifact, target: Targe
             "Add it under another name.",
         )
     configs.check_interface(existing, artifact)
-    new = artifact.metadata
+    new = artifact.metadata and configs.served(artifact.metadata)
     for number in configs.described_versions(existing):
         known = configs.read_metadata(existing, number)
         for what in ("labels", "preprocessing"):
@@ -295,8 +297,19 @@ def _fill_version(
             writer.flush()
             os.fsync(writer.fileno())
     if target == "python":
-        source_text = resources.files("bilateral_serving.python_backend") / "model.py"
-        (directory / "model.py").write_bytes(source_text.read_bytes())
+        _write_backend(directory, artifact)
+
+
+def _write_backend(directory: Path, artifact: Artifact) -> None:
+    """What runs a model inside the Python backend; for a language model also its vocabulary."""
+    backend = resources.files("bilateral_serving.python_backend")
+    (directory / "model.py").write_bytes((backend / "model.py").read_bytes())
+    about = artifact.metadata.preprocessing if artifact.metadata else None
+    if isinstance(about, TextPreprocessing) and about.vocabulary:
+        (directory / VOCABULARY_FILE).write_text("\n".join(about.vocabulary), encoding="utf-8")
+        (directory / "stream.py").write_bytes((backend / "stream.py").read_bytes())
+        text = resources.files("bilateral_export") / "text.py"
+        (directory / "bilateral_text.py").write_bytes(text.read_bytes())
 
 
 def _write_labels(directory: Path, artifact: Artifact) -> None:

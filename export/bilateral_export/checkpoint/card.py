@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bilateral_export.errors import UserError
-from bilateral_export.metadata import ImagePreprocessing
+from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.models.zoo import ModelConfig
+from bilateral_export.preprocessing import Preprocessing, TextPreprocessing
 
 SCHEMA_VERSION = 1
 
@@ -32,9 +33,21 @@ class CheckpointCard(BaseModel):
     name: str
     model: ModelConfig
     labels: tuple[str, ...] = ()
-    preprocessing: ImagePreprocessing | None = None
+    preprocessing: Preprocessing | None = None
     license: str = "unknown"
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _vocabulary_fits(self) -> CheckpointCard:
+        text, model = self.preprocessing, self.model
+        if isinstance(text, TextPreprocessing) and isinstance(model, LanguageModelConfig):
+            said, wanted = (len(text.vocabulary), text.context), (model.vocabulary, model.context)
+            if said != wanted:
+                raise ValueError(
+                    f"the tokenizer has {said[0]} words and context {said[1]},"
+                    f" the model {wanted[0]} and {wanted[1]}"
+                )
+        return self
 
 
 def parse_card(text: str, source: str) -> CheckpointCard:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bilateral_export import __version__
 from bilateral_export.checkpoint.load import Checkpoint
@@ -86,7 +87,7 @@ def export_onnx(
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     external = f"{path.name}.data" if weights >= external_data_bytes else None
     with atomic_file(path) as temporary:
-        graph = _trace(model, described.inputs(), described.outputs(), opset)
+        graph = _trace(model, opset)
         _finish(graph, model, checkpoint, precision)
         ir.save(graph, temporary, external_data=external)
         check_exported(temporary, expected)
@@ -102,24 +103,24 @@ def export_onnx(
     )
 
 
-def _trace(
-    model: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], opset: int
-) -> ir.Model:
-    names = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
-    dimensions = {name: torch.export.Dim(name, min=1, max=1 << 16) for name in names}
+def _trace(model: nn.Module, opset: int) -> ir.Model:
+    described = exportable(model)
+    inputs = described.inputs()
+    # A batch of 2, because the exporter takes a size of 1 for a constant.
+    example = described.example(2, np.random.default_rng(0))
     shapes = tuple(
-        {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
     )
     with _quiet():
         program = torch.onnx.export(
             model,
-            tuple(_example(spec) for spec in inputs),
+            tuple(torch.from_numpy(example[spec.name]) for spec in inputs),
             dynamo=True,
             verbose=False,
             opset_version=opset,
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in outputs],
+            output_names=[spec.name for spec in described.outputs()],
             dynamic_shapes=shapes,
             custom_translation_table=translation_table(),
         )
@@ -138,13 +139,6 @@ def _finish(
     graph.metadata_props[METADATA_KEY] = _metadata(checkpoint, precision).model_dump_json()
     graph.producer_name, graph.producer_version = "bilateral-serve", __version__
     graph.graph.name = checkpoint.card.name
-
-
-def _example(spec: TensorSpec) -> Tensor:
-    """Any input that fits; a batch of 2, because the exporter takes a size of 1 for a constant."""
-    shape = spec.with_batch(2)
-    dtype = getattr(torch, spec.dtype)
-    return torch.zeros(shape, dtype=dtype)
 
 
 def _metadata(checkpoint: Checkpoint, precision: Precision) -> ArtifactMetadata:

@@ -76,19 +76,46 @@ class BilateralAttention(nn.Module):
         Returns:
             `[B, N, dim]`.
         """
+        query, key, value = self.project(x)
+        return self.attend(query, key, value, positions, positions, key_bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of tokens `[B, N, dim]`, each `[B, H, N, dim / H]`."""
         batch, tokens, dim = x.shape
         query, key, value = (
             part.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
         )
-        query_positions, key_positions, bandwidth = self._spatial(positions)
+        return query, key, value
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from the last Nq positions of a sequence to all its Nk positions.
+
+        Args:
+            query: `[B, H, Nq, D]`; the other Nk - Nq positions came before (a cache).
+            key: `[B, H, Nk, D]`.
+            value: `[B, H, Nk, D]`.
+            query_positions: Coordinates `[Nq, C]`, float32.
+            key_positions: Coordinates `[Nk, C]`, float32.
+            key_bias: `[B, Nk]`, float32.
+
+        Returns:
+            `[B, Nq, H * D]`, projected.
+        """
+        placed = self._spatial(query_positions, key_positions)
         output = torch_op.bilateral_attention(
             query,
             key,
             value,
-            query_positions,
-            key_positions,
-            bandwidth,
+            *placed,
             key_bias,
             self.scale,
             self.config.range_kernel,
@@ -97,14 +124,22 @@ class BilateralAttention(nn.Module):
             self.prefix,
             self.causal,
         )
-        return cast(Tensor, self.proj(output.transpose(1, 2).reshape(batch, tokens, dim)))
+        return cast(Tensor, self.proj(output.transpose(1, 2).flatten(2)))
 
-    def _spatial(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _spatial(
+        self, query_positions: Tensor, key_positions: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         match self.config.spatial_kernel:
             case "gaussian":
-                return positions, positions, self.log_bandwidth.exp()
+                return query_positions, key_positions, self.log_bandwidth.exp()
             case "dot":
-                return self.query_features, self.key_features, None
+                keys = torch.arange(key_positions.shape[0], device=key_positions.device)
+                queries = keys[-query_positions.shape[0] :]
+                return (
+                    self.query_features.index_select(1, queries),
+                    self.key_features.index_select(1, keys),
+                    None,
+                )
             case "none":
                 return None, None, None
 

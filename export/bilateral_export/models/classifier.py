@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
-from bilateral_export.tensors import TensorSpec
+from bilateral_export.tensors import Array, TensorSpec
 
 
 class ImageClassifierConfig(BaseModel):
@@ -119,6 +120,11 @@ class ImageClassifier(nn.Module):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs: standard normal, which is what normalised images look like."""
+        shape = self.inputs()[0].with_batch(batch)
+        return {"image": generator.standard_normal(shape).astype(np.float32)}
 
 
 class PatchEmbed(nn.Module):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
+import numpy as np
+from pydantic import Field
 from torch import Tensor, nn
 
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
+from bilateral_export.models.language import LanguageModel, LanguageModelConfig
 from bilateral_export.models.residual import ResidualConfig
-from bilateral_export.tensors import TensorSpec
+from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
+from bilateral_export.tensors import Array, TensorSpec
 
-# A union once there are more families; pydantic tells them apart by their `family` field.
-ModelConfig = ImageClassifierConfig
+# Pydantic tells the families apart by their `family` field.
+ModelConfig = Annotated[
+    ImageClassifierConfig | SequenceClassifierConfig | LanguageModelConfig,
+    Field(discriminator="family"),
+]
 
 
 class Exportable(Protocol):
@@ -27,7 +34,10 @@ class Exportable(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The exported graph's outputs, in the order `forward` returns them."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs, by name; `dims` gives the sizes of dynamic dimensions."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the model."""
 
 
@@ -36,7 +46,13 @@ def build(config: ModelConfig) -> nn.Module:
 
     The result is an `nn.Module` that is also `Exportable`.
     """
-    return ImageClassifier(config).eval()
+    match config:
+        case ImageClassifierConfig():
+            return ImageClassifier(config).eval()
+        case SequenceClassifierConfig():
+            return SequenceClassifier(config).eval()
+        case LanguageModelConfig():
+            return LanguageModel(config).eval()
 
 
 def exportable(model: nn.Module) -> Exportable:
@@ -78,6 +94,57 @@ def _digits(bilateral: bool) -> ImageClassifierConfig:
     )
 
 
+# The benchmark's lengths; sizes as in the PyTorch LRA of Nystromformer (models/README.md).
+_LRA: dict[str, dict[str, Any]] = {
+    "image": {"vocabulary": 256, "length": 1024, "grid": (32, 32), "num_classes": 10},
+    "text": {"vocabulary": 257, "length": 4096, "num_classes": 2},
+    "listops": {"vocabulary": 16, "length": 2048, "num_classes": 10},
+    "retrieval": {"vocabulary": 257, "length": 4096, "num_classes": 2, "documents": 2},
+    "pathfinder": {"vocabulary": 256, "length": 1024, "grid": (32, 32), "num_classes": 2},
+}
+
+
+def _lra(task: str, bilateral: bool) -> SequenceClassifierConfig:
+    bandwidth = (2.0, 8.0) if "grid" in _LRA[task] else (8.0, 256.0)
+    return SequenceClassifierConfig(
+        **_LRA[task],
+        attention=(
+            _BILATERAL.model_copy(update={"bandwidth": bandwidth})
+            if bilateral
+            else AttentionConfig()
+        ),
+        residual=_LEARNED if bilateral else ResidualConfig(),
+    )
+
+
+_WIKITEXT: dict[str, dict[str, int]] = {"small": {}, "medium": {"context": 384, "dim": 256}}
+
+
+def _wikitext(bilateral: bool, **sizes: Any) -> LanguageModelConfig:
+    return LanguageModelConfig(
+        **sizes,
+        attention=(
+            _BILATERAL.model_copy(update={"bandwidth": (2.0, 128.0)})
+            if bilateral
+            else AttentionConfig()
+        ),
+        residual=_LEARNED if bilateral else ResidualConfig(),
+    )
+
+
+# The committed checkpoints (export/checkpoints), small enough to train on two cores in minutes.
+_LISTOPS_SMALL = _lra("listops", True).model_copy(
+    update={
+        "length": 128,
+        "depth": 3,
+        "heads": 4,
+        "attention": _BILATERAL.model_copy(update={"bandwidth": (2.0, 24.0)}),
+    }
+)
+_PYDOC = _wikitext(
+    True, vocabulary=2_520, context=128, dim=64, depth=4, heads=4, hidden=256, cutoffs=()
+)
+
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
 MODELS: dict[str, ModelConfig] = {
     f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
@@ -85,7 +152,18 @@ MODELS: dict[str, ModelConfig] = {
     for bilateral in (False, True)
     for size in _SIZES
     for distilled in (False, True)
-} | {"digits_bilateral": _digits(True), "digits_plain": _digits(False)}
+} | {
+    "digits_bilateral": _digits(True),
+    "digits_plain": _digits(False),
+} | {
+    f"lra_{'bilateral_' if bilateral else ''}{task}": _lra(task, bilateral)
+    for bilateral in (False, True)
+    for task in _LRA
+} | {
+    f"wikitext103_{'bilateral_' if bilateral else ''}{size}": _wikitext(bilateral, **sizes)
+    for bilateral in (False, True)
+    for size, sizes in _WIKITEXT.items()
+} | {"listops_bilateral": _LISTOPS_SMALL, "pydoc_bilateral": _PYDOC}
 
 
 def named(name: str) -> ModelConfig:

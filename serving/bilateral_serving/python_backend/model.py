@@ -2,7 +2,8 @@
 
 It lies beside `model.onnx` in the version directory and needs numpy and the runtime, nothing else.
 What it must know comes from config.pbtxt: the names of the tensors, whether Triton batches, and
-the parameters `runtime` and `threads`.
+the parameters `runtime` and `threads`. A language model served as a stream of words (stream.py) is
+declared decoupled there.
 
 Triton hands over several requests at once. They run as one batch: concatenated along the first
 axis, and the results split again. If the batch fails, each request runs alone, so that a request
@@ -47,9 +48,26 @@ class TritonPythonModel:
             args["model_instance_kind"] == "GPU",
             int(args["model_instance_device_id"]),
         )
+        self._streamer = None
+        if pb_utils.using_decoupled_model_transaction_policy(config):
+            from stream import Streamer
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, in order, with its outputs or with its own error."""
+            about = parameters[f"bilateral/{args['model_version']}"]
+            self._streamer = Streamer(self._run, version_directory, about)
+
+    def finalize(self) -> None:
+        """End the streams under way."""
+        if self._streamer is not None:
+            self._streamer.close()
+
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """Answer every request, in order, with its outputs or with its own error.
+
+        A decoupled model answers through senders instead, and returns None.
+        """
+        if self._streamer is not None:
+            self._streamer.submit(requests)
+            return None
         try:
             feeds = [self._feed(request) for request in requests]
             if self._batching and len(feeds) > 1 and stackable(feeds):

@@ -1,0 +1,286 @@
+"""The causal language model: bilateral attention with GRC, and a key/value cache in the graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from bilateral_export.models.attention import AttentionConfig, BilateralAttention
+from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.tensors import Array, TensorSpec
+
+
+class LanguageModelConfig(BaseModel):
+    """Sizes and kernels of a language model. The defaults are the small one of WikiText-103.
+
+    Attributes:
+        vocabulary: Number of words.
+        context: Longest window, the cached tokens and the new ones together.
+        hidden: Width of the feed-forward layers.
+        cutoffs: Where the adaptive softmax (Grave et al., 2017) starts a cluster of rarer words;
+            empty for a plain softmax. Words are numbered by falling frequency then.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["language-model"] = "language-model"
+    vocabulary: int = Field(default=267_735, gt=1)
+    context: int = Field(default=256, gt=1)
+    dim: int = Field(default=128, gt=0)
+    depth: int = Field(default=16, gt=0)
+    heads: int = Field(default=8, gt=0)
+    hidden: int = Field(default=2048, gt=0)
+    cutoffs: tuple[int, ...] = (20_000, 40_000, 200_000)
+    attention: AttentionConfig = AttentionConfig()
+    residual: ResidualConfig = ResidualConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> LanguageModelConfig:
+        if self.dim % self.heads or self.dim % 2:
+            raise ValueError(f"dim {self.dim} is no multiple of 2 and of heads {self.heads}")
+        bounds = (0, *self.cutoffs, self.vocabulary)
+        if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+            raise ValueError(f"cutoffs {self.cutoffs} do not rise below {self.vocabulary} words")
+        return self
+
+    @property
+    def cache_shape(self) -> tuple[int | str, ...]:
+        """Of the cached keys, and of the cached values: the batch comes first, for batching."""
+        return ("batch", self.depth, self.heads, "past", self.dim // self.heads)
+
+
+class LanguageModel(nn.Module):
+    """Token ids and a cache in; log-probabilities and the longer cache out."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        # One table embeds the words and, transposed, scores them.
+        self.token_embed = nn.Embedding(config.vocabulary, config.dim)
+        nn.init.normal_(self.token_embed.weight, std=config.dim**-0.5)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.softmax = AdaptiveSoftmax(config)
+        table = sinusoids(config.context, config.dim)
+        self.register_buffer("sinusoids", table, persistent=False)
+        self.register_buffer("positions", torch.arange(config.context)[:, None].float(), False)
+        self.sinusoids: Tensor
+        self.positions: Tensor
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, past_keys: Tensor, past_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read the tokens that follow a cached past.
+
+        Args:
+            tokens: `[B, N]`, int64.
+            targets: `[B, N]`, int64: the word that follows each token, whose likelihood is wanted.
+            past_keys: `[B, depth, heads, past, dim / heads]`, float32; past may be 0.
+            past_values: The same of the values.
+
+        Returns:
+            log_likelihood: `[B, N]`, of each target given everything before it (natural logarithm).
+            log_probabilities: `[B, vocabulary]`, of the word after the last token.
+            keys, values: The cache of past + N tokens.
+        """
+        past = past_keys.shape[3]
+        index = torch.arange(past + tokens.shape[1], device=tokens.device)
+        key_positions = self.positions.index_select(0, index)
+        query_positions = key_positions[past:]
+        dtype = self.token_embed.weight.dtype
+
+        x0 = self.token_embed(tokens) * math.sqrt(self.config.dim)
+        x0 = x0 + self.sinusoids.index_select(0, index[past:])
+        x, caches = x0, Caches(past_keys.to(dtype), past_values.to(dtype))
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, x0, query_positions, key_positions, cache)
+        log_probabilities = self.softmax(self.norm(x), self.token_embed.weight)
+        likelihood = log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        keys, values = caches.stacked()
+        return (
+            likelihood,
+            log_probabilities[:, -1],
+            keys.to(past_keys.dtype),
+            values.to(past_values.dtype),
+        )
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's inputs."""
+        cache = self.config.cache_shape
+        return (
+            TensorSpec("tokens", "int64", ("batch", "length")),
+            TensorSpec("targets", "int64", ("batch", "length")),
+            TensorSpec("past_keys", "float32", cache),
+            TensorSpec("past_values", "float32", cache),
+        )
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's outputs."""
+        batch, depth, heads, _, head_dim = self.config.cache_shape
+        cache = (batch, depth, heads, "total", head_dim)
+        return (
+            TensorSpec("log_likelihood", "float32", ("batch", "length")),
+            TensorSpec("log_probabilities", "float32", ("batch", self.config.vocabulary)),
+            TensorSpec("keys", "float32", cache),
+            TensorSpec("values", "float32", cache),
+        )
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs; `length` new tokens (default: half the context) after `past` ones.
+
+        Args:
+            batch: Number of inputs.
+            generator: Source of randomness.
+            dims: Sizes of the other dynamic dimensions, by name.
+        """
+        c = self.config
+        length = dims.get("length", c.context // 2)
+        past = dims.get("past", c.context // 4)
+        cache = (batch, c.depth, c.heads, past, c.dim // c.heads)
+        words = generator.integers(0, c.vocabulary, (batch, length + 1))
+        return {
+            "tokens": words[:, :-1],
+            "targets": words[:, 1:],
+            "past_keys": generator.standard_normal(cache, dtype=np.float32),
+            "past_values": generator.standard_normal(cache, dtype=np.float32),
+        }
+
+
+class Cache:
+    """Keys and values of one block: those of the past, then those of the new tokens too."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `[B, H, N, D]` and return everything there is."""
+        self.keys = torch.cat([self.keys, key], dim=2)
+        self.values = torch.cat([self.values, value], dim=2)
+        return self.keys, self.values
+
+
+class Caches:
+    """The caches of all blocks, as one tensor outside and one object per block inside."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._caches = [Cache(*pair) for pair in zip(keys.unbind(1), values.unbind(1), strict=True)]
+
+    def __iter__(self) -> Iterator[Cache]:
+        return iter(self._caches)
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, depth, H, past + N, D]`."""
+        return (
+            torch.stack([cache.keys for cache in self._caches], dim=1),
+            torch.stack([cache.values for cache in self._caches], dim=1),
+        )
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind layer norm and a generalized residual connection."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attn = CausalAttention(config)
+        self.residual1 = GeneralizedResidual(config.residual)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = FeedForward(config)
+        self.residual2 = GeneralizedResidual(config.residual)
+
+    def forward(
+        self, x: Tensor, x0: Tensor, query_positions: Tensor, key_positions: Tensor, cache: Cache
+    ) -> Tensor:
+        """New tokens `[B, N, dim]` to tokens; `x0` are they before the first block."""
+
+        def attend(u: Tensor) -> Tensor:
+            return cast(Tensor, self.attn(self.norm1(u), query_positions, key_positions, cache))
+
+        x = self.residual1(x, x0, attend)
+        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
+
+
+class CausalAttention(BilateralAttention):
+    """Bilateral self-attention to the past, out of a cache, and to the new tokens before."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__(
+            config.dim, config.heads, config.context, 0, config.attention, causal=True
+        )
+        if config.attention.spatial_kernel == "dot":
+            # p_i.p_j of sinusoids depends on i - j only: training starts from a shift-invariant
+            # kernel, whose value at 0 is 1.
+            width = config.attention.position_features
+            features = sinusoids(config.context, width + width % 2)[:, :width]
+            features = features * math.sqrt(2 / width)
+            self.query_features.data.copy_(features.expand_as(self.query_features))
+            self.key_features.data.copy_(features.expand_as(self.key_features))
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, query_positions: Tensor, key_positions: Tensor, cache: Cache
+    ) -> Tensor:
+        """New tokens `[B, N, dim]` to `[B, N, dim]`; the cache grows by them."""
+        query, key, value = self.project(x)
+        keys, values = cache.extend(key, value)
+        return self.attend(query, keys, values, query_positions, key_positions)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between them."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.dim, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim]` to `[..., dim]`."""
+        return cast(Tensor, self.fc2(F.relu(self.fc1(x))))
+
+
+class AdaptiveSoftmax(nn.Module):
+    """Log-probabilities of words: frequent ones directly, rarer ones through their cluster."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.bounds = (0, *config.cutoffs, config.vocabulary)
+        self.bias = nn.Parameter(torch.zeros(config.vocabulary))
+        if config.cutoffs:
+            self.clusters = nn.Linear(config.dim, len(config.cutoffs))
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Tokens `[..., dim]` and word vectors `[words, dim]` to `[..., words]`, float32."""
+        logits = _wide(F.linear(x, weight, self.bias))
+        if len(self.bounds) == 2:
+            return logits.log_softmax(-1)
+        shortlist = self.bounds[1]
+        head = torch.cat([logits[..., :shortlist], _wide(self.clusters(x))], dim=-1).log_softmax(-1)
+        tails = [
+            logits[..., low:high].log_softmax(-1) + head[..., shortlist + cluster, None]
+            for cluster, (low, high) in enumerate(
+                zip(self.bounds[1:], self.bounds[2:], strict=False)
+            )
+        ]
+        return torch.cat([head[..., :shortlist], *tails], dim=-1)
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """Positions as sines and cosines (Vaswani et al., 2017): `[length, dim]`, sines first."""
+    frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: the sum over a large vocabulary needs it."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,173 @@
+"""The long-sequence classifier: an encoder with bilateral attention and GRC over token ids.
+
+One encoder serves the five tasks of the Long Range Arena (Tay et al., 2021): bytes of a text,
+ListOps expressions, pixels of an image in reading order, and pairs of documents.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.classifier import Mlp
+from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.preprocessing import PADDING
+from bilateral_export.tensors import Array, TensorSpec
+
+
+class SequenceClassifierConfig(BaseModel):
+    """Sizes and kernels of a sequence classifier.
+
+    Attributes:
+        vocabulary: Number of token ids; id 0 pads, unless the tokens are pixels.
+        length: Most tokens of one document.
+        grid: Height and width, where the tokens are the pixels of an image: positions are then
+            two-dimensional, and nothing is padded.
+        documents: 2 for a pair of documents, which the one encoder reads one after the other.
+        pooling: What stands for a document: the mean of its tokens, or a class token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["sequence-classifier"] = "sequence-classifier"
+    vocabulary: int = Field(default=257, gt=1)
+    length: int = Field(default=4096, gt=0)
+    grid: tuple[int, int] | None = None
+    documents: Literal[1, 2] = 1
+    dim: int = Field(default=64, gt=0)
+    depth: int = Field(default=2, gt=0)
+    heads: int = Field(default=2, gt=0)
+    hidden: int = Field(default=128, gt=0)
+    num_classes: int = Field(default=2, gt=0)
+    pooling: Literal["mean", "class"] = "mean"
+    attention: AttentionConfig = AttentionConfig()
+    residual: ResidualConfig = ResidualConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> SequenceClassifierConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+        if self.grid and self.grid[0] * self.grid[1] != self.length:
+            raise ValueError(f"a grid of {self.grid} has not {self.length} pixels")
+        return self
+
+    @property
+    def prefix(self) -> int:
+        """Prefix tokens: the class token, where that is how a document is pooled."""
+        return 1 if self.pooling == "class" else 0
+
+
+class SequenceClassifier(nn.Module):
+    """Token ids `[B, N]` (pairs: `[B, 2, N]`) in, logits `[B, classes]` out."""
+
+    def __init__(self, config: SequenceClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.token_embed = nn.Embedding(config.vocabulary, dim)
+        self.pos_embed = nn.Parameter(torch.randn(1, config.length, dim) * 0.02)
+        if config.prefix:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        if config.documents == 2:
+            self.match = nn.Sequential(nn.Linear(4 * dim, config.hidden), nn.ReLU())
+        self.head = nn.Linear(
+            config.hidden if config.documents == 2 else dim, config.num_classes
+        )
+        height, width = config.grid or (config.length, 1)
+        positions = grid_positions(height, width, config.prefix)
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            tokens: `[B, N]` or `[B, 2, N]`, int64. Every document has a token that is no padding;
+                the padding follows its tokens.
+
+        Returns:
+            Logits `[B, classes]`, float32 (float64 for the FP64 reference).
+        """
+        documents = self.encode(tokens.flatten(0, -2) if self.config.documents == 2 else tokens)
+        if self.config.documents == 2:
+            u, v = documents.unflatten(0, (-1, 2)).unbind(1)
+            documents = self.match(torch.cat([u, v, u * v, u - v], dim=-1))
+        logits: Tensor = self.head(documents)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Documents `[B, N]` to vectors `[B, dim]`."""
+        kept = torch.ones_like(tokens) if self.config.grid else (tokens != PADDING).long()
+        x0 = self.token_embed(tokens) + self.pos_embed[:, : tokens.shape[1]]
+        if self.config.prefix:
+            x0 = torch.cat([self.cls_token.expand(x0.shape[0], -1, -1), x0], dim=1)
+            kept = torch.cat([torch.ones_like(kept[:, :1]), kept], dim=1)
+        key_bias = None
+        if self.config.grid is None:
+            key_bias = torch.zeros(kept.shape).masked_fill(kept == 0, float("-inf"))
+        x = x0
+        for block in self.blocks:
+            x = block(x, x0, self.positions[: x0.shape[1]], key_bias)
+        x = self.norm(x)
+        return x[:, 0] if self.config.prefix else _mean(x, kept)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's inputs."""
+        length: int | str = self.config.length if self.config.grid else "length"
+        pair = (2,) if self.config.documents == 2 else ()
+        return (TensorSpec("tokens", "int64", ("batch", *pair, length)),)
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's outputs."""
+        return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs: documents of random lengths, padded to `length` (default: longest).
+
+        Args:
+            batch: Number of inputs.
+            generator: Source of randomness.
+            dims: Sizes of the other dynamic dimensions, by name.
+        """
+        length = self.config.length if self.config.grid else dims.get("length", self.config.length)
+        shape = (batch, 2, length) if self.config.documents == 2 else (batch, length)
+        if self.config.grid:
+            return {"tokens": generator.integers(0, self.config.vocabulary, shape)}
+        tokens = generator.integers(1, self.config.vocabulary, shape)
+        ends = generator.integers(1, length, shape[:-1], endpoint=True)
+        ends[0] = length  # one document is not padded
+        return {"tokens": np.where(np.arange(length) < ends[..., None], tokens, PADDING)}
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind layer norm and a generalized residual connection."""
+
+    def __init__(self, config: SequenceClassifierConfig) -> None:
+        super().__init__()
+        tokens = config.prefix + config.length
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attn = BilateralAttention(
+            config.dim, config.heads, tokens, config.prefix, config.attention
+        )
+        self.residual1 = GeneralizedResidual(config.residual)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = Mlp(config.dim, config.hidden)
+        self.residual2 = GeneralizedResidual(config.residual)
+
+    def forward(self, x: Tensor, x0: Tensor, positions: Tensor, key_bias: Tensor | None) -> Tensor:
+        """Tokens `[B, N, dim]` to tokens; `x0` are the embedded tokens before the first block."""
+        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), positions, key_bias))
+        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
+
+
+def _mean(x: Tensor, kept: Tensor) -> Tensor:
+    """Mean over the tokens that are kept, as a product: it accumulates in float32."""
+    weights = kept.to(x.dtype) / kept.sum(dim=1, keepdim=True).to(x.dtype)
+    return (weights.unsqueeze(1) @ x).squeeze(1)

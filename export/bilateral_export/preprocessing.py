@@ -1,0 +1,116 @@
+"""How an input file becomes a model's input: one document per kind of input."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Token ids that every family of token models shares.
+PADDING = 0
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImagePreprocessing(_Document):
+    """How a decoded image becomes an input tensor `[C, H, W]`, float32.
+
+    Resize so that the shorter side is `resize` pixels, crop the centre to `height` x `width`, scale
+    to 0..1, then subtract `mean` and divide by `std` per channel.
+    """
+
+    kind: Literal["image"] = "image"
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    channels: Literal[1, 3] = 3
+    resize: int = Field(gt=0)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class SegmentationPreprocessing(_Document):
+    """How an image of any size becomes windows `[3, window, window]`, float32, and classes colours.
+
+    Scale so that the shorter side is `window` pixels where it is shorter, cut windows every
+    `stride` pixels (the last ones flush with the edge), scale to 0..1, subtract `mean`, divide by
+    `std`. Class i is drawn in `palette[i]` (red, green, blue).
+    """
+
+    kind: Literal["segmentation"] = "segmentation"
+    window: int = Field(gt=0)
+    stride: int = Field(gt=0)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    palette: tuple[tuple[int, int, int], ...]
+
+
+class BytesPreprocessing(_Document):
+    """UTF-8 text to token ids: byte + 1, cut after `length`; 0 pads.
+
+    With two documents, an input is a pair of texts.
+    """
+
+    kind: Literal["bytes"] = "bytes"
+    length: int = Field(gt=0)
+    documents: Literal[1, 2] = 1
+
+
+class ListOpsPreprocessing(_Document):
+    """An expression such as `[MAX 2 [MIN 4 7 ] 0 ]` to token ids; 0 pads."""
+
+    kind: Literal["listops"] = "listops"
+    length: int = Field(gt=0)
+
+
+class PixelsPreprocessing(_Document):
+    """An image to its grey levels (0..255), row by row, as token ids.
+
+    Resize so that the shorter side fits, crop the centre to `height` x `width`, take the luma.
+    """
+
+    kind: Literal["pixels"] = "pixels"
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+
+
+class TextPreprocessing(_Document):
+    """Text to the ids of words, and back; `bilateral_export.text` does it.
+
+    Attributes:
+        vocabulary: The words by id; empty where the vocabulary lies in a file of its own, as in a
+            model repository.
+        vocabulary_sha256: Of the words, joined by newlines.
+        split: "words" cuts at spaces and around punctuation; "spaces" at spaces only, for text
+            that is tokenised already, such as WikiText.
+        context: Longest window the model is run on.
+    """
+
+    kind: Literal["text"] = "text"
+    vocabulary: tuple[str, ...] = ()
+    vocabulary_sha256: str
+    split: Literal["words", "spaces"] = "words"
+    context: int = Field(gt=1)
+
+    @model_validator(mode="after")
+    def _vocabulary_is_whole(self) -> TextPreprocessing:
+        digest = hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest()
+        if self.vocabulary and digest != self.vocabulary_sha256:
+            raise ValueError(
+                f"the vocabulary's SHA-256 is {digest}, not {self.vocabulary_sha256}"
+            )
+        return self
+
+
+Preprocessing = Annotated[
+    ImagePreprocessing
+    | SegmentationPreprocessing
+    | BytesPreprocessing
+    | ListOpsPreprocessing
+    | PixelsPreprocessing
+    | TextPreprocessing,
+    Field(discriminator="kind"),
+]

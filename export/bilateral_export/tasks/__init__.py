@@ -1,0 +1,1 @@
+"""Synthetic tasks of the Long Range Arena, generated instead of downloaded."""

@@ -1,0 +1,120 @@
+"""Input files to a classifier's tensor, as the model's metadata says: images, texts, expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.preprocessing import (
+    PADDING,
+    BytesPreprocessing,
+    ImagePreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+)
+from bilateral_export.tasks import listops
+from bilateral_export.tensors import Array
+from bilateral_serving.images import preprocess, read_image
+
+Source = Path | bytes
+
+
+def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
+    """Read inputs and make one batch of them.
+
+    Texts and expressions of different lengths are padded to the longest, which changes no result.
+
+    Args:
+        inputs: Files, or their content; for a model that compares two documents, one pair after
+            the other.
+        how: The model's preprocessing.
+        model: The model's name, for messages.
+
+    Returns:
+        float32 `[B, C, H, W]` for images; int64 `[B, N]` or `[B, 2, N]` for tokens.
+
+    Raises:
+        UserError: There is no input, one cannot be read, or it is not what the model takes.
+    """
+    if not inputs:
+        raise UserError("no input to classify", "Give at least one file.")
+    match how:
+        case ImagePreprocessing():
+            return np.stack([preprocess(read_image(one), how) for one in inputs])
+        case PixelsPreprocessing():
+            return np.stack([pixels(read_image(one), how) for one in inputs])
+        case ListOpsPreprocessing():
+            return _padded([expression(one, how.length) for one in inputs])
+        case BytesPreprocessing(documents=1):
+            return _padded([text_bytes(one, how.length) for one in inputs])
+        case BytesPreprocessing():
+            if len(inputs) % 2:
+                raise UserError(
+                    f"model '{model}' compares two documents and was given {len(inputs)}",
+                    "Give them in pairs.",
+                )
+            texts = _padded([text_bytes(one, how.length) for one in inputs])
+            return texts.reshape(len(inputs) // 2, 2, -1)
+    raise UserError(
+        f"model '{model}' is no classifier: it takes {how.kind}",
+        "Use `bilateral generate` or `bilateral score` for text, `bilateral segment` for images.",
+    )
+
+
+def pixels(image: Image.Image, how: PixelsPreprocessing) -> NDArray[np.int64]:
+    """Grey levels 0..255 of the image's centre, row by row."""
+    as_image = ImagePreprocessing(
+        height=how.height,
+        width=how.width,
+        channels=1,
+        resize=min(how.height, how.width),
+        interpolation="bilinear",
+        mean=(0.0,),
+        std=(1 / 255,),
+    )
+    return np.rint(preprocess(image, as_image)).astype(np.int64).reshape(-1)
+
+
+def text_bytes(source: Source, length: int) -> NDArray[np.int64]:
+    """Byte + 1 of a UTF-8 text, at most `length` of them."""
+    content = _content(source, "text")
+    return np.frombuffer(content[:length], np.uint8).astype(np.int64) + 1
+
+
+def expression(source: Source, length: int) -> NDArray[np.int64]:
+    """Token ids of a ListOps expression.
+
+    Raises:
+        UserError: It has an unknown symbol or too many.
+    """
+    name = "the expression" if isinstance(source, bytes) else str(source)
+    try:
+        tokens = listops.encode(listops.parse(_content(source, "expression").decode()))
+    except ValueError as error:
+        raise UserError(
+            f"{name} is no ListOps expression: {error}", "It reads such as [MAX 2 [MIN 4 7 ] 0 ]."
+        ) from error
+    if not 0 < len(tokens) <= length:
+        raise UserError(f"{name} has {len(tokens)} symbols", f"The model takes 1 to {length}.")
+    return tokens
+
+
+def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    padded = np.full((len(rows), max(map(len, rows))), PADDING, dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def _content(source: Source, what: str) -> bytes:
+    content = source if isinstance(source, bytes) else require_file(source, what).read_bytes()
+    if not content:
+        raise UserError(f"the {what} is empty", "Give at least one character.")
+    return content
