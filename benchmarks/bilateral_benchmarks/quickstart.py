@@ -18,6 +18,7 @@ from bilateral_benchmarks.served import bench_served
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import require_file, write_text
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.metadata import ImagePreprocessing
 from bilateral_export.parity.compare import Candidate, ParityReport, compare
 from bilateral_export.parity.samples import Sample, random_samples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -185,7 +186,7 @@ def heldout_images(path: Path, checkpoint: Checkpoint) -> tuple[Array, NDArray[n
         Images `[n, 1, 8, 8]` float32, and classes `[n]`.
     """
     how = checkpoint.card.preprocessing
-    assert how is not None
+    assert isinstance(how, ImagePreprocessing)
     with np.load(require_file(path, "held-out images")) as file:
         pixels, labels = file["images"], file["labels"]
     images = np.stack([preprocess(Image.fromarray(image), how) for image in pixels])
