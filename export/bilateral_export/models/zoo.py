@@ -49,9 +49,10 @@ _LEARNED = ResidualConfig(preset="standard", learned=True)
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 
 
-def _deit(size: str, distilled: bool, bilateral: bool) -> ImageClassifierConfig:
+def _deit(size: str, distilled: bool, bilateral: bool, image_size: int) -> ImageClassifierConfig:
     dim, heads = _SIZES[size]
     return ImageClassifierConfig(
+        image_size=image_size,
         dim=dim,
         heads=heads,
         distilled=distilled,
@@ -81,10 +82,11 @@ def _digits(bilateral: bool) -> ImageClassifierConfig:
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
 MODELS: dict[str, ModelConfig] = {
     f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
-    "_patch16_224": _deit(size, distilled, bilateral)
+    f"_patch16_{image_size}": _deit(size, distilled, bilateral, image_size)
     for bilateral in (False, True)
     for size in _SIZES
     for distilled in (False, True)
+    for image_size in (224, 384)
 } | {"digits_bilateral": _digits(True), "digits_plain": _digits(False)}
 
 
