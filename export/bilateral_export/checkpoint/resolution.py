@@ -12,7 +12,7 @@ from torch import Tensor
 from bilateral_export.checkpoint.imagenet import deit_preprocessing
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.metadata import ImagePreprocessing
+from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing
 from bilateral_export.models.classifier import ImageClassifierConfig
 
 # Tensors with one row per token, tokens in the last axis but one.
@@ -61,6 +61,12 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         update={"name": name, "model": target, "preprocessing": preprocessing}
     )
     return dataclasses.replace(checkpoint, card=card, state=state)
+
+
+def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
+    """The checkpoint at the resolution an artifact was exported at, to compare the two."""
+    image_size = metadata.model.get("image_size")
+    return checkpoint if image_size is None else at_resolution(checkpoint, image_size)
 
 
 def _preprocessing(before: ImagePreprocessing | None, image_size: int) -> ImagePreprocessing | None:
