@@ -12,10 +12,11 @@ import io
 
 import numpy as np
 import pytest
-from bilateral_export.checkpoint.imagenet import deit_preprocessing
-from bilateral_serving.images import preprocess, read_image
 from numpy.typing import NDArray
 from PIL import Image
+
+from bilateral_export.checkpoint.imagenet import deit_preprocessing
+from bilateral_serving.images import preprocess, read_image
 
 MEAN = np.float32([0.485, 0.456, 0.406])
 STD = np.float32([0.229, 0.224, 0.225])

