@@ -61,7 +61,7 @@ def _deit(size: str, distilled: bool, bilateral: bool, image_size: int) -> Image
     )
 
 
-def _digits(bilateral: bool) -> ImageClassifierConfig:
+def _digits(bilateral: bool, learned_residual: bool) -> ImageClassifierConfig:
     return ImageClassifierConfig(
         image_size=8,
         patch_size=2,
@@ -75,7 +75,7 @@ def _digits(bilateral: bool) -> ImageClassifierConfig:
             if bilateral
             else AttentionConfig()
         ),
-        residual=_LEARNED if bilateral else ResidualConfig(),
+        residual=_LEARNED if learned_residual else ResidualConfig(),
     )
 
 
@@ -87,7 +87,13 @@ MODELS: dict[str, ModelConfig] = {
     for size in _SIZES
     for distilled in (False, True)
     for image_size in (224, 384)
-} | {"digits_bilateral": _digits(True), "digits_plain": _digits(False)}
+} | {
+    "digits_bilateral": _digits(bilateral=True, learned_residual=True),
+    "digits_plain": _digits(bilateral=False, learned_residual=False),
+    # The two with one of both changes, for comparison.
+    "digits_bilateral_standard": _digits(bilateral=True, learned_residual=False),
+    "digits_plain_grc": _digits(bilateral=False, learned_residual=True),
+}
 
 
 def named(name: str) -> ModelConfig:
