@@ -95,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             )
     report = RobustnessReport(
-        command=" ".join(["python -m bilateral_benchmarks.robustness", *(arguments or sys.argv[1:])]),
+        command=" ".join(
+            ["python -m bilateral_benchmarks.robustness", *(arguments or sys.argv[1:])]
+        ),
         revision=git_revision(),
         machine=Machine.here(),
         curves=tuple(curves),

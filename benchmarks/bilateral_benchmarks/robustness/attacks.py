@@ -35,7 +35,7 @@ def attack(
     steps: int = PGD_STEPS,
     seed: int = 0,
 ) -> Images:
-    """Images within `budget` of the given ones that the checkpoint's torch model errs on, if it can.
+    """Images within `budget` of the given ones, made so that the checkpoint's torch model errs.
 
     FGSM (Goodfellow et al., 2015) takes one signed gradient step; PGD (Madry et al., 2018) starts
     at a random point of the ball and takes `steps` smaller ones. White box: gradients are those of
@@ -67,7 +67,7 @@ def attack(
             batch_size=len(pixels),
             verbose=False,
         )
-    np.random.seed(seed)  # noqa: NPY002  (ART draws from the global generator)
+    np.random.seed(seed)
     torch.manual_seed(seed)
     adversarial = method.generate(pixels, y=classes)
     return np.asarray(adversarial, dtype=np.float32)
@@ -76,7 +76,8 @@ def attack(
 def normalise(pixels: Images, how: ImagePreprocessing) -> Images:
     """Pixels `[B, C, H, W]` in 0..1 as the model's input."""
     mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (how.mean, how.std))
-    return (pixels - mean) / std
+    normalised: Images = (pixels - mean) / std
+    return normalised
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> ImagePreprocessing:
