@@ -1,4 +1,4 @@
-"""Robust accuracy: the attacks keep their budget, and every runtime agrees with torch under them."""
+"""Robust accuracy: attacks keep their budget, and every runtime agrees with torch under them."""
 
 from __future__ import annotations
 
