@@ -39,6 +39,17 @@ def export(
         str | None,
         typer.Option(help="Which weights of a training checkpoint to take, such as model_ema."),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Move an image classifier to this resolution: learned positions are interpolated,"
+            " coordinates rescaled."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Class names, one a line, for checkpoints that carry none."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to one ONNX file that every runtime can read.
@@ -49,11 +60,17 @@ def export(
 
     Example: bilateral export export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
+    from bilateral_export.checkpoint.labels import with_labels
     from bilateral_export.checkpoint.load import load_checkpoint
+    from bilateral_export.checkpoint.resolution import at_resolution
     from bilateral_export.graph.export import DEFAULT_OPSET, export_onnx
 
     with notes.status(f"Exporting {checkpoint}"):
         loaded = load_checkpoint(checkpoint, model=model, weights=weights)
+        if labels is not None:
+            loaded = with_labels(loaded, labels)
+        if image_size is not None:
+            loaded = at_resolution(loaded, image_size)
         exported = export_onnx(loaded, onnx, precision=precision, opset=opset or DEFAULT_OPSET)
     if json:
         print_json(

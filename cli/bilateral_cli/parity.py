@@ -48,6 +48,7 @@ def parity(
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
     from bilateral_export.checkpoint.load import load_checkpoint
+    from bilateral_export.checkpoint.resolution import as_exported
     from bilateral_export.parity.compare import Candidate, compare
     from bilateral_export.parity.samples import random_samples, real_samples
     from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -62,6 +63,7 @@ def parity(
             raise UserError(
                 f"{onnx} does not say what it was exported from", "Use `bilateral export`."
             )
+        loaded = as_exported(loaded, metadata)
         precision = metadata.precision
         specs = TorchRunner(loaded).inputs
         samples = random_samples(specs, seed=seed)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe
+from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.native import read_native
 from bilateral_export.checkpoint.pickled import read_pickled
 from bilateral_export.errors import UserError
@@ -70,7 +71,7 @@ def load_checkpoint(path: Path, model: str | None = None, weights: str | None = 
                 f" which contradicts --model {model}",
                 "Leave --model out, or give the checkpoint it belongs to.",
             )
-        card = card or CheckpointCard(name=Path(model).stem, model=wanted)
+        card = card or card_of(Path(model).stem, wanted)
     elif card is None:
         if said_name not in MODELS:
             said = f" (its training arguments say {said_name!r})" if said_name else ""
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path, model: str | None = None, weights: str | None = 
                 f"checkpoint {path} does not say which model it is{said}",
                 f"Give --model: a JSON configuration, or one of {', '.join(MODELS)}.",
             )
-        card = CheckpointCard(name=said_name, model=named(said_name))
+        card = card_of(said_name, named(said_name))
     _check_fit(state, card, path)
     return Checkpoint(path=path, sha256=sha256(path), card=card, state=state)
 

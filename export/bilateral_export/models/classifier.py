@@ -16,7 +16,12 @@ from bilateral_export.tensors import Array, TensorSpec
 
 
 class ImageClassifierConfig(BaseModel):
-    """Sizes and kernels of an image classifier. The defaults are plain DeiT-tiny at 224."""
+    """Sizes and kernels of an image classifier. The defaults are plain DeiT-tiny at 224.
+
+    Attributes:
+        position_grid: Patches along one side of the image the model was trained on, whose patch is
+            the unit of the spatial kernel's coordinates; None where that is this image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +35,7 @@ class ImageClassifierConfig(BaseModel):
     mlp_ratio: float = Field(default=4.0, gt=0)
     num_classes: int = Field(default=1000, gt=0)
     distilled: bool = False
+    position_grid: int | None = Field(default=None, gt=0)
     attention: AttentionConfig = AttentionConfig()
     residual: ResidualConfig = ResidualConfig()
 
@@ -81,6 +87,8 @@ class ImageClassifier(nn.Module):
         if config.distilled:
             self.head_dist = nn.Linear(dim, config.num_classes)
         positions = grid_positions(config.grid, config.grid, config.prefix)
+        if config.position_grid is not None:
+            positions *= config.position_grid / config.grid
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
 

@@ -65,9 +65,10 @@ _LEARNED = ResidualConfig(preset="standard", learned=True)
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 
 
-def _deit(size: str, distilled: bool, bilateral: bool) -> ImageClassifierConfig:
+def _deit(size: str, distilled: bool, bilateral: bool, image_size: int) -> ImageClassifierConfig:
     dim, heads = _SIZES[size]
     return ImageClassifierConfig(
+        image_size=image_size,
         dim=dim,
         heads=heads,
         distilled=distilled,
@@ -76,7 +77,7 @@ def _deit(size: str, distilled: bool, bilateral: bool) -> ImageClassifierConfig:
     )
 
 
-def _digits(bilateral: bool) -> ImageClassifierConfig:
+def _digits(bilateral: bool, learned_residual: bool) -> ImageClassifierConfig:
     return ImageClassifierConfig(
         image_size=8,
         patch_size=2,
@@ -90,7 +91,7 @@ def _digits(bilateral: bool) -> ImageClassifierConfig:
             if bilateral
             else AttentionConfig()
         ),
-        residual=_LEARNED if bilateral else ResidualConfig(),
+        residual=_LEARNED if learned_residual else ResidualConfig(),
     )
 
 
@@ -148,13 +149,17 @@ _PYDOC = _wikitext(
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
 MODELS: dict[str, ModelConfig] = {
     f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
-    "_patch16_224": _deit(size, distilled, bilateral)
+    f"_patch16_{image_size}": _deit(size, distilled, bilateral, image_size)
     for bilateral in (False, True)
     for size in _SIZES
     for distilled in (False, True)
+    for image_size in (224, 384)
 } | {
-    "digits_bilateral": _digits(True),
-    "digits_plain": _digits(False),
+    "digits_bilateral": _digits(bilateral=True, learned_residual=True),
+    "digits_plain": _digits(bilateral=False, learned_residual=False),
+    # The two with one of both changes, for comparison.
+    "digits_bilateral_standard": _digits(bilateral=True, learned_residual=False),
+    "digits_plain_grc": _digits(bilateral=False, learned_residual=True),
 } | {
     f"lra_{'bilateral_' if bilateral else ''}{task}": _lra(task, bilateral)
     for bilateral in (False, True)

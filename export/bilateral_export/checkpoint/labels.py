@@ -1,0 +1,38 @@
+"""Class names from a file, for checkpoints that carry none."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+
+
+def with_labels(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """The checkpoint with the class names of a text file, one a line, in the order of the logits.
+
+    Raises:
+        UserError: The file cannot be read, does not name every class, or the model has no classes.
+    """
+    classes: int | None = getattr(checkpoint.card.model, "num_classes", None)
+    if classes is None:
+        raise UserError(f"model {checkpoint.card.name} has no classes", "Leave --labels out.")
+    card = checkpoint.card.model_copy(update={"labels": _read(path, classes)})
+    return dataclasses.replace(checkpoint, card=card)
+
+
+def _read(path: Path, classes: int) -> tuple[str, ...]:
+    require_file(path, "labels file")
+    try:
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise UserError(f"labels file {path} is no UTF-8 text", "Write one name a line.") from error
+    if len(labels) != classes or "" in labels:
+        blank = f", {labels.count('')} of them blank" if "" in labels else ""
+        raise UserError(
+            f"labels file {path} has {len(labels)} lines{blank}; the model has {classes} classes",
+            "Write one name a line, in the order of the logits.",
+        )
+    return labels

@@ -1,0 +1,88 @@
+"""The same weights at another image size, as DeiT does before it fine-tunes at 384."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilateral_export.checkpoint.imagenet import deit_preprocessing
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing
+from bilateral_export.models.classifier import ImageClassifierConfig
+
+# Tensors with one row per token, tokens in the last axis but one.
+PER_TOKEN = ("pos_embed", "query_features", "key_features")
+
+
+def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    """Move an image classifier to another resolution.
+
+    Whatever the model learned per position is interpolated (bicubic, `align_corners=False`, prefix
+    tokens kept), as DeiT's `main.py` does with `pos_embed` under `--finetune`. The coordinates of
+    the spatial kernel keep the trained grid's patch as their unit and its extent, so that a
+    bandwidth covers the same part of the image. The preprocessing's resize grows in proportion.
+
+    Raises:
+        UserError: The model is no image classifier, or its patches do not tile the new size.
+    """
+    config = checkpoint.card.model
+    if not isinstance(config, ImageClassifierConfig):
+        raise UserError(
+            f"model {checkpoint.card.name} takes no images",
+            "Only an image classifier has an image size; leave --image-size out.",
+        )
+    if image_size <= 0 or image_size % config.patch_size:
+        raise UserError(
+            f"image size {image_size} is no multiple of the patch size {config.patch_size}",
+            "Choose one that is.",
+        )
+    if image_size == config.image_size:
+        return checkpoint
+    target = config.model_copy(
+        update={"image_size": image_size, "position_grid": config.position_grid or config.grid}
+    )
+    state = {
+        name: _resample(tensor, config.prefix, config.grid, target.grid)
+        if name.rpartition(".")[2] in PER_TOKEN
+        else tensor
+        for name, tensor in checkpoint.state.items()
+    }
+    old_suffix, new_suffix = f"_{config.image_size}", f"_{image_size}"
+    name = checkpoint.card.name
+    if name.endswith(old_suffix):
+        name = name.removesuffix(old_suffix) + new_suffix
+    preprocessing = _preprocessing(checkpoint.card.preprocessing, image_size)
+    card = checkpoint.card.model_copy(
+        update={"name": name, "model": target, "preprocessing": preprocessing}
+    )
+    return dataclasses.replace(checkpoint, card=card, state=state)
+
+
+def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
+    """The checkpoint at the resolution an artifact was exported at, to compare the two."""
+    image_size = metadata.model.get("image_size")
+    return checkpoint if image_size is None else at_resolution(checkpoint, image_size)
+
+
+def _preprocessing(before: ImagePreprocessing | None, image_size: int) -> ImagePreprocessing | None:
+    if before is None:
+        return None
+    if before == deit_preprocessing(before.height):
+        return deit_preprocessing(image_size)
+    resize = round(before.resize * image_size / before.height)
+    return before.model_copy(update={"height": image_size, "width": image_size, "resize": resize})
+
+
+def _resample(rows: Tensor, prefix: int, old: int, new: int) -> Tensor:
+    """`[..., prefix + old * old, dim]` to `[..., prefix + new * new, dim]`, in its own dtype."""
+    *lead, _, dim = rows.shape
+    kept, grid = rows[..., :prefix, :], rows[..., prefix:, :]
+    image = grid.reshape(math.prod(lead), old, old, dim).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=(new, new), mode="bicubic", align_corners=False)
+    resampled = image.permute(0, 2, 3, 1).reshape(*lead, new * new, dim).to(rows.dtype)
+    return torch.cat([kept, resampled], dim=-2)
