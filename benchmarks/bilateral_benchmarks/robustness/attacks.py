@@ -14,6 +14,7 @@ from torch import nn
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ImagePreprocessing
+from bilateral_export.models.classifier import ImageClassifierConfig
 
 Attack = Literal["fgsm", "pgd"]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
@@ -87,7 +88,7 @@ def preprocessing_of(checkpoint: Checkpoint) -> ImagePreprocessing:
         UserError: It has none, so budgets would have no unit.
     """
     how = checkpoint.card.preprocessing
-    if how is None:
+    if not isinstance(how, ImagePreprocessing):
         raise UserError(
             f"checkpoint {checkpoint.path} does not say how images become its input",
             "Write its preprocessing into the card: budgets are fractions of the pixels' range.",
@@ -112,12 +113,14 @@ class _OnPixels(nn.Module):
 
 
 def _estimator(checkpoint: Checkpoint, shape: tuple[int, ...]) -> PyTorchClassifier:
+    config = checkpoint.card.model
+    assert isinstance(config, ImageClassifierConfig), "it has image preprocessing"
     model = _OnPixels(checkpoint.build_model(), preprocessing_of(checkpoint))
     return PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(),
         input_shape=shape,
-        nb_classes=checkpoint.card.model.num_classes,
+        nb_classes=config.num_classes,
         clip_values=(0.0, 1.0),
         device_type="cpu",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.imagenet import CLASSES, deit_preprocessing, imagenet_labels
+from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.zoo import MODELS, ModelConfig
 
 
@@ -14,6 +15,8 @@ def card_of(name: str, config: ModelConfig) -> CheckpointCard:
     configuration from elsewhere nothing is guessed.
     """
     card = CheckpointCard(name=name, model=config)
+    if not isinstance(config, ImageClassifierConfig):
+        return card
     if not name.startswith("deit_") or MODELS.get(name) != config:
         return card
     labels = imagenet_labels() if config.num_classes == CLASSES else ()

@@ -14,6 +14,7 @@ from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing
 from bilateral_export.models.classifier import ImageClassifierConfig
+from bilateral_export.preprocessing import Preprocessing
 
 # Tensors with one row per token, tokens in the last axis but one.
 PER_TOKEN = ("pos_embed", "query_features", "key_features")
@@ -69,9 +70,9 @@ def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoin
     return checkpoint if image_size is None else at_resolution(checkpoint, image_size)
 
 
-def _preprocessing(before: ImagePreprocessing | None, image_size: int) -> ImagePreprocessing | None:
-    if before is None:
-        return None
+def _preprocessing(before: Preprocessing | None, image_size: int) -> Preprocessing | None:
+    if not isinstance(before, ImagePreprocessing):
+        return before
     if before == deit_preprocessing(before.height):
         return deit_preprocessing(image_size)
     resize = round(before.resize * image_size / before.height)
