@@ -64,6 +64,13 @@ def add(
         typer.Option("--warmup/--no-warmup", help="Run each instance once before it is ready."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or gpu.")] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream",
+            help="Serve a language model as text in, words out, one by one, instead of as tensors.",
+        ),
+    ] = None,
     interface: Annotated[
         Path | None,
         typer.Option(help="For target tensorrt: the ONNX file that the plan was built from."),
@@ -88,6 +95,7 @@ def add(
         "versions": versions,
         "warmup": warmup,
         "device": device,
+        "stream": stream,
     }
     chosen = {option: value for option, value in given.items() if value is not None}
     with notes.status(f"Adding {model}"):

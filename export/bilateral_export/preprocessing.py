@@ -99,9 +99,7 @@ class TextPreprocessing(_Document):
     def _vocabulary_is_whole(self) -> TextPreprocessing:
         digest = hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest()
         if self.vocabulary and digest != self.vocabulary_sha256:
-            raise ValueError(
-                f"the vocabulary's SHA-256 is {digest}, not {self.vocabulary_sha256}"
-            )
+            raise ValueError(f"the vocabulary's SHA-256 is {digest}, not {self.vocabulary_sha256}")
         return self
 
 

@@ -130,7 +130,9 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = {
             f"max_tokens {self.max_tokens}: it must be at least 0": self.max_tokens < 0,
-            f"temperature {self.temperature}: it must be 0 or above": not 0 <= self.temperature < 1e6,
+            f"temperature {self.temperature}: it must be 0 or above": not 0
+            <= self.temperature
+            < 1e6,
             f"top_k {self.top_k}: it must be 0 (all words) or above": self.top_k < 0,
             f"top_p {self.top_p}: it must be above 0 and at most 1": not 0 < self.top_p <= 1,
             f"seed {self.seed}: it must be 0 or above": self.seed < 0,

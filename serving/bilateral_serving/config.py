@@ -157,9 +157,7 @@ def _build_stream(
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
     )
     for key, (kind, size) in _STREAM_INPUTS.items():
-        config.input.add(
-            name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text"
-        )
+        config.input.add(name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text")
     for key, kind in _STREAM_OUTPUTS.items():
         config.output.add(name=key, data_type=f"TYPE_{kind}", dims=[-1])
     for key, value in _parameters(target, settings).items():

@@ -118,3 +118,15 @@ def _content(source: Source, what: str) -> bytes:
     if not content:
         raise UserError(f"the {what} is empty", "Give at least one character.")
     return content
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file's content.
+
+    Raises:
+        UserError: The file is missing, empty or not UTF-8.
+    """
+    try:
+        return require_file(path, "text").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error})", "Convert it first.") from error

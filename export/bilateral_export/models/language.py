@@ -214,9 +214,7 @@ class CausalAttention(BilateralAttention):
     """Bilateral self-attention to the past, out of a cache, and to the new tokens before."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
-        super().__init__(
-            config.dim, config.heads, config.context, 0, config.attention, causal=True
-        )
+        super().__init__(config.dim, config.heads, config.context, 0, config.attention, causal=True)
         if config.attention.spatial_kernel == "dot":
             # p_i.p_j of sinusoids depends on i - j only: training starts from a shift-invariant
             # kernel, whose value at 0 is 1.

@@ -77,9 +77,7 @@ class SequenceClassifier(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if config.documents == 2:
             self.match = nn.Sequential(nn.Linear(4 * dim, config.hidden), nn.ReLU())
-        self.head = nn.Linear(
-            config.hidden if config.documents == 2 else dim, config.num_classes
-        )
+        self.head = nn.Linear(config.hidden if config.documents == 2 else dim, config.num_classes)
         height, width = config.grid or (config.length, 1)
         positions = grid_positions(height, width, config.prefix)
         self.register_buffer("positions", positions, persistent=False)

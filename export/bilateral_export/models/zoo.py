@@ -147,28 +147,34 @@ _PYDOC = _wikitext(
 )
 
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
-MODELS: dict[str, ModelConfig] = {
-    f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
-    f"_patch16_{image_size}": _deit(size, distilled, bilateral, image_size)
-    for bilateral in (False, True)
-    for size in _SIZES
-    for distilled in (False, True)
-    for image_size in (224, 384)
-} | {
-    "digits_bilateral": _digits(bilateral=True, learned_residual=True),
-    "digits_plain": _digits(bilateral=False, learned_residual=False),
-    # The two with one of both changes, for comparison.
-    "digits_bilateral_standard": _digits(bilateral=True, learned_residual=False),
-    "digits_plain_grc": _digits(bilateral=False, learned_residual=True),
-} | {
-    f"lra_{'bilateral_' if bilateral else ''}{task}": _lra(task, bilateral)
-    for bilateral in (False, True)
-    for task in _LRA
-} | {
-    f"wikitext103_{'bilateral_' if bilateral else ''}{size}": _wikitext(bilateral, **sizes)
-    for bilateral in (False, True)
-    for size, sizes in _WIKITEXT.items()
-} | {"listops_bilateral": _LISTOPS_SMALL, "pydoc_bilateral": _PYDOC}
+MODELS: dict[str, ModelConfig] = (
+    {
+        f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
+        f"_patch16_{image_size}": _deit(size, distilled, bilateral, image_size)
+        for bilateral in (False, True)
+        for size in _SIZES
+        for distilled in (False, True)
+        for image_size in (224, 384)
+    }
+    | {
+        "digits_bilateral": _digits(bilateral=True, learned_residual=True),
+        "digits_plain": _digits(bilateral=False, learned_residual=False),
+        # The two with one of both changes, for comparison.
+        "digits_bilateral_standard": _digits(bilateral=True, learned_residual=False),
+        "digits_plain_grc": _digits(bilateral=False, learned_residual=True),
+    }
+    | {
+        f"lra_{'bilateral_' if bilateral else ''}{task}": _lra(task, bilateral)
+        for bilateral in (False, True)
+        for task in _LRA
+    }
+    | {
+        f"wikitext103_{'bilateral_' if bilateral else ''}{size}": _wikitext(bilateral, **sizes)
+        for bilateral in (False, True)
+        for size, sizes in _WIKITEXT.items()
+    }
+    | {"listops_bilateral": _LISTOPS_SMALL, "pydoc_bilateral": _PYDOC}
+)
 
 
 def named(name: str) -> ModelConfig:

@@ -1,0 +1,58 @@
+"""`bilateral generate`: new words from a served language model, as they come."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bilateral_cli.app import app
+from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json
+
+
+@app.command()
+def generate(
+    name: Annotated[str, typer.Argument(help="The served language model.")],
+    prompt: Annotated[str, typer.Argument(help="The text to go on from; may be empty.")] = "",
+    url: UrlOption = DEFAULT_URL,
+    max_tokens: Annotated[int, typer.Option(help="Most words to generate.")] = 50,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most probable word, 1 draws from the model.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many words; 0: from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the most probable words of this total probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same words.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End at this text; may be given several times.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Deadline of the whole text, in seconds.")] = 60.0,
+    json: JsonOption = False,
+) -> None:
+    """Continue a text with a served language model, word by word as the server has them.
+
+    The model is one that was added to the repository with --stream.
+
+    Example: bilateral generate pydoc "The class" --max-tokens 30 --top-k 20
+    """
+    from bilateral_serving.client import Client
+
+    with Client(url, timeout_s=timeout) as client:
+        words = client.generate(
+            name,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop or (),
+        )
+        if json:
+            print_json({"prompt": prompt, "words": [vars(word) for word in words]})
+            return
+        out.print(prompt, end="", markup=False, highlight=False, style="dim")
+        for word in words:
+            out.print(word.text, end="", markup=False, highlight=False)
+        out.print()
