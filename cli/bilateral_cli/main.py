@@ -39,6 +39,8 @@ _COMMANDS = (
     "repository",
     "serve",
     "infer",
+    "generate",
+    "score",
     "bench",
     "models",
 )

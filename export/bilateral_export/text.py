@@ -224,7 +224,7 @@ def score(reader: Reader, tokens: Sequence[int], end: int) -> list[float]:
 
 
 def perplexity(likelihoods: Sequence[float]) -> float:
-    """exp of the mean negative log-likelihood."""
+    """Exp of the mean negative log-likelihood."""
     return float(np.exp(-np.mean(likelihoods)))
 
 

@@ -17,10 +17,10 @@ import platform
 import re
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
-from pydoc_data.topics import topics
 from rich.progress import track
 from torch import Tensor, nn
 

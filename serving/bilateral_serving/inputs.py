@@ -1,4 +1,4 @@
-"""Input files to a classifier's tensor, as the model's metadata says: images, texts, expressions."""
+"""Files to a classifier's input, as the model's metadata says: images, texts, expressions."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood of a word."""
+        """Exp of the mean negative log-likelihood of a word."""
         return perplexity([word.log_likelihood for word in self.words])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Literal, cast
@@ -46,7 +47,7 @@ class LanguageModelConfig(BaseModel):
         if self.dim % self.heads or self.dim % 2:
             raise ValueError(f"dim {self.dim} is no multiple of 2 and of heads {self.heads}")
         bounds = (0, *self.cutoffs, self.vocabulary)
-        if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+        if any(low >= high for low, high in itertools.pairwise(bounds)):
             raise ValueError(f"cutoffs {self.cutoffs} do not rise below {self.vocabulary} words")
         return self
 
@@ -265,9 +266,7 @@ class AdaptiveSoftmax(nn.Module):
         head = torch.cat([logits[..., :shortlist], _wide(self.clusters(x))], dim=-1).log_softmax(-1)
         tails = [
             logits[..., low:high].log_softmax(-1) + head[..., shortlist + cluster, None]
-            for cluster, (low, high) in enumerate(
-                zip(self.bounds[1:], self.bounds[2:], strict=False)
-            )
+            for cluster, (low, high) in enumerate(itertools.pairwise(self.bounds[1:]))
         ]
         return torch.cat([head[..., :shortlist], *tails], dim=-1)
 

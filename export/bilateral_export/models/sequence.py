@@ -95,7 +95,7 @@ class SequenceClassifier(nn.Module):
         """
         documents = self.encode(tokens.flatten(0, -2) if self.config.documents == 2 else tokens)
         if self.config.documents == 2:
-            u, v = documents.unflatten(0, (-1, 2)).unbind(1)
+            u, v = documents.view(-1, 2, self.config.dim).unbind(1)
             documents = self.match(torch.cat([u, v, u * v, u - v], dim=-1))
         logits: Tensor = self.head(documents)
         return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,12 +1,12 @@
 """Pathfinder (Linsley et al., 2018) with the Long Range Arena's 32-pixel parameters.
 
 Two dashed paths and shorter distractors wind through an image without touching; two discs mark ends
-of paths. The class says whether both discs lie on one path. Parameters are those that the benchmark
+of paths. The class says whether both discs lie on one path. Parameters are those the benchmark
 documents for Pathfinder32's hard split (google-research/long-range-arena,
-lra_benchmarks/data/pathfinder.py); the turning law, a density cos^2 of the angle times `continuity`,
-and the placing of the second path's start on a circle around the first's follow the generator it
-names (drewlinsley/pathfinder). Paths are kept apart by distance instead of by dilated bitmaps, and
-Pillow draws: the images are of the same kind, not the same pixels.
+lra_benchmarks/data/pathfinder.py); the turning law, a density cos^2 of the angle times
+`continuity`, and the placing of the second path's start on a circle around the first's follow the
+generator it names (drewlinsley/pathfinder). Paths are kept apart by distance instead of by dilated
+bitmaps, and Pillow draws: the images are of the same kind, not the same pixels.
 
 Needs numpy and Pillow only.
 """
@@ -69,11 +69,13 @@ class _Path:
 
     @property
     def start(self) -> Floats:
-        return self.dashes[0][0]
+        first: Floats = self.dashes[0][0]
+        return first
 
     @property
     def end(self) -> Floats:
-        return self.dashes[-1][-1]
+        last: Floats = self.dashes[-1][-1]
+        return last
 
     def grow(self, others: list[Floats], generator: np.random.Generator) -> bool:
         """Append a dash that keeps its distance from everything but the one before."""
