@@ -13,12 +13,13 @@ from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
 from bilateral_export.models.language import LanguageModel, LanguageModelConfig
 from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
 from bilateral_export.tensors import Array, TensorSpec
 
 # Pydantic tells the families apart by their `family` field.
 ModelConfig = Annotated[
-    ImageClassifierConfig | SequenceClassifierConfig | LanguageModelConfig,
+    ImageClassifierConfig | SequenceClassifierConfig | LanguageModelConfig | SegmenterConfig,
     Field(discriminator="family"),
 ]
 
@@ -53,6 +54,8 @@ def build(config: ModelConfig) -> nn.Module:
             return SequenceClassifier(config).eval()
         case LanguageModelConfig():
             return LanguageModel(config).eval()
+        case SegmenterConfig():
+            return Segmenter(config).eval()
 
 
 def exportable(model: nn.Module) -> Exportable:
@@ -92,6 +95,16 @@ def _digits(bilateral: bool, learned_residual: bool) -> ImageClassifierConfig:
             else AttentionConfig()
         ),
         residual=_LEARNED if learned_residual else ResidualConfig(),
+    )
+
+
+def _segmenter(size: str, bilateral: bool) -> SegmenterConfig:
+    dim, heads = _SIZES[size]
+    return SegmenterConfig(
+        dim=dim,
+        heads=heads,
+        attention=_BILATERAL if bilateral else AttentionConfig(),
+        residual=_LEARNED if bilateral else ResidualConfig(),
     )
 
 
@@ -172,6 +185,11 @@ MODELS: dict[str, ModelConfig] = (
         f"wikitext103_{'bilateral_' if bilateral else ''}{size}": _wikitext(bilateral, **sizes)
         for bilateral in (False, True)
         for size, sizes in _WIKITEXT.items()
+    }
+    | {
+        f"segmenter_{'bilateral_' if bilateral else ''}{size}": _segmenter(size, bilateral)
+        for bilateral in (False, True)
+        for size in _SIZES
     }
     | {"listops_bilateral": _LISTOPS_SMALL, "pydoc_bilateral": _PYDOC}
 )

@@ -1,0 +1,190 @@
+"""The segmenter (Strudel et al., 2021): a DeiT encoder and a mask-transformer decoder.
+
+Both with bilateral attention and GRC. The decoder reads the patches together with one learned token
+per class; a patch belongs to a class as far as their vectors agree.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.classifier import ImageClassifierConfig, Mlp, PatchEmbed
+from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.tensors import Array, TensorSpec
+
+
+class SegmenterConfig(BaseModel):
+    """Sizes and kernels of a segmenter. The defaults are plain Seg-T-Mask/16 on ADE20K.
+
+    Attributes:
+        image_size: Side of the square window the model sees.
+        num_classes: At most 256, because a class is one byte.
+        decoder_depth: Blocks of the decoder, as wide as the encoder's.
+        decoder_attention: The decoder's kernels; None: the encoder's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["segmenter"] = "segmenter"
+    image_size: int = Field(default=512, gt=0)
+    patch_size: int = Field(default=16, gt=0)
+    dim: int = Field(default=192, gt=0)
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=3, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    decoder_depth: int = Field(default=2, gt=0)
+    num_classes: int = Field(default=150, gt=0, le=256)
+    attention: AttentionConfig = AttentionConfig()
+    decoder_attention: AttentionConfig | None = None
+    residual: ResidualConfig = ResidualConfig()
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> SegmenterConfig:
+        _ = self.backbone
+        return self
+
+    @property
+    def backbone(self) -> ImageClassifierConfig:
+        """The encoder as an image classifier, whose sizes and names it shares."""
+        return ImageClassifierConfig(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            dim=self.dim,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+        )
+
+
+class Segmenter(nn.Module):
+    """Images `[B, 3, S, S]` in, the class of each pixel `[B, S, S]` out, one byte each."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = MaskTransformer(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment preprocessed images.
+
+        Args:
+            image: `[B, 3, S, S]`, float32 or wider; computed in the weights' dtype.
+
+        Returns:
+            Class indices `[B, S, S]`, uint8.
+        """
+        masks = self.masks(image)
+        size = self.config.image_size
+        masks = F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
+        return masks.argmax(dim=1).to(torch.uint8)
+
+    def masks(self, image: Tensor) -> Tensor:
+        """The score of every class for every patch, `[B, classes, grid, grid]`."""
+        scores: Tensor = self.decoder(self.encoder(image))
+        grid = self.config.backbone.grid
+        return scores.transpose(1, 2).reshape(-1, self.config.num_classes, grid, grid)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's inputs."""
+        size = self.config.image_size
+        return (TensorSpec("image", "float32", ("batch", 3, size, size)),)
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's outputs."""
+        size = self.config.image_size
+        return (TensorSpec("classes", "uint8", ("batch", size, size)),)
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs: standard normal, which is what normalised images look like."""
+        shape = self.inputs()[0].with_batch(batch)
+        return {"image": generator.standard_normal(shape).astype(np.float32)}
+
+
+class Encoder(nn.Module):
+    """DeiT without its head; parameter names are timm's."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        backbone = config.backbone
+        self.patch_embed = PatchEmbed(backbone)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, backbone.tokens, config.dim) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(config, backbone.prefix, config.attention) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        positions = grid_positions(backbone.grid, backbone.grid, backbone.prefix)
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images `[B, 3, S, S]` to patches `[B, grid * grid, dim]`."""
+        patches = self.patch_embed(image.to(self.cls_token.dtype))
+        cls_token = self.cls_token.expand(image.shape[0], -1, -1)
+        x = x0 = torch.cat([cls_token, patches], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, x0, self.positions)
+        return cast(Tensor, self.norm(x)[:, 1:])  # the class token is not passed on
+
+
+class MaskTransformer(nn.Module):
+    """Patches to class scores; parameter names are the published Segmenter's.
+
+    The class tokens come first, as prefix tokens: they have no position. (Attention does not mind
+    where they stand.)
+    """
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        dim, classes, grid = config.dim, config.num_classes, config.backbone.grid
+        self.classes = classes
+        self.proj_dec = nn.Linear(dim, dim)
+        self.cls_emb = nn.Parameter(torch.randn(1, classes, dim) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(config, classes, config.decoder_attention or config.attention)
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.proj_patch = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
+        self.proj_classes = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
+        self.mask_norm = nn.LayerNorm(classes)
+        self.register_buffer("positions", grid_positions(grid, grid, classes), persistent=False)
+        self.positions: Tensor
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches `[B, N, dim]` to scores `[B, N, classes]`."""
+        cls_emb = self.cls_emb.expand(patches.shape[0], -1, -1)
+        x = x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
+        for block in self.blocks:
+            x = block(x, x0, self.positions)
+        x = self.decoder_norm(x)
+        patch_vectors = F.normalize(x[:, self.classes :] @ self.proj_patch, dim=-1)
+        class_vectors = F.normalize(x[:, : self.classes] @ self.proj_classes, dim=-1)
+        return cast(Tensor, self.mask_norm(patch_vectors @ class_vectors.transpose(1, 2)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind layer norm and a generalized residual connection."""
+
+    def __init__(self, config: SegmenterConfig, prefix: int, attention: AttentionConfig) -> None:
+        super().__init__()
+        tokens = prefix + config.backbone.grid**2
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attn = BilateralAttention(config.dim, config.heads, tokens, prefix, attention)
+        self.residual1 = GeneralizedResidual(config.residual)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
+        self.residual2 = GeneralizedResidual(config.residual)
+
+    def forward(self, x: Tensor, x0: Tensor, positions: Tensor) -> Tensor:
+        """Tokens `[B, N, dim]` to tokens; `x0` are the tokens before the first block."""
+        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), positions))
+        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
