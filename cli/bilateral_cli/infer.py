@@ -1,4 +1,4 @@
-"""`bilateral infer`: ask a served classifier about files."""
+"""`bilateral infer`: ask a served classifier or segmenter about files."""
 
 from __future__ import annotations
 
@@ -23,19 +23,30 @@ def infer(
     ],
     url: UrlOption = DEFAULT_URL,
     top: Annotated[int, typer.Option(help="How many classes to print for each input.")] = 5,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(help="Directory for a segmenter's pictures, `<image>.png` each."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 10.0,
     json: JsonOption = False,
 ) -> None:
     """Classify files with a served model and print the most probable labels.
 
-    The files are prepared as the artifact's metadata says, which the server hands out: this
-    command needs neither torch nor onnx.
+    Of a segmenter it prints each class's share of the pixels, and with --overlay writes the images
+    tinted in the classes' colours. The files are prepared as the artifact's metadata says, which
+    the server hands out: this command needs neither torch nor onnx.
 
     Example: bilateral infer digits export/checkpoints/digits/3-0.png
     """
+    from bilateral_cli.segmentation import segment
+    from bilateral_export.preprocessing import SegmentationPreprocessing
     from bilateral_serving.client import Client
 
     with Client(url, timeout_s=timeout) as client:
+        about = client.model_metadata(name).metadata
+        if about is not None and isinstance(about.preprocessing, SegmentationPreprocessing):
+            segment(client, name, files, about, overlay, top, json)
+            return
         answers = client.classify(name, files, top)
     each = len(files) // len(answers)
     inputs = [

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 from bilateral_serving.config import read_metadata
 from bilateral_serving.datatypes import from_triton, triton_name
@@ -221,6 +222,20 @@ def input_batch(info: ModelInfo, inputs: Sequence[Source]) -> Array:
     how = info.metadata.preprocessing
     assert how is not None
     return prepare(inputs, how, info.name)
+
+
+def segmenter_preprocessing(info: ModelInfo) -> SegmentationPreprocessing:
+    """How images become a segmenter's windows.
+
+    Raises:
+        UserError: The model is no segmenter.
+    """
+    how = info.metadata.preprocessing if info.metadata else None
+    if not isinstance(how, SegmentationPreprocessing):
+        raise UserError(
+            f"model '{info.name}' is no segmenter", "Classify with it, or send tensors with infer."
+        )
+    return how
 
 
 def named(model: str, version: int | None) -> str:

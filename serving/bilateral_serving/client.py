@@ -6,7 +6,6 @@ with Client("localhost:8001") as client:
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -18,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import calls, language
+from bilateral_serving import calls, language, segmentation, streams
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -29,6 +28,7 @@ from bilateral_serving.calls import (
 )
 from bilateral_serving.inputs import Source
 from bilateral_serving.language import Sampling, Score, Word
+from bilateral_serving.segmentation import Classes
 
 Answer = TypeVar("Answer")
 
@@ -169,6 +169,32 @@ class Client:
         ]
         return calls.predictions(info, np.concatenate(logits), k)
 
+    def segment(
+        self,
+        model: str,
+        images: Sequence[Source],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Classes]:
+        """The class of every pixel of each image, uint8 `[height, width]`.
+
+        Images larger than the model's window are cut into overlapping windows, which are sent in
+        the largest batches that the model takes; the deadline holds for each batch.
+        """
+        info = self.model_metadata(model, version=version, timeout_s=timeout_s)
+        how = calls.segmenter_preprocessing(info)
+        source, target = info.inputs[0].name, info.outputs[0].name
+        maps = []
+        for image in images:
+            windows = segmentation.read_and_cut(image, how)
+            pieces = [
+                self.infer(model, piece, version=version, timeout_s=timeout_s)[target]
+                for piece in calls.pieces(info, {source: windows.pixels})
+            ]
+            maps.append(segmentation.stitch(np.concatenate(pieces), windows))
+        return maps
+
     def generate(
         self,
         model: str,
@@ -194,7 +220,7 @@ class Client:
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            stop=tuple(stop),
+            stop=stop,
         )
         return self._stream(model, prompt, options, version, self._deadline(timeout_s))
 
@@ -210,32 +236,7 @@ class Client:
         self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
     ) -> Iterator[Word]:
         language.check_stream(self._config(model, version, deadline))
-        answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = (
-            queue.SimpleQueue()
-        )
-        # A connection has one stream at most: each call opens its own.
-        with triton.InferenceServerClient(self.url) as server:
-            server.start_stream(lambda result, error: answers.put((result, error)))
-            try:
-                server.async_stream_infer(
-                    model,
-                    language.to_request(text, options),
-                    model_version=calls.version_text(version),
-                    enable_empty_final_response=True,
-                )
-                final = False
-                while not final:
-                    try:
-                        result, error = answers.get(timeout=deadline.left_s)
-                    except queue.Empty:
-                        error = InferenceServerException("", status="StatusCode.DEADLINE_EXCEEDED")
-                    if error is not None:
-                        what = calls.named(model, version)
-                        raise calls.explain(error, self.url, deadline, what) from error
-                    yield from language.words(result)
-                    final = language.is_final(result)
-            finally:
-                server.stop_stream(cancel_requests=True)
+        return streams.read(self.url, model, text, options, version, deadline)
 
     def _infer(
         self,

@@ -9,7 +9,7 @@ Cancelling the task that waits for a call cancels the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import calls
+from bilateral_serving import calls, language, segmentation, streams
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -29,6 +29,8 @@ from bilateral_serving.calls import (
     Prediction,
 )
 from bilateral_serving.inputs import Source
+from bilateral_serving.language import Score, Word
+from bilateral_serving.segmentation import Classes
 
 Answer = TypeVar("Answer")
 
@@ -139,6 +141,54 @@ class AsyncClient:
             )
         )
         return calls.predictions(info, np.concatenate([answer[target] for answer in answers]), k)
+
+    async def segment(
+        self,
+        model: str,
+        images: Sequence[Source],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Classes]:
+        """The class of every pixel of each image; as `Client.segment`."""
+        info = await self.model_metadata(model, version=version, timeout_s=timeout_s)
+        how = calls.segmenter_preprocessing(info)
+        source, target = info.inputs[0].name, info.outputs[0].name
+        maps = []
+        for image in images:
+            windows = await asyncio.to_thread(segmentation.read_and_cut, image, how)
+            answers = await asyncio.gather(
+                *(
+                    self.infer(model, piece, version=version, timeout_s=timeout_s)
+                    for piece in calls.pieces(info, {source: windows.pixels})
+                )
+            )
+            classes = np.concatenate([answer[target] for answer in answers])
+            maps.append(segmentation.stitch(classes, windows))
+        return maps
+
+    async def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Word]:
+        """New words after a prompt, as they come; the options are those of `Client.generate`."""
+        deadline = self._deadline(timeout_s)
+        sampling = language.sampling(**options)
+        language.check_stream(await self._config(model, version, deadline))
+        async for word in streams.read_async(self.url, model, prompt, sampling, version, deadline):
+            yield word
+
+    async def score(
+        self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
+    ) -> Score:
+        """The likelihood of each word of a text; as `Client.score`."""
+        words = self.generate(model, text, version=version, timeout_s=timeout_s, max_tokens=0)
+        return Score(tuple([word async for word in words]))
 
     async def _infer(
         self,

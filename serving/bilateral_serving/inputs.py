@@ -64,7 +64,7 @@ def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
             return texts.reshape(len(inputs) // 2, 2, -1)
     raise UserError(
         f"model '{model}' is no classifier: it takes {how.kind}",
-        "Use `bilateral generate` or `bilateral score` for text, `bilateral segment` for images.",
+        "For a language model use generate or score, for a segmenter segment.",
     )
 
 

@@ -47,6 +47,7 @@ def sampling(**options: Any) -> Sampling:
     Raises:
         UserError: An option is out of its range.
     """
+    options["stop"] = tuple(options.get("stop", ()))
     try:
         return Sampling(**options)
     except ValueError as error:
