@@ -28,7 +28,7 @@ _EXTRAS = {
     "safetensors": "export",
     "pytriton": "server",
     "hdrh": "bench",
-    "jinja2": "bench",
+    "jinja2": "export",
 }
 
 # One module a command; each adds itself to `app` when it is imported. The order is that of --help.
@@ -41,6 +41,7 @@ _COMMANDS = (
     "infer",
     "bench",
     "models",
+    "explain",
 )
 for _command in _COMMANDS:
     importlib.import_module(f"bilateral_cli.{_command}")
