@@ -70,11 +70,12 @@ def _patch(text: str | None) -> tuple[int, int] | None:
 def _of_graph(image: Path, model: Path) -> Subject:
     from bilateral_export.explain.graph import artifact_metadata, config_of, onnx_maps
     from bilateral_export.explain.page import Subject
+    from bilateral_export.preprocessing import ImagePreprocessing
     from bilateral_serving.images import preprocess, read_image
 
     config_of(model)
     about = artifact_metadata(model)
-    if about.preprocessing is None:
+    if not isinstance(about.preprocessing, ImagePreprocessing):
         raise _unprepared(model)
     tensor = preprocess(read_image(image), about.preprocessing)
     return Subject(
@@ -93,13 +94,14 @@ def _of_checkpoint(image: Path, path: Path, name: str | None, weights: str | Non
     from bilateral_export.explain.page import Subject
     from bilateral_export.explain.torch_maps import torch_maps
     from bilateral_export.models.classifier import ImageClassifierConfig
+    from bilateral_export.preprocessing import ImagePreprocessing
     from bilateral_serving.images import preprocess, read_image
 
     loaded = load_checkpoint(path, model=name, weights=weights)
     card = loaded.card
     if not isinstance(card.model, ImageClassifierConfig):
         raise UserError(f"{path} is a {card.model.family}", "Heat maps need an image classifier.")
-    if card.preprocessing is None:
+    if not isinstance(card.preprocessing, ImagePreprocessing):
         raise _unprepared(path)
     tensor = preprocess(read_image(image), card.preprocessing)
     return Subject(
