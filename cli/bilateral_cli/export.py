@@ -50,6 +50,13 @@ def export(
         Path | None,
         typer.Option(help="Class names, one a line, for checkpoints that carry none."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Write <name>.explain.onnx too, which also returns its attention maps.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to one ONNX file that every runtime can read.
@@ -63,6 +70,7 @@ def export(
     from bilateral_export.checkpoint.labels import with_labels
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.checkpoint.resolution import at_resolution
+    from bilateral_export.explain.graph import explain_onnx
     from bilateral_export.graph.export import DEFAULT_OPSET, export_onnx
 
     with notes.status(f"Exporting {checkpoint}"):
@@ -72,6 +80,8 @@ def export(
         if image_size is not None:
             loaded = at_resolution(loaded, image_size)
         exported = export_onnx(loaded, onnx, precision=precision, opset=opset or DEFAULT_OPSET)
+        if explain:
+            explain_onnx(onnx, onnx.with_suffix(".explain.onnx"))
     if json:
         print_json(
             exported.__dict__

@@ -28,7 +28,7 @@ _EXTRAS = {
     "safetensors": "export",
     "pytriton": "server",
     "hdrh": "bench",
-    "jinja2": "bench",
+    "jinja2": "export",
 }
 
 # One module a command; each adds itself to `app` when it is imported. The order is that of --help.
@@ -43,6 +43,7 @@ _COMMANDS = (
     "score",
     "bench",
     "models",
+    "explain",
 )
 for _command in _COMMANDS:
     importlib.import_module(f"bilateral_cli.{_command}")

@@ -44,9 +44,9 @@ def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProt
         A function with the configuration's packed inputs (op/README.md) and one output.
     """
     inputs = contract.input_names(configuration.spatial_kernel, configuration.key_bias)
-    steps = [_range(configuration.range_kernel)]
+    steps = [range_step(configuration.range_kernel)]
     if configuration.spatial_kernel != "none":
-        steps.append(_spatial(configuration.spatial_kernel))
+        steps.append(spatial_step(configuration.spatial_kernel))
     if configuration.key_bias:
         steps.append(_KEY_BIAS)
     if configuration.causal:
@@ -86,7 +86,8 @@ product = MatMul (scaled_query, key_transposed)
 """
 
 
-def _range(kernel: RangeKernel) -> str:
+def range_step(kernel: RangeKernel) -> str:
+    """ONNX text that defines `logits_out` `[B, H, Nq, Nk]`, float32, from `query` and `key`."""
     if kernel == "dot":
         return _PRODUCT + "logits_out = Cast <to = 1> (product)"
     return (
@@ -106,7 +107,8 @@ logits_out = Add (product_f, key_column)"""
     )
 
 
-def _spatial(kernel: SpatialKernel) -> str:
+def spatial_step(kernel: SpatialKernel) -> str:
+    """ONNX text that adds the spatial term `[H, Nq, Nk]` to `logits_in`: `logits_out`, float32."""
     if kernel == "gaussian":
         return _SQUARED_DISTANCE + _EXEMPT_PREFIX + _PER_VARIANCE + _ADD_SPATIAL
     return _FEATURES + _EXEMPT_PREFIX + _ADD_SPATIAL.replace("spatial", "exempted")

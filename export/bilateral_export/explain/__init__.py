@@ -1,0 +1,1 @@
+"""Where a model looks, and what each of its two kernels contributes: see README.md."""

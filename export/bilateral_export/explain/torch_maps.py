@@ -1,0 +1,90 @@
+"""Attention maps of the torch model: every call of the operator is watched, none is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bilateral_export.explain.maps import AttentionMaps
+from bilateral_export.models.classifier import ImageClassifierConfig
+from bilateral_export.op.attention import spatial_logits
+
+
+def torch_maps(
+    model: nn.Module, config: ImageClassifierConfig, image: NDArray[np.float32]
+) -> AttentionMaps:
+    """Run an image classifier once and keep what each attention saw.
+
+    Args:
+        model: The model, in evaluation mode.
+        config: Its configuration.
+        image: Its input `[C, H, W]`.
+    """
+    with torch.inference_mode(), _Watch() as watch:
+        logits = model(torch.from_numpy(image)[None])
+    attention, range_, spatial = (
+        torch.stack(layers).float().numpy() for layers in zip(*watch.seen, strict=True)
+    )
+    return AttentionMaps(
+        attention=attention,
+        range=range_,
+        spatial=spatial,
+        logits=logits[0].float().numpy(),
+        prefix=config.prefix,
+        grid=(config.grid, config.grid),
+    )
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.bilateral.attention.default:
+            self.seen.append(_kernels(*args))
+        return func(*args, **(kwargs or {}))
+
+
+def _kernels(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
+    bandwidth: Tensor | None,
+    key_bias: Tensor | None,
+    scale: float,
+    range_kernel: str,
+    spatial_kernel: str,
+    query_prefix: int,
+    key_prefix: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention, range and spatial weights of one call at batch 1, each `[H, N, N]`."""
+    del value
+    assert key_bias is None
+    assert not causal
+    similarity = scale * (query[0] @ key[0].transpose(-1, -2)).float()
+    if range_kernel == "gaussian":
+        similarity = similarity - 0.5 * scale * key[0].float().square().sum(-1)[:, None, :]
+    places = torch.zeros_like(similarity)
+    if spatial_kernel != "none":
+        assert query_positions is not None
+        assert key_positions is not None
+        places = places + spatial_logits(
+            query_positions,
+            key_positions,
+            bandwidth,
+            spatial_kernel,  # type: ignore[arg-type]
+        )
+        places[:, :query_prefix] = 0
+        places[:, :, :key_prefix] = 0
+    return (similarity + places).softmax(-1), similarity.softmax(-1), places.softmax(-1)
