@@ -54,6 +54,15 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # A finite stand-in for -inf as the first running maximum: (-inf) - (-inf) would be NaN.
 LOWEST = tl.constexpr(-3.0e38)
 
+# Numbers the kernels are not recompiled for, whatever their values.
+NUMBERS = [
+    *(f"stride_{tensor}{axis}" for tensor in "qkvo" for axis in "bhn"),
+    "stride_tb", "stride_th", "stride_bias",
+    "heads", "n_query", "n_key", "n_tokens", "head_dim", "n_features", "coordinates",
+    "query_prefix", "key_prefix", "prefix", "diagonal", "has_ranges", "gaussian_range", "has_bias",
+    "scale", "budget", "largest",
+]  # fmt: skip
+
 
 @triton.jit
 def tile_logits(
@@ -80,8 +89,8 @@ def tile_logits(
     if SPATIAL == "gaussian":
         s -= coefficient * squared_distance(point, key_point, C)
     if SPATIAL == "dot":
-        s = tl.dot(features, tl.trans(key_features), s, input_precision=PRECISION)
-    s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
+        s = product(features, tl.trans(key_features), s, PRECISION)
+    s = product(q, tl.trans(k), s, PRECISION)
     if EDGE:
         s = tl.where(visible, s, float("-inf"))
     return s
@@ -107,8 +116,20 @@ def attend_tile(accumulator, largest, total, s, v, unit, PRECISION: tl.constexpr
     decay = tl.exp2(largest - new_largest)
     total = total * decay + tl.sum(weight, 1)
     accumulator = accumulator * decay[:, None]
-    accumulator = tl.dot(weight.to(v.dtype), v, accumulator, input_precision=PRECISION)
+    accumulator = product(weight.to(v.dtype), v, accumulator, PRECISION)
     return accumulator, new_largest, total
+
+
+@triton.jit
+def product(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a b, in float32. PRECISION is how float32 operands are multiplied.
+
+    "widened" is for the interpreter, which takes bfloat16 operands for integers.
+    """
+    if PRECISION == "widened":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator)
+    else:
+        return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
 @triton.jit
@@ -228,7 +249,7 @@ def attend_tiles(
     return accumulator, largest, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def bilateral_attention_kernel(
     query, key, value, output, query_positions, key_positions, bandwidth, key_term, tile_ranges,
     stride_qb: tl.int64, stride_qh: tl.int64, stride_qn: tl.int32,

@@ -12,6 +12,7 @@ import triton.language as tl
 from bilateral_export.op.kernel.forward import (
     LOG2_E,
     LOWEST,
+    NUMBERS,
     key_tiles,
     load_point,
     multiple_of_8,
@@ -27,7 +28,7 @@ MARGIN = tl.constexpr(1.0e-4)
 SCAN = tl.constexpr(16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def bilateral_plan_kernel(
     query, key, query_positions, key_positions, bandwidth, key_term,
     tile_norm, tile_term, tile_boxes, tile_ranges,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bilateral_export.op.kernel.forward import multiple_of_8
+from bilateral_export.op.kernel.forward import NUMBERS, multiple_of_8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def bilateral_key_tiles_kernel(
     key, key_bias, key_positions, key_term, tile_norm, tile_term, tile_boxes,
     stride_kb: tl.int64, stride_kh: tl.int64, stride_kn: tl.int32, stride_bias: tl.int64,
@@ -63,7 +63,7 @@ def bilateral_key_tiles_kernel(
                 tl.store(box + coordinates, high)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def bilateral_features_kernel(
     source, target,
     heads: tl.int32, n_tokens: tl.int32, n_features: tl.int32, prefix: tl.int32,
