@@ -2,8 +2,9 @@
 
 `python -m bilateral_benchmarks.kernel_configurations` compiles every case of the table with the
 candidates below, in order of preference, and takes the first that fits: no register spilled, no
-wgmma serialised, shared memory within the device's limit. It rewrites `configurations.csv`; rows
-that were measured on a GPU (`bilateral_benchmarks.kernel --tune`) stay.
+wgmma serialised, shared memory within the device's limit. It fills in what `configurations.csv`
+lacks; with `--all` it replaces predictions, never what was measured on a GPU
+(`python -m bilateral_benchmarks.kernel --tune`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import groupby
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
@@ -99,21 +102,19 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
                     yield Case(architecture, bits, spatial_kernel, head_dim)
 
 
-def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
-    """The specialisations of a case that need most registers and shared memory."""
-    for dtype in ("fp16", "bf16") if case.bits == 16 else ("fp32",):
-        for key_term in (False, True) if case.spatial_kernel == "none" else (True,):
-            yield Specialisation(
-                "attention",
-                case.architecture,
-                dtype,
-                chosen,
-                head_dim=case.head_dim,
-                spatial=case.spatial_kernel,
-                coordinates=3 if case.spatial_kernel == "gaussian" else 0,
-                features=128 if case.spatial_kernel == "dot" else 0,
-                key_term=key_term,
-            )
+def heaviest(case: Case, chosen: Configuration) -> Specialisation:
+    """The specialisation of a case that needs most registers and shared memory."""
+    return Specialisation(
+        "attention",
+        case.architecture,
+        "bf16" if case.bits == 16 else "fp32",
+        chosen,
+        head_dim=case.head_dim,
+        spatial=case.spatial_kernel,
+        coordinates=3 if case.spatial_kernel == "gaussian" else 0,
+        features=128 if case.spatial_kernel == "dot" else 0,
+        key_term=True,
+    )
 
 
 def fits(specialisation: Specialisation) -> bool:
@@ -129,12 +130,20 @@ def fits(specialisation: Specialisation) -> bool:
     return not cubin.spill_bytes and not cubin.serialised and cubin.shared_bytes <= limit
 
 
-def choose(case: Case) -> tuple[Case, Configuration | None]:
-    """The first candidate that fits every heavy specialisation of the case."""
-    for candidate in CANDIDATES[case.bits]:
-        if all(fits(item) for item in heaviest(case, candidate)):
-            return case, candidate
-    return case, None
+def choose(group: Sequence[Case]) -> dict[Case, Configuration]:
+    """The first candidate that fits, for cases that differ in the head dimension, ascending.
+
+    What does not fit a head does not fit a larger one either, and is not tried again.
+    """
+    chosen: dict[Case, Configuration] = {}
+    start = 0
+    for case in group:
+        candidates = CANDIDATES[case.bits]
+        while start < len(candidates) and not fits(heaviest(case, candidates[start])):
+            start += 1
+        if start < len(candidates):
+            chosen[case] = candidates[start]
+    return chosen
 
 
 def write(rows: Mapping[Case, Configuration]) -> None:
@@ -168,24 +177,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bilateral_benchmarks.kernel_configurations", description=__doc__
     )
     parser.add_argument("--sm", type=int, nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument(
+        "--all", action="store_true", help="choose anew also where the table has a prediction"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    rows = dict(table())
-    wanted = [
-        case
-        for case in cases(options.sm)
-        if case not in rows or rows[case].status != "measured"
+    rows = {case: row for case, row in table().items() if row.status == "measured"}
+    if not options.all:
+        rows = dict(table())
+    groups = [
+        [case for case in group if case not in rows]
+        for _, group in groupby(cases(options.sm), key=lambda case: replace(case, head_dim=0))
     ]
-    missing = []
+    wanted = [group for group in groups if group]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        for case, chosen in pool.map(choose, wanted):
-            print(case, chosen, flush=True)
-            if chosen is None:
-                missing.append(case)
-            else:
-                rows[case] = chosen
-                write(rows)
+        for chosen in pool.map(choose, wanted):
+            for case, configuration in chosen.items():
+                print(case, configuration, flush=True)
+            rows.update(chosen)
+            write(rows)
+    missing = [case for group in wanted for case in group if case not in rows]
     for case in missing:
         print(f"no candidate fits {case}", file=sys.stderr)
     return 1 if missing else 0

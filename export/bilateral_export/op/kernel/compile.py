@@ -100,7 +100,9 @@ class Cubin:
     arguments: tuple[tuple[str, str], ...]
 
 
-def specialisations(architectures: Sequence[int] = tuple(ARCHITECTURES)) -> Iterator[Specialisation]:
+def specialisations(
+    architectures: Sequence[int] = tuple(ARCHITECTURES),
+) -> Iterator[Specialisation]:
     """The full set for these architectures (keys of `ARCHITECTURES`)."""
     for architecture in architectures:
         for dtype, bits in DTYPES.items():
@@ -168,7 +170,9 @@ def compile_all(target: Path, wanted: Sequence[Specialisation], workers: int) ->
     return result
 
 
-def manifest(cubins: Sequence[tuple[dict[str, Any], tuple[tuple[str, str], ...]]]) -> dict[str, Any]:
+def manifest(
+    cubins: Sequence[tuple[dict[str, Any], tuple[tuple[str, str], ...]]],
+) -> dict[str, Any]:
     """The JSON beside the cubins; README.md explains its fields."""
     return {
         "abi": ABI,
@@ -249,9 +253,9 @@ def _triton() -> Any:
 
 @contextlib.contextmanager
 def _compiler_settings(triton: Any) -> Iterator[None]:
-    """No line tables in the cubins, ptxas's report on stdout, and the older of triton's two ptxas.
+    """No line tables in the cubins, ptxas's report on stdout, the older of triton's two ptxas.
 
-    Code from the CUDA 12 ptxas loads with drivers of CUDA 12 and 13; that of 13 only with the latter.
+    Code from the ptxas of CUDA 12 loads with drivers of CUDA 12 and 13, that of 13 only with 13.
     """
     knobs = triton.knobs
     with knobs.nvidia.scope(), knobs.compilation.scope(), knobs.cache.scope():

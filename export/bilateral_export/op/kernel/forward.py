@@ -1,8 +1,8 @@
 """The fused kernel: bilateral attention as one pass of an online softmax, memory O(N).
 
 One program computes `BLOCK_M` rows of the output of one head. It walks over the keys in tiles of
-`BLOCK_N`; nothing of size Nq x Nk ever leaves the registers. `tile_logits` and `attend_tile` are the
-arithmetic of one tile; the rest loads tiles and decides which there are.
+`BLOCK_N`; nothing of size Nq x Nk ever leaves the registers. `tile_logits` and `attend_tile` are
+the arithmetic of one tile; the rest loads tiles and decides which there are.
 
 Algebra
     The weights are 2^(L_ij) / sum_j 2^(L_ij) with L = log2(e) * logits. Any term of L that is the
@@ -37,11 +37,11 @@ Prefix tokens
 
 Rounding
     Products of 16-bit operands are exact, and their sum is float32: s_ij is off by at most about
-    (D + 6) 2^-24 (|q_i| |k_j| + |t_j|/scale) + 6 * 2^-24 g_i |p_i - p_j|^2. Dropping |q_i|^2 makes the
-    first part grow with the square of the keys' distance from the origin, where the logits
-    themselves depend on differences only; keys that share a large mean should be centred by the
-    model (subtract one vector from queries and keys: exact). The kernel does not do it: in 16 bits
-    the subtraction would round the operands, which is worse until |k| is 90 times their spread.
+    (D + 6) 2^-24 (|q_i| |k_j| + |t_j|/scale) + 6 * 2^-24 g_i |p_i - p_j|^2. Dropping |q_i|^2 makes
+    the first part grow with the square of the keys' distance from the origin, though the logits
+    depend on differences only; keys that share a large mean should be centred by the model
+    (subtract one vector from queries and keys: the logits stay). The kernel does not do it: in 16
+    bits the subtraction rounds the operands, which is worse until |k| is many times their spread.
     float32 operands are multiplied as three TF32 products (`PRECISION`), error 2^-21 |q_i| |k_j|.
 """
 
@@ -122,7 +122,7 @@ def attend_tile(accumulator, largest, total, s, v, unit, PRECISION: tl.constexpr
 
 @triton.jit
 def product(a, b, accumulator, PRECISION: tl.constexpr):
-    """accumulator + a b, in float32. PRECISION is how float32 operands are multiplied.
+    """Add a b to the accumulator, in float32. PRECISION is how float32 operands are multiplied.
 
     "widened" is for the interpreter, which takes bfloat16 operands for integers.
     """
@@ -196,7 +196,7 @@ def attend_tiles(
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
     EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Attend to key tiles `begin` to `end`; the numbers from `jump_from` on mean tiles `jump` later."""
+    """Attend to key tiles `begin` to `end`; from number `jump_from` on, to tiles `jump` later."""
     accumulator, largest, total = state
     lanes = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
@@ -326,7 +326,7 @@ def bilateral_attention_kernel(
         n_key, n_features, key_prefix, scale, 0, first + stop - whole, first, whole - first,
         SPATIAL, KEY_TERM, C, P, BLOCK_D, BLOCK_N, STAGES, PRECISION, True,
     )  # fmt: skip
-    accumulator, largest, total = attend_tiles(
+    accumulator, _, total = attend_tiles(
         state, q, coefficient, point, features, last_key, column_inside,
         key, value, key_positions, key_term, multiple_of_8(stride_kn), multiple_of_8(stride_vn),
         n_key, n_features, key_prefix, scale, low, high, 0, 0,

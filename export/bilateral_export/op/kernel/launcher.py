@@ -21,8 +21,8 @@ from bilateral_export.op.kernel.prepare import (
     bilateral_key_tiles_kernel,
 )
 
-# The share of a row's weights that skipped tiles may hold: it moves an output by at most half a unit
-# in the last place of max|v| in that type.
+# The share of a row's weights that skipped tiles may hold: it moves an output by at most half a
+# unit in the last place of max|v| in that type.
 BUDGET = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
 
 # From so many keys on, finding out which tiles can be skipped is predicted to cost less than 3%.
@@ -153,12 +153,12 @@ class Launch:
     @property
     def row_tiles(self) -> int:
         """Programs of one sequence."""
-        return triton.cdiv(self.query.shape[2], self.configuration.block_m)
+        return math.ceil(self.query.shape[2] / self.configuration.block_m)
 
     @property
     def key_tiles(self) -> int:
         """Tiles of keys."""
-        return triton.cdiv(self.key.shape[2], self.configuration.block_n)
+        return math.ceil(self.key.shape[2] / self.configuration.block_n)
 
     def run(self) -> Tensor:
         """Launch what the problem needs."""

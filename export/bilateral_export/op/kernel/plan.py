@@ -102,7 +102,7 @@ def bilateral_plan_kernel(
         total = total * tl.exp2(largest - new_largest)
         total += tl.sum(tl.exp2(s - new_largest[:, None]), 1)
         largest = new_largest
-    log_total = tl.where(total > 0, largest + tl.log2(total), LOWEST)
+    log_total = tl.where(total > 0, largest + tl.log2(tl.maximum(total, 1.0e-30)), LOWEST)
     log_total = tl.where(inside, log_total, float("inf"))
 
     norm = tl.sqrt(tl.sum(q.to(tl.float32) * q.to(tl.float32), 1)) * (1.0 + MARGIN)

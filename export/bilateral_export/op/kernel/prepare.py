@@ -20,12 +20,12 @@ def bilateral_key_tiles_kernel(
     scale: tl.float32,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Key terms `[B, H, Nk]`, and per tile of keys: largest |k|, largest key term, box of positions.
+    """Key terms `[B, H, Nk]`; per tile of keys the largest |k| and key term, and its box.
 
     The key term is -scale/2 |k|^2 for the Gaussian range kernel (0 for the dot kernel) plus the
-    key bias, in natural logarithms. `coordinates` = 0 leaves the bounds out. A box holds the lowest,
-    then the highest value of every coordinate, `[tiles, 2, C]`, of the keys that have a position;
-    a tile without such keys has the empty box (inf, -inf).
+    key bias, in natural logarithms. `coordinates` = 0 leaves the bounds out. A box holds the
+    lowest, then the highest value of every coordinate, `[tiles, 2, C]`, of the keys that have a
+    position; a tile without such keys has the empty box (inf, -inf).
     """
     n_tiles = tl.cdiv(n_key, BLOCK_N)
     tile = tl.program_id(0) % n_tiles
