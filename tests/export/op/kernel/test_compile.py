@@ -1,0 +1,135 @@
+"""Ahead-of-time compilation, without a GPU: a few specialisations for every architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bilateral_export.op.contract import SPATIAL_KERNELS
+from bilateral_export.op.kernel.compile import SHARED_LIMIT, specialisations
+from bilateral_export.op.kernel.configurations import ARCHITECTURES, HEAD_DIMS, table
+
+ROOT = Path(__file__).parents[4]
+# Triton decides at import whether it compiles; this process may have it as an interpreter.
+COMPILE = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from bilateral_export.op.kernel.compile import *
+wanted = [item for item in specialisations() if item.name in sys.argv[2:]]
+assert len(wanted) == len(sys.argv) - 2, wanted
+print(json.dumps(problems(compile_all(Path(sys.argv[1]), wanted, 1))))
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "export")
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def representative() -> list[str]:
+    """One gaussian kernel per architecture, and the helpers once."""
+    chosen = {}
+    for item in specialisations():
+        if (item.dtype, item.head_dim) == ("bf16", 64) and item.coordinates in (0, 2):
+            if item.kernel == "attention" and item.spatial == "gaussian":
+                chosen[item.architecture, item.spatial] = item.name
+            if item.architecture == 90 and (item.kernel != "attention" or item.spatial == "none"):
+                chosen[item.kernel, item.key_term] = item.name
+    return list(chosen.values())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    directory = tmp_path_factory.mktemp("aot") / "cubins"
+    result = run("-c", COMPILE, str(directory), *representative())
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((directory / "manifest.json").read_text())
+    return directory, manifest, json.loads(result.stdout.splitlines()[-1])
+
+
+Built = tuple[Path, dict[str, Any], list[str]]
+
+
+def test_nothing_spills_and_everything_fits(built: Built) -> None:
+    _, manifest, problems = built
+
+    assert problems == []
+    assert all(0 < cubin["registers"] <= 255 for cubin in manifest["cubins"])
+    assert {cubin["architecture"] for cubin in manifest["cubins"]} == set(ARCHITECTURES)
+
+
+def test_every_architecture_uses_its_own_matrix_instructions(built: Built) -> None:
+    _, manifest, _ = built
+    kinds = {
+        cubin["architecture"]: cubin["matrix_instructions"]
+        for cubin in manifest["cubins"]
+        if cubin["kernel"] == "attention"
+    }
+
+    assert kinds[80] == kinds[86] == kinds[120] == ["mma"]
+    assert kinds[90] == ["wgmma"]
+    assert kinds[100] == ["tcgen05"]
+
+
+def test_the_manifest_describes_the_files(built: Built) -> None:
+    directory, manifest, _ = built
+    for cubin in manifest["cubins"]:
+        image = (directory / cubin["file"]).read_bytes()
+        assert image[:4] == b"\x7fELF"
+        assert hashlib.sha256(image).hexdigest() == cubin["sha256"]
+        assert cubin["symbol"].encode() in image
+
+
+def test_the_arguments_are_those_of_the_launch_abi(built: Built) -> None:
+    _, manifest, _ = built
+    readme = (ROOT / "export/bilateral_export/op/kernel/README.md").read_text()
+
+    assert manifest["abi"] == 1
+    for arguments in manifest["arguments"].values():
+        assert arguments[-2:] == [["global_scratch", "pointer"], ["profile_scratch", "pointer"]]
+        for name, _ in arguments[:-2]:
+            assert f"`{name}`" in readme, f"README.md does not explain {name}"
+
+
+def test_the_interpreter_is_refused_in_one_line(tmp_path: Path) -> None:
+    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(ROOT / "export"))
+    command = [sys.executable, "-m", "bilateral_export.op.kernel.compile", str(tmp_path / "out")]
+    result = subprocess.run(
+        [*command, "--sm", "80", "--workers", "1"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: TRITON_INTERPRET is set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_case_has_a_configuration() -> None:
+    for architecture in ARCHITECTURES:
+        for bits in (16, 32):
+            for spatial_kernel in SPATIAL_KERNELS:
+                have = {
+                    case.head_dim
+                    for case in table()
+                    if (case.architecture, case.bits, case.spatial_kernel)
+                    == (architecture, bits, spatial_kernel)
+                }
+                assert have == set(HEAD_DIMS)
+
+
+def test_every_device_of_the_table_has_a_limit_of_shared_memory() -> None:
+    assert {device for devices in ARCHITECTURES.values() for device in devices} == set(SHARED_LIMIT)

@@ -1,0 +1,118 @@
+"""Tiles are left out only where a bound proves that they do not matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.export.op.kernel.problems import DEVICE, SMALL, Problem, problem, relative_error
+
+from bilateral_export.op.kernel.launcher import BUDGET, prepare
+
+
+def line(n: int, sigma: float, **options: Any) -> Problem:
+    """Tokens on a line, one apart."""
+    case = problem(n_query=n, heads=1, spatial_kernel="gaussian", coordinates=1, **options)
+    positions = torch.arange(float(n))[:, None]
+    return case.with_(
+        query_positions=positions, key_positions=positions, bandwidth=torch.tensor([sigma])
+    )
+
+
+def ranges(case: Problem) -> torch.Tensor:
+    """`[row tiles, 2]`: the whole key tiles that each program attends to."""
+    operands = [o.to(DEVICE) if isinstance(o, torch.Tensor) else o for o in vars(case).values()]
+    launch = prepare(*operands, True, SMALL)
+    return launch.tile_ranges(*launch.key_terms())[0, 0].cpu()
+
+
+def test_a_narrow_kernel_attends_to_the_tiles_around_the_diagonal() -> None:
+    low, high = ranges(line(256, sigma=1.0)).T
+
+    for row_tile in range(8):
+        own = (2 * row_tile, 2 * row_tile + 2)  # tiles of 16 keys, programs of 32 queries
+        assert own[0] - 2 <= low[row_tile] <= own[0]
+        assert own[1] <= high[row_tile] <= own[1] + 2
+
+
+def test_an_infinite_bandwidth_leaves_nothing_out() -> None:
+    planned = ranges(line(256, sigma=float("inf")))
+
+    assert planned.tolist() == [[0, 16]] * 8
+
+
+def test_a_query_without_position_keeps_every_tile_of_its_program() -> None:
+    planned = ranges(line(256, sigma=1.0, query_prefix=1))
+
+    assert planned[0].tolist() == [0, 16]
+    assert planned[3, 1] - planned[3, 0] < 8
+
+
+def test_tokens_that_outweigh_the_distance_are_kept() -> None:
+    """A far key that is similar enough to win must not be left out: the bound looks at norms."""
+    case = line(256, sigma=4.0)
+    key = case.key.clone()
+    key[0, 0, 250] = case.query[0, 0, 3] * 4000
+    case = case.with_(key=key)
+
+    assert ranges(case)[0, 1] == 16
+    assert relative_error(case.fused(skip_tiles=True), case.exact()) < 1e-6
+
+
+def test_hidden_keys_are_left_out() -> None:
+    bias = torch.zeros(1, 256)
+    bias[:, 128:] = -torch.inf
+    case = line(256, sigma=float("inf")).with_(key_bias=bias)
+
+    assert ranges(case)[0].tolist() == [0, 8]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("range_kernel", ["dot", "gaussian"])
+def test_skipping_changes_nothing_that_float32_shows(range_kernel: Any, causal: bool) -> None:
+    case = line(160, sigma=1.5, range_kernel=range_kernel, causal=causal, key_prefix=1)
+
+    assert relative_error(case.fused(skip_tiles=True), case.exact()) < 1e-6
+
+
+@given(
+    n_query=st.integers(1, 70),
+    n_key=st.integers(20, 150),
+    sigma=st.floats(0.05, 20),
+    size=st.floats(0.1, 20),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    range_kernel=st.sampled_from(["dot", "gaussian"]),
+    coordinates=st.integers(1, 3),
+    seed=st.integers(0, 1 << 16),
+    causal=st.booleans(),
+    ordered=st.booleans(),
+)
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_the_error_of_skipping_is_within_the_stated_bound(
+    n_query: int, n_key: int, sigma: float, size: float, seed: int, ordered: bool, **options: Any
+) -> None:
+    case = problem(
+        n_query=n_query, n_key=n_key, heads=1, spatial_kernel="gaussian", seed=seed, **options
+    )
+    assert case.key_positions is not None
+    keys = case.key_positions
+    case = case.with_(
+        bandwidth=torch.tensor([sigma]),
+        query=case.query * size,
+        key_positions=keys.sort(0).values if ordered else keys,
+    )
+
+    with_skipping, without = (case.fused(skip_tiles=skip).double() for skip in (True, False))
+
+    largest = float(case.value.abs().max())
+    unit = torch.finfo(case.value.dtype).eps * largest  # both results are rounded once more
+    difference = float((with_skipping - without).abs().max())
+    assert difference <= 2 * BUDGET[case.value.dtype] * largest + unit
