@@ -58,8 +58,8 @@ class BuildOptions:
             where the installation has one.
         plugin: The plugin library; None for the installation's.
         embed_plugin: Put the plugin library into the plan, so that a server needs no file.
-        targets: SMs to build for, such as 86 (TensorRT for RTX); empty for all from sm_80 on that it
-            can build for. A full TensorRT builds for the GPU it runs on.
+        targets: SMs to build for, such as 86 (TensorRT for RTX); empty for all it can build for,
+            from sm_80 on. A full TensorRT builds for the GPU it runs on.
         tf32: Let float32 products round their operands to TF32 (10 bits of mantissa).
         hardware_compatibility: Let other GPUs load the plan (full TensorRT).
         version_compatible: Let later TensorRT versions load the plan (full TensorRT).
@@ -273,7 +273,9 @@ def _parse(builder: Any, source: _Source, library: Library) -> Any:
     # The path tells the parser where external data lies.
     if not parser.parse(source.model.SerializeToString(), str(source.path)):
         error = parser.get_error(0)
-        where = f" at node {error.node_name()}" if error.node_name() else ""
+        where = (
+            f" at node {error.node_name()} ({error.node_operator()})" if error.node_name() else ""
+        )
         raise UserError(
             f"{library.name} {library.version} cannot read {source.path}{where}: {error.desc()}",
             "Export the model again, or report the node.",
@@ -296,9 +298,7 @@ def _shapes(tensors: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tensor.shape for tensor in tensors}
 
 
-def _profiles(
-    source: _Source, facts: NetworkFacts, options: BuildOptions
-) -> tuple[Profile, ...]:
+def _profiles(source: _Source, facts: NetworkFacts, options: BuildOptions) -> tuple[Profile, ...]:
     shapes = _shapes(facts.inputs)
     if not any(-1 in shape for shape in shapes.values()):
         if options.profiles:
@@ -312,9 +312,7 @@ def _profiles(
     return profiles
 
 
-def _sizes(
-    source: _Source, shapes: dict[str, tuple[int, ...]]
-) -> dict[tuple[str, int], int]:
+def _sizes(source: _Source, shapes: dict[str, tuple[int, ...]]) -> dict[tuple[str, int], int]:
     """The largest size of each dynamic dimension after the first, where the metadata tells."""
     model = (source.metadata or {}).get("model")
     length = model.get("length") if isinstance(model, dict) else None
@@ -422,9 +420,11 @@ def _interruptible(
 
 
 def _monitor(library: Library, interrupted: threading.Event, progress: Progress | None) -> Any:
-    class Monitor(library.trt.IProgressMonitor):  # type: ignore[misc]
+    trt = library.trt
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
-            library.trt.IProgressMonitor.__init__(self)
+            trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:

@@ -90,6 +90,4 @@ def _read_device(cuda: ctypes.CDLL, index: int) -> Device:
         cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
         cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
         cuda.cuDevicePrimaryCtxRelease_v2(device)
-    return Device(
-        name.value.decode(), 10 * major.value + minor.value, total.value, free.value
-    )
+    return Device(name.value.decode(), 10 * major.value + minor.value, total.value, free.value)

@@ -150,8 +150,7 @@ def read_manifest(plan: Path) -> PlanManifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise UserError(
-            f"{path} is not a plan manifest of version {SCHEMA_VERSION}:"
-            f" {where}: {first['msg']}",
+            f"{path} is not a plan manifest of version {SCHEMA_VERSION}: {where}: {first['msg']}",
             "Build the plan again with `bilateral build`.",
         ) from error
     except OSError as error:

@@ -92,7 +92,8 @@ def network_facts(network: Any, library: Library) -> NetworkFacts:
 
 def dtype_name(data_type: Any) -> str:
     """NumPy's name of a TensorRT `DataType`, such as "float16"."""
-    return _DTYPES.get(data_type.name, data_type.name.lower())
+    name = str(data_type.name)
+    return _DTYPES.get(name, name.lower())
 
 
 def _tensor(tensor: Any) -> Tensor:
