@@ -408,7 +408,7 @@ def _interruptible(
     so the signal sets a flag, and the monitor's next step tells the builder to stop.
     """
     interrupted = threading.Event()
-    config.progress_monitor = _monitor(library, interrupted, progress)
+    config.progress_monitor = _monitor(library.trt, interrupted, progress)
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # signals reach the main thread alone
         return
@@ -419,9 +419,7 @@ def _interruptible(
         signal.signal(signal.SIGINT, previous)
 
 
-def _monitor(library: Library, interrupted: threading.Event, progress: Progress | None) -> Any:
-    trt = library.trt
-
+def _monitor(trt: Any, interrupted: threading.Event, progress: Progress | None) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
