@@ -35,6 +35,8 @@ _EXTRAS = {
 _COMMANDS = (
     "quickstart",
     "export",
+    "build",
+    "inspect",
     "parity",
     "repository",
     "serve",

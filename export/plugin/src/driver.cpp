@@ -96,11 +96,10 @@ CUkernel Driver::kernel(const void* cubin, const char* name, uint32_t sharedByte
   return kernel;
 }
 
-void Driver::launch(CUkernel kernel, uint32_t gridX, uint32_t gridY, uint32_t gridZ,
-                    uint32_t threads, uint32_t sharedBytes, CUstream stream,
-                    void** arguments) const {
+void Driver::launch(CUkernel kernel, uint32_t blocks, uint32_t threads, uint32_t sharedBytes,
+                    CUstream stream, void** arguments) const {
   // The driver accepts a CUkernel where it expects a CUfunction (cuLaunchKernel's documentation).
-  check(launchKernel_(reinterpret_cast<CUfunction>(kernel), gridX, gridY, gridZ, threads, 1, 1,
+  check(launchKernel_(reinterpret_cast<CUfunction>(kernel), blocks, 1, 1, threads, 1, 1,
                       sharedBytes, stream, arguments, nullptr),
         "launching the kernel");
 }

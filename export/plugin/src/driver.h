@@ -21,8 +21,9 @@ class Driver {
   // shared memory limit raised to `sharedBytes`.
   [[nodiscard]] CUkernel kernel(const void* cubin, const char* name, uint32_t sharedBytes) const;
 
-  void launch(CUkernel kernel, uint32_t gridX, uint32_t gridY, uint32_t gridZ, uint32_t threads,
-              uint32_t sharedBytes, CUstream stream, void** arguments) const;
+  // A one-dimensional grid of `blocks`.
+  void launch(CUkernel kernel, uint32_t blocks, uint32_t threads, uint32_t sharedBytes,
+              CUstream stream, void** arguments) const;
 
  private:
   Driver();

@@ -1,6 +1,7 @@
 // What TensorRT looks up in the shared library; nothing else is exported.
 #include <NvInferRuntime.h>
 
+#include "kernels.h"
 #include "log.h"
 #include "plugin.h"
 
@@ -16,3 +17,6 @@ BILATERAL_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& 
   count = 1;
   return creators;
 }
+
+// What this library holds, as JSON, for tools that have no TensorRT.
+BILATERAL_EXPORT const char* bilateralPluginContents() { return bilateral::kContents; }

@@ -4,8 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "driver.h"
 #include "log.h"
+#include "schedule.h"
 
 namespace bilateral {
 namespace {
@@ -116,16 +117,24 @@ int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t n
     requireOneOutput(nbOutputs);
     const Operands operands = operandsOf(attention_.spatial, nbInputs);
     const auto described = descriptions(inputs, nbInputs);
-    requireKernel(attention_, problemOf(attention_, operands, described.data()));
+    requireSupported(attention_, operands, problemOf(attention_, operands, described.data()));
     operands_ = operands;
     return kSuccess;
   });
 }
 
-size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* /*inputs*/, int32_t /*nbInputs*/,
+size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
                                 DynamicPluginTensorDesc const* /*outputs*/,
                                 int32_t /*nbOutputs*/) const noexcept {
-  return 0;  // scores stay in registers
+  return guarded(size_t{0}, [&] {
+    const Operands operands = operandsOf(attention_.spatial, nbInputs);
+    auto largest = descriptions(inputs, nbInputs);
+    for (int32_t i = 0; i < nbInputs; ++i) {
+      largest[static_cast<size_t>(i)].dims = inputs[i].max;
+    }
+    return workspaceBytes(attention_, operands,
+                          problemOf(attention_, operands, largest.data()));
+  });
 }
 
 int32_t Plugin::onShapeChange(PluginTensorDesc const* inputs, int32_t nbInputs,
@@ -133,8 +142,7 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* inputs, int32_t nbInputs,
   return guarded(kFailure, [&] {
     requireOneOutput(nbOutputs);
     const Operands operands = operandsOf(attention_.spatial, nbInputs);
-    const Problem problem = problemOf(attention_, operands, inputs);
-    requireKernel(attention_, problem);
+    requireSupported(attention_, operands, problemOf(attention_, operands, inputs));
     operands_ = operands;
     return kSuccess;
   });
@@ -142,13 +150,16 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* inputs, int32_t nbInputs,
 
 int32_t Plugin::enqueue(PluginTensorDesc const* inputDescriptions,
                         PluginTensorDesc const* /*outputDescriptions*/, void const* const* inputs,
-                        void* const* outputs, void* /*workspace*/, cudaStream_t stream) noexcept {
+                        void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guarded(kFailure, [&] {
     if (!operands_) {
       throw std::logic_error("enqueue was called before onShapeChange");
     }
-    launch(attention_, *operands_, problemOf(attention_, *operands_, inputDescriptions), inputs,
-           outputs[0], stream);
+    const Problem problem = problemOf(attention_, *operands_, inputDescriptions);
+    Schedule schedule = makeSchedule(attention_, *operands_, problem,
+                                     {inputs, outputs[0], workspace},
+                                     Driver::instance().computeCapability());
+    enqueueSchedule(schedule, stream);
     return kSuccess;
   });
 }

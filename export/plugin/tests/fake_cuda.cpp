@@ -84,11 +84,11 @@ FAKE CUresult cuLaunchKernel(CUfunction function, unsigned int gridX, unsigned i
   launch.block[2] = blockZ;
   launch.sharedBytes = sharedBytes;
   launch.stream = stream;
-  uint8_t bytes[kMaxArguments];
-  const int32_t count = state().argumentBytes(name.c_str(), bytes);
-  for (int32_t i = 0; i < count; ++i) {
-    launch.arguments[i] = 0;
-    std::memcpy(&launch.arguments[i], arguments[i], bytes[i]);
+  launch.argumentCount = 0;
+  while (launch.argumentCount < kMaxArguments && arguments[launch.argumentCount] != nullptr) {
+    std::memcpy(&launch.arguments[launch.argumentCount], arguments[launch.argumentCount],
+                sizeof(uint64_t));
+    launch.argumentCount++;
   }
   return CUDA_SUCCESS;
 }

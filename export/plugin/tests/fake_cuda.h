@@ -13,9 +13,9 @@ struct FakeLaunch {
   uint32_t block[3];
   uint32_t sharedBytes;
   void* stream;
-  // The arguments' own bytes, as a 64-bit number each; how many and how wide they are is
-  // `argumentBytes` of the record.
+  // Eight bytes from each argument on: the plugin keeps every argument in a slot of that size.
   uint64_t arguments[kMaxArguments];
+  int32_t argumentCount;
 };
 
 struct FakeCuda {
@@ -24,7 +24,6 @@ struct FakeCuda {
   int computeCapabilityMajor;
   int computeCapabilityMinor;
   int failLaunchWith;  // a CUresult
-  int32_t (*argumentBytes)(const char* kernel, uint8_t* bytes);  // returns how many there are
   // What the test reads.
   int32_t librariesLoaded;
   const void* lastImage;
