@@ -88,7 +88,7 @@ def table(entries: list[dict[str, Any]], arguments: dict[str, list[str]]) -> str
             "}  // namespace",
             "const Kernel* const kKernels = kTable;",
             f"const int32_t kNumKernels = {len(entries)};",
-            f"const char* const kContents = R\"json({contents})json\";",
+            f'const char* const kContents = R"json({contents})json";',
             "}  // namespace bilateral",
             "",
         ]

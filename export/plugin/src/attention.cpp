@@ -17,7 +17,8 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
 
-enum Attribute : int32_t {
+// Positions in `attributeNames`.
+enum Attribute : uint8_t {  // NOLINT(cppcoreguidelines-use-enum-class): these are indices
   kScale,
   kRangeKernel,
   kSpatialKernel,
@@ -71,8 +72,8 @@ int32_t intField(const PluginFieldCollection& collection, const char* name, int6
     reject("attribute " + std::string(name) + " is not an integer");
   }
   if (value < 0 || value > limit) {
-    reject("attribute " + std::string(name) + " is " + std::to_string(value) +
-           ", not in 0.." + std::to_string(limit));
+    reject("attribute " + std::string(name) + " is " + std::to_string(value) + ", not in 0.." +
+           std::to_string(limit));
   }
   return static_cast<int32_t>(value);
 }
@@ -85,9 +86,10 @@ struct Named {
 
 constexpr std::array<Named<RangeKernel>, 2> kRangeKernels{
     {{"dot", RangeKernel::kDot}, {"gaussian", RangeKernel::kGaussian}}};
-constexpr std::array<Named<SpatialKernel>, 3> kSpatialKernels{{{"none", SpatialKernel::kNone},
-                                                               {"gaussian", SpatialKernel::kGaussian},
-                                                               {"dot", SpatialKernel::kDot}}};
+constexpr std::array<Named<SpatialKernel>, 3> kSpatialKernels{
+    {{"none", SpatialKernel::kNone},
+     {"gaussian", SpatialKernel::kGaussian},
+     {"dot", SpatialKernel::kDot}}};
 
 template <typename Kernel, size_t size>
 Kernel kernelField(const PluginFieldCollection& collection, const char* name,
@@ -134,7 +136,7 @@ std::string shapeText(const Dims& dims) {
   for (int32_t axis = 0; axis < dims.nbDims; ++axis) {
     text += (axis > 0 ? ", " : "") + std::to_string(dims.d[axis]);
   }
-  return text + "]";
+  return text + ']';
 }
 
 // A dimension that an operand must have, under the name it has in the op's documentation. Sizes
@@ -147,7 +149,7 @@ void require(const char* operand, const Dims& dims, std::initializer_list<Axis> 
     const std::string text = *axis.second < 0 ? axis.first : std::to_string(*axis.second);
     expected += (expected.size() > 1 ? ", " : "") + text;
   }
-  expected += "]";
+  expected += ']';
   bool agrees = dims.nbDims == static_cast<int32_t>(axes.size());
   int32_t position = 0;
   for (const Axis& axis : axes) {

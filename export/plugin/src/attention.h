@@ -14,8 +14,8 @@ inline constexpr const char* kOpNamespace = "ai.bilateral";
 inline constexpr const char* kOpVersion = "1";
 inline constexpr int32_t kMaxCoordinates = 3;
 
-enum class RangeKernel : int32_t { kDot = 0, kGaussian = 1 };
-enum class SpatialKernel : int32_t { kNone = 0, kGaussian = 1, kDot = 2 };
+enum class RangeKernel : uint8_t { kDot = 0, kGaussian = 1 };
+enum class SpatialKernel : uint8_t { kNone = 0, kGaussian = 1, kDot = 2 };
 
 // The node's attributes.
 struct Attention {

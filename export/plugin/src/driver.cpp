@@ -68,7 +68,7 @@ int32_t Driver::computeCapability() const {
         "compute capability");
   check(deviceGetAttribute_(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, current),
         "compute capability");
-  return 10 * major + minor;
+  return (10 * major) + minor;
 }
 
 CUkernel Driver::kernel(const void* cubin, const char* name, uint32_t sharedBytes) const {
@@ -76,7 +76,7 @@ CUkernel Driver::kernel(const void* cubin, const char* name, uint32_t sharedByte
   static std::map<std::tuple<const void*, CUdevice>, CUkernel> loaded;
 
   const CUdevice current = device();
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::scoped_lock lock(mutex);
   const auto key = std::make_tuple(cubin, current);
   const auto found = loaded.find(key);
   if (found != loaded.end()) {

@@ -1,5 +1,5 @@
-// The few functions of the CUDA driver that a launch needs, found when the first launch happens: the
-// library must load where there is no GPU and no driver.
+// The few functions of the CUDA driver that a launch needs, found when the first launch happens:
+// the library must load where there is no GPU and no driver.
 #pragma once
 
 #include <cuda.h>

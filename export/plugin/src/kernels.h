@@ -16,8 +16,8 @@ inline constexpr int32_t kKernelAbi = 1;
 
 enum class Role : uint8_t { kAttention, kKeyTiles, kPlan, kFeatures };
 
-// Every argument of every kernel, by the name it has in the ABI. Each kernel lists its own in order,
-// so that a launch is filled in by name; a name unknown here fails the build of the table.
+// Every argument of every kernel, by the name it has in the ABI. Each kernel lists its own in
+// order, so that a launch is filled in by name; a name unknown here fails the build of the table.
 enum class Argument : uint8_t {
   query,
   key,

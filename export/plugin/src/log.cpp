@@ -12,7 +12,14 @@ std::atomic<nvinfer1::ILoggerFinder*>& loggerFinder() {
   return finder;
 }
 
+std::atomic<MessageHandler>& messageHandler() {
+  static std::atomic<MessageHandler> handler{nullptr};
+  return handler;
+}
+
 }  // namespace
+
+void setMessageHandler(MessageHandler handler) { messageHandler() = handler; }
 
 void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { loggerFinder() = finder; }
 
@@ -23,6 +30,8 @@ void logError(const std::string& message) noexcept {
     nvinfer1::ILogger* logger = finder != nullptr ? finder->findLogger() : nullptr;
     if (logger != nullptr) {
       logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+    } else if (const MessageHandler handler = messageHandler()) {
+      handler(line.c_str());
     } else {
       static_cast<void>(std::fputs((line + "\n").c_str(), stderr));
     }

@@ -1,4 +1,4 @@
-// Messages to TensorRT's logger, or to stderr where there is none yet.
+// Messages to TensorRT's logger. TensorRT for RTX 1.7 offers none: its finder finds nullptr.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -10,12 +10,16 @@ namespace bilateral {
 // TensorRT hands its logger finder to the library right after loading it.
 void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
 
+// Where messages go when TensorRT has no logger to offer; nullptr for stderr.
+using MessageHandler = void (*)(const char* message);
+void setMessageHandler(MessageHandler handler);
+
 void logError(const std::string& message) noexcept;
 
-// Runs `body`, which throws on bad input, behind TensorRT's noexcept interface: an exception becomes
-// one logged line and `failure`.
+// Runs `body`, which throws on bad input, behind TensorRT's noexcept interface: an exception
+// becomes one logged line and `failure`.
 template <typename Result, typename Body>
-Result guarded(Result failure, Body&& body) noexcept {
+Result guarded(Result failure, const Body& body) noexcept {
   try {
     return body();
   } catch (const std::exception& error) {

@@ -105,8 +105,7 @@ bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc
       return isTokenType(tensor.type);
     }
     const bool isTokens = position <= Operands::kValue || position == nbInputs;
-    return tensor.type ==
-           (isTokens ? tensors[Operands::kQuery].desc.type : DataType::kFLOAT);
+    return tensor.type == (isTokens ? tensors[Operands::kQuery].desc.type : DataType::kFLOAT);
   });
 }
 
@@ -132,8 +131,7 @@ size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t n
     for (int32_t i = 0; i < nbInputs; ++i) {
       largest[static_cast<size_t>(i)].dims = inputs[i].max;
     }
-    return workspaceBytes(attention_, operands,
-                          problemOf(attention_, operands, largest.data()));
+    return workspaceBytes(attention_, operands, problemOf(attention_, operands, largest.data()));
   });
 }
 
@@ -156,9 +154,9 @@ int32_t Plugin::enqueue(PluginTensorDesc const* inputDescriptions,
       throw std::logic_error("enqueue was called before onShapeChange");
     }
     const Problem problem = problemOf(attention_, *operands_, inputDescriptions);
-    Schedule schedule = makeSchedule(attention_, *operands_, problem,
-                                     {inputs, outputs[0], workspace},
-                                     Driver::instance().computeCapability());
+    Schedule schedule =
+        makeSchedule(attention_, *operands_, problem, {inputs, outputs[0], workspace},
+                     Driver::instance().computeCapability());
     enqueueSchedule(schedule, stream);
     return kSuccess;
   });

@@ -23,9 +23,9 @@ class Plugin final : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* clone() noexcept override;
 
   // Core
-  nvinfer1::AsciiChar const* getPluginName() const noexcept override;
-  nvinfer1::AsciiChar const* getPluginVersion() const noexcept override;
-  nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
+  [[nodiscard]] nvinfer1::AsciiChar const* getPluginName() const noexcept override;
+  [[nodiscard]] nvinfer1::AsciiChar const* getPluginVersion() const noexcept override;
+  [[nodiscard]] nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
 
   // Build
   int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
@@ -38,10 +38,9 @@ class Plugin final : public nvinfer1::IPluginV3,
                           nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs,
                           nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
                           nvinfer1::IExprBuilder& builder) noexcept override;
-  bool supportsFormatCombination(int32_t position,
-                                 nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t nbInputs,
-                                 int32_t nbOutputs) noexcept override;
-  int32_t getNbOutputs() const noexcept override;
+  bool supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
+                                 int32_t nbInputs, int32_t nbOutputs) noexcept override;
+  [[nodiscard]] int32_t getNbOutputs() const noexcept override;
   size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
                           nvinfer1::DynamicPluginTensorDesc const* outputs,
                           int32_t nbOutputs) const noexcept override;
@@ -71,9 +70,9 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
                                     nvinfer1::PluginFieldCollection const* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
   nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override;
-  nvinfer1::AsciiChar const* getPluginName() const noexcept override;
-  nvinfer1::AsciiChar const* getPluginVersion() const noexcept override;
-  nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
+  [[nodiscard]] nvinfer1::AsciiChar const* getPluginName() const noexcept override;
+  [[nodiscard]] nvinfer1::AsciiChar const* getPluginVersion() const noexcept override;
+  [[nodiscard]] nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
 
  private:
   std::array<nvinfer1::PluginField, kNumAttributes> fields_;

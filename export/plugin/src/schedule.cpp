@@ -15,7 +15,7 @@ namespace {
 using nvinfer1::DataType;
 
 constexpr size_t kAlignment = 256;
-constexpr int32_t kVector = 8;             // elements of the 16-byte accesses, in 16-bit types
+constexpr int32_t kVector = 8;  // elements of the 16-byte accesses, in 16-bit types
 constexpr int64_t kFeaturesPerBlock = 1024;
 // From this many keys on it is worth asking which tiles a Gaussian spatial kernel makes negligible.
 constexpr int32_t kKeysWorthPlanning = 4096;
@@ -274,11 +274,11 @@ class Scheduler {
     add(kernels_.plan, ceilDiv(problem_.queries, kernels_.plan->blockM) * sequences(), common_);
   }
 
-  const Attention& attention_;
-  const Operands& operands_;
-  const Problem& problem_;
-  const Tensors& tensors_;
-  const Kernels& kernels_;
+  Attention attention_;
+  Operands operands_;
+  Problem problem_;
+  Tensors tensors_;
+  Kernels kernels_;
   Layout layout_;
   Arguments common_;
   Schedule schedule_;
@@ -309,7 +309,9 @@ void Arguments::store(Argument name, T value) {
   std::memcpy(&slot, &value, sizeof(T));
 }
 
-void Arguments::set(Argument name, const void* pointer) { store(name, pointer); }
+void Arguments::set(Argument name, const void* pointer) {
+  store(name, reinterpret_cast<uintptr_t>(pointer));
+}
 void Arguments::set(Argument name, int64_t number) { store(name, number); }
 void Arguments::set(Argument name, int32_t number) { store(name, number); }
 void Arguments::set(Argument name, float number) { store(name, number); }

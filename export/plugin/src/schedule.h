@@ -12,8 +12,8 @@
 
 namespace bilateral {
 
-// The arguments of one launch by name. Each lies at the start of eight bytes; a kernel reads as many
-// of them as its type has.
+// The arguments of one launch by name. Each lies at the start of eight bytes; a kernel reads as
+// many of them as its type has.
 class Arguments {
  public:
   void set(Argument name, const void* pointer);

@@ -63,14 +63,14 @@ inline int run(int count, char** names) {
 
 }  // namespace check
 
-#define TEST(name)                                           \
-  static void name();                                        \
+#define TEST(name)                                               \
+  static void name();                                            \
   static const check::Registered registered_##name(#name, name); \
   static void name()
-#define CHECK(condition)                                     \
-  do {                                                       \
-    if (!(condition)) {                                      \
+#define CHECK(condition)                                       \
+  do {                                                         \
+    if (!(condition)) {                                        \
       check::fail(__FILE__, __LINE__, #condition " is false"); \
-    }                                                        \
+    }                                                          \
   } while (false)
 #define CHECK_EQUAL(got, expected) check::equal(got, expected, #got, __FILE__, __LINE__)

@@ -1,5 +1,5 @@
-// A stand-in for libcuda.so.1 on machines without a GPU: it records what would be launched, so that a
-// test can drive the plugin's enqueue up to the driver's door.
+// A stand-in for libcuda.so.1 on machines without a GPU: it records what would be launched, so that
+// a test can drive the plugin's enqueue up to the driver's door.
 #include "fake_cuda.h"
 
 #include <cuda.h>
@@ -51,7 +51,12 @@ FAKE CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_opti
   state().librariesLoaded++;
   state().lastImage = code;
   *library = reinterpret_cast<CUlibrary>(&state());
-  return std::memcmp(code, "\x7f" "ELF", 4) == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_IMAGE;
+  return std::memcmp(code,
+                     "\x7f"
+                     "ELF",
+                     4) == 0
+             ? CUDA_SUCCESS
+             : CUDA_ERROR_INVALID_IMAGE;
 }
 
 FAKE CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary /*library*/, const char* name) {

@@ -1,5 +1,7 @@
-// Drives the plugin through TensorRT's C++ interfaces, without TensorRT and without a GPU. The kernel
-// table is made up (tests/export/plugin/conftest.py); libcuda is tests/fake_cuda.cpp.
+// Drives the plugin through TensorRT's C++ interfaces, without TensorRT and without a GPU. The
+// kernel table is made up (tests/export/plugin/conftest.py); libcuda is tests/fake_cuda.cpp.
+#include "plugin.h"
+
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -10,7 +12,6 @@
 
 #include "check.h"
 #include "fake_cuda.h"
-#include "plugin.h"
 #include "schedule.h"
 
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -278,8 +279,8 @@ TEST(serialised_fields_read_back_as_the_same_attention) {
       CHECK_EQUAL(read.queryPrefix, 2);
       CHECK_EQUAL(read.keyPrefix, 5);
       CHECK(read.causal);
-      const PluginPointer again(creator().createPlugin("again", fields,
-                                                       nvinfer1::TensorRTPhase::kRUNTIME));
+      const PluginPointer again(
+          creator().createPlugin("again", fields, nvinfer1::TensorRTPhase::kRUNTIME));
       CHECK(again != nullptr);
       const auto inputs = inputsOf(spatial, shapeFor(spatial), DataType::kHALF, true);
       CHECK_EQUAL(onShapeChange(again, inputs), 0);
@@ -322,9 +323,9 @@ TEST(tokens_have_one_type_and_everything_spatial_is_float32) {
           changed.type = DataType::kINT32;
           CHECK(!supports());
           const bool spatialInput = position > 2 && position < nbInputs;
-          changed.type = spatialInput                 ? DataType::kHALF
+          changed.type = spatialInput               ? DataType::kHALF
                          : type == DataType::kFLOAT ? DataType::kHALF
-                                                      : DataType::kFLOAT;
+                                                    : DataType::kFLOAT;
           CHECK_EQUAL(supports(), position == 0);
         }
       }
@@ -335,8 +336,8 @@ TEST(tokens_have_one_type_and_everything_spatial_is_float32) {
 TEST(the_output_has_the_type_and_the_shape_of_the_query) {
   const PluginPointer plugin = create(Attributes{});
   for (const DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
-    const std::vector<DataType> inputs{type,            type,           type, DataType::kFLOAT,
-                                       DataType::kFLOAT, DataType::kFLOAT};
+    const std::vector<DataType> inputs{
+        type, type, type, DataType::kFLOAT, DataType::kFLOAT, DataType::kFLOAT};
     DataType output{};
     CHECK_EQUAL(build(plugin).getOutputDataTypes(&output, 1, inputs.data(), 6), 0);
     CHECK(output == type);
@@ -455,16 +456,16 @@ TEST(what_no_kernel_can_do_is_refused_when_the_plan_is_built) {
   CHECK(configure(create(attributes), inputsOf("gaussian", Shape{}, DataType::kHALF, false)) != 0);
   CHECK(logged("scale"));
   const PluginPointer plugin = create(Attributes{});
-  CHECK(configure(plugin, inputsOf("gaussian", Shape{2, 3, 50, 70, 60, 2}, DataType::kHALF,
-                                   false)) != 0);
+  CHECK(configure(plugin,
+                  inputsOf("gaussian", Shape{2, 3, 50, 70, 60, 2}, DataType::kHALF, false)) != 0);
   CHECK(logged("head size D is 60"));
-  CHECK(configure(plugin, inputsOf("gaussian", Shape{2, 3, 50, 70, 512, 2}, DataType::kHALF,
-                                   false)) != 0);
+  CHECK(configure(plugin,
+                  inputsOf("gaussian", Shape{2, 3, 50, 70, 512, 2}, DataType::kHALF, false)) != 0);
   CHECK(logged("no kernel for head size 512"));
   attributes = Attributes{};
   attributes.spatial = "dot";
-  CHECK(configure(create(attributes), inputsOf("dot", Shape{2, 3, 50, 70, 64, 12}, DataType::kHALF,
-                                               false)) != 0);
+  CHECK(configure(create(attributes),
+                  inputsOf("dot", Shape{2, 3, 50, 70, 64, 12}, DataType::kHALF, false)) != 0);
   CHECK(logged("features P is 12"));
   setLoggerFinder(nullptr);
 }
@@ -523,7 +524,8 @@ struct FakeTensors {
     }
   }
   bilateral::Tensors tensors() {
-    return {inputs.data(), const_cast<void*>(pointer(0xA000)), const_cast<void*>(pointer(0x100000))};
+    return {inputs.data(), const_cast<void*>(pointer(0xA000)),
+            const_cast<void*>(pointer(0x100000))};
   }
   std::vector<const void*> inputs;
 };
@@ -677,7 +679,12 @@ TEST(scratch_buffers_lie_within_what_was_asked_for_and_do_not_overlap) {
       attention.range = RangeKernel::kGaussian;
       attention.spatial = spatial;
       const Operands operands = bilateral::operandsOf(spatial, spatialInputs);
-      const Problem problem{DataType::kFLOAT, 2, 3, 100, keys, 64,
+      const Problem problem{DataType::kFLOAT,
+                            2,
+                            3,
+                            100,
+                            keys,
+                            64,
                             spatial == SpatialKernel::kDot    ? 16
                             : spatial == SpatialKernel::kNone ? 0
                                                               : 2};
@@ -688,9 +695,9 @@ TEST(scratch_buffers_lie_within_what_was_asked_for_and_do_not_overlap) {
       std::vector<uint64_t> begins;
       for (int32_t i = 0; i < schedule.count; ++i) {
         auto& arguments = schedule.launches[static_cast<size_t>(i)].arguments;
-        for (const Argument name : {Argument::target, Argument::key_term, Argument::tile_norm,
-                                    Argument::tile_term, Argument::tile_boxes,
-                                    Argument::tile_ranges}) {
+        for (const Argument name :
+             {Argument::target, Argument::key_term, Argument::tile_norm, Argument::tile_term,
+              Argument::tile_boxes, Argument::tile_ranges}) {
           const uint64_t value = number(arguments, name);
           if (value >= 0x100000U) {
             CHECK(value < 0x100000U + bytes);
@@ -707,8 +714,8 @@ TEST(scratch_buffers_lie_within_what_was_asked_for_and_do_not_overlap) {
 TEST(the_smallest_class_that_holds_the_head_size_is_taken) {
   const Operands operands = bilateral::operandsOf(SpatialKernel::kNone, 3);
   FakeTensors fake;
-  for (const auto& [size, expected] : std::vector<std::pair<int32_t, int32_t>>{
-           {8, 64}, {64, 64}, {72, 128}, {128, 128}}) {
+  for (const auto& [size, expected] :
+       std::vector<std::pair<int32_t, int32_t>>{{8, 64}, {64, 64}, {72, 128}, {128, 128}}) {
     bilateral::Schedule schedule = bilateral::makeSchedule(
         Attention{}, operands, {DataType::kHALF, 1, 1, 10, 10, size, 0}, fake.tensors(), 90);
     CHECK_EQUAL(schedule.launches[0].kernel->headDim, expected);

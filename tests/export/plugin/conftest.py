@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def build(folder: Path, cubins: Path, *options: str) -> subprocess.CompletedProc
 
 
 @pytest.fixture(scope="session")
+def plugin_compiler() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The function `build`; skips where there is no compiler."""
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} on this machine")
+    return build
+
+
+@pytest.fixture(scope="session")
 def made_up_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kernels") / "cubins"
     write_cubins(folder)
@@ -116,13 +126,12 @@ def made_up_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_build(tmp_path_factory: pytest.TempPathFactory, made_up_cubins: Path) -> Path:
+def plugin_build(
+    tmp_path_factory: pytest.TempPathFactory, made_up_cubins: Path, plugin_compiler
+) -> Path:
     """The folder of a build with tests; skips where there is no compiler or no headers."""
-    for tool in ("cmake", "c++"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"no {tool} on this machine")
     folder = tmp_path_factory.mktemp("plugin")
-    result = build(folder, made_up_cubins, "-DBILATERAL_PLUGIN_TESTS=ON")
+    result = plugin_compiler(folder, made_up_cubins, "-DBILATERAL_PLUGIN_TESTS=ON")
     if "headers were not found" in result.stderr:
         pytest.skip("no TensorRT or CUDA headers on this machine")
     assert result.returncode == 0, result.stdout + result.stderr

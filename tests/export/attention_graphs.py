@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bilateral_export.op import contract
@@ -16,8 +14,6 @@ from bilateral_export.op.function import Configuration, function_body
 OPSET = 20
 TOKENS, HEADS, HEAD_DIM = 16, 2, 32
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-
-MakeModel = Callable[..., Path]
 
 
 def attention_model(
@@ -37,7 +33,7 @@ def attention_model(
         numpy_helper.from_array(np.array([0, 0, width]), "merge"),
         _floats("positions", np.stack([rows, columns], 1)),
         _floats("sigma", np.linspace(1, 4, HEADS)),
-        _floats("features", random.normal(size=(HEADS, TOKENS, 8))),
+        _floats("features", random.normal(size=(HEADS, TOKENS, 16))),
     ]
     spatial = {
         "none": [],
@@ -113,20 +109,3 @@ def attention_model(
 
 def _floats(name: str, values: np.ndarray) -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(np.float32), name)
-
-
-@pytest.fixture
-def make_model(tmp_path: Path) -> MakeModel:
-    """Writes `attention_model(...)` to a file and returns its path."""
-
-    def make(
-        *configurations: Configuration,
-        precision: str = "fp32",
-        name: str = "model",
-        **options: bool,
-    ) -> Path:
-        path = tmp_path / f"{name}.onnx"
-        onnx.save(attention_model(configurations or (Configuration(),), precision, **options), path)
-        return path
-
-    return make
