@@ -393,7 +393,7 @@ def _build(
         raise UserError(
             f"{library.name} {library.version} cannot build the plan:"
             f" {reasons[0] if reasons else 'no reason given'}",
-            "See the engine documentation for options this library does not have.",
+            "For attention that the plugin refuses there is --attention function.",
         )
     return plan
 

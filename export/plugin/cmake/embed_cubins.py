@@ -27,6 +27,7 @@ SCRATCH_ARGUMENTS = 2  # Triton's own, after those of the ABI
 
 
 def main(cubins: Path, output: Path) -> None:
+    """Write both files; see the module's documentation."""
     manifest = json.loads((cubins / "manifest.json").read_text(encoding="utf-8"))
     if manifest["abi"] != ABI:
         raise SystemExit(f"the cubins have launch ABI {manifest['abi']}, the plugin speaks {ABI}")
@@ -57,6 +58,7 @@ def assembly(folder: Path, entries: list[dict[str, Any]]) -> str:
 
 
 def table(entries: list[dict[str, Any]], arguments: dict[str, list[str]]) -> str:
+    """The C++ source of `kKernels`, `kNumKernels` and `kContents` (src/kernels.h)."""
     digests = sorted({entry["sha256"] for entry in entries})
     targets = sorted({sm for entry in entries for sm in entry["runs_on"]})
     contents = json.dumps({"version": "1", "targets": targets, "kernels": len(entries)})
@@ -96,6 +98,7 @@ def table(entries: list[dict[str, Any]], arguments: dict[str, list[str]]) -> str
 
 
 def row(index: int, entry: dict[str, Any], arguments: dict[str, list[str]]) -> str:
+    """The initialiser of one `Kernel`, its fields in their order."""
     kernel = entry["kernel"]
     count = len(arguments[kernel]) + SCRATCH_ARGUMENTS
     fields = [
@@ -117,6 +120,7 @@ def row(index: int, entry: dict[str, Any], arguments: dict[str, list[str]]) -> s
 
 
 def symbol(digest: str) -> str:
+    """The name under which a cubin's bytes are linked."""
     return f"bilateral_cubin_{digest[:32]}"
 
 

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "fake_cuda.h"
+#include "log.h"
 #include "schedule.h"
 
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -856,6 +857,14 @@ TEST(driver_errors_carry_the_drivers_reason) {
   CHECK(enqueue() != 0);
   CHECK(logged("no current CUDA device"));
   setLoggerFinder(nullptr);
+}
+
+TEST(without_a_logger_a_message_goes_to_the_handler) {
+  static std::string received;
+  bilateral::setMessageHandler([](const char* message) { received = message; });
+  CHECK(create(std::vector<PluginField>{}) == nullptr);
+  bilateral::setMessageHandler(nullptr);
+  CHECK(received.find("scale is missing") != std::string::npos);
 }
 
 TEST(the_library_says_what_it_holds) {

@@ -55,6 +55,7 @@ def test_only_the_documented_symbols_are_exported(plugin: Path) -> None:
         "getCreators",
         "setLoggerFinder",
         "bilateralPluginContents",
+        "bilateralPluginSetMessageHandler",
     }
 
 
@@ -131,10 +132,9 @@ def test_nodes_without_the_plugins_attributes_cannot_be_forced_through_it(
     rtx, plugin: Path, make_model, tmp_path: Path
 ) -> None:
     model = make_model(VARIANTS[0], plugin_attributes=False, overloads=False)
+    options = BuildOptions(targets=(86,), plugin=plugin)
     with pytest.raises(UserError, match="plugin_namespace"):
-        build_plan(
-            model, tmp_path / "m.plan", BuildOptions(targets=(86,), plugin=plugin), None, rtx
-        )
+        build_plan(model, tmp_path / "m.plan", options, library=rtx)
 
 
 def test_an_embedded_plugin_makes_the_plan_larger_by_about_its_size(
@@ -166,10 +166,9 @@ def test_what_the_kernel_cannot_do_is_said_in_the_builders_error(
             if attribute.name == "scale":
                 attribute.f = -1.0
     onnx.save(loaded, model)
+    options = BuildOptions(targets=(86,), plugin=plugin)
     with pytest.raises(UserError, match="scale is -1"):
-        build_plan(
-            model, tmp_path / "m.plan", BuildOptions(targets=(86,), plugin=plugin), None, rtx
-        )
+        build_plan(model, tmp_path / "m.plan", options, library=rtx)
 
 
 def test_files_that_are_not_the_plugin_are_refused(tmp_path: Path, plugin_build: Path) -> None:
