@@ -23,7 +23,8 @@ ROLES = {
 }
 TYPES = {"fp32": "kFLOAT", "fp16": "kHALF", "bf16": "kBF16"}
 SPATIAL = {"none": "kNone", "gaussian": "kGaussian", "dot": "kDot", "": "kNone", None: "kNone"}
-SCRATCH_ARGUMENTS = 2  # Triton's own, after those of the ABI
+
+Arguments = dict[str, list[tuple[str, str]]]  # name and type of each argument, by kernel
 
 
 def main(cubins: Path, output: Path) -> None:
@@ -57,16 +58,16 @@ def assembly(folder: Path, entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(entries: list[dict[str, Any]], arguments: dict[str, list[str]]) -> str:
+def table(entries: list[dict[str, Any]], arguments: Arguments) -> str:
     """The C++ source of `kKernels`, `kNumKernels` and `kContents` (src/kernels.h)."""
     digests = sorted({entry["sha256"] for entry in entries})
     targets = sorted({sm for entry in entries for sm in entry["runs_on"]})
     contents = json.dumps({"version": "1", "targets": targets, "kernels": len(entries)})
     lists = [
         f"constexpr Argument k{ROLES[kernel][1:]}Arguments[] = {{"
-        + ", ".join([f"Argument::{name}" for name in names] + ["Argument::scratch"] * 2)
+        + ", ".join(f"Argument::{name}" for name, _ in typed)
         + "};"
-        for kernel, names in sorted(arguments.items())
+        for kernel, typed in sorted(arguments.items())
     ]
     runs_on = [
         f"constexpr int32_t kRunsOn{index}[] = {{{', '.join(map(str, entry['runs_on']))}}};"
@@ -97,10 +98,9 @@ def table(entries: list[dict[str, Any]], arguments: dict[str, list[str]]) -> str
     )
 
 
-def row(index: int, entry: dict[str, Any], arguments: dict[str, list[str]]) -> str:
+def row(index: int, entry: dict[str, Any], arguments: Arguments) -> str:
     """The initialiser of one `Kernel`, its fields in their order."""
     kernel = entry["kernel"]
-    count = len(arguments[kernel]) + SCRATCH_ARGUMENTS
     fields = [
         f"Role::{ROLES[kernel]}",
         f"nvinfer1::DataType::{TYPES[entry['dtype']]}",
@@ -114,7 +114,7 @@ def row(index: int, entry: dict[str, Any], arguments: dict[str, list[str]]) -> s
         f"kRunsOn{index}",
         str(len(entry["runs_on"])),
         f"k{ROLES[kernel][1:]}Arguments",
-        str(count),
+        str(len(arguments[kernel])),
     ]
     return "    {" + ", ".join(fields) + "},"
 

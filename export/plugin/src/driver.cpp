@@ -41,6 +41,7 @@ Driver::Driver() {
   find(library, "cuLaunchKernel", launchKernel_);
   find(library, "cuLibraryGetKernel", libraryGetKernel_);
   find(library, "cuLibraryLoadData", libraryLoadData_);
+  find(library, "cuMemsetD32Async", memsetD32Async_);
 }
 
 void Driver::check(CUresult result, const char* what) const {
@@ -94,6 +95,11 @@ CUkernel Driver::kernel(const void* cubin, const char* name, uint32_t sharedByte
   }
   loaded.emplace(key, kernel);
   return kernel;
+}
+
+void Driver::fillZeros(void* pointer, size_t count, CUstream stream) const {
+  check(memsetD32Async_(reinterpret_cast<CUdeviceptr>(pointer), 0, count, stream),
+        "clearing scratch memory");
 }
 
 void Driver::launch(CUkernel kernel, uint32_t blocks, uint32_t threads, uint32_t sharedBytes,

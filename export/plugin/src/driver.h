@@ -4,6 +4,7 @@
 
 #include <cuda.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace bilateral {
@@ -21,6 +22,9 @@ class Driver {
   // shared memory limit raised to `sharedBytes`.
   [[nodiscard]] CUkernel kernel(const void* cubin, const char* name, uint32_t sharedBytes) const;
 
+  // `count` 32-bit zeros on the device.
+  void fillZeros(void* pointer, size_t count, CUstream stream) const;
+
   // A one-dimensional grid of `blocks`.
   void launch(CUkernel kernel, uint32_t blocks, uint32_t threads, uint32_t sharedBytes,
               CUstream stream, void** arguments) const;
@@ -37,6 +41,7 @@ class Driver {
   decltype(&cuLaunchKernel) launchKernel_ = nullptr;
   decltype(&cuLibraryGetKernel) libraryGetKernel_ = nullptr;
   decltype(&cuLibraryLoadData) libraryLoadData_ = nullptr;
+  decltype(&cuMemsetD32Async) memsetD32Async_ = nullptr;
 };
 
 }  // namespace bilateral

@@ -66,7 +66,8 @@ enum class Argument : uint8_t {
   scale,
   budget,
   largest,
-  scratch,  // Triton's two buffers, which these kernels do not use
+  global_scratch,  // Triton's buffers, which these kernels do not use: null
+  profile_scratch,
   kCount,
 };
 

@@ -40,6 +40,7 @@ float largestOf(DataType type) { return type == DataType::kHALF ? 65504.0F : 3.3
 
 // The kernels that one call needs on one GPU; nullptr where a step is left out.
 struct Kernels {
+  bool zeroTerm = false;  // the attention kernel reads key terms, and there are none
   const Kernel* features = nullptr;
   const Kernel* keyTiles = nullptr;
   const Kernel* plan = nullptr;
@@ -79,34 +80,39 @@ Kernels chooseKernels(const Attention& attention, const Operands& operands, cons
 
   Kernels kernels;
   kernels.attention = findKernel(query);
-  const bool needsTerm = gaussian || (kernels.attention == nullptr && !query.keyTerm);
   if (kernels.attention == nullptr && !query.keyTerm) {
-    query.keyTerm = true;  // its key terms are zeros then
+    query.keyTerm = true;
     kernels.attention = findKernel(query);
+    kernels.zeroTerm = true;
   }
   if (kernels.attention == nullptr) {
-    return kernels;
+    return {};
   }
-  query.blockN = kernels.attention->blockN;
   if (placed && problem.keys >= kKeysWorthPlanning) {
     query.role = Role::kPlan;
     query.blockM = kernels.attention->blockM;
+    query.blockN = kernels.attention->blockN;
     kernels.plan = findKernel(query);
   }
-  if (needsTerm || kernels.plan != nullptr) {
+  if (gaussian || kernels.plan != nullptr) {
     query.role = Role::kKeyTiles;
-    query.blockM = 0;
+    query.blockM = 0;  // its tiles are of keys, and matter only to the plan
+    query.blockN = kernels.plan != nullptr ? kernels.attention->blockN : 0;
     kernels.keyTiles = findKernel(query);
+    kernels.zeroTerm = false;
+    if (kernels.keyTiles == nullptr) {
+      return {};
+    }
   }
   if (attention.spatial == SpatialKernel::kDot) {
     query.role = Role::kFeatures;
     query.blockM = query.blockN = query.headDim = 0;
     kernels.features = findKernel(query);
+    if (kernels.features == nullptr) {
+      return {};
+    }
   }
-  const bool complete = (!needsTerm || kernels.keyTiles != nullptr) &&
-                        (kernels.plan == nullptr || kernels.keyTiles != nullptr) &&
-                        (attention.spatial != SpatialKernel::kDot || kernels.features != nullptr);
-  return complete ? kernels : Kernels{};
+  return kernels;
 }
 
 Layout layOut(const Kernels& kernels, const Problem& problem) {
@@ -117,6 +123,9 @@ Layout layOut(const Kernels& kernels, const Problem& problem) {
                        bytesOf(problem.type);
     layout.queryFeatures = layout.take(row * static_cast<size_t>(problem.queries));
     layout.keyFeatures = layout.take(row * static_cast<size_t>(problem.keys));
+  }
+  if (kernels.zeroTerm) {
+    layout.keyTerm = layout.take(static_cast<size_t>(problem.keys) * sizeof(float));
   }
   if (kernels.keyTiles != nullptr) {
     layout.keyTerm = layout.take(sequences * static_cast<size_t>(problem.keys) * sizeof(float));
@@ -193,6 +202,12 @@ class Scheduler {
                     attention_.keyPrefix);
       common_.set(Argument::query_positions, scratch(layout_.queryFeatures));
       common_.set(Argument::key_positions, scratch(layout_.keyFeatures));
+    }
+    if (kernels_.zeroTerm) {
+      // One row of zeros for every batch and head: both strides are 0 already.
+      schedule_.zeros = scratch(layout_.keyTerm);
+      schedule_.numZeros = problem_.keys;
+      common_.set(Argument::key_term, schedule_.zeros);
     }
     if (kernels_.keyTiles != nullptr) {
       computeKeyTiles();
@@ -367,6 +382,9 @@ Schedule makeSchedule(const Attention& attention, const Operands& operands, cons
 
 void enqueueSchedule(Schedule& schedule, CUstream stream) {
   const Driver& driver = Driver::instance();
+  if (schedule.zeros != nullptr) {
+    driver.fillZeros(schedule.zeros, static_cast<size_t>(schedule.numZeros), stream);
+  }
   for (int32_t i = 0; i < schedule.count; ++i) {
     Launch& launch = schedule.launches[static_cast<size_t>(i)];
     const Kernel& kernel = *launch.kernel;

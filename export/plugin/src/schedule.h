@@ -46,6 +46,9 @@ struct Tensors {
 
 struct Schedule {
   static constexpr int32_t kMaxLaunches = 5;
+  // Filled with zeros before anything is launched; nullptr for nothing.
+  void* zeros = nullptr;
+  int32_t numZeros = 0;  // float32 values
   std::array<Launch, kMaxLaunches> launches;
   int32_t count = 0;
 };

@@ -71,6 +71,13 @@ FAKE CUresult cuKernelSetAttribute(CUfunction_attribute /*attribute*/, int value
   return CUDA_SUCCESS;
 }
 
+FAKE CUresult cuMemsetD32Async(CUdeviceptr pointer, unsigned int value, size_t count,
+                               CUstream /*stream*/) {
+  state().cleared = reinterpret_cast<void*>(pointer);
+  state().clearedCount = static_cast<int32_t>(count);
+  return value == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
 FAKE CUresult cuLaunchKernel(CUfunction function, unsigned int gridX, unsigned int gridY,
                              unsigned int gridZ, unsigned int blockX, unsigned int blockY,
                              unsigned int blockZ, unsigned int sharedBytes, CUstream stream,

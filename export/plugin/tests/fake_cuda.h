@@ -28,6 +28,8 @@ struct FakeCuda {
   int32_t librariesLoaded;
   const void* lastImage;
   int32_t sharedBytesAllowed;
+  const void* cleared;
+  int32_t clearedCount;
   int32_t launches;
   FakeLaunch launch[kMaxLaunches];
 };

@@ -487,11 +487,12 @@ TEST(scratch_memory_is_asked_for_the_largest_shapes_and_only_where_it_is_used) {
                           described.data(), 1);
   };
   CHECK_EQUAL(workspace("dot", "none", shapeFor("none")), 0U);
-  CHECK_EQUAL(workspace("dot", "gaussian", shapeFor("gaussian")), 0U);
+  // A row of zeros where the kernel reads key terms and there are none: 70 * 4.
+  CHECK_EQUAL(workspace("dot", "gaussian", shapeFor("gaussian")), 512U);
   // Key terms: B H Nk float32 = 2 * 3 * 70 * 4 = 1680, in units of 256.
   CHECK_EQUAL(workspace("gaussian", "none", shapeFor("none")), 1792U);
   // Features: H N P of two bytes for 50 queries and 70 keys, 4800 and 6720.
-  CHECK_EQUAL(workspace("dot", "dot", shapeFor("dot")), 4864U + 6912U);
+  CHECK_EQUAL(workspace("dot", "dot", shapeFor("dot")), 4864U + 6912U + 512U);
   Shape large = shapeFor("none");
   large.batch = 64;
   CHECK_EQUAL(workspace("gaussian", "none", large), 64U * 3U * 70U * 4U);
@@ -502,7 +503,7 @@ TEST(a_plan_for_far_tiles_is_made_from_4096_keys_on) {
   Attention attention;
   attention.spatial = SpatialKernel::kGaussian;
   Problem problem{DataType::kHALF, 1, 2, 4096, 4095, 64, 2};
-  CHECK_EQUAL(bilateral::workspaceBytes(attention, operands, problem), 0U);
+  CHECK_EQUAL(bilateral::workspaceBytes(attention, operands, problem), 16384U);  // zeros alone
   problem.keys = 4096;
   // Key terms, norm and term of 4096 / 32 tiles, boxes, ranges of 4096 / 64 rows of tiles.
   const size_t expected = 2 * 4096 * 4 + 2 * (2 * 128 * 4) + 128 * 2 * 2 * 4 + 2 * 64 * 2 * 4;
@@ -604,7 +605,6 @@ TEST(the_gaussian_range_kernel_computes_key_terms_first) {
   CHECK_EQUAL(schedule.count, 2);
   auto& first = schedule.launches[0];
   CHECK(first.kernel->role == Role::kKeyTiles);
-  CHECK_EQUAL(first.kernel->blockN, schedule.launches[1].kernel->blockN);
   CHECK_EQUAL(first.grid, 3U * 2 * 3);  // ceil(70 / 32) * B * H
   CHECK_EQUAL(number(first.arguments, Argument::gaussian_range), 1U);
   CHECK_EQUAL(number(first.arguments, Argument::has_bias), 1U);
@@ -615,6 +615,22 @@ TEST(the_gaussian_range_kernel_computes_key_terms_first) {
   CHECK_EQUAL(number(second, Argument::key_term), number(first.arguments, Argument::key_term));
   CHECK_EQUAL(number(second, Argument::stride_tb), 3U * 70);
   CHECK_EQUAL(number(second, Argument::stride_th), 70U);
+}
+
+TEST(a_kernel_that_reads_key_terms_gets_zeros_where_there_are_none) {
+  const Operands operands = bilateral::operandsOf(SpatialKernel::kGaussian, 6);
+  Attention attention;
+  attention.spatial = SpatialKernel::kGaussian;
+  FakeTensors fake;
+  bilateral::Schedule schedule = bilateral::makeSchedule(
+      attention, operands, {DataType::kHALF, 2, 3, 50, 70, 64, 2}, fake.tensors(), 90);
+  CHECK_EQUAL(schedule.count, 1);
+  auto& a = schedule.launches[0].arguments;
+  CHECK(schedule.zeros == pointer(0x100000));
+  CHECK_EQUAL(schedule.numZeros, 70);
+  CHECK_EQUAL(number(a, Argument::key_term), 0x100000U);
+  CHECK_EQUAL(number(a, Argument::stride_tb), 0U);
+  CHECK_EQUAL(number(a, Argument::stride_th), 0U);
 }
 
 TEST(position_features_are_rounded_before_the_attention) {
@@ -819,6 +835,24 @@ TEST(driver_enqueue_launches_in_order_on_the_stream_with_packed_arguments) {
   const int32_t loaded = driver.librariesLoaded;
   CHECK_EQUAL(enqueue(), 0);
   CHECK_EQUAL(driver.librariesLoaded, loaded);  // loaded once
+}
+
+TEST(driver_zeros_are_written_before_the_launch) {
+  FakeCuda& driver = fakeDriver();
+  Attributes attributes;
+  attributes.range = "dot";
+  const PluginPointer plugin = create(attributes);
+  const auto inputs = inputsOf("gaussian", Shape{}, DataType::kHALF, false);
+  CHECK_EQUAL(onShapeChange(plugin, inputs), 0);
+  FakeTensors fake;
+  void* output = const_cast<void*>(pointer(0xA000));
+  void* workspace = const_cast<void*>(pointer(0x100000));
+  CHECK_EQUAL(runtime(plugin).enqueue(inputs.data(), inputs.data(), fake.inputs.data(), &output,
+                                      workspace, nullptr),
+              0);
+  CHECK(driver.cleared == workspace);
+  CHECK_EQUAL(driver.clearedCount, 70);
+  CHECK_EQUAL(driver.launches, 1);
 }
 
 TEST(driver_a_gpu_without_code_is_named) {

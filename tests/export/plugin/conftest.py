@@ -75,22 +75,27 @@ def write_cubins(folder: Path) -> None:
             | facts
         )
 
+    # The set of the real compiler, with fewer classes: key terms may be left out only without a
+    # spatial kernel, and far tiles are planned in 16 bits alone.
     for architecture, dtype in itertools.product(ARCHITECTURES, ("fp32", "fp16", "bf16")):
-        add("features", architecture, dtype)
+        add("features", architecture, dtype, block_m=0, block_n=0)
         for head_dim in (64, 128):
-            add("key_tiles", architecture, dtype, head_dim=head_dim)
+            common = {"head_dim": head_dim, "key_term": True}
+            add("attention", architecture, dtype, head_dim=head_dim, block_n=16)
+            add("attention", architecture, dtype, **common, block_n=16)
+            add("key_tiles", architecture, dtype, head_dim=head_dim, spatial="gaussian")
             for coordinates in (1, 2, 3):
-                add("plan", architecture, dtype, head_dim=head_dim, coordinates=coordinates)
-            for key_term in (False, True):
-                common = {"head_dim": head_dim, "key_term": key_term}
-                add("attention", architecture, dtype, **common)
-                for coordinates in (1, 2, 3):
-                    facts = common | {"spatial": "gaussian", "coordinates": coordinates}
-                    add("attention", architecture, dtype, **facts)
-                for features in (16, 32):
-                    facts = common | {"spatial": "dot", "features": features}
-                    add("attention", architecture, dtype, **facts)
-    manifest = {"abi": 1, "arguments": ARGUMENTS, "cubins": entries}
+                facts = common | {"spatial": "gaussian", "coordinates": coordinates}
+                add("attention", architecture, dtype, **facts)
+                if dtype != "fp32":
+                    add("plan", architecture, dtype, **facts)
+            for features in (16, 32):
+                add("attention", architecture, dtype, **common, spatial="dot", features=features)
+    types = {
+        name: [[argument, "any"] for argument in [*names, "global_scratch", "profile_scratch"]]
+        for name, names in ARGUMENTS.items()
+    }
+    manifest = {"abi": 1, "arguments": types, "cubins": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
