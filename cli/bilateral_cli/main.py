@@ -39,6 +39,7 @@ _COMMANDS = (
     "inspect",
     "parity",
     "repository",
+    "doctor",
     "serve",
     "infer",
     "bench",

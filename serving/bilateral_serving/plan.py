@@ -21,7 +21,7 @@ from bilateral_export.tensors import TensorSpec
 from bilateral_serving.artifact import Artifact
 from bilateral_serving.datatypes import BATCH
 
-__all__ = ["has_manifest", "launch_arguments", "manifest_path", "read_plan"]
+__all__ = ["artifact_of", "has_manifest", "launch_arguments", "manifest_path", "read_plan"]
 
 
 def has_manifest(plan: Path) -> bool:
@@ -35,7 +35,15 @@ def read_plan(plan: Path) -> Artifact:
     Raises:
         UserError: The plan is not the file the manifest describes, or the manifest cannot be read.
     """
-    manifest = verify_plan(plan)
+    return artifact_of(plan, verify_plan(plan))
+
+
+def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
+    """The interface of a plan whose manifest is known to belong to it.
+
+    Raises:
+        UserError: The manifest carries a model description that is not understood.
+    """
     return Artifact(
         path=plan,
         companions=(),

@@ -25,20 +25,26 @@ def version_obstacle(manifest: PlanManifest, library: str, version: str) -> Obst
     """Why a plan would not load in a library of this name and version, or None.
 
     A plan loads in the version that built it alone, unless it was built version compatible; then in
-    later ones of the same major version too (TensorRT developer guide, "Version Compatibility").
+    later ones too (TensorRT documentation, "Version Compatibility").
+
+    Args:
+        manifest: Of the plan.
+        library: "tensorrt" or "tensorrt_rtx".
+        version: Its version, with as many numbers as are known: 10.14.1 is any build of it.
     """
     again = f"Build it again with {library} {version}."
     if manifest.library != library:
         return Obstacle(f"the plan is for {manifest.library}, here is {library}", again)
-    if manifest.version == version:
+    built, here = _numbers(manifest.version), _numbers(version)
+    known = min(len(built), len(here))
+    if built[:known] == here[:known]:
         return None
     if not manifest.version_compatible:
         return Obstacle(f"the plan is of {library} {manifest.version}, here is {version}", again)
-    built, here = _numbers(manifest.version), _numbers(version)
-    if built[:1] == here[:1] and built <= here:
+    if built <= here:
         return None
     return Obstacle(
-        f"the plan is of {library} {manifest.version} and loads in later {built[0]}.x only,"
+        f"the plan is of {library} {manifest.version} and loads in later versions only,"
         f" here is {version}",
         again,
     )
