@@ -35,8 +35,11 @@ _EXTRAS = {
 _COMMANDS = (
     "quickstart",
     "export",
+    "build",
+    "inspect",
     "parity",
     "repository",
+    "doctor",
     "serve",
     "infer",
     "generate",

@@ -112,6 +112,8 @@ def add(
         print_json(_as_json(entry))
         return
     newest = entry.versions[-1]
+    if entry.target == "tensorrt":
+        _print_launch(newest.directory)
     out.print(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"
         f" batches up to {entry.max_batch_size}",
@@ -184,6 +186,16 @@ def remove(
 
     repositories.remove(name, Path(repository), version=version)
     out.print(f"Removed {name}" + (f" version {version}" if version else ""))
+
+
+def _print_launch(version: Path) -> None:
+    """What whoever starts tritonserver by hand must add; `bilateral serve` does it by itself."""
+    from bilateral_serving.config import MODEL_FILES
+    from bilateral_serving.plan import launch_arguments
+
+    arguments = launch_arguments([version / MODEL_FILES["tensorrt"]])
+    if arguments:
+        notes.print(f"Start tritonserver with {' '.join(arguments)}", soft_wrap=True, markup=False)
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:

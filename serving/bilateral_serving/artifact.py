@@ -46,6 +46,7 @@ class Artifact:
         inputs: Its inputs, in order.
         outputs: Its outputs, in order.
         metadata: The document of `bilateral export`, or None for a model from elsewhere.
+        max_batch: The largest batch the file accepts; None where it sets no limit.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Artifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: ArtifactMetadata | None
+    max_batch: int | None = None
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:

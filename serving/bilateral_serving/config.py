@@ -266,6 +266,20 @@ def check_interface(config: pb.ModelConfig, artifact: Artifact) -> None:
             )
 
 
+def check_batch(config: pb.ModelConfig, artifact: Artifact) -> None:
+    """Check that a model file accepts the batches that Triton will build.
+
+    Raises:
+        UserError: max_batch_size is above the largest batch the file accepts.
+    """
+    if artifact.max_batch is not None and config.max_batch_size > artifact.max_batch:
+        raise UserError(
+            f"model '{config.name}' has max_batch_size {config.max_batch_size}, but the profiles of"
+            f" {artifact.path} go up to a batch of {artifact.max_batch}",
+            f"Use --max-batch-size {artifact.max_batch}, or build the plan for larger batches.",
+        )
+
+
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(map(str, specs))
 
@@ -298,7 +312,8 @@ def _check_datatypes(artifact: Artifact, target: Target) -> None:
 
 def _max_batch_size(artifact: Artifact, wanted: int | None) -> int:
     if artifact.has_free_batch:
-        return DEFAULT_BATCH if wanted is None else wanted
+        limit = DEFAULT_BATCH if artifact.max_batch is None else artifact.max_batch
+        return min(DEFAULT_BATCH, limit) if wanted is None else wanted
     if wanted:
         fixed = next(
             (spec for spec in artifact.tensors if not isinstance((*spec.shape, 0)[0], str)),

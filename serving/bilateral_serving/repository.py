@@ -27,6 +27,7 @@ from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
+from bilateral_serving import plan as plans
 from bilateral_serving.artifact import Artifact, read_onnx
 from bilateral_serving.config import (
     CONFIG_FILE,
@@ -105,7 +106,8 @@ def add(
         version: Its number. None: one more than the highest there.
         settings: How to serve it. None: as the model is served already, or the defaults.
         interface: For target tensorrt, the ONNX file that the plan was built from, which says what
-            the inputs and outputs are. None: the file of the plan's name that ends in .onnx.
+            the inputs and outputs are. None: the manifest that `bilateral build` left beside the
+            plan, else the file of the plan's name that ends in .onnx.
         on_progress: Called while files are copied.
 
     Raises:
@@ -127,6 +129,7 @@ def add(
         )
 
     config = _config(name, artifact, target, settings, existing, directory)
+    configs.check_batch(config, artifact)
     configs.set_metadata(config, number, artifact.metadata)
     text = configs.write(config)
     configs.check_interface(configs.parse(text, directory / CONFIG_FILE), artifact)
@@ -225,6 +228,8 @@ def _read(model: Path, target: Target, interface: Path | None) -> Artifact:
             f"target tensorrt serves an engine, but {model} is an ONNX model",
             "Build its engine first.",
         )
+    if interface is None and plans.has_manifest(model):
+        return plans.read_plan(model)
     described = read_onnx(interface or model.with_suffix(".onnx"))
     return Artifact(model, (), described.inputs, described.outputs, described.metadata)
 
@@ -284,6 +289,9 @@ def _fill_version(
 ) -> None:
     copies = {artifact.path: directory / MODEL_FILES[target]}
     copies |= {path: directory / path.name for path in artifact.companions}
+    if target == "tensorrt" and plans.has_manifest(artifact.path):
+        served = directory / MODEL_FILES[target]
+        copies[plans.manifest_path(artifact.path)] = plans.manifest_path(served)
     total = sum(path.stat().st_size for path in copies)
     done = 0
     for source, copy in copies.items():

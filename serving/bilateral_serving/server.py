@@ -22,8 +22,10 @@ from types import FrameType
 from bilateral_export.errors import UserError
 from bilateral_serving import preflight
 from bilateral_serving.client import Client
+from bilateral_serving.config import MODEL_FILES
 from bilateral_serving.installation import STUB, Installation, find, find_libpython
 from bilateral_serving.log import LogLine, loaded_model, parse, reasons
+from bilateral_serving.plan import launch_arguments
 from bilateral_serving.repository import Entry
 
 _LAUNCH = Path(__file__).with_name("_launch.py")
@@ -373,6 +375,12 @@ def _command(
         command += [f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}"]
     if not gpu:
         command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+    command += launch_arguments(
+        version.directory / MODEL_FILES["tensorrt"]
+        for entry in entries
+        if entry.target == "tensorrt"
+        for version in entry.versions
+    )
     return [*command, *options.arguments]
 
 

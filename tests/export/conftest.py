@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from tests.export.attention_graphs import attention_model
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.op.function import Configuration
 from bilateral_export.tensors import Array
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
@@ -32,3 +36,20 @@ def heldout() -> tuple[Array, Array]:
     with np.load(CHECKPOINTS / "digits_heldout.npz") as file:
         images = ((file["images"][:, None] / 255 - 0.3) / 0.35).astype(np.float32)
         return images, file["labels"]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `attention_model(...)` to a file and returns its path."""
+
+    def make(
+        *configurations: Configuration,
+        precision: str = "fp32",
+        name: str = "model",
+        **options: bool,
+    ) -> Path:
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(attention_model(configurations or (Configuration(),), precision, **options), path)
+        return path
+
+    return make

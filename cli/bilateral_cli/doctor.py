@@ -1,0 +1,84 @@
+"""`bilateral doctor`: what would go wrong, before a server starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bilateral_cli.app import EXIT_FAILED, app
+from bilateral_cli.console import DEFAULT_REPOSITORY, JsonOption, out, print_json, table
+from bilateral_export.errors import UserError
+
+if TYPE_CHECKING:
+    from bilateral_serving.doctor.findings import Diagnosis
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
+
+
+@app.command()
+def doctor(
+    repository: Annotated[Path, typer.Argument(help="The model repository to look at.")] = Path(
+        DEFAULT_REPOSITORY
+    ),
+    container: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="NVIDIA's Triton container that will serve: 25.06."),
+    ] = None,
+    tensorrt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="TensorRT in that container, where not known: 11.0.0."
+        ),
+    ] = None,
+    tritonserver: Annotated[
+        Path | None, typer.Option(help="The tritonserver executable; searched for if left out.")
+    ] = None,
+    plugin: Annotated[
+        Path | None, typer.Option(help="The plugin library that the server will be given.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address the server is to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 is off.")] = 8002,
+    json: JsonOption = False,
+) -> None:
+    """Look at the machine and at every model, and say what would fail and how to fix it.
+
+    Plans against their manifests, the library and the GPU; configurations against the files'
+    inputs and outputs; labels, memory, ports, Python. Exit code 0 when nothing found is an error,
+    1 otherwise.
+
+    Example: bilateral doctor model_repository --container 25.06
+    """
+    from bilateral_serving.doctor.containers import tensorrt_of
+    from bilateral_serving.doctor.diagnose import diagnose
+    from bilateral_serving.doctor.machine import read_machine
+
+    if container is not None and tensorrt is not None:
+        raise UserError("--container and --tensorrt were both given", "Give one of them.")
+    served_with = tensorrt_of(container) if container is not None else tensorrt
+    machine = read_machine(tritonserver, plugin, served_with)
+    ports = {"grpc": grpc_port, "http": http_port or None, "metrics": metrics_port or None}
+    diagnosis = diagnose(repository, machine, host, ports)
+    if json:
+        print_json(diagnosis)
+    else:
+        _print(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    out.print(table(["", "this machine"], list(diagnosis.facts.items())))
+    for finding in diagnosis.findings:
+        style = _STYLES[finding.severity]
+        out.print(f"[{style}]{finding.severity}[/] {finding.subject}:", end=" ", highlight=False)
+        out.print(finding.problem, markup=False, highlight=False, soft_wrap=True)
+        for line in (finding.why, finding.fix and f"-> {finding.fix}"):
+            if line:
+                out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+    errors = sum(finding.severity == "error" for finding in diagnosis.findings)
+    warnings = sum(finding.severity == "warning" for finding in diagnosis.findings)
+    out.print(f"{diagnosis.repository}: {errors} errors, {warnings} warnings", highlight=False)

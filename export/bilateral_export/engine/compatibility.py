@@ -1,0 +1,135 @@
+"""Whether a plan can be loaded on a machine: what the runner refuses and the doctor reports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilateral_export.engine.manifest import PlanManifest
+from bilateral_export.files import sha256
+
+_AMPERE = 80
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A reason why a plan would not load or not run, and what to do about it."""
+
+    problem: str
+    fix: str
+
+
+def version_obstacle(manifest: PlanManifest, library: str, version: str) -> Obstacle | None:
+    """Why a plan would not load in a library of this name and version, or None.
+
+    A plan loads in the version that built it alone, unless it was built version compatible; then in
+    later ones too (TensorRT documentation, "Version Compatibility").
+
+    Args:
+        manifest: Of the plan.
+        library: "tensorrt" or "tensorrt_rtx".
+        version: Its version, with as many numbers as are known: 10.14.1 is any build of it.
+    """
+    again = f"Build it again with {library} {version}."
+    if manifest.library != library:
+        return Obstacle(f"the plan is for {manifest.library}, here is {library}", again)
+    built, here = _numbers(manifest.version), _numbers(version)
+    known = min(len(built), len(here))
+    if built[:known] == here[:known]:
+        return None
+    if not manifest.version_compatible:
+        return Obstacle(f"the plan is of {library} {manifest.version}, here is {version}", again)
+    if built <= here:
+        return None
+    return Obstacle(
+        f"the plan is of {library} {manifest.version} and loads in later versions only,"
+        f" here is {version}",
+        again,
+    )
+
+
+def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
+    """Why a plan would not run on a GPU of this SM, such as 90, or None.
+
+    Args:
+        manifest: Of the plan. Its hardware compatibility widens the SMs it was built for to all
+            from Ampere on, or to those of the same compute capability.
+        sm: 10 * major + minor of the GPU's compute capability.
+    """
+    targets = [int(target.removeprefix("sm_")) for target in manifest.targets]
+    if sm in targets:
+        return None
+    widened = manifest.hardware_compatibility == "ampere_plus"
+    if widened and sm >= _AMPERE and min(targets, default=sm + 1) <= sm:
+        return None
+    return Obstacle(
+        f"the plan is for {', '.join(manifest.targets)}, the GPU is sm_{sm}",
+        f"Build it for this GPU: `bilateral build MODEL.onnx MODEL.plan --sm {sm}` (TensorRT for"
+        " RTX), or on this machine (a full TensorRT).",
+    )
+
+
+def plugin_obstacle(manifest: PlanManifest, plugin: Path | None) -> Obstacle | None:
+    """Why a plan would not find the plugin it was built with, or None.
+
+    Args:
+        manifest: Of the plan.
+        plugin: The plugin library that would be loaded; None when there is none.
+    """
+    if manifest.plugin is None or manifest.plugin.embedded:
+        return None
+    if plugin is None or not plugin.is_file():
+        where = f" {plugin}" if plugin is not None else ""
+        return Obstacle(
+            f"the plan runs {manifest.plugin.nodes} layers through the plugin"
+            f" {manifest.plugin.name}, and the library{where} is not there",
+            "Build it with `make plugin`, or build the plan with --embed-plugin.",
+        )
+    if sha256(plugin) != manifest.plugin.sha256:
+        return Obstacle(
+            f"the plan was built with another plugin than {plugin} (SHA-256)",
+            "Build the plan again with this plugin, or give the one it was built with.",
+        )
+    return None
+
+
+def plugin_device_obstacle(
+    manifest: PlanManifest, targets: Sequence[int], sm: int
+) -> Obstacle | None:
+    """Why the plugin would not run on a GPU of this SM, or None.
+
+    Args:
+        manifest: Of the plan.
+        targets: SMs that the plugin holds code for.
+        sm: The GPU's.
+    """
+    if manifest.plugin is None or runs_on(targets, sm):
+        return None
+    return Obstacle(
+        f"the plugin has no code for sm_{sm}; it has code for"
+        f" {', '.join(f'sm_{target}' for target in targets) or 'no GPU'}",
+        "Build the plan with --attention function, or the plugin for this GPU.",
+    )
+
+
+# From these on a cubin is compiled for its very compute capability ("sm_90a"): it runs on no other.
+ARCHITECTURE_SPECIFIC = frozenset({90, 100, 103, 110, 120, 121})
+
+
+def runs_on(targets: Sequence[int], sm: int) -> bool:
+    """Whether code for one of `targets` runs on `sm`.
+
+    A cubin runs on its own compute capability and on later ones of the same major version (CUDA
+    programming guide, "Binary Compatibility"), unless it is architecture specific.
+    """
+    return any(
+        target == sm
+        or (target // 10 == sm // 10 and target <= sm and target not in ARCHITECTURE_SPECIFIC)
+        for target in targets
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -1,0 +1,297 @@
+"""A plan on a GPU, with TensorRT or TensorRT for RTX."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from bilateral_export.engine.compatibility import (
+    device_obstacle,
+    plugin_device_obstacle,
+    plugin_obstacle,
+    version_obstacle,
+)
+from bilateral_export.engine.cuda import Driver, read_driver
+from bilateral_export.engine.library import Library, load_library
+from bilateral_export.engine.manifest import PlanManifest, TensorRecord, verify_plan
+from bilateral_export.engine.profiles import Profile, shape_text
+from bilateral_export.errors import UserError
+from bilateral_export.plugin import find_plugin, load_plugin, plugin_contents
+from bilateral_export.tensors import Array, TensorSpec, check_arrays
+
+_BATCH = "batch"
+_KEPT_SHAPES = 8
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class TensorRTRunner:
+    """Runs a plan that has its manifest beside it.
+
+    Input and output buffers, on the GPU and pinned on the host, are kept for the last few
+    combinations of input shapes. From the second run of a combination on, a CUDA graph of the copy
+    to the GPU, the inference and the copy back is replayed, unless the plan cannot be captured.
+
+    Args:
+        path: The plan.
+        plugin: The plugin library, for a plan that needs one; None for the installation's.
+        cuda_graphs: Whether to capture and replay.
+    """
+
+    def __init__(self, path: Path, plugin: Path | None = None, cuda_graphs: bool = True) -> None:
+        self.manifest = verify_plan(path)
+        self.name = f"{self.manifest.library} {self.manifest.precision}"
+        self._path = path
+        self._plugin = plugin if plugin is not None else find_plugin()
+        self._cuda_graphs = cuda_graphs
+        self._loaded: _LoadedPlan | None = None
+
+    def __enter__(self) -> TensorRTRunner:
+        """Load the plan onto the first visible GPU.
+
+        Raises:
+            UserError: There is no GPU or no CUDA build of PyTorch, or the plan, its plugin, the
+                library and the GPU do not go together.
+        """
+        library = load_library(self.manifest.library)
+        check_loadable(self.manifest, library.version, read_driver(), self._plugin)
+        if not torch.cuda.is_available():
+            raise UserError(
+                "this PyTorch cannot use the GPU, and the runner keeps its buffers with it",
+                'Install a CUDA build of torch: pip install "bilateral-serve[gpu]".',
+            )
+        if self.manifest.plugin is not None and not self.manifest.plugin.embedded:
+            assert self._plugin is not None
+            load_plugin(library, self._plugin)
+        self._loaded = _LoadedPlan(self._path, self.manifest, library, self._cuda_graphs)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loaded = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` takes."""
+        return tuple(_spec(tensor) for tensor in self.manifest.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` returns."""
+        return tuple(_spec(tensor) for tensor in self.manifest.outputs)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see `Runner.run`.
+
+        Raises:
+            UserError: An array does not fit its input or is outside every profile.
+        """
+        assert self._loaded is not None, "use the runner as a context manager"
+        check_arrays(self.inputs, arrays, self._path.name)
+        return self._loaded.run(arrays)
+
+
+def check_loadable(
+    manifest: PlanManifest, version: str, driver: Driver | None, plugin: Path | None
+) -> None:
+    """Refuse a plan that would not load.
+
+    Args:
+        manifest: Of the plan.
+        version: Of the library that is to load it.
+        driver: What the NVIDIA driver says; None without one.
+        plugin: The plugin library that would be loaded.
+
+    Raises:
+        UserError: The first obstacle, and what to do about it.
+    """
+    if driver is None or not driver.devices:
+        raise UserError(
+            "a plan runs on an NVIDIA GPU only, and none is visible here",
+            "Run the ONNX file with ONNX Runtime, or use a machine with a GPU.",
+        )
+    sm = driver.devices[0].sm
+    obstacles = [
+        version_obstacle(manifest, manifest.library, version),
+        device_obstacle(manifest, sm),
+        plugin_obstacle(manifest, plugin),
+    ]
+    if manifest.plugin is not None and plugin is not None and not any(obstacles):
+        obstacles.append(plugin_device_obstacle(manifest, plugin_contents(plugin).targets, sm))
+    for obstacle in obstacles:
+        if obstacle is not None:
+            raise UserError(obstacle.problem, obstacle.fix)
+
+
+def choose_profile(profiles: Sequence[Profile], shapes: Shapes) -> int:
+    """The profile to run these input shapes with.
+
+    Of those that accept the shapes, the one tuned for the nearest size: the smallest ratio between
+    the number of elements it is tuned for and the number given, in either direction.
+
+    Raises:
+        UserError: No profile accepts the shapes; the nearest ranges are shown.
+    """
+    if not profiles:
+        return 0
+    fitting = [
+        (_distance(profile, shapes), index)
+        for index, profile in enumerate(profiles)
+        if all(profile[name].contains(shapes[name]) for name in profile)
+    ]
+    if fitting:
+        return min(fitting)[1]
+    given = ", ".join(f"{name}={shape_text(shape)}" for name, shape in shapes.items())
+    known = " or ".join(
+        ",".join(f"{name}={shapes}" for name, shapes in profile.items()) for profile in profiles
+    )
+    raise UserError(
+        f"{given} is outside the plan's profiles", f"It accepts {known} (minimum:optimum:maximum)."
+    )
+
+
+def _distance(profile: Profile, shapes: Shapes) -> float:
+    worst = 1.0
+    for name, ranges in profile.items():
+        tuned = given = 1
+        for optimum, size in zip(ranges.optimum, shapes[name], strict=True):
+            tuned, given = tuned * optimum, given * size
+        worst = max(worst, tuned / given, given / tuned)
+    return worst
+
+
+def _spec(tensor: TensorRecord) -> TensorSpec:
+    """A dynamic first dimension is the batch; later ones are told apart by input and axis."""
+    shape = tuple(
+        size if size >= 0 else (f"{tensor.name}.{axis}" if axis else _BATCH)
+        for axis, size in enumerate(tensor.shape)
+    )
+    return TensorSpec(tensor.name, tensor.dtype, shape)
+
+
+@dataclass
+class _Binding:
+    """The buffers of one combination of shapes, and the graph that runs them.
+
+    Inputs and outputs are views of pinned host memory (`host`) and of GPU memory (`device`).
+    """
+
+    context: Any
+    inputs: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    outputs: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    runs: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
+
+
+class _LoadedPlan:
+    """A deserialised engine with its contexts and buffers, on one stream."""
+
+    def __init__(
+        self, path: Path, manifest: PlanManifest, library: Library, cuda_graphs: bool
+    ) -> None:
+        trt = library.trt
+        self._manifest = manifest
+        self._profiles: tuple[Profile, ...] = tuple(
+            {name: record.range() for name, record in profile.items()}
+            for profile in manifest.profiles
+        )
+        self._cuda_graphs = cuda_graphs
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with library.log.fresh():
+            self._runtime = trt.Runtime(library.logger)
+            if manifest.plugin is not None and manifest.plugin.embedded:
+                # The plan holds the plugin as host code, which its builder chose to put there.
+                self._runtime.engine_host_code_allowed = True
+            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            if self._engine is None:
+                reason = next(iter(library.log.errors), "it gives no reason")
+                raise UserError(
+                    f"{library.name} {library.version} does not load {path}: {reason}",
+                    "Run `bilateral doctor` to see why.",
+                )
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        names = [tensor.name for tensor in self._manifest.inputs]
+        shapes = {name: arrays[name].shape for name in names}
+        binding = self._binding(shapes)
+        for name in names:
+            host, _ = binding.inputs[name]
+            host.copy_(torch.from_numpy(arrays[name]))
+        binding.runs += 1
+        if self._cuda_graphs and binding.runs == 2:
+            self._capture(binding)
+        with torch.cuda.stream(self._stream):
+            if binding.graph is not None:
+                binding.graph.replay()
+            else:
+                self._enqueue(binding, self._stream)
+        self._stream.synchronize()
+        return {name: host.numpy().copy() for name, (host, _) in binding.outputs.items()}
+
+    def _binding(self, shapes: Shapes) -> _Binding:
+        key = tuple(shapes.values())
+        if key in self._bindings:
+            self._bindings.move_to_end(key)
+            return self._bindings[key]
+        if len(self._bindings) == _KEPT_SHAPES:
+            self._bindings.popitem(last=False)
+        binding = self._bind(shapes)
+        self._bindings[key] = binding
+        return binding
+
+    def _bind(self, shapes: Shapes) -> _Binding:
+        # A context of its own: a captured graph holds the context's scratch memory.
+        context = self._engine.create_execution_context()
+        profile = choose_profile(self._profiles, shapes)
+        if len(self._profiles) > 1:
+            context.set_optimization_profile_async(profile, self._stream.cuda_stream)
+        for name, shape in shapes.items():
+            context.set_input_shape(name, shape)
+        inputs = {t.name: _buffers(t, shapes[t.name]) for t in self._manifest.inputs}
+        outputs = {
+            t.name: _buffers(t, tuple(context.get_tensor_shape(t.name)))
+            for t in self._manifest.outputs
+        }
+        for name, (_, device) in (inputs | outputs).items():
+            context.set_tensor_address(name, device.data_ptr())
+        return _Binding(context, inputs, outputs)
+
+    def _enqueue(self, binding: _Binding, stream: torch.cuda.Stream) -> None:
+        for host, device in binding.inputs.values():
+            device.copy_(host, non_blocking=True)
+        if not binding.context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError(f"the plan failed to run with {self._manifest.library}")
+        for host, device in binding.outputs.values():
+            host.copy_(device, non_blocking=True)
+
+    def _capture(self, binding: _Binding) -> None:
+        """Record the launches once; the run before this one has loaded every kernel."""
+        capturable = getattr(binding.context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self._stream.cuda_stream):
+            return
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._enqueue(binding, self._stream)
+        binding.graph = graph
+
+
+def _buffers(tensor: TensorRecord, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pinned host memory and GPU memory for one tensor."""
+    dtype = getattr(torch, tensor.dtype, None)
+    if not isinstance(dtype, torch.dtype) or tensor.dtype == "bfloat16":
+        raise UserError(
+            f"tensor {tensor.name} is {tensor.dtype}, which NumPy does not have",
+            "Export the model with float32 inputs and outputs.",
+        )
+    host = torch.empty(shape, dtype=dtype, pin_memory=True)
+    return host, torch.empty(shape, dtype=dtype, device="cuda")

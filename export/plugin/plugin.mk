@@ -1,0 +1,27 @@
+# `make plugin`: the kernels compiled ahead of time, then the library that carries them.
+# Fewer GPUs or types build faster: make plugin PLUGIN_SM="90" PLUGIN_DTYPES="fp16"
+PLUGIN_DIR := export/plugin
+PLUGIN_BUILD ?= $(PLUGIN_DIR)/build
+PLUGIN_SM ?= 80 86 89 90 100 120
+PLUGIN_DTYPES ?= fp16 bf16 fp32
+PLUGIN_PYTHON ?= $(abspath $(BIN)/python)
+# For example -DTENSORRT_INCLUDE_DIR=/opt/tensorrt/include
+PLUGIN_CMAKE_FLAGS ?=
+PLUGIN_KERNELS := $(wildcard export/bilateral_export/op/kernel/*.py export/bilateral_export/op/kernel/*.csv)
+
+.PHONY: plugin plugin-lint
+
+plugin: $(PLUGIN_BUILD)/cubins/manifest.json  ## the TensorRT plugin
+	cmake -S $(PLUGIN_DIR) -B $(PLUGIN_BUILD) -DPython3_EXECUTABLE=$(PLUGIN_PYTHON) \
+	  -DCUBINS_DIR=$(abspath $(PLUGIN_BUILD)/cubins) $(PLUGIN_CMAKE_FLAGS)
+	cmake --build $(PLUGIN_BUILD) --parallel
+
+$(PLUGIN_BUILD)/cubins/manifest.json: $(PLUGIN_KERNELS)
+	rm -rf $(PLUGIN_BUILD)/cubins
+	mkdir -p $(PLUGIN_BUILD)
+	PYTHONPATH=export $(PLUGIN_PYTHON) -m bilateral_export.op.kernel.compile \
+	  $(PLUGIN_BUILD)/cubins --sm $(PLUGIN_SM) --dtype $(PLUGIN_DTYPES)
+
+plugin-lint: plugin  ## clang-format and clang-tidy
+	$(BIN)/clang-format --dry-run --Werror $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/tests/*
+	$(BIN)/clang-tidy -p $(PLUGIN_BUILD) --quiet $(PLUGIN_DIR)/src/*.cpp

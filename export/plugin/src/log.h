@@ -1,0 +1,33 @@
+// Messages to TensorRT's logger. TensorRT for RTX 1.7 offers none: its finder finds nullptr.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <string>
+
+namespace bilateral {
+
+// TensorRT hands its logger finder to the library right after loading it.
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
+
+// Where messages go when TensorRT has no logger to offer; nullptr for stderr.
+using MessageHandler = void (*)(const char* message);
+void setMessageHandler(MessageHandler handler);
+
+void logError(const std::string& message) noexcept;
+
+// Runs `body`, which throws on bad input, behind TensorRT's noexcept interface: an exception
+// becomes one logged line and `failure`.
+template <typename Result, typename Body>
+Result guarded(Result failure, const Body& body) noexcept {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    logError(error.what());
+  } catch (...) {
+    logError("unknown error");
+  }
+  return failure;
+}
+
+}  // namespace bilateral

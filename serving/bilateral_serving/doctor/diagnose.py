@@ -1,0 +1,188 @@
+"""Everything the doctor looks at, in one diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from bilateral_export.errors import UserError
+from bilateral_serving import preflight
+from bilateral_serving.doctor.findings import (
+    Diagnosis,
+    Finding,
+    Severity,
+    error,
+    from_refusal,
+    warning,
+)
+from bilateral_serving.doctor.machine import Machine
+from bilateral_serving.doctor.models import CheckedModel, check_model
+
+_ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
+# TensorRT's runtime and CUDA's context take about this much of a GPU besides the plans.
+_RUNTIME_BYTES = 512 << 20
+
+
+def diagnose(
+    repository: Path,
+    machine: Machine,
+    host: str = "127.0.0.1",
+    ports: Mapping[str, int | None] | None = None,
+) -> Diagnosis:
+    """Look at a repository and at the machine that is to serve it; changes nothing.
+
+    Args:
+        repository: The model repository.
+        machine: What `read_machine` found.
+        host: The address the server is to listen on.
+        ports: What it is for -> port, None where off; none are looked at when empty.
+
+    Raises:
+        UserError: There is no such directory.
+    """
+    if not repository.is_dir():
+        raise UserError(
+            f"there is no model repository at {repository}",
+            "Make one with `bilateral repository add NAME MODEL.onnx`.",
+        )
+    findings: list[Finding] = []
+    models: list[CheckedModel] = []
+    for directory in sorted(path for path in repository.iterdir() if path.is_dir()):
+        if directory.name.startswith("."):
+            findings.append(_leftover(directory))
+            continue
+        model, found = check_model(directory, machine)
+        models.append(model)
+        findings += found
+    if not models:
+        findings.append(
+            warning(
+                str(repository),
+                "the repository has no model",
+                "There is nothing to serve.",
+                "bilateral repository add NAME MODEL.onnx",
+            )
+        )
+    findings += _check_gpu(models, machine)
+    if not machine.in_container:
+        findings += _check_server(models, machine)
+        findings += _check_ports(host, ports or {})
+    findings.sort(key=lambda finding: _ORDER[finding.severity])
+    return Diagnosis(repository=str(repository), facts=machine.facts, findings=tuple(findings))
+
+
+def _leftover(directory: Path) -> Finding:
+    return Finding(
+        severity="info",
+        subject=directory.name,
+        problem="is left over from something that was interrupted, or is being written now",
+        why="Triton ignores names that begin with a dot.",
+        fix=f"If nothing is writing it: rm -r {directory}",
+    )
+
+
+def _check_gpu(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:
+    wanting = [model for model in models if model.config and _wants_gpu(model.config)]
+    devices = machine.driver.devices if machine.driver else ()
+    if wanting and not devices and not machine.in_container:
+        reason = "no GPU is visible" if machine.driver else "there is no NVIDIA driver"
+        for model in wanting:
+            yield error(
+                model.name,
+                f"is configured for a GPU, and {reason}",
+                "Triton would not load the model.",
+                "Serve it on a machine with a GPU, or say which container will:"
+                " bilateral doctor --container RELEASE",
+            )
+    if not devices:
+        return
+    need = sum(_least_memory(model) for model in wanting)
+    free = max(device.free_bytes for device in devices)
+    if need and need + _RUNTIME_BYTES > free:
+        yield error(
+            "machine",
+            f"the plans hold {need >> 20} MiB of weights, and the GPU has {free >> 20} MiB free",
+            "Loading would run out of memory; activations come on top.",
+            "Stop what else uses the GPU (nvidia-smi), or serve fewer instances.",
+        )
+
+
+def _wants_gpu(config: pb.ModelConfig) -> bool:
+    return any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+
+
+def _least_memory(model: CheckedModel) -> int:
+    """Weights alone, in bytes: instances share them."""
+    return sum(manifest.plan.bytes for manifest in model.manifests)
+
+
+def _check_server(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:
+    server = machine.tritonserver
+    if server is None:
+        yield error(
+            "server",
+            "no tritonserver is installed",
+            "Nothing can be served here.",
+            "pip install 'bilateral-serve[server]', or use NVIDIA's Triton container.",
+        )
+        return
+    backends = {model.config.backend for model in models if model.config is not None}
+    for model in models:
+        if model.config is None:
+            continue
+        backend = model.config.backend
+        if not (server.backends / backend).is_dir():
+            yield error(
+                model.name,
+                f"needs the backend '{backend}', which {server.binary} does not have",
+                "Triton would not load the model.",
+                "Serve it in NVIDIA's container (bilateral doctor --container RELEASE), or add it"
+                " again with --target python.",
+            )
+    if "python" in backends:
+        yield from _check_python_backend(machine)
+    try:
+        preflight.check_shared_memory()
+    except UserError as refusal:
+        yield from_refusal("machine", refusal, "Requests would fail.")
+
+
+def _check_python_backend(machine: Machine) -> Iterator[Finding]:
+    server = machine.tritonserver
+    assert server is not None
+    if not server.is_wheel:
+        return
+    why = "Triton's Python backend would not start, or answer wrongly."
+    if server.stub is None or not server.stub.is_file():
+        yield error(
+            "server", f"the tritonserver at {server.binary} has no stub for this Python", why,
+            "Use Python 3.10, 3.11 or 3.12, or update nvidia-pytriton.",
+        )  # fmt: skip
+    if machine.libpython is None:
+        yield error(
+            "machine", "this Python's shared library (libpython) is not here", why,
+            "apt-get install the libpython package of this Python, or use one built with"
+            " --enable-shared.",
+        )  # fmt: skip
+    if machine.onnxruntime is None:
+        yield error(
+            "machine", "onnxruntime is not installed", why,
+            "pip install 'bilateral-serve[server]'",
+        )  # fmt: skip
+    if machine.numpy is None:
+        yield error("machine", "numpy is not installed", why, "pip install 'numpy<2'")
+        return
+    try:
+        preflight.check_numpy(machine.numpy)
+    except UserError as refusal:
+        yield from_refusal("machine", refusal, why)
+
+
+def _check_ports(host: str, ports: Mapping[str, int | None]) -> Iterator[Finding]:
+    for purpose, port in ports.items():
+        try:
+            preflight.check_ports(host, {purpose: port})
+        except UserError as refusal:
+            yield from_refusal("server", refusal, "The server could not listen.")

@@ -1,0 +1,136 @@
+"""What the machine has that a server needs."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilateral_export.engine.cuda import Driver, read_driver
+from bilateral_export.errors import UserError
+from bilateral_export.plugin import PluginContents, find_plugin, plugin_contents
+from bilateral_serving.installation import Installation, find, find_libpython
+
+_NVINFER = ("libnvinfer.so.11", "libnvinfer.so.10")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine, as far as serving is concerned. None means: not there.
+
+    Attributes:
+        driver: The NVIDIA driver and its GPUs.
+        tensorrt: Version of the full TensorRT that the server would load plans with.
+        tensorrt_rtx: Version of TensorRT for RTX, which builds plans.
+        onnxruntime: Its version in this Python.
+        tritonserver: The server that `bilateral serve` would start.
+        in_container: The server is another machine's container: what is installed here, and the
+            GPU that is here, say nothing about it.
+        numpy: Its version in this Python.
+        libpython: This Python's shared library.
+        plugin: The plugin library that would be given to the server.
+        plugin_contents: What that library holds.
+    """
+
+    driver: Driver | None = None
+    tensorrt: str | None = None
+    tensorrt_rtx: str | None = None
+    onnxruntime: str | None = None
+    tritonserver: Installation | None = None
+    in_container: bool = False
+    numpy: str | None = None
+    libpython: Path | None = None
+    plugin: Path | None = None
+    plugin_contents: PluginContents | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The machine in words, for the report."""
+        driver = self.driver
+        gpus = driver.devices if driver else ()
+        server = self.tritonserver
+        return {
+            "python": platform.python_version(),
+            "driver": f"CUDA {driver.cuda[0]}.{driver.cuda[1]}" if driver else "none",
+            "GPU": ", ".join(
+                f"{gpu.name} (sm_{gpu.sm}, {gpu.free_bytes >> 20} of {gpu.total_bytes >> 20} MiB"
+                " free)"
+                for gpu in gpus
+            )
+            or "none",
+            "TensorRT": self.tensorrt or "none",
+            "TensorRT for RTX": self.tensorrt_rtx or "none",
+            "ONNX Runtime": self.onnxruntime or "none",
+            "tritonserver": "in a container"
+            if self.in_container
+            else (str(server.binary) if server else "none"),
+            "numpy": self.numpy or "none",
+            "libpython": str(self.libpython or "none"),
+            "plugin": str(self.plugin or "none"),
+        }
+
+
+def read_machine(
+    tritonserver: Path | None = None, plugin: Path | None = None, tensorrt: str | None = None
+) -> Machine:
+    """Look at this machine.
+
+    Args:
+        tritonserver: The server's executable; None to search for it.
+        plugin: The plugin library; None for the installation's.
+        tensorrt: Version of TensorRT in the container that will serve; None to serve here.
+    """
+    library = plugin if plugin is not None else _found_plugin()
+    return Machine(
+        driver=read_driver(),
+        tensorrt=tensorrt or _installed_tensorrt(),
+        tensorrt_rtx=_version("tensorrt-rtx-cu13") or _version("tensorrt-rtx"),
+        onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
+        tritonserver=None if tensorrt else _found_server(tritonserver),
+        in_container=tensorrt is not None,
+        numpy=_version("numpy"),
+        libpython=find_libpython(),
+        plugin=library,
+        plugin_contents=_contents(library),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _installed_tensorrt() -> str | None:
+    """From the library itself, which a container has without its Python package."""
+    for soname in _NVINFER:
+        try:
+            number = int(ctypes.CDLL(soname).getInferLibVersion())
+        except (OSError, AttributeError):
+            continue
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return _version("tensorrt-cu13-libs") or _version("tensorrt-cu12-libs")
+
+
+def _found_server(binary: Path | None) -> Installation | None:
+    try:
+        return find(binary)
+    except UserError:
+        return None
+
+
+def _found_plugin() -> Path | None:
+    try:
+        return find_plugin()
+    except UserError:
+        return None
+
+
+def _contents(library: Path | None) -> PluginContents | None:
+    try:
+        return plugin_contents(library) if library is not None else None
+    except UserError:
+        return None

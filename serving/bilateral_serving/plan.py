@@ -1,0 +1,97 @@
+"""TensorRT plans: what they take and give, read from their manifests, and the plugin they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bilateral_export.engine.manifest import (
+    PlanManifest,
+    TensorRecord,
+    manifest_path,
+    read_manifest,
+    verify_plan,
+)
+from bilateral_export.errors import UserError
+from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.plugin import require_plugin
+from bilateral_export.tensors import TensorSpec
+from bilateral_serving.artifact import Artifact
+from bilateral_serving.datatypes import BATCH
+
+__all__ = ["artifact_of", "has_manifest", "launch_arguments", "manifest_path", "read_plan"]
+
+
+def has_manifest(plan: Path) -> bool:
+    """Whether `bilateral build` left a manifest beside this plan."""
+    return manifest_path(plan).is_file()
+
+
+def read_plan(plan: Path) -> Artifact:
+    """Read a plan's interface from its manifest, and check that it belongs to the plan.
+
+    Raises:
+        UserError: The plan is not the file the manifest describes, or the manifest cannot be read.
+    """
+    return artifact_of(plan, verify_plan(plan))
+
+
+def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
+    """The interface of a plan whose manifest is known to belong to it.
+
+    Raises:
+        UserError: The manifest carries a model description that is not understood.
+    """
+    return Artifact(
+        path=plan,
+        companions=(),
+        inputs=tuple(_spec(tensor) for tensor in manifest.inputs),
+        outputs=tuple(_spec(tensor) for tensor in manifest.outputs),
+        metadata=_metadata(plan, manifest),
+        max_batch=manifest.max_batch,
+    )
+
+
+def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple[str, ...]:
+    """What tritonserver must be told so that these plans find their plugin.
+
+    A plan that runs attention through standard operators needs nothing. One that carries the plugin
+    needs the server's permission to run the code in it, which Triton's TensorRT backend gives with
+    its option `version-compatible`.
+
+    Args:
+        plans: The plans to be served.
+        plugin: The plugin library where the server runs; None for this installation's.
+
+    Raises:
+        UserError: A plan needs the plugin, and it is not built.
+    """
+    used = [read_manifest(plan).plugin for plan in plans if plan.is_file() and has_manifest(plan)]
+    arguments = []
+    if any(record is not None and not record.embedded for record in used):
+        arguments.append(f"--backend-config=tensorrt,plugins={require_plugin(plugin)}")
+    if any(record is not None and record.embedded for record in used):
+        arguments.append("--backend-config=tensorrt,version-compatible=true")
+    return tuple(arguments)
+
+
+def _spec(tensor: TensorRecord) -> TensorSpec:
+    shape = tuple(
+        size if size >= 0 else (f"{tensor.name}.{axis}" if axis else BATCH)
+        for axis, size in enumerate(tensor.shape)
+    )
+    return TensorSpec(tensor.name, tensor.dtype, shape)
+
+
+def _metadata(plan: Path, manifest: PlanManifest) -> ArtifactMetadata | None:
+    if manifest.metadata is None:
+        return None
+    try:
+        return ArtifactMetadata.model_validate(dict(manifest.metadata))
+    except ValidationError as error:
+        raise UserError(
+            f"the metadata in the manifest of {plan} is not understood here",
+            "Export and build the model again with this version.",
+        ) from error

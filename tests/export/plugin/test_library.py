@@ -1,0 +1,228 @@
+"""The shared library as others meet it: its symbols, its bytes, TensorRT's parser and builder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.library import load_library
+from bilateral_export.errors import UserError
+from bilateral_export.op.function import Configuration
+from bilateral_export.plugin import (
+    FILE_NAME,
+    find_plugin,
+    load_plugin,
+    plugin_contents,
+    require_plugin,
+)
+
+SOURCES = Path(__file__).parents[3] / "export" / "plugin"
+VARIANTS = [
+    Configuration(range_kernel, spatial_kernel, causal, key_bias)
+    for range_kernel, spatial_kernel, causal, key_bias in itertools.product(
+        ("dot", "gaussian"), ("none", "gaussian", "dot"), (False, True), (False, True)
+    )
+]
+
+
+@pytest.fixture(scope="session")
+def plugin(plugin_build: Path) -> Path:
+    return plugin_build / FILE_NAME
+
+
+@pytest.fixture
+def rtx():
+    pytest.importorskip("tensorrt_rtx")
+    return load_library("tensorrt_rtx")
+
+
+def test_only_the_documented_symbols_are_exported(plugin: Path) -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("no nm on this machine")
+    listing = subprocess.check_output(["nm", "-D", "--defined-only", plugin], text=True)
+    strong = [line.split() for line in listing.splitlines()]
+    # W, V and u: templates of the standard library that every user of it may share.
+    assert {fields[-1] for fields in strong if fields[-2] not in "WVu"} == {
+        "getCreators",
+        "setLoggerFinder",
+        "bilateralPluginContents",
+        "bilateralPluginSetMessageHandler",
+    }
+
+
+def test_it_depends_on_neither_tensorrt_nor_cuda(plugin: Path) -> None:
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf on this machine")
+    dynamic = subprocess.check_output(["readelf", "-d", plugin], text=True)
+    needed = [line for line in dynamic.splitlines() if "NEEDED" in line]
+    assert needed
+    assert not any("nvinfer" in line or "tensorrt" in line or "cuda" in line for line in needed)
+
+
+def test_it_says_what_it_holds(plugin: Path) -> None:
+    contents = plugin_contents(plugin)
+    assert contents.version == "1"
+    assert contents.targets == (80, 86, 89, 90, 100, 120)
+
+
+def test_the_same_sources_give_the_same_bytes(
+    plugin: Path, made_up_cubins: Path, tmp_path: Path, plugin_compiler
+) -> None:
+    """In another folder, from cubins in another folder."""
+    moved = tmp_path / "elsewhere" / "cubins"
+    shutil.copytree(made_up_cubins, moved)
+    result = plugin_compiler(tmp_path / "again", moved)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "again" / FILE_NAME).read_bytes() == plugin.read_bytes()
+
+
+def test_cubins_of_another_abi_or_other_bytes_are_not_embedded(
+    made_up_cubins: Path, tmp_path: Path
+) -> None:
+    script = SOURCES / "cmake" / "embed_cubins.py"
+
+    def embed(folder: Path) -> str:
+        command = [sys.executable, script, folder, tmp_path / "out"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    folder = tmp_path / "cubins"
+    shutil.copytree(made_up_cubins, folder)
+    (folder / "attention_90_fp16.cubin").write_bytes(b"other")
+    assert "attention_90_fp16.cubin is not the cubin" in embed(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"abi": 2}))
+    assert "launch ABI 2" in embed(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_parser_takes_the_plugin_for_every_variant(
+    rtx, plugin: Path, make_model, tmp_path: Path, precision: str
+) -> None:
+    options = BuildOptions(targets=(86, 120), plugin=plugin)
+    manifest = build_plan(
+        make_model(*VARIANTS, precision=precision), tmp_path / "m.plan", options, library=rtx
+    )
+    assert manifest.attention.path == "plugin"
+    assert manifest.plugin is not None
+    assert manifest.plugin.nodes == len(VARIANTS)
+    assert manifest.precision == precision
+
+
+def test_without_the_plugin_the_same_file_runs_through_the_function_body(
+    rtx, plugin: Path, make_model, tmp_path: Path
+) -> None:
+    load_plugin(rtx, plugin)  # loaded, and yet not taken
+    options = BuildOptions(targets=(86,), attention="function")
+    model = make_model(Configuration("gaussian", "gaussian"), precision="fp16")
+    manifest = build_plan(model, tmp_path / "m.plan", options, library=rtx)
+    assert manifest.attention.path == "function"
+    assert manifest.plugin is None
+
+
+def test_nodes_without_the_plugins_attributes_cannot_be_forced_through_it(
+    rtx, plugin: Path, make_model, tmp_path: Path
+) -> None:
+    model = make_model(VARIANTS[0], plugin_attributes=False, overloads=False)
+    options = BuildOptions(targets=(86,), plugin=plugin)
+    with pytest.raises(UserError, match="plugin_namespace"):
+        build_plan(model, tmp_path / "m.plan", options, library=rtx)
+
+
+def test_an_embedded_plugin_makes_the_plan_larger_by_about_its_size(
+    rtx, plugin: Path, make_model, tmp_path: Path
+) -> None:
+    model = make_model(VARIANTS[0])
+    plain, embedded = (
+        build_plan(
+            model,
+            tmp_path / f"{embed}.plan",
+            BuildOptions(targets=(86,), plugin=plugin, embed_plugin=embed),
+            library=rtx,
+        )
+        for embed in (False, True)
+    )
+    assert embedded.plugin is not None
+    assert embedded.plugin.embedded
+    growth = embedded.plan.bytes - plain.plan.bytes
+    assert plugin.stat().st_size <= growth < plugin.stat().st_size + 65536
+
+
+def test_what_the_kernel_cannot_do_is_said_in_the_builders_error(
+    rtx, plugin: Path, make_model, tmp_path: Path
+) -> None:
+    model = make_model(Configuration("dot", "none"))
+    loaded = onnx.load(model)
+    for node in loaded.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "scale":
+                attribute.f = -1.0
+    onnx.save(loaded, model)
+    options = BuildOptions(targets=(86,), plugin=plugin)
+    with pytest.raises(UserError, match="scale is -1"):
+        build_plan(model, tmp_path / "m.plan", options, library=rtx)
+
+
+def test_files_that_are_not_the_plugin_are_refused(tmp_path: Path, plugin_build: Path) -> None:
+    text = tmp_path / "plugin.so"
+    text.write_text("not a library")
+    for path in (text, plugin_build / "fake" / "libcuda.so.1"):
+        with pytest.raises(UserError, match="not the BilateralAttention plugin"):
+            plugin_contents(path)
+
+
+def test_a_second_plugin_library_in_one_process_is_refused(
+    rtx, plugin: Path, tmp_path: Path
+) -> None:
+    load_plugin(rtx, plugin)
+    load_plugin(rtx, plugin)
+    copy = tmp_path / FILE_NAME
+    shutil.copy(plugin, copy)
+    with pytest.raises(UserError, match="loaded already"):
+        load_plugin(rtx, copy)
+
+
+def test_the_environment_names_the_plugin(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BILATERAL_PLUGIN", str(plugin))
+    assert find_plugin() == require_plugin(None) == plugin.resolve()
+    monkeypatch.setenv("BILATERAL_PLUGIN", str(tmp_path / "missing.so"))
+    with pytest.raises(UserError, match="BILATERAL_PLUGIN"):
+        find_plugin()
+
+
+def test_loading_it_in_a_fresh_process_does_not_abort(
+    rtx, plugin: Path, make_model, tmp_path: Path
+) -> None:
+    """The wheel's parser opens libtensorrt_rtx.so, which the wheel does not have."""
+    code = """
+import sys
+from pathlib import Path
+from bilateral_export.engine.build import BuildOptions, build_plan
+model, plan, plugin = map(Path, sys.argv[1:])
+print(build_plan(model, plan, BuildOptions(targets=(86,), plugin=plugin)).attention.path)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", code, make_model(VARIANTS[1]), tmp_path / "m.plan", plugin]
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout.strip() == "plugin", result.stderr
+
+
+def test_the_sources_are_formatted() -> None:
+    formatter = shutil.which("clang-format", path=str(Path(sys.executable).parent))
+    if formatter is None:
+        pytest.skip("clang-format is not installed")
+    files = [*SOURCES.glob("src/*"), *SOURCES.glob("tests/*")]
+    subprocess.run([formatter, "--dry-run", "--Werror", *files], check=True)

@@ -1,0 +1,438 @@
+"""A healthy repository has no findings; each seeded fault is found, and nothing else is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.serving.made_up_plans import plugin_record, write_plan
+
+from bilateral_export.engine.cuda import Device, Driver
+from bilateral_export.engine.manifest import manifest_path
+from bilateral_export.errors import UserError
+from bilateral_export.plugin import PluginContents
+from bilateral_serving import repository
+from bilateral_serving.config import Settings
+from bilateral_serving.doctor.diagnose import diagnose
+from bilateral_serving.doctor.machine import Machine, read_machine
+from bilateral_serving.installation import PYTHON_VERSION, Installation
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny_models as models
+
+H100 = Device("H100", 90, 80 << 30, 79 << 30)
+
+
+@dataclasses.dataclass
+class Scene:
+    """A repository with a Python model of two versions and a plan, and the machine it is on."""
+
+    root: Path
+    machine: Machine
+    ports: dict[str, int | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "quadrants" / "config.pbtxt"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "planned" / "1" / "model.plan"
+
+    def edit(self, old: str, new: str, model: str = "quadrants") -> None:
+        path = self.root / model / "config.pbtxt"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def edit_manifest(self, **changes: object) -> None:
+        path = manifest_path(self.plan)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def change(self, **facts: object) -> None:
+        self.machine = dataclasses.replace(self.machine, **facts)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    root, files = tmp_path / "repository", tmp_path / "files"
+    for number in (1, 2):
+        repository.add(
+            "quadrants",
+            models.quadrants(files / f"{number}.onnx", gain=number),
+            root,
+            settings=Settings(max_batch_size=4, versions="all"),
+        )
+    plugin = files / "libplugin.so"
+    plugin.write_bytes(b"the plugin")
+    plan = write_plan(files / "planned.plan", max_batch=16, plugin=plugin_record(plugin))
+    # What `add` would ask of this machine's own plugin is not this test's business.
+    repository.add("planned", plan, root, target="tensorrt", settings=Settings(max_batch_size=16))
+    server = tmp_path / "tritonserver"
+    for backend in ("python", "tensorrt"):
+        (server / "backends" / backend).mkdir(parents=True)
+    stub = server / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
+    stub.parent.mkdir(parents=True)
+    stub.touch()
+    machine = Machine(
+        driver=Driver((13, 0), (H100,)),
+        tensorrt="10.14.1",
+        onnxruntime="1.22.0",
+        tritonserver=Installation(
+            server / "bin" / "tritonserver", server / "backends", stub.parents[1], ()
+        ),
+        numpy="1.26.4",
+        libpython=files / "libpython.so",
+        plugin=plugin,
+        plugin_contents=PluginContents("1", (80, 90), 10),
+    )
+    return Scene(root, machine)
+
+
+def test_a_healthy_repository_has_no_findings(scene: Scene) -> None:
+    diagnosis = diagnose(scene.root, scene.machine, ports=scene.ports)
+    assert diagnosis.findings == ()
+    assert diagnosis.healthy
+
+
+def truncate(scene: Scene) -> None:
+    scene.plan.write_bytes(scene.plan.read_bytes()[:-100])
+
+
+def flip(scene: Scene) -> None:
+    data = bytearray(scene.plan.read_bytes())
+    data[1000] ^= 0x10
+    scene.plan.write_bytes(data)
+
+
+def empty_plan(scene: Scene) -> None:
+    scene.plan.write_bytes(b"")
+
+
+def truncate_rtx_plan(scene: Scene) -> None:
+    """Its header says how long it should be, so no manifest is needed to tell."""
+    length = (5000).to_bytes(8, "little")
+    scene.plan.write_bytes(b"vtrt" + bytes(12) + length + bytes([1, 7, 1, 116]) + bytes(100))
+    manifest_path(scene.plan).unlink()
+
+
+def wrong_version(scene: Scene) -> None:
+    scene.change(tensorrt="10.11.0")
+
+
+def wrong_sm(scene: Scene) -> None:
+    scene.change(driver=Driver((13, 0), (dataclasses.replace(H100, sm=86),)))
+
+
+def plugin_without_code(scene: Scene) -> None:
+    scene.change(plugin_contents=PluginContents("1", (80, 86), 10))
+
+
+def missing_plugin(scene: Scene) -> None:
+    scene.change(plugin=None, plugin_contents=None)
+
+
+def other_plugin(scene: Scene) -> None:
+    assert scene.machine.plugin is not None
+    scene.machine.plugin.write_bytes(b"another build of it")
+
+
+def rtx_plan(scene: Scene) -> None:
+    scene.edit_manifest(library="tensorrt_rtx")
+
+
+def broken_manifest(scene: Scene) -> None:
+    manifest_path(scene.plan).write_text("{")
+
+
+def future_manifest(scene: Scene) -> None:
+    scene.edit_manifest(schema_version=2)
+
+
+def batch_above_profile(scene: Scene) -> None:
+    scene.edit("max_batch_size: 16", "max_batch_size: 64", "planned")
+
+
+def renamed_plan_input(scene: Scene) -> None:
+    scene.edit('name: "image"', 'name: "picture"', "planned")
+
+
+def missing_model_file(scene: Scene) -> None:
+    (scene.root / "quadrants" / "2" / "model.onnx").unlink()
+
+
+def unreadable_file(scene: Scene) -> None:
+    """A link to nothing: permissions would not keep root out."""
+    missing_model_file(scene)
+    (scene.root / "quadrants" / "2" / "model.onnx").symlink_to("/nonexistent/model.onnx")
+
+
+def directory_for_file(scene: Scene) -> None:
+    missing_model_file(scene)
+    (scene.root / "quadrants" / "2" / "model.onnx").mkdir()
+
+
+def broken_onnx(scene: Scene) -> None:
+    (scene.root / "quadrants" / "1" / "model.onnx").write_bytes(b"not a model")
+
+
+def missing_model_py(scene: Scene) -> None:
+    (scene.root / "quadrants" / "1" / "model.py").unlink()
+
+
+def missing_weights_file(scene: Scene) -> None:
+    path = scene.root / "quadrants" / "1" / "model.onnx"
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    (path.parent / "weights").unlink()
+
+
+def renamed_input(scene: Scene) -> None:
+    scene.edit('name: "pixel_values"', 'name: "pixels"')
+
+
+def wrong_dims(scene: Scene) -> None:
+    scene.edit("dims: 4", "dims: 5")
+    labels = scene.root / "quadrants" / "labels.txt"
+    labels.write_text(labels.read_text() + "fifth\n")  # so that the dims alone are wrong
+    scene.edit("label_filename", "# label_filename")
+
+
+def wrong_type(scene: Scene) -> None:
+    scene.edit("TYPE_FP32", "TYPE_FP16")
+
+
+def second_version_with_other_outputs(scene: Scene) -> None:
+    models.sum_and_product(scene.root / "quadrants" / "2" / "model.onnx")
+
+
+def fixed_batch(scene: Scene) -> None:
+    models.quadrants(scene.root / "quadrants" / "1" / "model.onnx", batch=1)
+
+
+def stale_labels(scene: Scene) -> None:
+    (scene.root / "quadrants" / "labels.txt").write_text("a\nb\nc\nd\n")
+
+
+def too_few_labels(scene: Scene) -> None:
+    (scene.root / "quadrants" / "labels.txt").write_text("a\nb\n")
+
+
+def missing_labels(scene: Scene) -> None:
+    (scene.root / "quadrants" / "labels.txt").unlink()
+
+
+def config_of_another_form(scene: Scene) -> None:
+    scene.config.write_text("max_batch_size: many")
+
+
+def missing_config(scene: Scene) -> None:
+    scene.config.unlink()
+
+
+def other_name(scene: Scene) -> None:
+    scene.edit('name: "quadrants"', 'name: "quarters"')
+
+
+def policy_names_an_absent_version(scene: Scene) -> None:
+    scene.edit(
+        "version_policy {\n  all {\n  }\n}", "version_policy { specific { versions: [1, 7] } }"
+    )
+
+
+def no_gpu(scene: Scene) -> None:
+    scene.change(driver=None)
+
+
+def driver_without_gpu(scene: Scene) -> None:
+    scene.change(driver=Driver((13, 0), ()))
+
+
+def full_gpu(scene: Scene) -> None:
+    scene.change(driver=Driver((13, 0), (dataclasses.replace(H100, free_bytes=100 << 20),)))
+
+
+def no_server(scene: Scene) -> None:
+    scene.change(tritonserver=None)
+
+
+def missing_backend(scene: Scene) -> None:
+    assert scene.machine.tritonserver is not None
+    (scene.machine.tritonserver.backends / "tensorrt").rmdir()
+
+
+def missing_stub(scene: Scene) -> None:
+    assert scene.machine.tritonserver is not None
+    assert scene.machine.tritonserver.stub is not None
+    scene.machine.tritonserver.stub.unlink()
+
+
+def numpy_2(scene: Scene) -> None:
+    scene.change(numpy="2.1.0")
+
+
+def no_libpython(scene: Scene) -> None:
+    scene.change(libpython=None)
+
+
+def no_onnxruntime(scene: Scene) -> None:
+    scene.change(onnxruntime=None)
+
+
+FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
+    (truncate, "planned version 1", "1904 bytes"),
+    (flip, "planned version 1", "SHA-256"),
+    (empty_plan, "planned version 1", "is empty"),
+    (truncate_rtx_plan, "planned version 1", "says it has 5000"),
+    (wrong_version, "planned version 1", "here is 10.11.0"),
+    (wrong_sm, "planned version 1", "the GPU is sm_86"),
+    (plugin_without_code, "planned version 1", "no code for sm_90"),
+    (missing_plugin, "planned version 1", "is not there"),
+    (other_plugin, "planned version 1", "another plugin"),
+    (rtx_plan, "planned version 1", "TensorRT for RTX"),
+    (broken_manifest, "planned version 1", "not a plan manifest"),
+    (future_manifest, "planned version 1", "schema_version"),
+    (batch_above_profile, "planned version 1", "up to a batch of 16"),
+    (renamed_plan_input, "planned version 1", "picture"),
+    (missing_model_file, "quadrants version 2", "does not exist"),
+    (unreadable_file, "quadrants version 2", "does not exist"),
+    (directory_for_file, "quadrants version 2", "is a directory"),
+    (broken_onnx, "quadrants version 1", "not an ONNX model"),
+    (missing_model_py, "quadrants version 1", "model.py"),
+    (missing_weights_file, "quadrants version 1", "weights"),
+    (renamed_input, "quadrants version 1", "pixels"),
+    (wrong_dims, "quadrants version 1", "logits"),
+    (wrong_type, "quadrants version 1", "float16"),
+    (second_version_with_other_outputs, "quadrants version 2", "logits"),
+    (fixed_batch, "quadrants version 1", "the batch of the file is fixed"),
+    (stale_labels, "quadrants", "other labels than version 1"),
+    (too_few_labels, "quadrants", "2 labels"),
+    (missing_labels, "quadrants", "are not there"),
+    (config_of_another_form, "quadrants", "config.pbtxt"),
+    (missing_config, "quadrants", "does not exist"),
+    (other_name, "quadrants", "quarters"),
+    (policy_names_an_absent_version, "quadrants", "version 7"),
+    (no_gpu, "planned", "no NVIDIA driver"),
+    (driver_without_gpu, "planned", "no GPU is visible"),
+    (full_gpu, "machine", "100 MiB free"),
+    (no_server, "server", "no tritonserver"),
+    (missing_backend, "planned", "backend 'tensorrt'"),
+    (missing_stub, "server", "no stub"),
+    (numpy_2, "machine", "numpy 2.1.0"),
+    (no_libpython, "machine", "libpython"),
+    (no_onnxruntime, "machine", "onnxruntime"),
+]
+
+
+@pytest.mark.parametrize(
+    ("seed", "subject", "problem"), FAULTS, ids=[seed.__name__ for seed, *_ in FAULTS]
+)
+def test_the_fault_is_found(
+    scene: Scene, seed: Callable[[Scene], None], subject: str, problem: str
+) -> None:
+    seed(scene)
+    diagnosis = diagnose(scene.root, scene.machine, ports=scene.ports)
+    assert not diagnosis.healthy
+    errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
+    found = [f for f in errors if f.subject == subject and problem in f.problem]
+    assert found, [f"{f.subject}: {f.problem}" for f in errors]
+    assert all(finding.why and finding.fix for finding in found)
+    # The fault alone is reported: nothing else of the scene is blamed for it.
+    model = subject.split()[0]
+    assert {finding.subject.split()[0] for finding in errors} == {model}
+
+
+def test_a_taken_port_is_found(scene: Scene) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        diagnosis = diagnose(scene.root, scene.machine, ports={"grpc": port})
+    (finding,) = diagnosis.findings
+    assert finding.severity == "error"
+    assert str(port) in finding.problem
+
+
+@pytest.mark.parametrize(
+    ("seed", "problem"),
+    [
+        (lambda scene: manifest_path(scene.plan).unlink(), "no manifest"),
+        (lambda scene: (scene.root / "quadrants" / "old").mkdir(), "no version"),
+        (lambda scene: (scene.root / "quadrants" / "01").mkdir(), "no version"),
+        (
+            lambda scene: (scene.root / "quadrants" / "1" / "model.py").write_text("# mine"),
+            "model.py",
+        ),
+    ],
+)
+def test_what_may_be_meant_is_a_warning(
+    scene: Scene, seed: Callable[[Scene], object], problem: str
+) -> None:
+    seed(scene)
+    diagnosis = diagnose(scene.root, scene.machine)
+    (finding,) = diagnosis.findings
+    assert finding.severity == "warning"
+    assert problem in finding.problem
+    assert diagnosis.healthy
+
+
+def test_an_empty_repository_is_a_warning_and_none_at_all_is_refused(tmp_path: Path) -> None:
+    diagnosis = diagnose(tmp_path, Machine(in_container=True))
+    assert [finding.severity for finding in diagnosis.findings] == ["warning"]
+    with pytest.raises(UserError, match="no model repository"):
+        diagnose(tmp_path / "missing", Machine())
+
+
+def test_leftovers_of_an_interrupted_write_are_only_mentioned(scene: Scene) -> None:
+    (scene.root / ".partial-abc").mkdir()
+    (finding,) = diagnose(scene.root, scene.machine).findings
+    assert finding.severity == "info"
+
+
+def test_a_plan_that_carries_its_plugin_needs_none(scene: Scene) -> None:
+    manifest = json.loads(manifest_path(scene.plan).read_text())
+    scene.edit_manifest(plugin=manifest["plugin"] | {"embedded": True})
+    missing_plugin(scene)
+    assert diagnose(scene.root, scene.machine).findings == ()
+
+
+def test_a_version_compatible_plan_loads_in_later_versions_alone(scene: Scene) -> None:
+    scene.edit_manifest(version_compatible=True)
+    for version, healthy in (
+        ("10.14.1", True),
+        ("10.15.0", True),
+        ("11.0.0", True),
+        ("10.9", False),
+    ):
+        scene.change(tensorrt=version)
+        assert diagnose(scene.root, scene.machine).healthy is healthy
+
+
+def test_an_ampere_plus_plan_loads_on_later_gpus(scene: Scene) -> None:
+    scene.edit_manifest(targets=["sm_80"], hardware_compatibility="ampere_plus")
+    assert diagnose(scene.root, scene.machine).healthy
+    scene.change(driver=Driver((13, 0), (dataclasses.replace(H100, sm=75),)))
+    assert not diagnose(scene.root, scene.machine).healthy
+
+
+def test_what_a_container_will_serve_is_not_judged_by_this_machine(scene: Scene) -> None:
+    scene.change(driver=None, tritonserver=None, in_container=True, numpy="2.1.0", libpython=None)
+    assert diagnose(scene.root, scene.machine).findings == ()
+    scene.change(tensorrt="10.11.0")
+    assert not diagnose(scene.root, scene.machine).healthy
+
+
+def test_the_machine_at_hand_can_be_read() -> None:
+    machine = read_machine()
+    assert machine.numpy == np.__version__
+    assert set(machine.facts) >= {"driver", "GPU", "TensorRT", "ONNX Runtime", "tritonserver"}
+    in_container = read_machine(tensorrt="10.11.0")
+    assert in_container.in_container
+    assert in_container.tensorrt == "10.11.0"
