@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_models as models
-from live_processes import free_ports
+from tests.serving import tiny_models as models
+from tests.serving.live_processes import free_ports
 
 from bilateral_serving import repository
 from bilateral_serving.client import Client

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tiny_models as models
 import tritonclient.grpc as triton
-from live_processes import free_ports
 from PIL import Image
+from tests.serving import tiny_models as models
+from tests.serving.live_processes import free_ports
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models as models
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.serving import tiny_models as models
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import TensorSpec

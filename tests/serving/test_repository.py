@@ -10,8 +10,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import tiny_models as models
 from google.protobuf import text_format
+from tests.serving import tiny_models as models
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models as models
+from tests.serving import tiny_models as models
 
 from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models as models
-from live_processes import free_ports, mentioning, wait_until_gone
+from tests.serving import tiny_models as models
+from tests.serving.live_processes import free_ports, mentioning, wait_until_gone
 
 from bilateral_export.errors import UserError
 from bilateral_serving import installation, preflight, repository

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from tests.serving import tiny_models as models
 from tests.serving.made_up_plans import plugin_record, write_plan
 
 from bilateral_export.engine.cuda import Device, Driver
@@ -23,9 +23,6 @@ from bilateral_serving.config import Settings
 from bilateral_serving.doctor.diagnose import diagnose
 from bilateral_serving.doctor.machine import Machine, read_machine
 from bilateral_serving.installation import PYTHON_VERSION, Installation
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import tiny_models as models
 
 H100 = Device("H100", 90, 80 << 30, 79 << 30)
 
