@@ -52,19 +52,20 @@ def plot(report: TheoryReport, path: Path) -> None:
 
 def _plot_lipschitz(axis: Axes, found: Lipschitz) -> None:
     names = {
-        "sup_norm": "random, 2-norm per sup-norm",
-        "spectral": "Jacobian's spectral norm",
-        "two_norm": "random, 2-norm per 2-norm",
+        "sup_norm": "sup-norm to 2-norm, random",
+        "spectral": "2-norm, local (Jacobian)",
+        "two_norm": "2-norm, random",
     }
     sizes = np.asarray(found.sizes, dtype=np.float64)
     for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
         fit = found.fits[name]
         axis.plot(sizes, getattr(found, name), "o", color=colour, markersize=4)
         curve = fit.a / np.sqrt(sizes) + fit.b
-        text = f"{label}: {fit.a:.2f}/√N {fit.b:+.3f}, R² {fit.r2:.3f}, slope {fit.exponent:.2f}"
+        text = f"{label}: {fit.a:.2f}/√N {fit.b:+.3f} (R² {fit.r2:.3f})"
         axis.plot(sizes, np.where(curve > 0, curve, np.nan), color=colour, label=text)
-    axis.plot(sizes, found.worst, "k--", label="worst logits: 1/2 at every N")
+    axis.plot(sizes, found.worst, "k--", label="2-norm, worst logits: 1/2")
     axis.set(xscale="log", yscale="log", xlabel="logits N", title="Softmax: Lipschitz estimates")
+    axis.set_ylim(1e-5, 1)  # room for the legend
 
 
 def _plot_perturbation(axis: Axes, found: Sequence[Perturbation]) -> None:
