@@ -1,0 +1,1 @@
+"""Small reproductions of three theoretical claims about attention: README.md states them."""
