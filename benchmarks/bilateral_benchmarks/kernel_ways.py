@@ -131,6 +131,27 @@ def fused(case: Problem, skip_tiles: bool | None = None) -> Run:
     )  # fmt: skip
 
 
+def fused_features(case: Problem) -> Run:
+    """The fused kernel with the Gaussian spatial kernel as features, made beforehand."""
+    from bilateral_export.op.kernel.features import gaussian_features
+    from bilateral_export.op.kernel.launcher import bilateral_attention_forward
+
+    shape = case.shape
+    if shape.spatial_kernel != "gaussian" or shape.dtype == torch.float32:
+        raise RuntimeError("only for the Gaussian spatial kernel in 16 bits")
+    assert case.positions is not None
+    assert case.bandwidth is not None
+    positions, bandwidth = case.positions.cpu(), case.bandwidth.cpu()
+    features = gaussian_features(
+        positions, positions, bandwidth, case.scale, shape.dtype, shape.prefix
+    )
+    query, key = (side.to(case.query.device) for side in features)
+    return lambda: bilateral_attention_forward(
+        case.query, case.key, case.value, query, key, None, None, case.scale,
+        shape.range_kernel, "dot", shape.prefix, shape.prefix, shape.causal,
+    )  # fmt: skip
+
+
 def plain(case: Problem, backend: SDPBackend) -> Run:
     """PyTorch's attention without any spatial term: the ceiling."""
 
@@ -218,6 +239,7 @@ PLAIN = {
 }
 WAYS: dict[str, Callable[[Problem], Run]] = {
     "fused": fused,
+    "fused, as features": fused_features,
     **{name: functools.partial(plain, backend=backend) for name, backend in PLAIN.items()},
     "sdpa with bias": materialised,
     "flex": flex,

@@ -40,6 +40,14 @@ def test_the_fused_kernel_computes_it_too() -> None:
     )
 
 
+def test_so_does_its_form_with_features() -> None:
+    case = problem(replace(SMALL, dtype=torch.float16), "cpu")
+
+    torch.testing.assert_close(
+        WAYS["fused, as features"](case)(), decomposed(case, compiled=False)(), atol=3e-3, rtol=0.0
+    )
+
+
 def test_operations_are_counted_as_usual() -> None:
     assert Shape("", 2, 3, 10, 16).flops == 4 * 2 * 3 * 10 * 10 * 16
     assert Shape("", 1, 1, 10, 16, causal=True).flops == 2 * 10 * 10 * 16
