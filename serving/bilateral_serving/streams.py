@@ -7,8 +7,10 @@ import queue
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import grpc
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc._utils import get_error_grpc
 from tritonclient.utils import InferenceServerException
 
 from bilateral_serving import calls, language
@@ -62,28 +64,28 @@ async def read_async(
             "model_name": model,
             "inputs": language.to_request(text, options),
             "model_version": calls.version_text(version),
-            "enable_empty_final_response": True,
         }
 
     async with triton_aio.InferenceServerClient(url) as server:
+        # The one request sent, this side of the stream closes, and the server's after its answers.
         stream = server.stream_infer(requests())
         try:
-            final = False
-            while not final:
-                result: Any
-                error: InferenceServerException | None
+            while True:
+                result: Any = None
+                error: InferenceServerException | None = None
                 try:
-                    result, error = await asyncio.wait_for(anext(stream), deadline.left_s)
-                except (TimeoutError, asyncio.TimeoutError):
-                    result, error = None, _late()
-                except InferenceServerException as broken:
-                    result, error = None, broken
+                    result, error = await asyncio.wait_for(stream.__anext__(), deadline.left_s)
+                except StopAsyncIteration:
+                    return
+                except asyncio.TimeoutError:
+                    error = _late()
+                except grpc.RpcError as broken:
+                    error = get_error_grpc(broken)
                 if error is not None:
                     what = calls.named(model, version)
                     raise calls.explain(error, url, deadline, what) from error
                 for word in language.words(result):
                     yield word
-                final = language.is_final(result)
         finally:
             stream.cancel()
 

@@ -88,7 +88,9 @@ def reader_of(model: LanguageModel, use_cache: bool = True) -> Reader:
     def step(*arrays: Array) -> tuple[Array, ...]:
         tensors = [torch.from_numpy(array) for array in arrays]
         with torch.no_grad():
-            return tuple(tensor.numpy() for tensor in model(*tensors[:2], *map(double, tensors[2:])))
+            return tuple(
+                tensor.numpy() for tensor in model(*tensors[:2], *map(double, tensors[2:]))
+            )
 
     def double(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.double()

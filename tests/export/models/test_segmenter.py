@@ -75,9 +75,7 @@ def exported_pair(
     config: SegmenterConfig, tmp_path: Path
 ) -> tuple[OnnxRuntimeRunner, TorchRunner, onnx.ModelProto]:
     path = tmp_path / "model.safetensors"
-    save_checkpoint(
-        path, model_of(config).state_dict(), CheckpointCard(name="small", model=config)
-    )
+    save_checkpoint(path, model_of(config).state_dict(), CheckpointCard(name="small", model=config))
     checkpoint = load_checkpoint(path)
     exported = export_onnx(checkpoint, tmp_path / "model.onnx")
     assert exported.attention_nodes == config.depth + config.decoder_depth
