@@ -31,8 +31,8 @@ def export(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A known model's name or a JSON configuration, for checkpoints that do not say"
-            " which model they are. `bilateral models` lists the known ones."
+            help="A known model's name, or a JSON configuration or card, for checkpoints that do"
+            " not say which model they are. `bilateral models` lists the known ones."
         ),
     ] = None,
     weights: Annotated[

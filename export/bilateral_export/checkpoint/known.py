@@ -1,4 +1,4 @@
-"""What is known of the named models beyond their weights: preprocessing and class names."""
+"""What is known of a model beyond its weights: preprocessing and class names."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from bilateral_export.checkpoint.card import CheckpointCard, describe
+from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.native import read_native
 from bilateral_export.checkpoint.pickled import read_pickled
@@ -46,8 +48,9 @@ def load_checkpoint(path: Path, model: str | None = None, weights: str | None = 
 
     Args:
         path: A `.safetensors` file, or what `torch.save` wrote.
-        model: A known model's name or a JSON file with its configuration; needed only where the
-            checkpoint does not say. It must not contradict what the checkpoint says.
+        model: A known model's name, or a JSON file with its configuration or a whole card (which
+            brings preprocessing and labels); needed only where the checkpoint does not say. It must
+            not contradict what the checkpoint says.
         weights: Which weights of a training checkpoint, such as "model_ema".
 
     Raises:
@@ -64,14 +67,14 @@ def load_checkpoint(path: Path, model: str | None = None, weights: str | None = 
         pickled = read_pickled(path, weights)
         state, card, said_name = pickled.state, None, pickled.model_name
     if model is not None:
-        wanted = _model_config(model)
-        if card is not None and card.model != wanted:
+        wanted = _wanted_card(model)
+        if card is not None and card.model != wanted.model:
             raise UserError(
-                f"checkpoint {path} is a {card.name} with {_differences(card.model, wanted)},"
+                f"checkpoint {path} is a {card.name} with {_differences(card.model, wanted.model)},"
                 f" which contradicts --model {model}",
                 "Leave --model out, or give the checkpoint it belongs to.",
             )
-        card = card or card_of(Path(model).stem, wanted)
+        card = card or wanted
     elif card is None:
         if said_name not in MODELS:
             said = f" (its training arguments say {said_name!r})" if said_name else ""
@@ -84,14 +87,19 @@ def load_checkpoint(path: Path, model: str | None = None, weights: str | None = 
     return Checkpoint(path=path, sha256=sha256(path), card=card, state=state)
 
 
-def _model_config(model: str) -> ModelConfig:
+def _wanted_card(model: str) -> CheckpointCard:
     path = Path(model)
     if path.suffix != ".json":
-        return named(model)
+        return card_of(model, named(model))
     require_file(path, "configuration")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    with contextlib.suppress(ValueError):
+        document = json.loads(text)
+        if isinstance(document, dict) and "schema_version" in document:
+            return parse_card(text, str(path))
     try:
         adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-        return adapter.validate_json(path.read_bytes())
+        return card_of(path.stem, adapter.validate_json(text))
     except ValidationError as error:
         raise UserError(f"{path} is no model configuration: {describe(error)}") from error
 

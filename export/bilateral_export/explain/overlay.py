@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from bilateral_export.metadata import ImagePreprocessing
 
@@ -62,6 +62,18 @@ def overlay(
     level = np.clip(np.asarray(heat.resize(size, method)), 0, 1)
     mixed = (1 - OPACITY) * backdrop + OPACITY * colours(level)
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def outlined(picture: Image.Image, grid: tuple[int, int], patch: tuple[int, int]) -> Image.Image:
+    """The picture with a white frame around one patch of a grid."""
+    rows, columns = grid
+    row, column = patch
+    height, width = picture.height / rows, picture.width / columns
+    left, top = round(column * width), round(row * height)
+    right, bottom = round((column + 1) * width) - 1, round((row + 1) * height) - 1
+    framed = picture.copy()
+    ImageDraw.Draw(framed).rectangle((left, top, right, bottom), outline="white", width=2)
+    return framed
 
 
 def colours(level: NDArray[np.float32]) -> NDArray[np.float32]:

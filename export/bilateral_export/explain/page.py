@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bilateral_export.explain.maps import KERNELS, AttentionMaps, Kernel, Weights, rollout
-from bilateral_export.explain.overlay import colour_bar, overlay, seen_image
+from bilateral_export.explain.overlay import colour_bar, outlined, overlay, seen_image
 from bilateral_export.files import atomic_directory
 from bilateral_export.metadata import ImagePreprocessing
 
@@ -150,11 +150,13 @@ def data_url(picture: Image.Image) -> str:
 def _one_layer(subject: Subject, view: View) -> Section:
     maps = subject.maps
     layer, token = maps.check_layer(view.layer), maps.token(view.patch)
-    lines = {kernel: maps.weights(kernel)[layer, :, token] for kernel in KERNELS}  # [H, N] each
-    rows = [Row("all heads, averaged", _cells(subject, {k: w.mean(0) for k, w in lines.items()}))]
+    lines = {kernel: maps.weights(kernel)[layer, :, token] for kernel in KERNELS}  # [H, N]
+    rows = [
+        Row("all heads, averaged", _cells(subject, view, {k: w.mean(0) for k, w in lines.items()}))
+    ]
     if view.heads:
         rows += [
-            Row(f"head {head}", _cells(subject, {k: w[head] for k, w in lines.items()}))
+            Row(f"head {head}", _cells(subject, view, {k: w[head] for k, w in lines.items()}))
             for head in range(maps.heads)
         ]
     paragraphs = [
@@ -184,17 +186,19 @@ def _all_layers(subject: Subject, view: View) -> Section:
             " residual connection, layers multiplied. Learned residual coefficients do not enter.",
         ),
         columns=tuple(_COLUMNS[kernel] for kernel in KERNELS),
-        rows=(Row("rollout", _cells(subject, lines)),),
+        rows=(Row("rollout", _cells(subject, view, lines)),),
     )
 
 
-def _cells(subject: Subject, lines: dict[Kernel, Weights]) -> tuple[Cell, ...]:
+def _cells(subject: Subject, view: View, lines: dict[Kernel, Weights]) -> tuple[Cell, ...]:
     cells = []
     backdrop = _backdrop(subject)
     for kernel, line in lines.items():
         grid = subject.maps.on_grid(line)
         smooth = min(grid.shape) >= COARSE_GRID
         picture = overlay(backdrop, grid, side=224, smooth=smooth)
+        if view.patch is not None:
+            picture = outlined(picture, subject.maps.grid, view.patch)
         cells.append(Cell(_COLUMNS[kernel], picture, float(grid.max()), float(grid.sum())))
     return tuple(cells)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.imagenet import deit_preprocessing, imagenet_labels
 from bilateral_export.checkpoint.labels import with_labels
 from bilateral_export.checkpoint.load import load_checkpoint
@@ -68,6 +69,18 @@ def test_of_an_unknown_configuration_nothing_is_guessed(tmp_path: Path) -> None:
     torch.save(build(config).state_dict(), tmp_path / "weights.pth")
     card = load_checkpoint(tmp_path / "weights.pth", model=str(tmp_path / "mine.json")).card
     assert (card.preprocessing, card.labels) == (None, ())
+
+
+def test_a_whole_card_brings_preprocessing_and_labels_for_a_model_of_ones_own(
+    tmp_path: Path,
+) -> None:
+    config = named("digits_plain")
+    card = CheckpointCard(
+        name="mine", model=config, labels=tuple("abcdefghij"), preprocessing=deit_preprocessing(8)
+    )
+    (tmp_path / "mine.json").write_text(card.model_dump_json())
+    torch.save(build(config).state_dict(), tmp_path / "weights.pth")
+    assert load_checkpoint(tmp_path / "weights.pth", model=str(tmp_path / "mine.json")).card == card
 
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_plain.safetensors"

@@ -206,6 +206,10 @@ def test_averaged_only_and_a_patch(subject: Subject, tmp_path: Path) -> None:
     write_explanation(subject, View(layer=0, patch=(3, 1), heads=False), tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "Layer 0 of 0 to 1: where patch 3,1 looks" in page
+    picture = np.asarray(Image.open(tmp_path / "out" / "layer_range.png"))
+    # The patch that looks is framed: 4 patches along 224 pixels, row 3, column 1.
+    assert (picture[168, 56:112] == 255).all()
+    assert (picture[168:224, 111] == 255).all()
     assert len(list((tmp_path / "out").glob("*.png"))) == 3 + 3
 
 
