@@ -31,6 +31,7 @@ from bilateral_export.op.kernel.compile import (
 from bilateral_export.op.kernel.configurations import (
     ARCHITECTURES,
     HEAD_DIMS,
+    LARGEST_HEAD,
     TABLE,
     Case,
     Configuration,
@@ -99,7 +100,8 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
         for bits in CANDIDATES:
             for spatial_kernel in SPATIAL_KERNELS:
                 for head_dim in HEAD_DIMS:
-                    yield Case(architecture, bits, spatial_kernel, head_dim)
+                    if head_dim <= LARGEST_HEAD[bits]:
+                        yield Case(architecture, bits, spatial_kernel, head_dim)
 
 
 def heaviest(case: Case, chosen: Configuration) -> Specialisation:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,9 +31,9 @@ from bilateral_export.op.kernel.configurations import ARCHITECTURES, Configurati
 ABI = 1
 Kernel = Literal["attention", "key_tiles", "plan", "features"]
 DTYPES = {"fp32": 32, "fp16": 16, "bf16": 16}
-# Smaller heads and features are padded to the first of these: fewer cubins.
-HEAD_DIMS = (32, 64, 128, 256)
-FEATURES = (32, 64, 128)
+# Smaller heads and features are padded to the next of these: fewer cubins.
+HEAD_DIMS = {16: (32, 64, 128, 256), 32: (64, 128)}
+FEATURES = (16, 64, 128)
 FEATURE_BLOCK = 1024
 # Dynamic shared memory one program may have, bytes (CUDA C++ Programming Guide, "Technical
 # Specifications per Compute Capability").
@@ -108,9 +108,7 @@ def specialisations(
         for dtype, bits in DTYPES.items():
             helper = Configuration(0, 0, 4, 1)
             yield Specialisation("features", architecture, dtype, helper)
-            for head_dim in HEAD_DIMS:
-                if (bits, head_dim) == (32, 256):
-                    continue  # fp32 at D > 128: the composite is as good
+            for head_dim in HEAD_DIMS[bits]:
                 yield from _attention(architecture, dtype, head_dim)
 
 
@@ -382,10 +380,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sm", type=int, nargs="+", default=list(ARCHITECTURES), choices=sorted(SHARED_LIMIT)
     )
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument(
+        "--only", default="", help="regular expression that the names of cubins have to contain"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     try:
-        result = compile_all(options.outdir, _select(options.sm, options.dtype), options.workers)
+        wanted = _select(options.sm, options.dtype, options.only)
+        result = compile_all(options.outdir, wanted, options.workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -396,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if found else 0
 
 
-def _select(architectures: Sequence[int], dtypes: Sequence[str]) -> list[Specialisation]:
+def _select(architectures: Sequence[int], dtypes: Sequence[str], only: str) -> list[Specialisation]:
     """The set for compute capabilities; 8.9 gets the code of 8.6."""
     covering = {
         device: architecture
@@ -404,12 +406,14 @@ def _select(architectures: Sequence[int], dtypes: Sequence[str]) -> list[Special
         for device in devices
     }
     chosen = list(dict.fromkeys(covering[device] for device in architectures))
-    return [item for item in specialisations(chosen) if item.dtype in dtypes]
-
-
-def with_configuration(specialisation: Specialisation, chosen: Configuration) -> Specialisation:
-    """The same specialisation with other block sizes: for trying configurations."""
-    return replace(specialisation, configuration=chosen)
+    wanted = [
+        item
+        for item in specialisations(chosen)
+        if item.dtype in dtypes and re.search(only, item.name)
+    ]
+    if not wanted:
+        raise UserError(f"no cubin has {only!r} in its name", "Leave --only out.")
+    return wanted
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ ARCHITECTURES: dict[int, tuple[int, ...]] = {
     100: (100,),
     120: (120,),
 }
+# Largest D per width of T: three TF32 products of a longer float32 head do not fit the registers.
+LARGEST_HEAD = {16: 256, 32: 128}
 HEAD_DIMS = (16, 32, 64, 128, 256)
 FEATURES = (16, 32, 64, 128)
 
@@ -106,7 +108,7 @@ def configuration(
         capability: Compute capability, such as 90; one not in the table takes the highest below.
         bits: 16 or 32, the width of T.
         spatial_kernel: The spatial kernel.
-        head_dim: D, at most 256.
+        head_dim: D, at most `LARGEST_HEAD`.
 
     Raises:
         UserError: The device is older than every row, or D is too large.

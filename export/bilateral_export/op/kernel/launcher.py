@@ -40,8 +40,9 @@ def unsupported(query: Tensor, query_positions: Tensor | None, spatial_kernel: s
     """Why the fused kernel cannot take these tensors; empty if it can."""
     if query.dtype not in BUDGET:
         return f"{query.dtype} is not float32, float16 or bfloat16"
-    if query.shape[-1] > configurations.HEAD_DIMS[-1]:
-        return f"head dimension {query.shape[-1]} is above {configurations.HEAD_DIMS[-1]}"
+    largest = configurations.LARGEST_HEAD[8 * query.element_size()]
+    if query.shape[-1] > largest:
+        return f"head dimension {query.shape[-1]} is above {largest}, the most for {query.dtype}"
     if spatial_kernel == "dot" and query_positions is not None:
         features = query_positions.shape[-1]
         if features > configurations.FEATURES[-1]:

@@ -11,6 +11,7 @@ from tests.export.op.kernel.problems import DEVICE, Problem, problem, relative_e
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.attention import attention
+from bilateral_export.op.kernel.configurations import LARGEST_HEAD
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs an NVIDIA GPU")
@@ -84,9 +85,9 @@ def test_a_head_dimension_that_is_no_multiple_of_8_is_padded() -> None:
 
 
 def test_head_dimension_256() -> None:
-    case = problem(width=256, heads=1, n_query=20)
+    case = problem(width=256, heads=1, n_query=20, dtype=torch.float16)
 
-    assert relative_error(case.fused(), case.exact()) < 1e-6
+    assert relative_error(case.fused(), case.exact()) < 1e-3
 
 
 @pytest.mark.parametrize("features", [16, 20, 64, 128])
@@ -175,8 +176,10 @@ def test_it_agrees_with_the_composite() -> None:
 def test_what_it_cannot_take_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="float64"):
         problem(dtype=torch.float64).fused()
-    with pytest.raises(UserError, match="head dimension 264"):
-        problem(width=264).fused()
+    with pytest.raises(UserError, match="head dimension 264 is above 256"):
+        problem(width=264, dtype=torch.float16).fused()
+    with pytest.raises(UserError, match="head dimension 136 is above 128"):
+        problem(width=136).fused()
     with pytest.raises(UserError, match="136 position features"):
         problem(spatial_kernel="dot", features=136).fused()
 
@@ -195,7 +198,10 @@ def test_the_whole_grid_on_a_gpu(dtype: torch.dtype, kernels: dict[str, Any]) ->
     allowed = rounded_features * allowed_error(dtype)
     widths, lengths = (16, 32, 48, 64, 72, 80, 96, 128, 192, 256), (1, 64, 197, 256)
 
+    largest = LARGEST_HEAD[32 if dtype == torch.float32 else 16]
     for width, n_query, causal in product(widths, lengths, (False, True)):
+        if width > largest:
+            continue
         case = problem(dtype=dtype, n_query=n_query, width=width, causal=causal, **kernels)
         error = relative_error(case.fused(configuration=None), case.exact())
         assert error <= allowed, f"width {width}, {n_query} tokens, causal {causal}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,30 @@ def test_tokens_that_outweigh_the_distance_are_kept() -> None:
 
     assert ranges(case)[0, 1] == 16
     assert relative_error(case.fused(skip_tiles=True), case.exact()) < 1e-6
+
+
+@pytest.mark.parametrize(("times_budget", "high"), [(1.05, 3), (0.95, 2)])
+def test_the_bound_is_tight_where_keys_align_and_boxes_are_points(
+    times_budget: float, high: int
+) -> None:
+    """Two tiles of zero keys at the queries' place, one far tile of keys along the query.
+
+    There the bound is the truth: the far tile holds 16 exp(5 - d^2/2) / 32 of the near weights. It
+    may go if and only if that is within the budget of one end.
+    """
+    query, key = torch.zeros(2, 1, 1, 48, 16)
+    query[..., 0] = 1
+    key[:, :, 32:, 0] = 5
+    share = times_budget * BUDGET[torch.float32] / 2
+    distance = math.sqrt(2 * (5 - math.log(2 * share)))
+    positions = torch.zeros(48, 1)
+    positions[32:] = distance
+    case = Problem(
+        query[:, :, :32], key, torch.randn(1, 1, 48, 16), positions[:32], positions,
+        torch.ones(1), scale=1.0, spatial_kernel="gaussian",
+    )  # fmt: skip
+
+    assert ranges(case).tolist() == [[0, high]]
 
 
 def test_hidden_keys_are_left_out() -> None:
