@@ -152,8 +152,8 @@ def as_markdown(rows: Sequence[Row], about: dict[str, str]) -> str:
         "",
         *(f"- {key}: {value}" for key, value in about.items()),
         "",
-        "| model | precision | attention by | target | built | computed in | attention nodes | fused"
-        " | plugin | MB | seconds |",
+        "| model | precision | attention by | target | built | computed in | attention nodes |"
+        " fused | plugin | MB | seconds |",
         "|---|---|---|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
