@@ -120,7 +120,7 @@ def served(
 
 @bench.command()
 def runner(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or a TensorRT plan.")],
     concurrency: ConcurrencyOption = 1,
     threads: Annotated[
         int | None, typer.Option(help="Threads within one call. Default: one per core.")
@@ -134,15 +134,14 @@ def runner(
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure an ONNX file in this process, with ONNX Runtime.
+    """Measure a model in this process: an ONNX file with ONNX Runtime, a plan with TensorRT.
 
     Example: bilateral bench runner digits.onnx
     """
     from bilateral_benchmarks.in_process import bench_runner
     from bilateral_benchmarks.inputs import choose
-    from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
-    with OnnxRuntimeRunner(model, threads) as opened:
+    with _in_process(model, threads) as opened:
         arrays = choose(opened.inputs, inputs, batch, length)
         with _display(f"{opened.name}, batch {batch}", duration + warmup) as on_progress:
             report = bench_runner(
@@ -155,6 +154,16 @@ def runner(
                 on_progress=on_progress,
             )
     _finish(report, output, json)
+
+
+def _in_process(model: Path, threads: int | None) -> Runner:
+    if model.suffix == ".plan":
+        from bilateral_export.runners.tensorrt_runner import TensorRTRunner
+
+        return TensorRTRunner(model)
+    from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(model, threads)
 
 
 def report_table(report: Report) -> Table:

@@ -26,6 +26,10 @@ def parity(
         typer.Option(metavar="NAME", help="Compare the served model of this name as well."),
     ] = None,
     url: UrlOption = DEFAULT_URL,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Compare this TensorRT plan as well; needs the GPU it was built for."),
+    ] = None,
     inputs: Annotated[
         Path | None,
         typer.Option(help="Real preprocessed inputs: an .npz file with one array per input."),
@@ -72,6 +76,10 @@ def parity(
         candidates = [Candidate(OnnxRuntimeRunner(onnx), precision)]
         if served is not None:
             candidates.append(Candidate(TritonRunner(served, url), precision))
+        if plan is not None:
+            from bilateral_export.runners.tensorrt_runner import TensorRTRunner
+
+            candidates.append(Candidate(TensorRTRunner(plan), precision))
         report = compare(loaded, candidates, samples, factor)
     if json:
         print_json(report)

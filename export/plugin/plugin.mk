@@ -1,13 +1,15 @@
 # `make plugin`: the kernels compiled ahead of time, then the library that carries them.
-# Fewer GPUs or types build faster: make plugin PLUGIN_SM="90" PLUGIN_DTYPES="fp16"
+# More kernels: make plugin PLUGIN_SET=full. Fewer GPUs or types build faster: make plugin
+# PLUGIN_SM="90" PLUGIN_DTYPES="fp16"
 PLUGIN_DIR := export/plugin
 PLUGIN_BUILD ?= $(PLUGIN_DIR)/build
+PLUGIN_SET ?= standard
 PLUGIN_SM ?= 80 86 89 90 100 120
 PLUGIN_DTYPES ?= fp16 bf16 fp32
 PLUGIN_PYTHON ?= $(abspath $(BIN)/python)
 # For example -DTENSORRT_INCLUDE_DIR=/opt/tensorrt/include
 PLUGIN_CMAKE_FLAGS ?=
-PLUGIN_KERNELS := $(wildcard export/bilateral_export/op/kernel/*.py export/bilateral_export/op/kernel/*.csv)
+PLUGIN_KERNELS := $(PLUGIN_DIR)/compile_kernels.py $(wildcard export/bilateral_export/op/kernel/*.py export/bilateral_export/op/kernel/*.csv)
 
 .PHONY: plugin plugin-lint
 
@@ -19,8 +21,8 @@ plugin: $(PLUGIN_BUILD)/cubins/manifest.json  ## the TensorRT plugin
 $(PLUGIN_BUILD)/cubins/manifest.json: $(PLUGIN_KERNELS)
 	rm -rf $(PLUGIN_BUILD)/cubins
 	mkdir -p $(PLUGIN_BUILD)
-	PYTHONPATH=export $(PLUGIN_PYTHON) -m bilateral_export.op.kernel.compile \
-	  $(PLUGIN_BUILD)/cubins --sm $(PLUGIN_SM) --dtype $(PLUGIN_DTYPES)
+	PYTHONPATH=export $(PLUGIN_PYTHON) $(PLUGIN_DIR)/compile_kernels.py $(PLUGIN_BUILD)/cubins \
+	  --set $(PLUGIN_SET) --sm $(PLUGIN_SM) --dtype $(PLUGIN_DTYPES)
 
 plugin-lint: plugin  ## clang-format and clang-tidy
 	$(BIN)/clang-format --dry-run --Werror $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/tests/*

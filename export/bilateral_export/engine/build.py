@@ -32,6 +32,7 @@ from bilateral_export.engine.network import NetworkFacts, Tensor, network_facts
 from bilateral_export.engine.profiles import (
     DEFAULT_MAX_BATCH,
     Profile,
+    Shape,
     check_profile,
     default_profile,
     max_batch,
@@ -294,7 +295,7 @@ def _check_attention(source: _Source, facts: NetworkFacts) -> None:
         )
 
 
-def _shapes(tensors: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+def _shapes(tensors: tuple[Tensor, ...]) -> dict[str, Shape]:
     return {tensor.name: tensor.shape for tensor in tensors}
 
 
@@ -312,17 +313,33 @@ def _profiles(source: _Source, facts: NetworkFacts, options: BuildOptions) -> tu
     return profiles
 
 
-def _sizes(source: _Source, shapes: dict[str, tuple[int, ...]]) -> dict[tuple[str, int], int]:
-    """The largest size of each dynamic dimension after the first, where the metadata tells."""
+def _sizes(source: _Source, shapes: dict[str, Shape]) -> dict[tuple[str, int], tuple[int, int]]:
+    """The sizes of each dynamic dimension after the first, where the metadata tells.
+
+    A sequence is as long as the model's configuration says; one that counts what is cached may be
+    empty.
+    """
     model = (source.metadata or {}).get("model")
-    length = model.get("length") if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        return {}
+    length = model.get("length") or model.get("context")
     if not isinstance(length, int):
         return {}
+    names = _dimension_names(source.model)
     return {
-        (name, axis): length
+        (name, axis): (0 if "past" in names.get((name, axis), "") else 1, length)
         for name, shape in shapes.items()
         for axis, size in enumerate(shape)
         if axis > 0 and size < 0
+    }
+
+
+def _dimension_names(model: onnx.ModelProto) -> dict[tuple[str, int], str]:
+    return {
+        (value.name, axis): size.dim_param
+        for value in model.graph.input
+        for axis, size in enumerate(value.type.tensor_type.shape.dim)
+        if size.dim_param
     }
 
 

@@ -102,32 +102,15 @@ def plugin_device_obstacle(
 
     Args:
         manifest: Of the plan.
-        targets: SMs that the plugin holds code for.
+        targets: SMs that the plugin says its code runs on.
         sm: The GPU's.
     """
-    if manifest.plugin is None or runs_on(targets, sm):
+    if manifest.plugin is None or sm in targets:
         return None
     return Obstacle(
         f"the plugin has no code for sm_{sm}; it has code for"
         f" {', '.join(f'sm_{target}' for target in targets) or 'no GPU'}",
         "Build the plan with --attention function, or the plugin for this GPU.",
-    )
-
-
-# From these on a cubin is compiled for its very compute capability ("sm_90a"): it runs on no other.
-ARCHITECTURE_SPECIFIC = frozenset({90, 100, 103, 110, 120, 121})
-
-
-def runs_on(targets: Sequence[int], sm: int) -> bool:
-    """Whether code for one of `targets` runs on `sm`.
-
-    A cubin runs on its own compute capability and on later ones of the same major version (CUDA
-    programming guide, "Binary Compatibility"), unless it is architecture specific.
-    """
-    return any(
-        target == sm
-        or (target // 10 == sm // 10 and target <= sm and target not in ARCHITECTURE_SPECIFIC)
-        for target in targets
     )
 
 

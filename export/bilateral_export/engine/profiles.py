@@ -25,10 +25,13 @@ class Range:
         ranks = {len(self.minimum), len(self.optimum), len(self.maximum)}
         if len(ranks) != 1:
             raise UserError(f"the three shapes of {self} differ in their number of dimensions")
-        for low, middle, high in zip(self.minimum, self.optimum, self.maximum, strict=True):
-            if not 1 <= low <= middle <= high:
+        sizes = zip(self.minimum, self.optimum, self.maximum, strict=True)
+        for axis, (low, middle, high) in enumerate(sizes):
+            # A batch holds something; another dimension may be empty, such as a cache at first.
+            if not (axis > 0 or low >= 1) or not 0 <= low <= middle <= high:
                 raise UserError(
-                    f"{self} is not ordered", "Each dimension needs 1 <= minimum <= opt <= maximum."
+                    f"{self} is not ordered",
+                    "Each dimension needs minimum <= optimum <= maximum, and a batch at least 1.",
                 )
 
     def __str__(self) -> str:
@@ -75,17 +78,17 @@ def parse_profile(text: str) -> dict[str, Range]:
 def default_profile(
     inputs: Mapping[str, Shape],
     max_batch: int = DEFAULT_MAX_BATCH,
-    sizes: Mapping[tuple[str, int], int] | None = None,
+    sizes: Mapping[tuple[str, int], tuple[int, int]] | None = None,
 ) -> dict[str, Range]:
     """A profile for a model whose user gave none.
 
     The first dimension of an input, where it is dynamic, is the batch: 1 to `max_batch`, tuned for
-    a quarter of it. A later dynamic dimension goes from 1 to the size given for it, tuned for that.
+    a quarter of it. A later dynamic dimension is tuned for the largest size given for it.
 
     Args:
         inputs: Shape by input name, -1 where dynamic.
         max_batch: The largest batch.
-        sizes: The largest size of (input, axis) for dynamic axes other than the first.
+        sizes: The smallest and the largest size of (input, axis), for dynamic axes but the first.
 
     Returns:
         The range of each dynamic input; empty when there is none.
@@ -105,7 +108,8 @@ def default_profile(
             elif axis == 0:
                 bounds = (1, max(1, max_batch // 4), max_batch)
             elif (name, axis) in sizes:
-                bounds = (1, sizes[name, axis], sizes[name, axis])
+                least, most = sizes[name, axis]
+                bounds = (least, most, most)
             else:
                 raise UserError(
                     f"input {name} has a dynamic dimension {axis} whose range is not known",

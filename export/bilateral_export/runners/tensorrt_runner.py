@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,9 +219,16 @@ class _LoadedPlan:
                     f"{library.name} {library.version} does not load {path}: {reason}",
                     "Run `bilateral doctor` to see why.",
                 )
+        # One set of buffers, one stream: runs of several threads follow one another.
+        self._lock = threading.Lock()
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Copy in, infer, copy out; the arrays fit the inputs."""
+        with self._lock:
+            return self._run(arrays)
+
+    def _run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         names = [tensor.name for tensor in self._manifest.inputs]
         shapes = {name: arrays[name].shape for name in names}
         binding = self._binding(shapes)

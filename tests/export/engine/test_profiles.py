@@ -57,11 +57,17 @@ def test_the_default_profile_takes_the_first_dimension_as_the_batch() -> None:
 
 def test_a_dynamic_length_needs_a_known_size() -> None:
     shapes = {"tokens": (-1, -1)}
-    assert default_profile(shapes, 8, {("tokens", 1): 256}) == {
+    assert default_profile(shapes, 8, {("tokens", 1): (1, 256)}) == {
         "tokens": Range((1, 1), (2, 256), (8, 256))
     }
     with pytest.raises(UserError, match="--profile"):
         default_profile(shapes, 8)
+
+
+def test_a_cache_may_be_empty_but_a_batch_may_not() -> None:
+    assert parse_profile("cache=1x0x8:1x4x8:2x8x8")["cache"].contains((2, 0, 8))
+    with pytest.raises(UserError, match="at least 1"):
+        parse_profile("cache=0x1x8:1x4x8:2x8x8")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""Compiles the kernels that the plugin embeds.
+
+    python compile_kernels.py CUBINS_DIR [--set standard|full] [--sm ...] [--dtype ...]
+
+`full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin` builds
+in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position features, and
+fp32 with heads up to 64 alone. What a plan needs and the library lacks is said when it is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bilateral_export.errors import UserError
+from bilateral_export.op.kernel.compile import (
+    DTYPES,
+    Specialisation,
+    compile_all,
+    problems,
+    specialisations,
+)
+from bilateral_export.op.kernel.configurations import ARCHITECTURES
+
+
+def main() -> int:
+    """Parse, compile, report; 0 when the cubins are there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="directory to create")
+    parser.add_argument("--set", choices=("standard", "full"), default="standard")
+    parser.add_argument("--sm", type=int, nargs="+", help="compute capabilities such as 90")
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--head-dim", type=int, nargs="+", help="only these head sizes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+
+    wanted = [
+        kernel
+        for kernel in specialisations(architectures(options.sm))
+        if kernel.dtype in options.dtype
+        and (options.set == "full" or is_standard(kernel))
+        and (not options.head_dim or kernel.head_dim in (0, *options.head_dim))
+    ]
+    try:
+        manifest = compile_all(options.folder, wanted, options.workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in problems(manifest):
+        print(f"note: {problem}")
+    print(f"{len(manifest['cubins'])} kernels, {manifest['total_bytes'] / 1e6:.1f} MB")
+    return 0
+
+
+def architectures(capabilities: list[int] | None) -> list[int]:
+    """The architectures whose code runs on these compute capabilities; all when None."""
+    if capabilities is None:
+        return list(ARCHITECTURES)
+    covering = {device: name for name, devices in ARCHITECTURES.items() for device in devices}
+    return list(dict.fromkeys(covering[device] for device in capabilities))
+
+
+def is_standard(kernel: Specialisation) -> bool:
+    """Whether a kernel is in the standard set."""
+    largest_head = 64 if kernel.dtype == "fp32" else 128
+    return (
+        kernel.head_dim <= largest_head
+        and kernel.coordinates <= 2
+        and kernel.features in (0, 64)
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
