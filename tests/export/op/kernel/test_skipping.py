@@ -54,12 +54,12 @@ def test_a_query_without_position_keeps_every_tile_of_its_program() -> None:
 
 def test_tokens_that_outweigh_the_distance_are_kept() -> None:
     """A far key that is similar enough to win must not be left out: the bound looks at norms."""
-    case = line(256, sigma=4.0)
+    case = line(128, sigma=2.0)
     key = case.key.clone()
-    key[0, 0, 250] = case.query[0, 0, 3] * 4000
+    key[0, 0, 120] = case.query[0, 0, 3] * 4000
     case = case.with_(key=key)
 
-    assert ranges(case)[0, 1] == 16
+    assert ranges(case)[0, 1] == 8
     assert relative_error(case.fused(skip_tiles=True), case.exact()) < 1e-6
 
 
@@ -105,7 +105,7 @@ def test_skipping_changes_nothing_that_float32_shows(range_kernel: Any, causal: 
 
 @given(
     n_query=st.integers(1, 70),
-    n_key=st.integers(20, 150),
+    n_key=st.integers(20, 120),
     sigma=st.floats(0.05, 20),
     size=st.floats(0.1, 20),
     dtype=st.sampled_from([torch.float32, torch.float16]),
@@ -116,7 +116,7 @@ def test_skipping_changes_nothing_that_float32_shows(range_kernel: Any, causal: 
     ordered=st.booleans(),
 )
 @settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
