@@ -66,7 +66,9 @@ def is_standard(kernel: Specialisation) -> bool:
     """Whether a kernel is in the standard set."""
     largest_head = 64 if kernel.dtype == "fp32" else 128
     return (
-        kernel.head_dim <= largest_head and kernel.coordinates <= 2 and kernel.features in (0, 64)
+        kernel.head_dim <= largest_head
+        and kernel.coordinates <= 2
+        and kernel.features in (0, 64)
     )
 
 
