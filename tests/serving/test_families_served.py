@@ -94,7 +94,13 @@ def url(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     stream = Settings(threads=1, stream=True)
     repository.add("pydoc-words", root / "pydoc.onnx", root / "models", settings=stream)
     (grpc,) = free_ports(1)
-    options = ServerOptions(root / "models", grpc_port=grpc, http_port=None, metrics_port=None)
+    options = ServerOptions(
+        root / "models",
+        grpc_port=grpc,
+        http_port=None,
+        metrics_port=None,
+        stop_timeout_s=5,  # streams that were left a moment ago can keep Triton from unloading
+    )
     with running(options) as server:
         yield server.url
 

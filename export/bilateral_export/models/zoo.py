@@ -108,7 +108,7 @@ def _segmenter(size: str, bilateral: bool) -> SegmenterConfig:
     )
 
 
-# The benchmark's lengths; sizes as in the PyTorch LRA of Nystromformer (models/README.md).
+# The benchmark's lengths; sizes as in the PyTorch LRA of Nyströmformer (SEQUENCE.md).
 _LRA: dict[str, dict[str, Any]] = {
     "image": {"vocabulary": 256, "length": 1024, "grid": (32, 32), "num_classes": 10},
     "text": {"vocabulary": 257, "length": 4096, "num_classes": 2},

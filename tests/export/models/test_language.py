@@ -111,8 +111,7 @@ def test_sinusoids_are_those_of_the_paper() -> None:
     assert table[7, 3 + 1].item() == pytest.approx(np.cos(angle))
 
 
-# The 44 M (small) and 90 M (medium) that work on WikiText-103 reports for these shapes; README.md
-# in models/ counts them.
+# The 44 M (small) and 90 M (medium) that are reported for these shapes; LANGUAGE.md counts them.
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [("wikitext103_small", 44_026_842), ("wikitext103_medium", 89_850_330)],

@@ -109,7 +109,7 @@ def test_the_real_size_exports_and_agrees(tmp_path: Path) -> None:
     assert (got == wanted).mean() > 0.99
 
 
-# Strudel et al., 2021, name 7, 27 and 106 M. README.md in models/ says what the difference is.
+# Strudel et al., 2021, name 7, 27 and 106 M. SEGMENTER.md says what the difference is.
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("segmenter_tiny", 6.7), ("segmenter_small", 26.0), ("segmenter_base", 102.5)],

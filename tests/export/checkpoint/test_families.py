@@ -1,0 +1,100 @@
+"""Checkpoints of every family: known names, what contradicts the weights, what is filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.known import card_of
+from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.checkpoint.native import read_native, save_checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.models.segmenter import SegmenterConfig
+from bilateral_export.models.sequence import SequenceClassifierConfig
+from bilateral_export.models.zoo import MODELS, build, named
+from bilateral_export.preprocessing import TextPreprocessing
+
+CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
+LISTOPS = CHECKPOINTS / "listops_bilateral.safetensors"
+PYDOC = CHECKPOINTS / "pydoc_bilateral.safetensors"
+
+
+@pytest.mark.parametrize("path", [LISTOPS, PYDOC])
+def test_the_committed_checkpoints_are_models_of_the_zoo(path: Path) -> None:
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.card.model == named(path.stem)
+    assert checkpoint.card.preprocessing is not None
+
+
+def test_together_they_stay_small() -> None:
+    assert LISTOPS.stat().st_size + PYDOC.stat().st_size < 3_000_000
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'lra_texts'.*lra_text, .*wikitext103_small.*segmenter"):
+        named("lra_texts")
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "shown"),
+    [
+        (LISTOPS, "lra_listops", r"length 128 \(not 2048\)"),
+        (LISTOPS, "segmenter_tiny", "'sequence-classifier'.*not 'segmenter'"),
+        (PYDOC, "wikitext103_small", r"vocabulary 2520 \(not 267735\)"),
+    ],
+)
+def test_a_name_that_contradicts_the_checkpoint_is_refused_with_both(
+    path: Path, model: str, shown: str
+) -> None:
+    with pytest.raises(UserError, match=shown):
+        load_checkpoint(path, model=model)
+
+
+def test_weights_that_contradict_their_configuration_are_refused_with_both(tmp_path: Path) -> None:
+    state, card = read_native(LISTOPS)
+    assert card is not None
+    assert isinstance(card.model, SequenceClassifierConfig)
+    wrong = card.model_copy(update={"model": card.model.model_copy(update={"vocabulary": 20})})
+    save_checkpoint(tmp_path / "wrong.safetensors", state, wrong)
+    with pytest.raises(
+        UserError, match=r"token_embed\.weight has shape \[16, 64\], expected \[20, 64\]"
+    ):
+        load_checkpoint(tmp_path / "wrong.safetensors")
+
+
+def test_a_tokenizer_that_contradicts_the_model_is_refused_with_both(tmp_path: Path) -> None:
+    state, card = read_native(PYDOC)
+    assert card is not None
+    assert isinstance(card.preprocessing, TextPreprocessing)
+    for change, shown in (
+        ({"context": 64}, "2520 words and context 64, the model 2520 and 128"),
+        ({"vocabulary_sha256": "0" * 64}, "vocabulary's SHA-256 is"),
+    ):
+        text = card.preprocessing.model_copy(update=change)
+        wrong = card.model_copy(update={"preprocessing": text})
+        save_checkpoint(tmp_path / "wrong.safetensors", state, wrong)
+        with pytest.raises(UserError, match=shown):
+            load_checkpoint(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith(("lra_", "segm"))])
+def test_a_named_model_without_a_card_gets_its_benchmarks_labels_and_preprocessing(
+    name: str, tmp_path: Path
+) -> None:
+    config = MODELS[name]
+    card = card_of(name, config)
+    assert isinstance(config, SequenceClassifierConfig | SegmenterConfig)
+    assert len(card.labels) == config.num_classes
+    assert card.preprocessing is not None
+    assert CheckpointCard.model_validate_json(card.model_dump_json()) == card
+
+
+def test_a_training_checkpoint_of_another_family_loads_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = named("lra_pathfinder")
+    torch.save({"model": build(config).state_dict()}, tmp_path / "last.pth")
+    checkpoint = load_checkpoint(tmp_path / "last.pth", model="lra_pathfinder")
+    assert checkpoint.card.labels == ("not connected", "connected")
