@@ -62,15 +62,15 @@ def quotient(errors: Reference, eager_errors: Reference, precision: Precision) -
     """Compare errors of the same items.
 
     Logarithms of ratios of rounding errors are close to normally distributed, so the interval is
-    that of their mean. Errors below a quarter of one rounding count as that much: a model may be
-    exact in eager PyTorch, and one rounding is always allowed.
+    that of their mean. Errors below `rounding_floor` count as that much: a model may be exact in
+    eager PyTorch, and rounding is always allowed.
 
     Args:
         errors: Relative errors of the candidate, one per item.
         eager_errors: Those of eager PyTorch in the same precision.
         precision: Whose rounding it is.
     """
-    floor = torch.finfo(DTYPES[precision]).eps / 4
+    floor = rounding_floor(precision)
     eager = np.maximum(eager_errors, floor)
     worst = float(errors.max() / eager.max())
     if not np.isfinite(errors).all():
@@ -85,3 +85,13 @@ def quotient(errors: Reference, eager_errors: Reference, precision: Precision) -
         typical_high=math.exp(mean + half_width),
         worst=worst,
     )
+
+
+def rounding_floor(precision: Precision) -> float:
+    """The relative error that any output may have: a quarter of one rounding."""
+    return float(torch.finfo(DTYPES[precision]).eps) / 4
+
+
+def worst_error(eager_errors: Reference, precision: Precision, factor: float) -> float:
+    """What the largest error may be."""
+    return factor * max(float(eager_errors.max()), rounding_floor(precision))
