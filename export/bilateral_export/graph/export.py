@@ -121,7 +121,7 @@ def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXP
     with _quiet():
         program = torch.onnx.export(
             model,
-            tuple(torch.from_numpy(example[spec.name]) for spec in inputs),
+            tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs),
             dynamo=True,
             verbose=False,
             opset_version=opset,

@@ -250,4 +250,3 @@ def _has(name: str, window: Window) -> bool:
 
 def _find(name: str, window: Window) -> Array:
     return window.inputs[name] if name in window.inputs else window.outputs[name]
-

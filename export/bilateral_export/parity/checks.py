@@ -22,7 +22,9 @@ REPEATS = 3
 Answer = dict[str, Array]
 
 
-def behaviour_checks(candidate: Candidate, sample: Sample, limits: Mapping[str, float]) -> list[Check]:
+def behaviour_checks(
+    candidate: Candidate, sample: Sample, limits: Mapping[str, float]
+) -> list[Check]:
     """Check an open runner on one sample of several items.
 
     Answers may differ by rounding (a runtime may choose other kernels for another batch size), so
@@ -112,7 +114,9 @@ def _at_extreme(
                 problems.append(f"item {item} is finite where FP64 is not")
         elif np.isfinite(usual).all():
             error = relative_errors(mine[None], true[None])
-            limit = worst_error(relative_errors(usual[None], true[None]), candidate.rounding, factor)
+            limit = worst_error(
+                relative_errors(usual[None], true[None]), candidate.rounding, factor
+            )
             # One item alone has no distribution to be typical of: rounding may favour it twofold.
             if error[0] > 2 * limit:
                 problems.append(f"item {item}: error {error[0]:.1e}, allowed {2 * limit:.1e}")
@@ -132,9 +136,7 @@ def _compare(
         for output, limit in limits.items():
             if answer[output].shape != truth[output].shape:
                 return _verdict(candidate, name, f"{output} has another shape", False)
-            error = float(
-                relative_errors(answer[output], truth[output].astype(np.float64)).max()
-            )
+            error = float(relative_errors(answer[output], truth[output].astype(np.float64)).max())
             worst, exact = max(worst, error), exact and error == 0
             # Both sides may be off by the budget, in opposite directions.
             passed = passed and error <= 2 * limit

@@ -149,11 +149,9 @@ def judge(
         eager = _errors(truth.eager[name], reference)
         found = quotient(errors, eager, candidate.rounding)
         limit = worst_error(eager, candidate.rounding, factor)
-        decision = judge_decisions(outputs[name], reference, samples, limit)
+        decision = judge_decisions(name, outputs[name], reference, limit)
         pairs = list(zip(outputs[name], reference, strict=True))
-        distances = [
-            measure.ulps(mine, true, candidate.rounding).ravel() for mine, true in pairs
-        ]
+        distances = [measure.ulps(mine, true, candidate.rounding).ravel() for mine, true in pairs]
         rows.append(
             ParityRow(
                 stage=candidate.name,
@@ -170,7 +168,7 @@ def judge(
                 decision=decision,
                 items=len(errors),
                 worst=_worst(errors, samples),
-                passed=found.within(budget) and decision.flipped == 0,
+                passed=found.within(budget) and not (decision and decision.flipped),
             )
         )
     return rows
@@ -189,5 +187,3 @@ def _worst(errors: Reference, samples: Sequence[Sample]) -> WorstInput:
             return WorstInput(sample=sample.origin, item=item, error=error)
         item -= sample.items
     raise AssertionError("every error belongs to a sample")
-
-

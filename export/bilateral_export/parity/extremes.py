@@ -46,9 +46,7 @@ def token_extremes(model: Exportable, seed: int = 0) -> list[Sample]:
     return samples
 
 
-def _with(
-    model: Exportable, seed: int, value: float, everywhere: bool
-) -> dict[str, Array] | None:
+def _with(model: Exportable, seed: int, value: float, everywhere: bool) -> dict[str, Array] | None:
     arrays = model.example(3, np.random.default_rng(seed))
     floating = [array for array in arrays.values() if array.dtype.kind == "f"]
     for array in floating:

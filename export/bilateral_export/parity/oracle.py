@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,29 +15,30 @@ from bilateral_export.graph.attach import attach_functions
 from bilateral_export.graph.export import trace_onnx
 from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.models.zoo import exportable
-from bilateral_export.tensors import Array
+from bilateral_export.tensors import Array, TensorSpec
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Oracle:
+class Trace:
     """A model traced anew, so that every ONNX value has the torch operation it came from.
-
-    The program is interpreted operation by operation; values that nobody asked for are freed as
-    soon as their last user has run.
 
     Args:
         model: The trained model; its dtype decides the precision of the trace.
-        widened: Whether to interpret in float64, which is the reference: weights are widened, and
-            conversions to narrower types become conversions to float64.
+
+    Attributes:
+        graph: The translated graph, named as the exporter names it.
+        operations: The torch operation that makes each ONNX value, where one does, by name.
+        module: The traced program.
+        inputs: What it takes, in order.
     """
 
-    def __init__(self, model: nn.Module, widened: bool) -> None:
+    def __init__(self, model: nn.Module) -> None:
         program = trace_onnx(model)
         exported = program.exported_program
         assert exported is not None
         graph = program.model
-        operations = {node.name for node in exported.graph.nodes}
+        known = {n.name for n in exported.graph.nodes if isinstance(n.meta.get("val"), Tensor)}
         traced = [(value, value.name) for node in graph.graph for value in node.outputs]
         attach_functions(graph)
         name_nodes(graph)
@@ -44,17 +46,35 @@ class Oracle:
         name_constants(graph, parameters)
         self.graph: onnx.ModelProto = ir.serde.serialize_model(graph)
         self.operations: dict[str, str] = {
-            value.name: name for value, name in traced if value.name and name in operations
+            value.name: name for value, name in traced if value.name and name in known
         }
         # The exporter renames what the graph returns.
-        results = exported.graph.output_node().args[0]
+        results: Any = exported.graph.output_node().args[0]
         for value, result in zip(graph.graph.outputs, results, strict=True):
+            assert value.name is not None
             self.operations[value.name] = result.name
-        self._inputs = exportable(model).inputs()
-        self._module = exported.module()
+        self.module: fx.GraphModule = exported.module()
+        self.inputs: tuple[TensorSpec, ...] = exportable(model).inputs()
+
+
+class Oracle:
+    """The values at a traced model's nodes.
+
+    The program is interpreted operation by operation; values that nobody asked for are freed as
+    soon as their last user has run.
+
+    Args:
+        trace: The model.
+        widened: Whether to interpret in float64, which is the reference: weights are widened, and
+            conversions to narrower types become conversions to float64.
+    """
+
+    def __init__(self, trace: Trace, widened: bool) -> None:
+        self.graph = trace.graph
+        self.operations = trace.operations
+        self._inputs = trace.inputs
+        self._module = copy.deepcopy(trace.module).double() if widened else trace.module
         self._widened = widened
-        if widened:
-            self._module.double()
 
     def values(self, arrays: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
         """What the model computes at the named ONNX values, as float64 where they are floating.

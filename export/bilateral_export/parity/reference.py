@@ -9,7 +9,7 @@ from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
-from bilateral_export.parity.oracle import Oracle
+from bilateral_export.parity.oracle import Oracle, Trace
 from bilateral_export.precision import DTYPES, to_precision
 from bilateral_export.runners.torch_runner import TorchRunner
 
@@ -35,15 +35,14 @@ class Ground:
         """The model in eager PyTorch, in the precision."""
         return RoundedRunner(checkpoint, self.weights, DTYPES[self.rounding])
 
-    def reference_oracle(self, checkpoint: Checkpoint) -> Oracle:
-        """The model in FP64, node by node."""
-        model = rounded(checkpoint.build_model(), self.weights, torch.float32)
-        return Oracle(model, widened=True)
-
-    def eager_oracle(self, checkpoint: Checkpoint) -> Oracle:
-        """The model in eager PyTorch, node by node."""
-        model = rounded(checkpoint.build_model(), self.weights, DTYPES[self.rounding])
-        return Oracle(model, widened=False)
+    def oracles(self, checkpoint: Checkpoint) -> tuple[Oracle, Oracle]:
+        """The same two node by node: the model in FP64, and in eager PyTorch."""
+        wide = Trace(rounded(checkpoint.build_model(), self.weights, torch.float32))
+        narrow = wide
+        if self.rounding != "fp32":
+            model = rounded(checkpoint.build_model(), self.weights, DTYPES[self.rounding])
+            narrow = Trace(model)
+        return Oracle(wide, widened=True), Oracle(narrow, widened=False)
 
 
 class RoundedRunner(TorchRunner):

@@ -49,11 +49,12 @@ class Decision(_Record):
     """Whether the same decision is taken as FP64 takes.
 
     Attributes:
-        metric: "top-1", "next token" or "pixel class": which decision.
+        metric: "top-1", "pixel class", or "perplexity", where nothing is decided.
         agreement: Share of decisions that are FP64's.
         flipped: Decisions that differ although FP64's margin is beyond what the budget explains.
         decisions: How many were taken.
-        summary: Name of the family's own figure: "perplexity ratio" or "mIoU"; empty for top-1.
+        summary: Name of the family's own figure: "perplexity ratio" or "mIoU"; empty for
+            top-1.
         summary_value: That figure against FP64's decisions; 1 is agreement.
     """
 
@@ -81,7 +82,7 @@ class ParityRow(_Record):
         typical_high: Upper end, which must be within the report's `typical_budget`.
         cosine: Smallest cosine between output and reference.
         ulp_histogram: Elements per bin of the report's `ulp_edges`, and beyond the last.
-        decision: Agreement of decisions.
+        decision: Agreement of decisions; None where the output decides nothing.
         items: How many items were compared.
         worst: Where the error is largest.
         passed: Whether both budgets are kept and no decision flipped.
@@ -98,7 +99,7 @@ class ParityRow(_Record):
     typical_high: Number
     cosine: float
     ulp_histogram: tuple[int, ...]
-    decision: Decision
+    decision: Decision | None
     items: int
     worst: WorstInput
     passed: bool

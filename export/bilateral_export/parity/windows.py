@@ -150,4 +150,3 @@ def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     made = {name for node in nodes for name in node.output}
     names = (name for node in nodes for name in node.input if name and name not in made)
     return list(dict.fromkeys(names))
-

@@ -44,7 +44,7 @@ def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgr
     described = exportable(model)
     # A batch of 2, because a size of 1 would be taken for a constant.
     example = described.example(2, np.random.default_rng(0))
-    tensors = [torch.from_numpy(example[spec.name]) for spec in described.inputs()]
+    tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in described.inputs()]
     if widened:
         tensors = [t.double() if t.is_floating_point() else t for t in tensors]
     shapes = tuple(_free(spec) for spec in described.inputs())
