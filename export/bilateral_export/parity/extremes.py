@@ -41,7 +41,7 @@ def token_extremes(model: Exportable, seed: int = 0) -> list[Sample]:
         arrays = {name: array.copy() for name, array in drawn.items()}
         for name, array in integers.items():
             # Not the padding id: an input that is all padding is no input.
-            arrays[name][1] = pick(array[array > 0])
+            arrays[name][1] = pick(array[array != 0])
         samples.append(Sample(label, arrays))
     return samples
 

@@ -13,8 +13,9 @@ from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.models.zoo import exportable
 from bilateral_export.parity import compare as comparison
+from bilateral_export.parity.adversarial import search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect
-from bilateral_export.parity.budget import DEFAULT_FACTOR
+from bilateral_export.parity.budget import DEFAULT_FACTOR, rounding_floor
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of, truth_of
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
@@ -46,9 +47,11 @@ class Plan:
         metadata: What the file says of itself; None leaves its identity unchecked.
         skipped: Stages that cannot run here.
         factor: The budget.
+        adversarial: Steps of the search for inputs that disagree most; 0 searches none.
         layers: Whether to report the error at every node of the first stage with a graph, even
             when it passes.
         reproducers: Directory to write reproducers of failing nodes in; None writes none.
+        bisect: Whether to look for the first node at fault where a stage fails.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +60,7 @@ class Plan:
     metadata: ArtifactMetadata | None = None
     skipped: Sequence[Skipped] = ()
     factor: float = DEFAULT_FACTOR
+    adversarial: int = 0
     layers: bool = False
     reproducers: Path | None = None
     bisect: bool = True
@@ -70,6 +74,7 @@ class _Grounds:
     extremes: Sequence[Sample]
     truths: dict[Ground, Truth] = field(default_factory=dict)
     at_extremes: dict[Ground, Truth] = field(default_factory=dict)
+    maxima: dict[Ground, float] = field(default_factory=dict)
 
     def truth(self, ground: Ground) -> Truth:
         if ground not in self.truths:
@@ -80,6 +85,15 @@ class _Grounds:
         if ground not in self.at_extremes:
             self.at_extremes[ground] = truth_of(self.plan.checkpoint, ground, self.extremes)
         return self.at_extremes[ground]
+
+    def eager_maximum(self, ground: Ground) -> float:
+        """The largest error that the adversarial search finds against eager PyTorch."""
+        if ground not in self.maxima:
+            checkpoint = self.plan.checkpoint
+            model = exportable(checkpoint.build_model())
+            with ground.eager(checkpoint) as eager, ground.reference(checkpoint) as reference:
+                self.maxima[ground] = search(model, eager, reference, self.plan.adversarial).error
+        return self.maxima[ground]
 
 
 def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
@@ -143,7 +157,25 @@ def _judge_stage(
     several = max(plan.samples, key=lambda sample: sample.items)
     checks = behaviour_checks(candidate, several, limits)
     truth = grounds.extreme(candidate.ground)
-    return rows, checks + extreme_checks(candidate, grounds.extremes, truth, plan.factor)
+    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor)
+    if plan.adversarial:
+        checks.append(_adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground)))
+    return rows, checks
+
+
+def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
+    """Whether the worst input found is no worse than what is found against eager PyTorch."""
+    candidate = stage.candidate
+    model = exportable(plan.checkpoint.build_model())
+    with candidate.ground.reference(plan.checkpoint) as reference:
+        found = search(model, candidate.runner, reference, plan.adversarial)
+    limit = plan.factor * max(eager, rounding_floor(candidate.rounding))
+    return Check(
+        stage=candidate.name,
+        name="adversarial inputs",
+        detail=f"error grew from {found.start:.1e} to {found.error:.1e}, allowed {limit:.1e}",
+        passed=found.error <= limit,
+    )
 
 
 def _walk(stage: Stage, plan: Plan, sample: Sample, failed: bool) -> Bisection:

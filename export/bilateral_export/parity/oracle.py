@@ -38,6 +38,7 @@ class Trace:
         exported = program.exported_program
         assert exported is not None
         graph = program.model
+        # Sizes are whole numbers in PyTorch, not tensors.
         known = {n.name for n in exported.graph.nodes if isinstance(n.meta.get("val"), Tensor)}
         traced = [(value, value.name) for node in graph.graph for value in node.outputs]
         attach_functions(graph)
@@ -45,9 +46,10 @@ class Trace:
         parameters = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         name_constants(graph, parameters)
         self.graph: onnx.ModelProto = ir.serde.serialize_model(graph)
-        self.operations: dict[str, str] = {
-            value.name: name for value, name in traced if value.name and name in known
-        }
+        self.operations: dict[str, str] = {}
+        for value, name in traced:
+            if value.name and name and name in known:
+                self.operations[value.name] = name
         # The exporter renames what the graph returns.
         results: Any = exported.graph.output_node().args[0]
         for value, result in zip(graph.graph.outputs, results, strict=True):

@@ -72,7 +72,7 @@ def stages(
     if compiled:
         made.append(Stage(Candidate(CompiledRunner(checkpoint, dtype), precision)))
     else:
-        skipped.append(Skipped(stage="torch.compile", reason="left out with --no-compile"))
+        skipped.append(Skipped(stage="torch.compile", reason="it takes a minute: give --compile"))
     made.append(Stage(Candidate(ExportedRunner(checkpoint, dtype), precision)))
     if precision != "fp32":
         wide = scratch / f"widened-{onnx.name}"

@@ -72,7 +72,13 @@ class WindowedRun:
             piece = nodes[start : start + size]
             read = _read(piece)
             given = {name: live[name] for name in read if name not in weights}
-            outputs = [types[name] for node in piece for name in node.output if name in types]
+            # ONNX Runtime finds a type by itself where shape inference does not.
+            outputs = [
+                types.get(name) or helper.make_empty_tensor_value_info(name)
+                for node in piece
+                for name in node.output
+                if name
+            ]
             made = self._run(piece, weights, given, outputs)
             window_bytes = sum(array.nbytes for array in made.values())
             held = window_bytes + sum(array.nbytes for array in live.values())

@@ -1,0 +1,51 @@
+"""One small trained model per family, exported, with its FP64 and eager answers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from models import Subject
+
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.graph.export import export_onnx
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity.compare import truth_of
+from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.samples import random_samples
+
+CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
+FAMILIES = {
+    "digits": ("digits_bilateral", {}),
+    "sequence": ("listops_bilateral", {"length": (64,)}),
+    "language": ("pydoc_bilateral", {"length": (16,), "past": (8,)}),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> dict[str, Checkpoint]:
+    return {
+        family: load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
+        for family, (name, _) in FAMILIES.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def subjects(
+    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Subject]:
+    made = {}
+    for family, checkpoint in checkpoints.items():
+        path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
+        export_onnx(checkpoint, path)
+        model = exportable(checkpoint.build_model())
+        samples = random_samples(model, lengths=FAMILIES[family][1])
+        ground = Ground("fp32", "fp32")
+        reference, eager = ground.oracles(checkpoint)
+        truth = truth_of(checkpoint, ground, samples)
+        made[family] = Subject(checkpoint, path, samples, truth, reference, eager)
+    return made
