@@ -79,6 +79,7 @@ def parity(
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
     from bilateral_export.checkpoint.load import load_checkpoint
+    from bilateral_export.checkpoint.resolution import as_exported
     from bilateral_export.models.zoo import exportable
     from bilateral_export.parity.baseline import regressions
     from bilateral_export.parity.compare import Candidate
@@ -96,6 +97,7 @@ def parity(
     with notes.status("Reading") as status, tempfile.TemporaryDirectory() as scratch:
         loaded = load_checkpoint(checkpoint, model=model)
         metadata = read_metadata(onnx)
+        loaded = as_exported(loaded, metadata)
         described = exportable(loaded.build_model())
         known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
         if unknown := dims.keys() - known:
@@ -119,6 +121,7 @@ def parity(
             made,
             samples,
             metadata,
+            onnx,
             skipped,
             factor=factor,
             adversarial=adversarial,
@@ -182,21 +185,24 @@ def _print(report: ParityReport) -> None:
 
 def parity_table(report: ParityReport) -> Table:
     """The report as a table."""
-    columns = ["stage", "output", ">error", ">budget", ">of eager", ">cosine", ">decisions"]
+    columns = ["stage", "output", ">error", ">budget", ">of eager", ">decisions"]
     rows = [
         (
             row.stage,
             row.output,
-            f"{row.error:.2e}",
-            f"{row.budget:.2e}",
-            f"{row.typical:.2f} (≤ {row.typical_high:.2f})",
-            f"{row.cosine:.6f}",
+            f"{row.error:.1e}",
+            f"{row.budget:.1e}",
+            f"{row.typical:.2f}",
             _decision(row),
             "[green]pass[/]" if row.passed else "[bold red]FAIL[/]",
         )
         for row in report.rows
     ]
-    return table([*columns, "verdict"], rows, title="Parity with FP64 PyTorch (relative error)")
+    title = "Parity with FP64 PyTorch (largest relative error; typical error over eager's)"
+    made = table([*columns, "verdict"], rows, title=title)
+    for column in made.columns[2:]:
+        column.no_wrap = True
+    return made
 
 
 def _decision(row: ParityRow) -> str:
@@ -204,6 +210,7 @@ def _decision(row: ParityRow) -> str:
     if decision is None:
         return "-"
     if decision.metric == "perplexity":
-        return f"perplexity x {decision.summary_value:.4f}"
-    text = f"{decision.agreement:.2%} {decision.metric}"
-    return text + (f", {decision.summary} {decision.summary_value:.4f}" if decision.summary else "")
+        return f"ppl x{decision.summary_value:.4f}"
+    if decision.summary:
+        return f"{decision.summary} {decision.summary_value:.4f}"
+    return f"{decision.agreement:.1%}"

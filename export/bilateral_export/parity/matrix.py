@@ -19,7 +19,7 @@ from bilateral_export.parity.budget import DEFAULT_FACTOR, rounding_floor
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of, truth_of
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
-from bilateral_export.parity.identity import identity_checks
+from bilateral_export.parity.identity import body_check, identity_checks
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import (
     Bisection,
@@ -45,6 +45,7 @@ class Plan:
         stages: What to judge, from `stages.stages` and further runners.
         samples: Random and real inputs.
         metadata: What the file says of itself; None leaves its identity unchecked.
+        onnx: The exported file, whose operator bodies are checked.
         skipped: Stages that cannot run here.
         factor: The budget.
         adversarial: Steps of the search for inputs that disagree most; 0 searches none.
@@ -58,6 +59,7 @@ class Plan:
     stages: Sequence[Stage]
     samples: Sequence[Sample]
     metadata: ArtifactMetadata | None = None
+    onnx: Path | None = None
     skipped: Sequence[Skipped] = ()
     factor: float = DEFAULT_FACTOR
     adversarial: int = 0
@@ -115,6 +117,8 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
     bisections: list[Bisection] = []
     if plan.metadata is not None:
         checks += identity_checks(plan.checkpoint, plan.metadata)
+    if plan.onnx is not None:
+        checks.append(body_check(onnx.load(plan.onnx, load_external_data=False)))
     for stage in plan.stages:
         progress(stage.candidate.name)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -75,7 +76,7 @@ class Oracle:
         self.graph = trace.graph
         self.operations = trace.operations
         self._inputs = trace.inputs
-        self._module = copy.deepcopy(trace.module).double() if widened else trace.module
+        self._module = _double(trace.module) if widened else trace.module
         self._widened = widened
 
     def values(self, arrays: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
@@ -93,6 +94,12 @@ class Oracle:
         with torch.inference_mode():
             interpreter.run(*tensors)
         return {name: interpreter.recorded[self.operations[name]] for name in names}
+
+
+def _double(module: fx.GraphModule) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, on its pytrees
+        return copy.deepcopy(module).double()
 
 
 class _Recording(fx.Interpreter):

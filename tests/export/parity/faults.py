@@ -212,7 +212,8 @@ GRAPH_FAULTS: dict[str, GraphFault] = {
         ATTENTION, change_weight(ATTENTION, 4, _transposed_grid)
     ),
     "positions truncated": GraphFault(
-        ATTENTION, change_weight(ATTENTION, 4, lambda p: np.where(np.arange(17)[:, None] < 13, p, 0))
+        ATTENTION,
+        change_weight(ATTENTION, 4, lambda p: np.where(np.arange(17)[:, None] < 13, p, 0)),
     ),
     "position embedding transposed": GraphFault(
         "model/Add", change_weight("model/Add", 1, _transposed_grid)

@@ -40,9 +40,7 @@ def test_a_fault_is_caught_and_its_node_named(
 
 
 @pytest.mark.parametrize("model", ["digits", "language", "sequence"])
-def test_no_node_of_a_healthy_graph_is_blamed(
-    subjects: dict[str, Subject], model: str
-) -> None:
+def test_no_node_of_a_healthy_graph_is_blamed(subjects: dict[str, Subject], model: str) -> None:
     subject = subjects[model]
     graph = onnx.load(subject.onnx)
     arrays = subject.samples[1].arrays
