@@ -113,7 +113,7 @@ def parity(
         )
         if served is not None:
             runner = TritonRunner(served, url)
-            made.append(Stage(Candidate(runner, metadata.precision), checked=True))
+            made.append(Stage(Candidate(runner, metadata.precision), True, required=True))
         else:
             skipped.append(Skipped(stage="served over gRPC", reason="give --served NAME"))
         plan = Plan(

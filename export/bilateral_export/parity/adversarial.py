@@ -92,6 +92,6 @@ def _mutated(
         change = generator.random(array.shape) < _CHANGED * generator.random()
         if array.dtype.kind == "i":
             # A drawn padding id must not appear amid the tokens, nor replace the only one.
-            change &= (array > 0) & (drawn[name] > 0)
+            change &= (array != 0) & (drawn[name] != 0)
         proposed[name] = np.where(change, drawn[name], array)
     return proposed

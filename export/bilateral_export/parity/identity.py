@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -92,7 +93,7 @@ def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[
     pairs = {
         "weights": (metadata.checkpoint_sha256, checkpoint.sha256),
         "configuration": (_configuration(metadata), card.model),
-        "labels": (metadata.labels, card.labels),
+        "labels": (misplaced(metadata.labels, card.labels), ()),
         "preprocessing": (metadata.preprocessing, card.preprocessing),
     }
     return [
@@ -113,3 +114,16 @@ def _configuration(metadata: ArtifactMetadata) -> ModelConfig | None:
         return adapter.validate_python(metadata.model)
     except ValidationError:
         return None
+
+
+def misplaced(labels: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
+    """Labels that stand for another class than in the checkpoint.
+
+    New names are no fault (`bilateral export --labels` gives them); a name that moved is.
+    """
+    if labels and trained and len(labels) != len(trained):
+        return tuple(labels)
+    places = {label: place for place, label in enumerate(trained)}
+    return tuple(
+        label for place, label in enumerate(labels) if places.get(label, place) != place
+    )

@@ -106,7 +106,8 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         progress: Told the name of each stage as it starts.
 
     Raises:
-        UserError: An input does not fit, or no stage that reads the file could open it.
+        UserError: An input does not fit, a required stage cannot run, or no stage that
+            reads the file could open it.
     """
     model = exportable(plan.checkpoint.build_model())
     grounds = _Grounds(plan, [*extreme_samples(model), *token_extremes(model)])
@@ -124,6 +125,8 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         try:
             opened = stage.candidate.runner.__enter__()
         except UserError as error:
+            if stage.required:
+                raise
             refusals += [error] if stage.graph else []
             skipped.append(Skipped(stage=stage.candidate.name, reason=str(error)))
             continue

@@ -13,7 +13,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.metadata import Precision
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 
 

@@ -33,12 +33,14 @@ class Stage:
         candidate: What runs, and what it is compared with.
         checked: Whether behaviour and extremes are checked too: for what serves, not for what
             merely leads there.
+        required: Whether it was asked for by name: it is then an error when it cannot run.
         graph: The ONNX file that is walked when the stage fails; None where there is none.
         open_runner: How the stage's runtime opens a part of that file.
     """
 
     candidate: Candidate
     checked: bool = False
+    required: bool = False
     graph: Path | None = None
     open_runner: OpenRunner | None = None
 
@@ -79,7 +81,7 @@ def stages(
         widen_file(onnx, wide)
         runner = OnnxRuntimeRunner(wide)
         candidate = Candidate(runner, precision, widened=True, stage=WIDENED)
-        made.append(Stage(candidate, False, wide, OnnxRuntimeRunner))
+        made.append(Stage(candidate, graph=wide, open_runner=OnnxRuntimeRunner))
     made.append(_reading(onnx, precision, OnnxRuntimeRunner))
     if importlib.util.find_spec("openvino"):
         made.append(_reading(onnx, precision, OpenVinoRunner))
@@ -102,7 +104,7 @@ def _reading(
 ) -> Stage:
     runner = open_runner(onnx)
     candidate = Candidate(runner, precision, stage=f"{runner.name}, {precision} file")
-    return Stage(candidate, True, onnx, open_runner)
+    return Stage(candidate, checked=True, graph=onnx, open_runner=open_runner)
 
 
 OpenableRunner = OnnxRuntimeRunner | OpenVinoRunner

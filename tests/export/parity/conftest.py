@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,6 +24,7 @@ FAMILIES = {
     "digits": ("digits_bilateral", {}),
     "sequence": ("listops_bilateral", {"length": (64,)}),
     "language": ("pydoc_bilateral", {"length": (16,), "past": (8,)}),
+    "colours": ("digits_bilateral", {}),
 }
 
 
@@ -31,15 +33,30 @@ def checkpoints() -> dict[str, Checkpoint]:
     return {
         family: load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
         for family, (name, _) in FAMILIES.items()
+        if family != "colours"
     }
 
 
 @pytest.fixture(scope="session")
+def colours(digits: Checkpoint) -> Checkpoint:
+    """The digits' model for three channels, with fresh patch embeddings."""
+    card = digits.card.model_copy(
+        update={"model": digits.card.model.model_copy(update={"channels": 3})}
+    )
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(digits.card.model.dim, 3, 2, 2, generator=generator) / 4
+    state = digits.state | {"patch_embed.proj.weight": weight}
+    return Checkpoint(digits.path, digits.sha256, card, state)
+
+
+@pytest.fixture(scope="session")
 def subjects(
-    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+    checkpoints: dict[str, Checkpoint],
+    colours: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Subject]:
     made = {}
-    for family, checkpoint in checkpoints.items():
+    for family, checkpoint in (checkpoints | {"colours": colours}).items():
         path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
         export_onnx(checkpoint, path)
         model = exportable(checkpoint.build_model())
@@ -47,5 +64,6 @@ def subjects(
         ground = Ground("fp32", "fp32")
         reference, eager = ground.oracles(checkpoint)
         truth = truth_of(checkpoint, ground, samples)
-        made[family] = Subject(checkpoint, path, samples, truth, reference, eager)
+        lengths = FAMILIES[family][1]
+        made[family] = Subject(checkpoint, path, lengths, samples, truth, reference, eager)
     return made

@@ -59,7 +59,7 @@ def change_weight(
     return apply
 
 
-def replace(node: str, operator: str, inputs: list[int], **attributes: object):  # noqa: ANN201
+def replace(node: str, operator: str, inputs: list[int], **attributes: object):
     """Make a node another operator on some of its inputs."""
 
     def apply(model: onnx.ModelProto) -> None:
@@ -80,7 +80,7 @@ def rewire(node: str, position: int, value: str) -> Callable[[onnx.ModelProto], 
     return apply
 
 
-def after(node: str, operator: str, *weights: Array, **attributes: object):  # noqa: ANN201
+def after(node: str, operator: str, *weights: Array, **attributes: object):
     """Insert an operator after a node: it takes over the node's output name."""
 
     def apply(model: onnx.ModelProto) -> None:
@@ -318,11 +318,11 @@ class Spoiled:
         self._after = after
 
     @property
-    def inputs(self):  # noqa: ANN201
+    def inputs(self):
         return self._runner.inputs
 
     @property
-    def outputs(self):  # noqa: ANN201
+    def outputs(self):
         return self._runner.outputs
 
     def __enter__(self) -> Spoiled:

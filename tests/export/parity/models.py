@@ -15,6 +15,7 @@ from bilateral_export.parity.samples import Sample
 class Subject:
     checkpoint: Checkpoint
     onnx: Path
+    lengths: dict[str, tuple[int, ...]]
     samples: list[Sample]
     truth: Truth
     reference: Oracle
