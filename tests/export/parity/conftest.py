@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,23 @@ from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.samples import random_samples
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "digits": ("digits_bilateral", {}),
-    "sequence": ("listops_bilateral", {"length": (64,)}),
-    "language": ("pydoc_bilateral", {"length": (16,), "past": (8,)}),
-    "colours": ("digits_bilateral", {}),
+    "sequence": ("listops_bilateral", {"length": (24,)}),
+    "language": ("pydoc_bilateral", {"length": (8,), "past": (4,)}),
 }
+
+
+class Made(dict[str, Subject]):
+    """Subjects by family, each made when it is first asked for."""
+
+    def __init__(self, make: Callable[[str], Subject]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, family: str) -> Subject:
+        self[family] = self.make(family)
+        return self[family]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +45,6 @@ def checkpoints() -> dict[str, Checkpoint]:
     return {
         family: load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
         for family, (name, _) in FAMILIES.items()
-        if family != "colours"
     }
 
 
@@ -51,19 +62,16 @@ def colours(digits: Checkpoint) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def subjects(
-    checkpoints: dict[str, Checkpoint],
-    colours: Checkpoint,
-    tmp_path_factory: pytest.TempPathFactory,
+    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Subject]:
-    made = {}
-    for family, checkpoint in (checkpoints | {"colours": colours}).items():
+    def make(family: str) -> Subject:
+        checkpoint, lengths = checkpoints[family], FAMILIES[family][1]
         path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
         export_onnx(checkpoint, path)
-        model = exportable(checkpoint.build_model())
-        samples = random_samples(model, lengths=FAMILIES[family][1])
+        samples = random_samples(exportable(checkpoint.build_model()), lengths=lengths)
         ground = Ground("fp32", "fp32")
         reference, eager = ground.oracles(checkpoint)
         truth = truth_of(checkpoint, ground, samples)
-        lengths = FAMILIES[family][1]
-        made[family] = Subject(checkpoint, path, lengths, samples, truth, reference, eager)
-    return made
+        return Subject(checkpoint, path, lengths, samples, truth, reference, eager)
+
+    return Made(make)

@@ -105,13 +105,16 @@ def test_a_healthy_model_passes_fifty_seeds(
 
 
 @pytest.mark.parametrize("name", SERVING_FAULTS)
-def test_each_fault_around_the_graph_fails(subjects: dict[str, Subject], name: str) -> None:
-    subject = subjects["colours"]
-    runner = Spoiled(TorchRunner(subject.checkpoint), **SERVING_FAULTS[name])
-    with runner:
-        outputs = outputs_of(runner, subject.samples)
-    rows = judge(Candidate(runner, "fp32"), outputs, subject.truth, subject.samples)
-    assert not all(row.passed for row in rows)
+def test_each_fault_around_the_graph_fails(colours: Checkpoint, name: str) -> None:
+    samples = random_samples(exportable(colours.build_model()))
+    runner = Spoiled(TorchRunner(colours), **SERVING_FAULTS[name])
+    assert not compare(colours, [Candidate(runner, "fp32")], samples).passed
+
+
+def test_the_model_that_those_faults_spoil_passes(colours: Checkpoint) -> None:
+    samples = random_samples(exportable(colours.build_model()))
+    runner = Spoiled(TorchRunner(colours))
+    assert compare(colours, [Candidate(runner, "fp32")], samples).passed
 
 
 def test_a_file_of_other_weights_fails(
