@@ -40,7 +40,7 @@ def cosines(got: Array, reference: Reference) -> Reference:
     with np.errstate(invalid="ignore", over="ignore"):
         product = (wide * reference).sum(axes)
         norms = np.sqrt(np.square(wide).sum(axes) * np.square(reference).sum(axes))
-        cosine = np.where(norms > 0, product / np.where(norms > 0, norms, 1.0), 1.0)
+        cosine = np.where(norms == 0, 1.0, product / np.where(norms == 0, 1.0, norms))
     return np.where(np.isfinite(cosine), cosine, -1.0)
 
 
