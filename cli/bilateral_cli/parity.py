@@ -27,6 +27,10 @@ def parity(
         typer.Option(metavar="NAME", help="Compare the served model of this name as well."),
     ] = None,
     url: UrlOption = DEFAULT_URL,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Compare this TensorRT plan as well; needs the GPU it was built for."),
+    ] = None,
     inputs: Annotated[
         Path | None,
         typer.Option(help="Real preprocessed inputs: an .npz file with one array per input."),
@@ -116,7 +120,15 @@ def parity(
             made.append(Stage(Candidate(runner, metadata.precision), True, required=True))
         else:
             skipped.append(Skipped(stage="served over gRPC", reason="give --served NAME"))
-        plan = Plan(
+        if plan is not None:
+            from bilateral_export.runners.tensorrt_runner import TensorRTRunner
+
+            engine = TensorRTRunner(plan)
+            made.append(Stage(Candidate(engine, metadata.precision), True, required=True))
+        else:
+            reason = "give --plan; it needs an NVIDIA GPU"
+            skipped.append(Skipped(stage="TensorRT, function body or plugin", reason=reason))
+        plan_of_work = Plan(
             loaded,
             made,
             samples,
@@ -128,7 +140,7 @@ def parity(
             layers=layers or html is not None,
             reproducers=reproducers,
         )
-        report = run_matrix(plan, status.update)
+        report = run_matrix(plan_of_work, status.update)
         if html is not None:
             write_html(html, report, samples)
     worse = regressions(report, earlier) if earlier is not None else []

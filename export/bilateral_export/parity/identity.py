@@ -124,6 +124,4 @@ def misplaced(labels: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
     if labels and trained and len(labels) != len(trained):
         return tuple(labels)
     places = {label: place for place, label in enumerate(trained)}
-    return tuple(
-        label for place, label in enumerate(labels) if places.get(label, place) != place
-    )
+    return tuple(label for place, label in enumerate(labels) if places.get(label, place) != place)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from faults import GRAPH_FAULTS
-from models import Subject
+from tests.export.parity.faults import GRAPH_FAULTS
+from tests.export.parity.models import Subject
 
 from bilateral_export.errors import UserError
 from bilateral_export.parity.bisection import Culprit, Walk, bisect, distance

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from faults import Spoiled, on_image
-from models import Subject
+from tests.export.parity.faults import Spoiled, on_image
+from tests.export.parity.models import Subject
 
 from bilateral_export.errors import UserError
 from bilateral_export.models.zoo import exportable

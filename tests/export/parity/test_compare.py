@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import SERVING_FAULTS, Spoiled
-from models import Subject
+from tests.export.parity.faults import SERVING_FAULTS, Spoiled
+from tests.export.parity.models import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
@@ -142,7 +142,7 @@ def test_widening_shows_what_half_precision_hides(
 ) -> None:
     """A layer norm's epsilon ten times too large is below fp16's rounding, and above fp32's."""
     import onnx
-    from faults import set_attribute
+    from tests.export.parity.faults import set_attribute
 
     subject = subjects["digits"]
     model = onnx.load(files["digits", "fp16"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from faults import GRAPH_FAULTS
-from models import Subject
+from tests.export.parity.faults import GRAPH_FAULTS
+from tests.export.parity.models import Subject
 
 from bilateral_export.parity.bisection import bisect
 from bilateral_export.parity.compare import Candidate, judge, outputs_of
