@@ -19,7 +19,9 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import require_file, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.parity.compare import Candidate, ParityReport, compare
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.report import ParityReport
 from bilateral_export.parity.samples import Sample, random_samples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.torch_runner import TorchRunner
@@ -120,7 +122,8 @@ def quickstart(
     on_result("export", f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
 
     with step("parity", "Comparing ONNX Runtime with FP64 PyTorch"):
-        samples = [*random_samples(exported.inputs), Sample("held out", {"image": images[:8]})]
+        drawn = random_samples(exportable(checkpoint.build_model()))
+        samples = [*drawn, Sample("held out", {"image": images[:8]})]
         in_process = compare(
             checkpoint, [Candidate(OnnxRuntimeRunner(exported.path), "fp32")], samples
         )
@@ -229,7 +232,7 @@ def _free_port() -> int:
 def _verdict(report: ParityReport) -> str:
     (row,) = report.rows
     verdict = "pass" if row.passed else "FAIL"
-    return f"{row.runner}: error {row.error:.1e}, budget {row.budget:.1e}: {verdict}"
+    return f"{row.stage}: error {row.error:.1e}, budget {row.budget:.1e}: {verdict}"
 
 
 def _ms(value: float | None) -> str:

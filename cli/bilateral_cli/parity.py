@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from bilateral_export.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bilateral_export.parity.compare import ParityReport
+    from bilateral_export.parity.report import ParityReport, ParityRow
 
 
 @app.command()
@@ -35,74 +36,193 @@ def parity(
         typer.Option(help="Real preprocessed inputs: an .npz file with one array per input."),
     ] = None,
     factor: Annotated[
-        float, typer.Option(help="The budget, as a multiple of eager PyTorch's own error.")
+        float,
+        typer.Option(help="The budget of the largest error, as a multiple of eager PyTorch's."),
     ] = 4.0,
+    batches: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Batch sizes, such as a profile's corners.")
+    ] = "1,2,7",
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--length", metavar="NAME=N,N,...", help="Sizes of another dynamic dimension."
+        ),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Random inputs to compare at least.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    adversarial: Annotated[
+        int, typer.Option(min=0, help="Steps of searching for the inputs that disagree most.")
+    ] = 0,
+    compile_model: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Run torch.compile too.")
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option(help="Report the error at every node, even when all passes.")
+    ] = False,
+    reproducers: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Write the first failing node alone there."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page too.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="An earlier --json report; what is worse than it fails."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="As in `bilateral export`, where the checkpoint needs it.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare an exported and a served model with the FP64 model, and give a verdict.
+    """Judge every stage from training to serving against the FP64 model.
 
     The budget of each output is a multiple of the error that eager PyTorch makes in the graph's
-    own precision, on the same inputs; the top-1 decision must agree too. Exit code 0 when every
-    row passes, 1 when one does not.
+    own precision, on the same inputs; the decisions must agree too. Where a stage that reads the
+    file fails, the first node at fault is found. Exit code 0 when everything passes, 1 when
+    something does not.
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.checkpoint.resolution import as_exported
-    from bilateral_export.parity.compare import Candidate, compare
+    from bilateral_export.models.zoo import exportable
+    from bilateral_export.parity.baseline import regressions
+    from bilateral_export.parity.compare import Candidate
+    from bilateral_export.parity.html import write_html
+    from bilateral_export.parity.identity import read_metadata
+    from bilateral_export.parity.matrix import Plan, run_matrix
+    from bilateral_export.parity.report import Skipped, read_report
     from bilateral_export.parity.samples import random_samples, real_samples
-    from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-    from bilateral_export.runners.torch_runner import TorchRunner
-    from bilateral_serving.artifact import read_onnx
+    from bilateral_export.parity.stages import Stage, stages
     from bilateral_serving.runner import TritonRunner
 
-    with notes.status("Comparing"):
+    earlier = read_report(baseline) if baseline is not None else None
+    sizes = _numbers(batches, "--batches")
+    dims = dict(_dimension(text) for text in lengths or [])
+    with notes.status("Reading") as status, tempfile.TemporaryDirectory() as scratch:
         loaded = load_checkpoint(checkpoint, model=model)
-        metadata = read_onnx(onnx).metadata
-        if metadata is None:
-            raise UserError(
-                f"{onnx} does not say what it was exported from", "Use `bilateral export`."
-            )
+        metadata = read_metadata(onnx)
         loaded = as_exported(loaded, metadata)
-        precision = metadata.precision
-        specs = TorchRunner(loaded).inputs
-        samples = random_samples(specs, seed=seed)
+        described = exportable(loaded.build_model())
+        known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
+        if unknown := dims.keys() - known:
+            raise UserError(
+                f"--length: the model has no dimension {', '.join(sorted(unknown))}",
+                f"It has {', '.join(s for s in known if isinstance(s, str)) or 'none'}.",
+            )
+        samples = random_samples(described, sizes, dims, items, seed)
         if inputs is not None:
-            samples += real_samples(specs, inputs)
-        candidates = [Candidate(OnnxRuntimeRunner(onnx), precision)]
+            samples += real_samples(described.inputs(), inputs)
+        made, skipped = stages(
+            loaded, onnx, metadata.precision, Path(scratch), compiled=compile_model
+        )
         if served is not None:
-            candidates.append(Candidate(TritonRunner(served, url), precision))
+            runner = TritonRunner(served, url)
+            made.append(Stage(Candidate(runner, metadata.precision), True, required=True))
+        else:
+            skipped.append(Skipped(stage="served over gRPC", reason="give --served NAME"))
         if plan is not None:
             from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 
-            candidates.append(Candidate(TensorRTRunner(plan), precision))
-        report = compare(loaded, candidates, samples, factor)
+            engine = TensorRTRunner(plan)
+            made.append(Stage(Candidate(engine, metadata.precision), True, required=True))
+        else:
+            reason = "give --plan; it needs an NVIDIA GPU"
+            skipped.append(Skipped(stage="TensorRT, function body or plugin", reason=reason))
+        plan_of_work = Plan(
+            loaded,
+            made,
+            samples,
+            metadata,
+            onnx,
+            skipped,
+            factor=factor,
+            adversarial=adversarial,
+            layers=layers or html is not None,
+            reproducers=reproducers,
+        )
+        report = run_matrix(plan_of_work, status.update)
+        if html is not None:
+            write_html(html, report, samples)
+    worse = regressions(report, earlier) if earlier is not None else []
     if json:
         print_json(report)
     else:
-        out.print(parity_table(report))
-    if not report.passed:
+        _print(report)
+    for text in worse:
+        notes.print(f"[bold red]Worse than the baseline:[/] {text}", highlight=False)
+    if not report.passed or worse:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{option} {text!r} is no list of sizes", "Write it as 1,2,7.")
+    return numbers
+
+
+def _dimension(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.partition("=")
+    return name, _numbers(sizes, f"--length {name}")
+
+
+def _print(report: ParityReport) -> None:
+    out.print(parity_table(report))
+    kept = [check for check in report.checks if check.passed]
+    if report.checks:
+        out.print(f"{len(kept)} of {len(report.checks)} checks hold.", highlight=False)
+    for check in report.checks:
+        if not check.passed:
+            out.print(
+                f"[bold red]FAIL[/] {check.stage}: {check.name}: {check.detail}", highlight=False
+            )
+    for skipped in report.skipped:
+        out.print(f"[dim]skipped {skipped.stage}: {skipped.reason}[/]", highlight=False)
+    for found in report.bisections:
+        if found.culprit is None:
+            continue
+        at = found.culprit
+        out.print(
+            f"[bold red]First wrong node[/] of {found.stage}: {at.node} ({at.operator})\n"
+            f"  torch module {at.module or 'unknown'}, source {at.source or 'unknown'}\n"
+            f"  error {at.error:.2e} there, allowed {at.limit:.2e}, {found.before:.2e} before it",
+            highlight=False,
+        )
+        if found.reproducer:
+            out.print(f"  reproducer: {found.reproducer}", highlight=False)
 
 
 def parity_table(report: ParityReport) -> Table:
     """The report as a table."""
+    columns = ["stage", "output", ">error", ">budget", ">of eager", ">decisions"]
     rows = [
         (
-            row.runner,
-            row.precision,
+            row.stage,
             row.output,
-            f"{row.error:.2e}",
-            f"{row.eager_error:.2e}",
-            f"{row.budget:.2e}",
-            f"{row.agreement:.2%}",
+            f"{row.error:.1e}",
+            f"{row.budget:.1e}",
+            f"{row.typical:.2f}",
+            _decision(row),
             "[green]pass[/]" if row.passed else "[bold red]FAIL[/]",
         )
         for row in report.rows
     ]
-    columns = ["runner", "precision", "output", ">error", ">eager error", ">budget", ">top-1"]
-    return table([*columns, "verdict"], rows, title="Parity with FP64 PyTorch (relative error)")
+    title = "Parity with FP64 PyTorch (largest relative error; typical error over eager's)"
+    made = table([*columns, "verdict"], rows, title=title)
+    for column in made.columns[2:]:
+        column.no_wrap = True
+    return made
+
+
+def _decision(row: ParityRow) -> str:
+    decision = row.decision
+    if decision is None:
+        return "-"
+    if decision.metric == "perplexity":
+        return f"ppl x{decision.summary_value:.4f}"
+    if decision.summary:
+        return f"{decision.summary} {decision.summary_value:.4f}"
+    return f"{decision.agreement:.1%}"

@@ -87,7 +87,7 @@ def export_onnx(
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     external = f"{path.name}.data" if weights >= external_data_bytes else None
     with atomic_file(path) as temporary:
-        graph = _trace(model, opset)
+        graph = trace_onnx(model, opset).model
         _finish(graph, model, checkpoint, precision)
         ir.save(graph, temporary, external_data=external)
         check_exported(temporary, expected)
@@ -103,7 +103,13 @@ def export_onnx(
     )
 
 
-def _trace(model: nn.Module, opset: int) -> ir.Model:
+def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
+    """Trace and translate a model: the exporter's program and graph, neither named nor checked.
+
+    Args:
+        model: Any model of this package, in the dtype the graph is to have.
+        opset: Version of the standard operators.
+    """
     described = exportable(model)
     inputs = described.inputs()
     # A batch of 2, because the exporter takes a size of 1 for a constant.
@@ -115,7 +121,7 @@ def _trace(model: nn.Module, opset: int) -> ir.Model:
     with _quiet():
         program = torch.onnx.export(
             model,
-            tuple(torch.from_numpy(example[spec.name]) for spec in inputs),
+            tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs),
             dynamo=True,
             verbose=False,
             opset_version=opset,
@@ -125,7 +131,7 @@ def _trace(model: nn.Module, opset: int) -> ir.Model:
             custom_translation_table=translation_table(),
         )
     assert program is not None
-    return program.model
+    return program
 
 
 def _finish(

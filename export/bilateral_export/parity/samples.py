@@ -1,18 +1,22 @@
-"""Inputs to compare runners on: random and real, at several batch sizes."""
+"""Inputs to compare runners on: random and real, at the corners of batch size and length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
+from bilateral_export.models.zoo import Exportable
 from bilateral_export.tensors import Array, TensorSpec
 
+BATCH = "batch"
 DEFAULT_BATCHES = (1, 2, 7)
+DEFAULT_ITEMS = 32
 
 
 @dataclass(frozen=True)
@@ -22,28 +26,62 @@ class Sample:
     origin: str
     arrays: dict[str, Array]
 
+    @property
+    def items(self) -> int:
+        """Its batch size."""
+        return len(next(iter(self.arrays.values())))
+
 
 def random_samples(
-    specs: Sequence[TensorSpec], batches: Sequence[int] = DEFAULT_BATCHES, seed: int = 0
+    model: Exportable,
+    batches: Sequence[int] = DEFAULT_BATCHES,
+    lengths: Mapping[str, Sequence[int]] | None = None,
+    items: int = DEFAULT_ITEMS,
+    seed: int = 0,
 ) -> list[Sample]:
-    """Standard normal floats (what normalised images look like), one sample per batch size.
+    """Random inputs as the model's family draws them (`Exportable.example`).
+
+    Every batch size meets every length once; then the largest batch size is repeated until there
+    are enough items for the confidence a verdict needs.
 
     Args:
-        specs: The model's inputs, floating-point.
-        batches: The batch sizes.
+        model: The model that the inputs are for.
+        batches: Batch sizes, such as the corners of a TensorRT profile.
+        lengths: Sizes to visit of each other dynamic dimension, by its name; one that is left out
+            is always as long as the model allows.
+        items: How many items there are at least.
         seed: Of the generator; the same seed gives the same arrays.
     """
     generator = np.random.default_rng(seed)
-    return [
-        Sample(
-            origin=f"random, batch {batch}",
-            arrays={
-                spec.name: generator.standard_normal(spec.with_batch(batch)).astype(spec.dtype)
-                for spec in specs
-            },
+    combinations = list(_corners(lengths or {}))
+    samples = []
+    for number, (batch, dims) in enumerate(_plan(batches, combinations, items)):
+        sizes = "".join(f", {name} {size}" for name, size in dims.items())
+        samples.append(
+            Sample(
+                f"random {number}: batch {batch}{sizes}", model.example(batch, generator, **dims)
+            )
         )
-        for batch in batches
-    ]
+    return samples
+
+
+def _corners(lengths: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:
+    for sizes in product(*lengths.values()):
+        yield dict(zip(lengths, sizes, strict=True))
+
+
+def _plan(
+    batches: Sequence[int], combinations: Sequence[dict[str, int]], items: int
+) -> Iterator[tuple[int, dict[str, int]]]:
+    drawn = 0
+    for batch, dims in product(batches, combinations):
+        yield batch, dims
+        drawn += batch
+    number = 0
+    while drawn < items:
+        yield max(batches), combinations[number % len(combinations)]
+        drawn += max(batches)
+        number += 1
 
 
 def real_samples(
@@ -71,6 +109,6 @@ def real_samples(
     for batch in batches:
         cut = {name: arrays[name][start : start + batch] for name in names}
         if all(len(array) for array in cut.values()):
-            samples.append(Sample(f"{path.name}, batch {batch}", cut))
+            samples.append(Sample(f"{path.name}, items {start} to {start + batch - 1}", cut))
         start += batch
     return samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,18 +41,14 @@ def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgr
     Returns:
         The program.
     """
-    specs = exportable(model).inputs()
-    return torch.export.export(
-        model,
-        tuple(_example(spec, widened) for spec in specs),
-        dynamic_shapes=tuple(_free(spec) for spec in specs),
-    )
-
-
-def _example(spec: TensorSpec, widened: bool) -> torch.Tensor:
-    # 2, because a size of 1 would be taken for a constant.
-    example = torch.zeros(spec.with_batch(2), dtype=getattr(torch, spec.dtype))
-    return example.double() if widened and example.is_floating_point() else example
+    described = exportable(model)
+    # A batch of 2, because a size of 1 would be taken for a constant.
+    example = described.example(2, np.random.default_rng(0))
+    tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in described.inputs()]
+    if widened:
+        tensors = [t.double() if t.is_floating_point() else t for t in tensors]
+    shapes = tuple(_free(spec) for spec in described.inputs())
+    return torch.export.export(model, tuple(tensors), dynamic_shapes=shapes)
 
 
 def _free(spec: TensorSpec) -> dict[int, torch.export.Dim]:

@@ -114,6 +114,6 @@ def inlined(path: Path) -> onnx.ModelProto:
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
-    shape = tuple(size.dim_param or int(size.dim_value) for size in tensor.shape.dim)
+    shape = tuple(size.dim_param or int(size.dim_value) or "?" for size in tensor.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return TensorSpec(value.name, dtype.name, shape)

@@ -27,6 +27,7 @@ from bilateral_export.engine.profiles import Profile, default_profile
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
+from bilateral_export.models.zoo import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.samples import Sample, random_samples
 from bilateral_export.plugin import find_plugin
@@ -89,7 +90,7 @@ def check(
     plan = folder / f"{case.precision}_{case.attention}_{case.embedded}.plan"
     if not plan.exists():
         build_plan(onnx, plan, options, library=library)
-    samples = random_samples(specs, BATCHES)
+    samples = random_samples(exportable(checkpoint.build_model()), BATCHES)
     runner = TensorRTRunner(plan, cuda_graphs=case.cuda_graphs)
     report = compare(checkpoint, [Candidate(runner, case.precision)], samples)
     worst = max(report.rows, key=lambda row: row.error / max(row.budget, 1e-30))

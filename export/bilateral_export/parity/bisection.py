@@ -1,0 +1,252 @@
+"""Find the first node of a graph whose output breaks its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from bilateral_export.graph.provenance import MODULE_KEY, SOURCE_KEY
+from bilateral_export.metadata import Precision
+from bilateral_export.parity.oracle import Oracle
+from bilateral_export.parity.windows import OpenRunner, Window, WindowedRun, extract
+from bilateral_export.precision import DTYPES
+from bilateral_export.tensors import Array
+
+# A correct runtime's error at a node is within a few per cent of eager PyTorch's (README.md).
+NODE_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class NodeError:
+    """One value of the graph against FP64.
+
+    Attributes:
+        node: The node's name.
+        operator: Its operator.
+        module: Path of the torch module it came from; may be empty.
+        source: File and line of the torch code; may be empty.
+        error: Relative error of its output.
+        eager_error: That of eager PyTorch in the same precision, at the same place.
+        limit: What the error may be.
+    """
+
+    node: str
+    operator: str
+    module: str
+    source: str
+    error: float
+    eager_error: float
+    limit: float
+
+    @property
+    def broken(self) -> bool:
+        """Whether the error is beyond the limit."""
+        return not self.error <= self.limit
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The first node that breaks its budget, with what is needed to run it alone.
+
+    Attributes:
+        at: The node and its error.
+        before: Largest error among the values that the node reads.
+        proto: The node.
+        inputs: What it read, without weights.
+        expected: What it should have made, by FP64, in the graph's type.
+        got: What it made.
+    """
+
+    at: NodeError
+    before: float
+    proto: onnx.NodeProto
+    inputs: dict[str, Array]
+    expected: dict[str, Array]
+    got: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What came of walking a graph.
+
+    Attributes:
+        nodes: The errors at the nodes that PyTorch has a value for, in graph order.
+        culprit: The first that is broken, where one is.
+        peak_bytes: Most bytes of the graph's values held at once.
+    """
+
+    nodes: tuple[NodeError, ...]
+    culprit: Culprit | None
+    peak_bytes: int
+
+
+def bisect(
+    model: onnx.ModelProto,
+    open_runner: OpenRunner,
+    inputs: Mapping[str, Array],
+    reference: Oracle,
+    eager: Oracle,
+    precision: Precision,
+    *,
+    factor: float = NODE_FACTOR,
+    to_the_end: bool = False,
+) -> Walk:
+    """Walk a graph in windows until a node's output is further from FP64 than its budget.
+
+    Between two values that PyTorch knows there may be nodes it does not (a linear layer is two
+    nodes, one torch operation). Where the later value is broken and the earlier is not, the nodes
+    between are compared with the traced graph, evaluated in float64.
+
+    Args:
+        model: The graph to judge, with weights.
+        open_runner: The runtime to judge it on.
+        inputs: The model's inputs.
+        reference: The trained model in FP64.
+        eager: The trained model in the graph's precision.
+        precision: Of the graph.
+        factor: Limit of each node, as a multiple of the eager error there.
+        to_the_end: Whether to go on after the first broken node, to report every node's error.
+
+    Raises:
+        UserError: The runtime cannot run a part of the graph.
+    """
+    run = WindowedRun(model, open_runner)
+    known = reference.operations.keys() & eager.operations.keys()
+    eps = float(torch.finfo(DTYPES[precision]).eps)
+    errors: dict[str, NodeError] = {}
+    culprit: Culprit | None = None
+    pending: list[tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]] = []
+    for window in run.windows(inputs):
+        names = [name for name in window.outputs if name in known]
+        truth, usual = reference.values(inputs, names), eager.values(inputs, names)
+        for node in window.nodes:
+            made = {name: window.outputs[name] for name in node.output if name}
+            read = {name: _find(name, window) for name in node.input if _has(name, window)}
+            pending.append((node, read, made))
+            for name in made.keys() & truth.keys():
+                usual_error = distance(usual[name], truth[name])
+                limit = factor * max(usual_error, eps)
+                at = _error(node, distance(made[name], truth[name]), usual_error, limit)
+                errors[name] = at
+                if at.broken and culprit is None:
+                    culprit = _blame(pending, errors, truth[name], inputs, reference, at)
+                pending = []
+        if culprit is not None and not to_the_end:
+            break
+    return Walk(tuple(errors.values()), culprit, run.peak_bytes)
+
+
+def distance(got: Array, reference: Array) -> float:
+    """Relative Euclidean distance of two tensors; infinite where they are not finite alike.
+
+    Whole numbers and truth values must be equal: the distance is then 0, else infinite.
+    """
+    if got.shape != reference.shape:
+        return float("inf")
+    wide, true = np.asarray(got, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    finite = np.isfinite(true)
+    alike = np.array_equal(np.where(finite, 0, true), np.where(finite, 0, wide), equal_nan=True)
+    if not alike or not np.isfinite(wide[finite]).all():
+        return float("inf")
+    if reference.dtype.kind != "f":
+        return 0.0 if np.array_equal(wide, true) else float("inf")
+    norm = float(np.linalg.norm(true[finite]))
+    return float(np.linalg.norm(wide[finite] - true[finite])) / (norm or 1.0)
+
+
+def _blame(
+    pending: Sequence[tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]],
+    errors: Mapping[str, NodeError],
+    truth: Array,
+    inputs: Mapping[str, Array],
+    reference: Oracle,
+    broken: NodeError,
+) -> Culprit:
+    """The first broken node among those since the last known value; the last of them at least."""
+    last, _, _ = pending[-1]
+    candidates = _ancestors([node for node, _, _ in pending])
+    truths = _evaluate(candidates[:-1], inputs, reference) | {last.output[0]: truth}
+    for node, read, made in pending:
+        name = node.output[0]
+        if node not in candidates or name not in truths:
+            continue
+        error = distance(made[name], truths[name])
+        if node is last or error > broken.limit:
+            at = broken if node is last else _error(node, error, broken.eager_error, broken.limit)
+            known = [errors[name].error for name in node.input if name in errors]
+            return Culprit(
+                at=at,
+                before=max(known, default=0.0),
+                proto=node,
+                inputs=read,
+                expected={name: truths[name].astype(made[name].dtype)},
+                got=made,
+            )
+    raise AssertionError("the last node is always a candidate")
+
+
+def _ancestors(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Those nodes that the last one depends on, and itself, in order."""
+    wanted, found = set(nodes[-1].input), [nodes[-1]]
+    for node in reversed(nodes[:-1]):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            found.append(node)
+    return found[::-1]
+
+
+def _evaluate(
+    nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, Array], reference: Oracle
+) -> dict[str, Array]:
+    """The traced graph's own values at nodes that no torch operation stands for, in float64."""
+    wanted = {name for node in nodes for name in node.output}
+    graph = reference.graph.graph
+    healthy = [node for node in graph.node if wanted & set(node.output)]
+    if not healthy:
+        return {}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    made = {name for node in healthy for name in node.output}
+    read = {name for node in healthy for name in node.input if name} - made - weights.keys()
+    if not read <= reference.operations.keys() | inputs.keys():
+        return {}
+    given = reference.values(inputs, read - inputs.keys())
+    given |= {name: _widen(inputs[name]) for name in read & inputs.keys()}
+    wide = {
+        name: numpy_helper.from_array(_widen(numpy_helper.to_array(weights[name])), name)
+        for name in {name for node in healthy for name in node.input} & weights.keys()
+    }
+    names = sorted(made)
+    untyped = [onnx.helper.make_empty_tensor_value_info(name) for name in names]
+    model = extract(reference.graph, healthy, wide, given, untyped)
+    return dict(zip(names, ReferenceEvaluator(model).run(names, given), strict=True))
+
+
+def _widen(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _error(node: onnx.NodeProto, error: float, eager_error: float, limit: float) -> NodeError:
+    properties = {item.key: item.value for item in node.metadata_props}
+    return NodeError(
+        node=node.name,
+        operator=node.op_type,
+        module=properties.get(MODULE_KEY, ""),
+        source=properties.get(SOURCE_KEY, ""),
+        error=error,
+        eager_error=eager_error,
+        limit=limit,
+    )
+
+
+def _has(name: str, window: Window) -> bool:
+    return name in window.inputs or name in window.outputs
+
+
+def _find(name: str, window: Window) -> Array:
+    return window.inputs[name] if name in window.inputs else window.outputs[name]

@@ -1,0 +1,97 @@
+"""How large an error may be: a multiple of what eager PyTorch makes in the same precision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bilateral_export.metadata import Precision
+from bilateral_export.parity.measure import Reference
+from bilateral_export.precision import DTYPES
+
+DEFAULT_FACTOR = 4.0
+CONFIDENCE = 0.99
+# One-sided quantile of the normal distribution at CONFIDENCE.
+_QUANTILE = 2.326
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The two limits that an output's errors are held to.
+
+    Attributes:
+        typical: Largest allowed ratio of the candidate's typical error to eager PyTorch's, with
+            confidence `CONFIDENCE`. The typical ratio is the geometric mean over items.
+        worst: Largest allowed ratio of the largest errors.
+    """
+
+    typical: float = DEFAULT_FACTOR / 2
+    worst: float = DEFAULT_FACTOR
+
+    @classmethod
+    def of(cls, factor: float) -> Budget:
+        """The budget that `--factor` names: the factor for the worst item, half of it typically."""
+        return cls(typical=factor / 2, worst=factor)
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """How one output's errors compare with eager PyTorch's.
+
+    Attributes:
+        typical: Geometric mean over items of error / eager error.
+        typical_low: Lower end of its one-sided confidence interval.
+        typical_high: Upper end.
+        worst: Largest error / largest eager error.
+    """
+
+    typical: float
+    typical_low: float
+    typical_high: float
+    worst: float
+
+    def within(self, budget: Budget) -> bool:
+        """Whether the typical ratio is, with confidence, within budget, and the worst too."""
+        return self.typical_high <= budget.typical and self.worst <= budget.worst
+
+
+def quotient(errors: Reference, eager_errors: Reference, precision: Precision) -> Quotient:
+    """Compare errors of the same items.
+
+    Logarithms of ratios of rounding errors are close to normally distributed, so the interval is
+    that of their mean. Errors below `rounding_floor` count as that much: a model may be exact in
+    eager PyTorch, and rounding is always allowed.
+
+    Args:
+        errors: Relative errors of the candidate, one per item.
+        eager_errors: Those of eager PyTorch in the same precision.
+        precision: Whose rounding it is.
+    """
+    floor = rounding_floor(precision)
+    eager = np.maximum(eager_errors, floor)
+    worst = float(errors.max() / eager.max())
+    if not np.isfinite(errors).all():
+        return Quotient(math.inf, math.inf, math.inf, math.inf)
+    logs = np.log(np.maximum(errors, floor) / eager)
+    mean = float(logs.mean())
+    spread = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
+    half_width = _QUANTILE * spread / math.sqrt(len(logs))
+    return Quotient(
+        typical=math.exp(mean),
+        typical_low=math.exp(mean - half_width),
+        typical_high=math.exp(mean + half_width),
+        worst=worst,
+    )
+
+
+def rounding_floor(precision: Precision) -> float:
+    """The relative error that any output may have: a quarter of one rounding."""
+    return float(torch.finfo(DTYPES[precision]).eps) / 4
+
+
+def worst_error(eager_errors: Reference, precision: Precision, factor: float) -> float:
+    """What the largest error may be."""
+    return factor * max(float(eager_errors.max()), rounding_floor(precision))

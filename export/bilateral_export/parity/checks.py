@@ -1,0 +1,176 @@
+"""What must hold of a runner beside its error: alone as in a batch, again, at once, at extremes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bilateral_export.errors import UserError
+from bilateral_export.parity.budget import worst_error
+from bilateral_export.parity.compare import Candidate, Truth
+from bilateral_export.parity.measure import relative_errors
+from bilateral_export.parity.report import Check
+from bilateral_export.parity.samples import Sample
+from bilateral_export.runners.base import Runner
+from bilateral_export.tensors import Array
+
+CONCURRENT = 8
+REPEATS = 3
+
+Answer = dict[str, Array]
+
+
+def behaviour_checks(
+    candidate: Candidate, sample: Sample, limits: Mapping[str, float]
+) -> list[Check]:
+    """Check an open runner on one sample of several items.
+
+    Answers may differ by rounding (a runtime may choose other kernels for another batch size), so
+    each is held to the stage's own budget.
+
+    Args:
+        candidate: Its runner is open.
+        sample: Two items or more.
+        limits: Largest relative error per output.
+    """
+    runner = candidate.runner
+    items = [
+        {name: array[number : number + 1] for name, array in sample.arrays.items()}
+        for number in range(sample.items)
+    ]
+    alone = [runner.run(item) for item in items]
+
+    def check(name: str, got: Callable[[], Sequence[Answer]], wanted: Sequence[Answer]) -> Check:
+        try:
+            answers = got()
+        except UserError as error:
+            return Check(stage=candidate.name, name=name, detail=str(error), passed=False)
+        return _compare(candidate, name, answers, wanted, limits)
+
+    together = _joined(alone)
+    return [
+        check("batch of items", lambda: [runner.run(sample.arrays)], [together]),
+        check("reversed batch", lambda: [_reversed(runner, sample)], [together]),
+        check(
+            "strided memory",
+            lambda: [
+                runner.run({name: _strided(array) for name, array in sample.arrays.items()}),
+                runner.run({name: _fortran(array) for name, array in sample.arrays.items()}),
+            ],
+            [together] * 2,
+        ),
+        check(
+            "repeated calls",
+            lambda: [runner.run(sample.arrays) for _ in range(REPEATS)],
+            [together] * REPEATS,
+        ),
+        check("concurrent calls", lambda: _at_once(runner, items), _cycle(alone)),
+    ]
+
+
+def extreme_checks(
+    candidate: Candidate, samples: Sequence[Sample], truth: Truth, factor: float
+) -> list[Check]:
+    """Check an open runner on extreme inputs.
+
+    Where FP64 is finite and eager PyTorch in the precision too, the error must be within `factor`
+    times the eager error. Where FP64 is not finite, neither may the runner be: it propagates NaN
+    and infinity, or refuses the input with a `UserError`. Items beside the extreme one must not
+    notice.
+
+    Args:
+        candidate: Its runner is open.
+        samples: From `extremes`.
+        truth: Reference and eager outputs on them.
+        factor: See above.
+    """
+    checks = []
+    for number, sample in enumerate(samples):
+        try:
+            answer = candidate.runner.run(sample.arrays)
+        except UserError as error:
+            finite = all(np.isfinite(pieces[number]).all() for pieces in truth.reference.values())
+            text = f"refused: {error.problem}"
+            checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not finite))
+            continue
+        problems = []
+        for name, pieces in truth.reference.items():
+            eager = truth.eager[name][number]
+            problems += _at_extreme(candidate, answer[name], pieces[number], eager, factor)
+        text = "; ".join(problems) or "as FP64"
+        checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not problems))
+    return checks
+
+
+def _at_extreme(
+    candidate: Candidate, got: Array, reference: Array, eager: Array, factor: float
+) -> list[str]:
+    problems = []
+    for item, (mine, true, usual) in enumerate(zip(got, reference, eager, strict=True)):
+        if not np.isfinite(true).all():
+            if np.isfinite(mine).all():
+                problems.append(f"item {item} is finite where FP64 is not")
+        elif np.isfinite(usual).all():
+            error = relative_errors(mine[None], true[None])
+            limit = worst_error(
+                relative_errors(usual[None], true[None]), candidate.rounding, factor
+            )
+            # One item alone has no distribution to be typical of: rounding may favour it twofold.
+            if error[0] > 2 * limit:
+                problems.append(f"item {item}: error {error[0]:.1e}, allowed {2 * limit:.1e}")
+    return problems
+
+
+def _compare(
+    candidate: Candidate,
+    name: str,
+    answers: Sequence[Answer],
+    wanted: Sequence[Answer],
+    limits: Mapping[str, float],
+) -> Check:
+    worst, exact = 0.0, True
+    passed = True
+    for answer, truth in zip(answers, wanted, strict=True):
+        for output, limit in limits.items():
+            if answer[output].shape != truth[output].shape:
+                return _verdict(candidate, name, f"{output} has another shape", False)
+            error = float(relative_errors(answer[output], truth[output].astype(np.float64)).max())
+            worst, exact = max(worst, error), exact and error == 0
+            # Both sides may be off by the budget, in opposite directions.
+            passed = passed and error <= 2 * limit
+    text = "equal to the last bit" if exact else f"differs by {worst:.1e} at most"
+    return _verdict(candidate, name, text, passed)
+
+
+def _verdict(candidate: Candidate, name: str, detail: str, passed: bool) -> Check:
+    return Check(stage=candidate.name, name=name, detail=detail, passed=passed)
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def _reversed(runner: Runner, sample: Sample) -> Answer:
+    answer = runner.run({name: array[::-1] for name, array in sample.arrays.items()})
+    return {name: array[::-1] for name, array in answer.items()}
+
+
+def _strided(array: Array) -> Array:
+    return np.repeat(array, 2, axis=-1)[..., ::2]
+
+
+def _fortran(array: Array) -> Array:
+    return np.asfortranarray(array)
+
+
+def _cycle(alone: Sequence[Answer]) -> list[Answer]:
+    return [alone[number % len(alone)] for number in range(4 * CONCURRENT)]
+
+
+def _at_once(runner: Runner, items: Sequence[Answer]) -> list[Answer]:
+    """Many calls from several threads, each with another item."""
+    calls = [items[number % len(items)] for number in range(4 * CONCURRENT)]
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        return list(pool.map(runner.run, calls))

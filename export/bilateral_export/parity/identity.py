@@ -1,0 +1,127 @@
+"""Whether an ONNX file says it is what the checkpoint is: weights, labels, preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from pydantic import TypeAdapter, ValidationError
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.graph.attach import attention_nodes, configuration_of
+from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.models.zoo import ModelConfig
+from bilateral_export.op import contract
+from bilateral_export.op.function import function_body
+from bilateral_export.parity.report import Check
+
+STAGE = "file"
+
+
+def read_metadata(path: Path) -> ArtifactMetadata:
+    """What an exported file says of itself.
+
+    Raises:
+        UserError: It is no ONNX file, or was not made by `bilateral export`.
+    """
+    try:
+        model = onnx.load(require_file(path, "model"), load_external_data=False)
+    except UserError:
+        raise
+    except Exception as error:  # protobuf's DecodeError has no public name
+        raise UserError(
+            f"{path} is no ONNX model", "Export it again with `bilateral export`."
+        ) from error
+    for item in model.metadata_props:
+        if item.key == METADATA_KEY:
+            try:
+                return ArtifactMetadata.model_validate_json(item.value)
+            except ValidationError as error:
+                raise UserError(
+                    f"the metadata of {path} is damaged", "Export it again with `bilateral export`."
+                ) from error
+    raise UserError(f"{path} does not say what it was exported from", "Use `bilateral export`.")
+
+
+def body_check(model: onnx.ModelProto) -> Check:
+    """Whether the operator's bodies in a file are those that this version writes.
+
+    Numbers need not show a changed body: a runtime may take a narrowing cast away, and another
+    one may not.
+    """
+    changed = []
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    nodes = attention_nodes(ir.serde.deserialize_model(model))
+    calls = {(node.overload, configuration_of(node)) for node in nodes}
+    for overload, configuration in sorted(calls, key=str):
+        body = next(
+            (f for f in model.functions if (f.domain, f.overload) == (contract.DOMAIN, overload)),
+            None,
+        )
+        if body is None or _nodes(body) != _nodes(function_body(configuration, opset)):
+            changed.append(configuration.overload)
+    return Check(
+        stage=STAGE,
+        name="operator body",
+        detail=f"not the operator's: {', '.join(changed)}" if changed else "the operator's",
+        passed=not changed,
+    )
+
+
+def _nodes(function: onnx.FunctionProto) -> list[bytes]:
+    """What a body computes, without names and notes that change nothing."""
+    made = []
+    for node in function.node:
+        kept = onnx.NodeProto()
+        kept.op_type = node.op_type
+        kept.input.extend(node.input)
+        kept.output.extend(node.output)
+        kept.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+        for attribute in kept.attribute:
+            attribute.ClearField("doc_string")
+        made.append(kept.SerializeToString(deterministic=True))
+    return made
+
+
+def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[Check]:
+    """Compare what file and checkpoint say. Numbers cannot show swapped labels; this does."""
+    card = checkpoint.card
+    pairs = {
+        "weights": (metadata.checkpoint_sha256, checkpoint.sha256),
+        "configuration": (_configuration(metadata), card.model),
+        "labels": (misplaced(metadata.labels, card.labels), ()),
+        "preprocessing": (metadata.preprocessing, card.preprocessing),
+    }
+    return [
+        Check(
+            stage=STAGE,
+            name=name,
+            detail="as in the checkpoint" if said == true else "not those of the checkpoint",
+            passed=said == true,
+        )
+        for name, (said, true) in pairs.items()
+    ]
+
+
+def _configuration(metadata: ArtifactMetadata) -> ModelConfig | None:
+    """The file's configuration, with the defaults of fields that are newer than the file."""
+    adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+    try:
+        return adapter.validate_python(metadata.model)
+    except ValidationError:
+        return None
+
+
+def misplaced(labels: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
+    """Labels that stand for another class than in the checkpoint.
+
+    New names are no fault (`bilateral export --labels` gives them); a name that moved is.
+    """
+    if labels and trained and len(labels) != len(trained):
+        return tuple(labels)
+    places = {label: place for place, label in enumerate(trained)}
+    return tuple(label for place, label in enumerate(labels) if places.get(label, place) != place)

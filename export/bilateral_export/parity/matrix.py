@@ -1,0 +1,230 @@
+"""Every stage judged on the same inputs: the whole answer to whether the served is the trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity import compare as comparison
+from bilateral_export.parity.adversarial import search
+from bilateral_export.parity.bisection import NodeError, Walk, bisect
+from bilateral_export.parity.budget import DEFAULT_FACTOR, rounding_floor
+from bilateral_export.parity.checks import behaviour_checks, extreme_checks
+from bilateral_export.parity.compare import Truth, judge, outputs_of, truth_of
+from bilateral_export.parity.extremes import extreme_samples, token_extremes
+from bilateral_export.parity.identity import body_check, identity_checks
+from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.report import (
+    Bisection,
+    Check,
+    Node,
+    ParityReport,
+    ParityRow,
+    Skipped,
+)
+from bilateral_export.parity.reproducer import write_reproducer
+from bilateral_export.parity.samples import Sample
+from bilateral_export.parity.stages import Stage
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare, on what.
+
+    Attributes:
+        checkpoint: The trained weights.
+        stages: What to judge, from `stages.stages` and further runners.
+        samples: Random and real inputs.
+        metadata: What the file says of itself; None leaves its identity unchecked.
+        onnx: The exported file, whose operator bodies are checked.
+        skipped: Stages that cannot run here.
+        factor: The budget.
+        adversarial: Steps of the search for inputs that disagree most; 0 searches none.
+        layers: Whether to report the error at every node of the first stage with a graph, even
+            when it passes.
+        reproducers: Directory to write reproducers of failing nodes in; None writes none.
+        bisect: Whether to look for the first node at fault where a stage fails.
+    """
+
+    checkpoint: Checkpoint
+    stages: Sequence[Stage]
+    samples: Sequence[Sample]
+    metadata: ArtifactMetadata | None = None
+    onnx: Path | None = None
+    skipped: Sequence[Skipped] = ()
+    factor: float = DEFAULT_FACTOR
+    adversarial: int = 0
+    layers: bool = False
+    reproducers: Path | None = None
+    bisect: bool = True
+
+
+@dataclass
+class _Grounds:
+    """References, computed once for each weights and rounding that a stage is compared with."""
+
+    plan: Plan
+    extremes: Sequence[Sample]
+    truths: dict[Ground, Truth] = field(default_factory=dict)
+    at_extremes: dict[Ground, Truth] = field(default_factory=dict)
+    maxima: dict[Ground, float] = field(default_factory=dict)
+
+    def truth(self, ground: Ground) -> Truth:
+        if ground not in self.truths:
+            self.truths[ground] = truth_of(self.plan.checkpoint, ground, self.plan.samples)
+        return self.truths[ground]
+
+    def extreme(self, ground: Ground) -> Truth:
+        if ground not in self.at_extremes:
+            self.at_extremes[ground] = truth_of(self.plan.checkpoint, ground, self.extremes)
+        return self.at_extremes[ground]
+
+    def eager_maximum(self, ground: Ground) -> float:
+        """The largest error that the adversarial search finds against eager PyTorch."""
+        if ground not in self.maxima:
+            checkpoint = self.plan.checkpoint
+            model = exportable(checkpoint.build_model())
+            with ground.eager(checkpoint) as eager, ground.reference(checkpoint) as reference:
+                self.maxima[ground] = search(model, eager, reference, self.plan.adversarial).error
+        return self.maxima[ground]
+
+
+def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
+    """Judge every stage; where one that reads a graph fails, find the first node at fault.
+
+    Args:
+        plan: What to do.
+        progress: Told the name of each stage as it starts.
+
+    Raises:
+        UserError: An input does not fit, a required stage cannot run, or no stage that
+            reads the file could open it.
+    """
+    model = exportable(plan.checkpoint.build_model())
+    grounds = _Grounds(plan, [*extreme_samples(model), *token_extremes(model)])
+    rows: list[ParityRow] = []
+    checks: list[Check] = []
+    skipped: list[Skipped] = list(plan.skipped)
+    refusals: list[UserError] = []
+    bisections: list[Bisection] = []
+    if plan.metadata is not None:
+        checks += identity_checks(plan.checkpoint, plan.metadata)
+    if plan.onnx is not None:
+        checks.append(body_check(onnx.load(plan.onnx, load_external_data=False)))
+    for stage in plan.stages:
+        progress(stage.candidate.name)
+        try:
+            opened = stage.candidate.runner.__enter__()
+        except UserError as error:
+            if stage.required:
+                raise
+            refusals += [error] if stage.graph else []
+            skipped.append(Skipped(stage=stage.candidate.name, reason=str(error)))
+            continue
+        with opened:
+            found, held = _judge_stage(stage, plan, grounds)
+        rows += found
+        checks += held
+        failed = [row for row in found if not row.passed]
+        wanted = failed or (found if plan.layers and not bisections else [])
+        if wanted and plan.bisect and stage.graph is not None and stage.open_runner is not None:
+            progress(f"{stage.candidate.name}: walking the graph")
+            worst = next(s for s in plan.samples if s.origin == wanted[0].worst.sample)
+            bisections.append(_walk(stage, plan, worst, bool(failed)))
+    if refusals and len(refusals) == sum(stage.graph is not None for stage in plan.stages):
+        raise refusals[0]
+    report = comparison.report_of(plan.checkpoint, plan.samples, rows, plan.factor)
+    return report.model_copy(
+        update={
+            "checks": tuple(checks),
+            "skipped": tuple(skipped),
+            "bisections": tuple(bisections),
+        }
+    )
+
+
+def _judge_stage(
+    stage: Stage, plan: Plan, grounds: _Grounds
+) -> tuple[list[ParityRow], list[Check]]:
+    candidate = stage.candidate
+    outputs = outputs_of(candidate.runner, plan.samples)
+    rows = judge(candidate, outputs, grounds.truth(candidate.ground), plan.samples, plan.factor)
+    if not stage.checked:
+        return rows, []
+    limits = {row.output: row.budget for row in rows}
+    several = max(plan.samples, key=lambda sample: sample.items)
+    checks = behaviour_checks(candidate, several, limits)
+    truth = grounds.extreme(candidate.ground)
+    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor)
+    if plan.adversarial:
+        checks.append(_adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground)))
+    return rows, checks
+
+
+def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
+    """Whether the worst input found is no worse than what is found against eager PyTorch."""
+    candidate = stage.candidate
+    model = exportable(plan.checkpoint.build_model())
+    with candidate.ground.reference(plan.checkpoint) as reference:
+        found = search(model, candidate.runner, reference, plan.adversarial)
+    limit = plan.factor * max(eager, rounding_floor(candidate.rounding))
+    return Check(
+        stage=candidate.name,
+        name="adversarial inputs",
+        detail=f"error grew from {found.start:.1e} to {found.error:.1e}, allowed {limit:.1e}",
+        passed=found.error <= limit,
+    )
+
+
+def _walk(stage: Stage, plan: Plan, sample: Sample, failed: bool) -> Bisection:
+    assert stage.graph is not None
+    assert stage.open_runner is not None
+    reference, eager = stage.candidate.ground.oracles(plan.checkpoint)
+    graph = onnx.load(stage.graph)
+    walk = bisect(
+        graph,
+        stage.open_runner,
+        sample.arrays,
+        reference,
+        eager,
+        stage.candidate.rounding,
+        factor=plan.factor,
+        to_the_end=plan.layers,
+    )
+    reproducer = ""
+    if failed and walk.culprit is not None and plan.reproducers is not None:
+        directory = plan.reproducers / _file_name(stage.candidate.name)
+        write_reproducer(directory, graph, walk.culprit)
+        reproducer = str(directory)
+    return _bisection(stage.candidate.name, sample, walk, reproducer)
+
+
+def _bisection(stage: str, sample: Sample, walk: Walk, reproducer: str) -> Bisection:
+    culprit = walk.culprit
+    return Bisection(
+        stage=stage,
+        sample=sample.origin,
+        culprit=_node(culprit.at) if culprit else None,
+        before=culprit.before if culprit else 0.0,
+        reproducer=reproducer,
+        nodes=tuple(map(_node, walk.nodes)),
+        peak_bytes=walk.peak_bytes,
+    )
+
+
+def _node(at: NodeError) -> Node:
+    values: Mapping[str, object] = vars(at)
+    return Node.model_validate(values)
+
+
+def _file_name(stage: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in stage)

@@ -1,0 +1,213 @@
+"""What a comparison found, as data: the JSON report, whose schema is report.schema.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.metadata import Precision
+
+SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
+
+
+def _read_number(value: Any) -> Any:
+    return math.inf if value == "infinity" else value
+
+
+def _write_number(value: float) -> float | str:
+    return value if math.isfinite(value) else "infinity"
+
+
+# JSON has no infinity; an output with a NaN has an infinite error.
+Number = Annotated[
+    float,
+    BeforeValidator(_read_number, json_schema_input_type=float | Literal["infinity"]),
+    PlainSerializer(_write_number, return_type=float | Literal["infinity"]),
+]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WorstInput(_Record):
+    """The item with the largest error: which sample, which item of it."""
+
+    sample: str
+    item: int
+    error: Number
+
+
+class Decision(_Record):
+    """Whether the same decision is taken as FP64 takes.
+
+    Attributes:
+        metric: "top-1", "pixel class", or "perplexity", where nothing is decided.
+        agreement: Share of decisions that are FP64's.
+        flipped: Decisions that differ although FP64's margin is beyond what the budget explains.
+        decisions: How many were taken.
+        summary: Name of the family's own figure: "perplexity ratio" or "mIoU"; empty for
+            top-1.
+        summary_value: That figure against FP64's decisions; 1 is agreement.
+    """
+
+    metric: str
+    agreement: float
+    flipped: int
+    decisions: int
+    summary: str = ""
+    summary_value: Number | None = None
+
+
+class ParityRow(_Record):
+    """The verdict on one output of one stage.
+
+    Attributes:
+        stage: The stage's name.
+        precision: The precision whose eager error sets the budget.
+        output: The output's name.
+        error: Largest relative error against the reference over all items: Euclidean norm of the
+            difference over that of the reference.
+        eager_error: The same for eager PyTorch in that precision.
+        budget: What `error` may be.
+        typical: Geometric mean over items of error / eager error.
+        typical_low: Lower end of its one-sided 99 % confidence interval.
+        typical_high: Upper end, which must be within the report's `typical_budget`.
+        cosine: Smallest cosine between output and reference.
+        ulp_histogram: Elements per bin of the report's `ulp_edges`, and beyond the last.
+        decision: Agreement of decisions; None where the output decides nothing.
+        items: How many items were compared.
+        worst: Where the error is largest.
+        passed: Whether both budgets are kept and no decision flipped.
+    """
+
+    stage: str
+    precision: Precision
+    output: str
+    error: Number
+    eager_error: Number
+    budget: Number
+    typical: Number
+    typical_low: Number
+    typical_high: Number
+    cosine: float
+    ulp_histogram: tuple[int, ...]
+    decision: Decision | None
+    items: int
+    worst: WorstInput
+    passed: bool
+
+
+class Check(_Record):
+    """One further property of a stage that holds or does not."""
+
+    stage: str
+    name: str
+    detail: str
+    passed: bool
+
+
+class Skipped(_Record):
+    """A stage that did not run, and why."""
+
+    stage: str
+    reason: str
+
+
+class Node(_Record):
+    """The error at one node of the graph; see `bisection.NodeError`."""
+
+    node: str
+    operator: str
+    module: str
+    source: str
+    error: Number
+    eager_error: Number
+    limit: Number
+
+
+class Bisection(_Record):
+    """Where a failing stage goes wrong first.
+
+    Attributes:
+        stage: The stage.
+        sample: The input it was walked with.
+        culprit: The first node that breaks its budget; None when no single node does.
+        before: Largest error among what that node reads.
+        reproducer: Directory with the node alone; empty when none was written.
+        nodes: The errors at the nodes walked, in graph order.
+        peak_bytes: Most bytes of the graph's values that were held at once.
+    """
+
+    stage: str
+    sample: str
+    culprit: Node | None
+    before: Number
+    reproducer: str = ""
+    nodes: tuple[Node, ...]
+    peak_bytes: int
+
+
+class ParityReport(_Record):
+    """All verdicts of one comparison; what `bilateral parity --json` prints."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    model: str
+    family: str
+    checkpoint_sha256: str
+    factor: float
+    typical_budget: float
+    ulp_edges: tuple[float, ...]
+    samples: tuple[str, ...]
+    rows: tuple[ParityRow, ...]
+    checks: tuple[Check, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    bisections: tuple[Bisection, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row and every check passed."""
+        return all(row.passed for row in self.rows) and all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Stages with a row or a check that failed, each once."""
+        failed = [row.stage for row in self.rows if not row.passed]
+        failed += [check.stage for check in self.checks if not check.passed]
+        return tuple(dict.fromkeys(failed))
+
+
+def schema() -> str:
+    """The report's JSON Schema, as it is committed in `report.schema.json`."""
+    document = ParityReport.model_json_schema(mode="serialization")
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def read_report(path: Path) -> ParityReport:
+    """Read a report that `bilateral parity --json` wrote.
+
+    Raises:
+        UserError: It is missing, no report, or of another version.
+    """
+    require_file(path, "baseline")
+    try:
+        return ParityReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise UserError(
+            f"{path} is no parity report of schema version {SCHEMA_VERSION}"
+            f" ({where}: {first['msg']})",
+            "Write it with `bilateral parity --json`.",
+        ) from error
+
+
+if __name__ == "__main__":
+    SCHEMA_PATH.write_text(schema(), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""The stages between training and serving, and which of them this machine can run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.metadata import Precision
+from bilateral_export.parity.compare import Candidate
+from bilateral_export.parity.report import Skipped
+from bilateral_export.parity.widen import widen_file
+from bilateral_export.parity.windows import OpenRunner
+from bilateral_export.precision import DTYPES
+from bilateral_export.runners.compiled_runner import CompiledRunner
+from bilateral_export.runners.exported_runner import ExportedRunner
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.openvino_runner import OpenVinoRunner
+from bilateral_export.runners.torch_runner import TorchRunner
+
+WIDENED = "onnxruntime CPU, graph widened to float32"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the matrix.
+
+    Attributes:
+        candidate: What runs, and what it is compared with.
+        checked: Whether behaviour and extremes are checked too: for what serves, not for what
+            merely leads there.
+        required: Whether it was asked for by name: it is then an error when it cannot run.
+        graph: The ONNX file that is walked when the stage fails; None where there is none.
+        open_runner: How the stage's runtime opens a part of that file.
+    """
+
+    candidate: Candidate
+    checked: bool = False
+    required: bool = False
+    graph: Path | None = None
+    open_runner: OpenRunner | None = None
+
+
+def stages(
+    checkpoint: Checkpoint,
+    onnx: Path,
+    precision: Precision,
+    scratch: Path,
+    *,
+    compiled: bool = True,
+) -> tuple[list[Stage], list[Skipped]]:
+    """What can run here between eager PyTorch and the runtimes that read the file.
+
+    Args:
+        checkpoint: The trained weights.
+        onnx: The exported file.
+        precision: It was exported in.
+        scratch: Directory for the widened graph.
+        compiled: Whether to compile with TorchInductor, which takes a while.
+
+    Returns:
+        The stages in the order of the pipeline, and those left out with the reason.
+    """
+    made = [
+        Stage(Candidate(TorchRunner(checkpoint, DTYPES[each]), each, stage=f"torch eager {each}"))
+        for each in DTYPES
+    ]
+    skipped = []
+    dtype = DTYPES[precision]
+    if compiled:
+        made.append(Stage(Candidate(CompiledRunner(checkpoint, dtype), precision)))
+    else:
+        skipped.append(Skipped(stage="torch.compile", reason="it takes a minute: give --compile"))
+    made.append(Stage(Candidate(ExportedRunner(checkpoint, dtype), precision)))
+    if precision != "fp32":
+        wide = scratch / f"widened-{onnx.name}"
+        widen_file(onnx, wide)
+        runner = OnnxRuntimeRunner(wide)
+        candidate = Candidate(runner, precision, widened=True, stage=WIDENED)
+        made.append(Stage(candidate, graph=wide, open_runner=OnnxRuntimeRunner))
+    made.append(_reading(onnx, precision, OnnxRuntimeRunner))
+    if importlib.util.find_spec("openvino"):
+        made.append(_reading(onnx, precision, OpenVinoRunner))
+    else:
+        skipped.append(Skipped(stage="openvino", reason="not installed: pip install openvino"))
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        made.append(_reading(onnx, precision, _on_cuda))
+    else:
+        reason = "this ONNX Runtime has no CUDAExecutionProvider"
+        skipped.append(Skipped(stage="onnxruntime CUDA", reason=reason))
+    return made, skipped
+
+
+def _reading(
+    onnx: Path, precision: Precision, open_runner: Callable[[Path], OpenableRunner]
+) -> Stage:
+    runner = open_runner(onnx)
+    candidate = Candidate(runner, precision, stage=f"{runner.name}, {precision} file")
+    return Stage(candidate, checked=True, graph=onnx, open_runner=open_runner)
+
+
+OpenableRunner = OnnxRuntimeRunner | OpenVinoRunner
+
+
+def _on_cuda(path: Path) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(path, provider="CUDAExecutionProvider")

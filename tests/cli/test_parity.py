@@ -1,0 +1,64 @@
+"""`bilateral parity`: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from tests.export.parity.faults import GRAPH_FAULTS
+from typer.testing import CliRunner, Result
+
+from bilateral_cli.main import app
+from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.graph.export import export_onnx
+
+DIGITS = Path(__file__).parents[2] / "export" / "checkpoints" / "digits_bilateral.safetensors"
+
+
+def _parity(file: Path, *options: object) -> Result:
+    arguments = ["parity", str(DIGITS), str(file), *map(str, options)]
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parity") / "digits.onnx"
+    export_onnx(load_checkpoint(DIGITS), path)
+    return path
+
+
+def test_a_fault_is_shown_with_its_node_and_left_to_reproduce(
+    healthy: Path, tmp_path: Path
+) -> None:
+    faulty = tmp_path / "faulty.onnx"
+    model = onnx.load(healthy)
+    GRAPH_FAULTS["gelu by tanh"].apply(model)
+    onnx.save(model, faulty)
+    before = _parity(healthy, "--json")
+    assert before.exit_code == 0
+    (tmp_path / "before.json").write_text(before.stdout)
+
+    page, alone = tmp_path / "report.html", tmp_path / "alone"
+    outcome = _parity(
+        faulty, "--html", page, "--reproducers", alone, "--baseline", tmp_path / "before.json"
+    )
+    assert outcome.exit_code == 1
+    assert "blocks.2.mlp/Gelu" in outcome.stdout
+    assert "bilateral_export/models/classifier.py:" in outcome.stdout
+    assert "Worse than the baseline" in outcome.stderr
+    assert "blocks.2.mlp/Gelu" in page.read_text()
+    assert list(alone.glob("*/reproduce.py"))
+
+
+def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(json.dumps({}))
+    for options, complaint in (
+        (("--batches", "1,x"), "no list of sizes"),
+        (("--length", "words=5"), "no dimension words"),
+        (("--baseline", tmp_path / "old.json"), "no parity report"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            _parity(healthy, *options)

@@ -1,0 +1,143 @@
+"""Bisection holds little in memory, works on any runtime, and leaves something that runs alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.export.parity.faults import GRAPH_FAULTS
+from tests.export.parity.models import Subject
+
+from bilateral_export.errors import UserError
+from bilateral_export.parity.bisection import Culprit, Walk, bisect, distance
+from bilateral_export.parity.reproducer import write_reproducer
+from bilateral_export.parity.windows import OpenRunner, WindowedRun
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.openvino_runner import OpenVinoRunner
+
+FAULT = GRAPH_FAULTS["scale one percent off"]
+
+
+def _one_thread(path: Path) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(path, threads=1)
+
+
+def _walk(
+    subject: Subject, open_runner: OpenRunner, **options: bool
+) -> tuple[onnx.ModelProto, Walk]:
+    model = onnx.load(subject.onnx)
+    FAULT.apply(model)
+    arrays = subject.samples[1].arrays
+    return model, bisect(
+        model, open_runner, arrays, subject.reference, subject.eager, "fp32", **options
+    )
+
+
+@pytest.fixture(scope="module")
+def found(subjects: dict[str, Subject]) -> tuple[onnx.ModelProto, Culprit]:
+    model, walk = _walk(subjects["digits"], _one_thread)
+    assert walk.culprit is not None
+    return model, walk.culprit
+
+
+def test_the_culprit_says_where_it_is_from(found: tuple[onnx.ModelProto, Culprit]) -> None:
+    _, culprit = found
+    assert culprit.at.module == "blocks.1.attn"
+    assert culprit.at.source.startswith("bilateral_export/models/attention.py:")
+    assert culprit.at.operator == "BilateralAttention"
+    assert culprit.before < 1e-6 < 1e-4 < culprit.at.error
+
+
+def test_openvino_finds_the_same_node(subjects: dict[str, Subject]) -> None:
+    pytest.importorskip("openvino")
+    _, walk = _walk(subjects["digits"], lambda path: OpenVinoRunner(path, threads=1))
+    assert walk.culprit is not None
+    assert walk.culprit.at.node == FAULT.node
+
+
+def test_the_walk_stops_at_the_culprit_unless_told_to_go_on(subjects: dict[str, Subject]) -> None:
+    _, short = _walk(subjects["digits"], _one_thread)
+    _, whole = _walk(subjects["digits"], _one_thread, to_the_end=True)
+    assert len(short.nodes) < len(whole.nodes)
+    assert whole.nodes[: len(short.nodes)] == short.nodes
+    assert whole.culprit is not None
+    assert whole.culprit.at.node == FAULT.node
+
+
+def test_windows_make_what_the_whole_graph_makes_in_a_fraction_of_its_memory(
+    subjects: dict[str, Subject],
+) -> None:
+    subject = subjects["digits"]
+    model, arrays = onnx.load(subject.onnx), subject.samples[2].arrays
+    everything = WindowedRun(model, _one_thread, limit_bytes=1 << 30)
+    little = WindowedRun(model, _one_thread, limit_bytes=1 << 16)
+    total = 0
+    for window in everything.windows(arrays):
+        total += sum(array.nbytes for array in window.outputs.values())
+    for window in little.windows(arrays):
+        last = window.outputs
+    np.testing.assert_allclose(last["logits"], subject.truth.reference["logits"][2], atol=1e-4)
+    assert little.peak_bytes < total / 5
+    assert little.peak_bytes < everything.peak_bytes
+
+
+def test_a_reproducer_needs_onnxruntime_only(
+    found: tuple[onnx.ModelProto, Culprit], tmp_path: Path
+) -> None:
+    model, culprit = found
+    write_reproducer(tmp_path / "faulty", model, culprit)
+    faulty = tmp_path / "faulty"
+    assert len(onnx.load(faulty / "node.onnx").graph.node) == 1
+    onnx.checker.check_model(str(faulty / "node.onnx"), full_check=True)
+    outcome = _run(faulty)
+    assert outcome.returncode == 1
+    assert "relative error" in outcome.stdout
+
+    # With the scale put right, the same script passes.
+    repaired = onnx.load(faulty / "node.onnx")
+    for attribute in repaired.graph.node[0].attribute:
+        if attribute.name == "scale":
+            attribute.f = 0.25
+    onnx.save(repaired, faulty / "node.onnx")
+    outcome = _run(faulty)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def _run(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script where this project cannot be imported."""
+    script = directory / "reproduce.py"
+    text = script.read_text()
+    assert "bilateral_export" not in text.partition('"""')[2].partition('"""')[2]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=directory,
+    )
+
+
+def test_a_reproducer_does_not_overwrite(
+    found: tuple[onnx.ModelProto, Culprit], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        write_reproducer(tmp_path / "taken", *found)
+
+
+def test_distance_wants_the_same_infinities_and_equal_whole_numbers() -> None:
+    one = np.array([1.0, -np.inf])
+    assert distance(one, one) == 0
+    assert distance(np.array([1.0, 5.0]), one) == np.inf
+    assert distance(np.array([np.nan, -np.inf]), one) == np.inf
+    assert distance(np.array([2.0, -np.inf]), one) == 1
+    assert distance(np.array([1, 2]), np.array([1, 2])) == 0
+    assert distance(np.array([1, 3]), np.array([1, 2])) == np.inf
+    assert distance(np.zeros(2), np.zeros(3)) == np.inf

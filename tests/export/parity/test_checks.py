@@ -1,0 +1,174 @@
+"""Behaviour beside the error: alone as in a batch, strided, again, at once, at extremes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from tests.export.parity.faults import Spoiled, on_image
+from tests.export.parity.models import Subject
+
+from bilateral_export.errors import UserError
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity.adversarial import search
+from bilateral_export.parity.checks import behaviour_checks, extreme_checks
+from bilateral_export.parity.compare import Candidate, truth_of
+from bilateral_export.parity.extremes import extreme_samples, token_extremes
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.tensors import Array
+
+
+class Faulty(OnnxRuntimeRunner):
+    """A healthy runner until `answer` is replaced."""
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return self.answer(dict(arrays))
+
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        return super().run(arrays)
+
+
+class CrossTalk(Faulty):
+    """Two requests at once get each other's answers."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.waiting: list[tuple[dict[str, Array], threading.Event, dict[str, Array]]] = []
+        self.lock = threading.Lock()
+
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        mine = OnnxRuntimeRunner.run(self, arrays)
+        if threading.current_thread() is threading.main_thread():
+            return mine
+        with self.lock:
+            previous = getattr(self, "previous", mine)
+            self.previous = mine
+        return previous
+
+
+class Drifting(Faulty):
+    """Each call moves the answer a little further: some state is kept."""
+
+    calls = 0
+
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        self.calls += 1
+        logits = OnnxRuntimeRunner.run(self, arrays)["logits"]
+        return {"logits": logits * np.float32(1 + 1e-3 * self.calls)}
+
+
+class BatchDependent(Faulty):
+    """Statistics over the batch leak into every item."""
+
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        logits = OnnxRuntimeRunner.run(self, arrays)["logits"]
+        return {"logits": logits - logits.mean(0, keepdims=True) * np.float32(1e-3)}
+
+
+class BlindToStrides(Faulty):
+    """Reads memory from the first element on, whatever the strides say."""
+
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        image = arrays["image"]
+        if not image.flags.c_contiguous and image.base is not None:
+            raw = image.base.reshape(-1)[: image.size]
+            arrays = {"image": np.ascontiguousarray(raw).reshape(image.shape)}
+        return OnnxRuntimeRunner.run(self, arrays)
+
+
+class HidesNaN(Faulty):
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        return {
+            name: np.nan_to_num(array)
+            for name, array in OnnxRuntimeRunner.run(self, arrays).items()
+        }
+
+
+class SpreadsNaN(Faulty):
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        logits = OnnxRuntimeRunner.run(self, arrays)["logits"]
+        return {"logits": logits + logits.sum() * 0}
+
+
+class Saturates(Faulty):
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        return OnnxRuntimeRunner.run(self, {"image": np.clip(arrays["image"], -8, 8)})
+
+
+class Refuses(Faulty):
+    def answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        if not np.isfinite(arrays["image"]).all():
+            raise UserError("image holds NaN or infinity", "Give finite pixels.")
+        return OnnxRuntimeRunner.run(self, arrays)
+
+
+BEHAVIOUR = {
+    CrossTalk: {"concurrent calls"},
+    Drifting: {"repeated calls"},
+    BatchDependent: {"batch of items"},
+    BlindToStrides: {"strided memory"},
+}
+EXTREMES = {
+    HidesNaN: {"extreme: NaN", "extreme: infinity"},
+    SpreadsNaN: {"extreme: NaN", "extreme: infinity"},
+    Saturates: {"extreme: saturated", "extreme: negative"},
+}
+
+
+def _failures(subject: Subject, runner: OnnxRuntimeRunner) -> set[str]:
+    candidate = Candidate(runner, "fp32")
+    model = exportable(subject.checkpoint.build_model())
+    samples = [*extreme_samples(model), *token_extremes(model)]
+    with runner:
+        limits = dict.fromkeys(subject.truth.reference, 1e-5)
+        checks = behaviour_checks(candidate, subject.samples[2], limits)
+        if samples:
+            truth = truth_of(subject.checkpoint, candidate.ground, samples)
+            checks += extreme_checks(candidate, samples, truth, factor=4)
+    assert len(checks) == 5 + len(samples)
+    return {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize("family", ["digits", "sequence", "language"])
+def test_a_healthy_runner_passes_every_check(subjects: dict[str, Subject], family: str) -> None:
+    assert _failures(subjects[family], OnnxRuntimeRunner(subjects[family].onnx, threads=1)) == set()
+
+
+@pytest.mark.parametrize("kind", [*BEHAVIOUR, *EXTREMES])
+def test_a_faulty_runner_fails_the_check_that_is_for_it(
+    subjects: dict[str, Subject], kind: type[Faulty]
+) -> None:
+    failed = _failures(subjects["digits"], kind(subjects["digits"].onnx, threads=1))
+    assert failed >= (BEHAVIOUR | EXTREMES)[kind]
+    if kind in EXTREMES:
+        assert all(name.startswith("extreme") for name in failed)
+
+
+def test_refusing_what_is_not_finite_is_as_good_as_propagating_it(
+    subjects: dict[str, Subject],
+) -> None:
+    assert _failures(subjects["digits"], Refuses(subjects["digits"].onnx, threads=1)) == set()
+
+
+def test_the_search_finds_a_fault_that_random_inputs_seldom_meet(
+    subjects: dict[str, Subject],
+) -> None:
+    """Rare pixels are wrong: the search climbs to inputs that have many of them."""
+    subject = subjects["digits"]
+
+    def rarely_wrong(image: Array) -> Array:
+        return np.where(image > 2.5, np.float32(2.5), image).astype(image.dtype)
+
+    model = exportable(subject.checkpoint.build_model())
+    with TorchRunner(subject.checkpoint, torch.float64) as reference:
+        with Spoiled(TorchRunner(subject.checkpoint), **on_image(rarely_wrong)) as runner:
+            found = search(model, runner, reference, steps=30)
+        with TorchRunner(subject.checkpoint) as eager:
+            usual = search(model, eager, reference, steps=30)
+    assert found.error > 1.5 * found.start
+    assert found.error > 1000 * usual.error
+    assert usual.error >= usual.start

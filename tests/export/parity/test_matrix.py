@@ -1,0 +1,216 @@
+"""The matrix: every stage or the reason it was left out, as table, JSON and page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.export.parity.faults import GRAPH_FAULTS
+from tests.export.parity.models import Subject
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.parity.baseline import regressions
+from bilateral_export.parity.html import render_html, write_html
+from bilateral_export.parity.identity import body_check, identity_checks, misplaced, read_metadata
+from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
+from bilateral_export.parity.stages import stages
+
+FAULT = GRAPH_FAULTS["residual dropped"]
+
+
+def _plan(subject: Subject, path: Path, scratch: Path, **options: object) -> Plan:
+    made, skipped = stages(subject.checkpoint, path, "fp32", scratch, compiled=False)
+    return Plan(
+        subject.checkpoint,
+        made,
+        subject.samples,
+        read_metadata(path),
+        path,
+        skipped,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def healthy(subjects: dict[str, Subject], tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
+    subject = subjects["digits"]
+    scratch = tmp_path_factory.mktemp("scratch")
+    return run_matrix(_plan(subject, subject.onnx, scratch, adversarial=3))
+
+
+@pytest.fixture(scope="module")
+def faulty(subjects: dict[str, Subject], tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
+    subject, directory = subjects["digits"], tmp_path_factory.mktemp("faulty")
+    model = onnx.load(subject.onnx)
+    FAULT.apply(model)
+    onnx.save(model, directory / "faulty.onnx")
+    plan = _plan(subject, directory / "faulty.onnx", directory, reproducers=directory / "alone")
+    return run_matrix(plan)
+
+
+def test_a_healthy_model_passes_at_every_stage(healthy: ParityReport) -> None:
+    assert healthy.passed, healthy.failures
+    stages = {row.stage for row in healthy.rows}
+    assert stages >= {
+        "torch eager fp32",
+        "torch eager fp16",
+        "torch eager bf16",
+        "torch.export float32",
+        "onnxruntime CPU, fp32 file",
+    }
+    skipped = {skipped.stage: skipped.reason for skipped in healthy.skipped}
+    assert skipped["torch.compile"]
+    assert skipped["onnxruntime CUDA"]
+    assert {check.name for check in healthy.checks} >= {
+        "labels",
+        "operator body",
+        "concurrent calls",
+        "extreme: NaN",
+        "adversarial inputs",
+    }
+
+
+def test_a_faulty_file_fails_where_it_is_read_and_its_node_is_named(faulty: ParityReport) -> None:
+    assert not faulty.passed
+    assert "torch.export float32" not in faulty.failures
+    assert "onnxruntime CPU, fp32 file" in faulty.failures
+    for bisection in faulty.bisections:
+        assert bisection.culprit is not None
+        assert bisection.culprit.node == FAULT.node
+        assert (Path(bisection.reproducer) / "reproduce.py").is_file()
+
+
+def test_a_file_that_nothing_can_read_is_refused(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    model = onnx.load(subjects["digits"].onnx)
+    model.graph.node[3].op_type = "Nonsense"
+    onnx.save(model, tmp_path / "broken.onnx")
+    plan = _plan(subjects["digits"], tmp_path / "broken.onnx", tmp_path)
+    reading = [stage for stage in plan.stages if stage.graph is not None]
+    with pytest.raises(UserError, match="broken"):
+        run_matrix(replace(plan, stages=reading))
+
+
+def test_the_committed_schema_is_current() -> None:
+    assert SCHEMA_PATH.read_text(encoding="utf-8") == schema(), (
+        "run python -m bilateral_export.parity.report"
+    )
+
+
+def test_a_report_survives_json(faulty: ParityReport, tmp_path: Path) -> None:
+    row = faulty.rows[0].model_copy(update={"error": float("inf")})
+    report = faulty.model_copy(update={"rows": (row, *faulty.rows[1:])})
+    (tmp_path / "report.json").write_text(report.model_dump_json())
+    assert "Infinity" not in (tmp_path / "report.json").read_text()
+    assert read_report(tmp_path / "report.json") == report
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps({"schema_version": 1}))
+    with pytest.raises(UserError, match="no parity report of schema version 2"):
+        read_report(tmp_path / "other.json")
+    with pytest.raises(UserError, match="does not exist"):
+        read_report(tmp_path / "gone.json")
+
+
+def test_a_report_is_no_worse_than_itself(healthy: ParityReport) -> None:
+    assert regressions(healthy, healthy) == []
+
+
+def test_what_became_worse_is_listed(healthy: ParityReport, faulty: ParityReport) -> None:
+    found = regressions(faulty, healthy)
+    assert any("onnxruntime CPU, fp32 file, logits: passed and does not" in text for text in found)
+    fewer = healthy.model_copy(update={"rows": healthy.rows[:-1]})
+    assert any("did not run" in text for text in regressions(fewer, healthy))
+    row = healthy.rows[-1]
+    slower = row.model_copy(
+        update={"typical_low": 2 * row.typical_high, "typical": 2.5 * row.typical_high}
+    )
+    worse = healthy.model_copy(update={"rows": (*healthy.rows[:-1], slower)})
+    assert any("typical error" in text for text in regressions(worse, healthy))
+
+
+def test_the_page_loads_nothing_and_shows_the_verdict(
+    faulty: ParityReport, subjects: dict[str, Subject]
+) -> None:
+    page = render_html(faulty, subjects["digits"].samples)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("<circle") >= len(faulty.bisections[0].nodes)
+    assert "data:image/png;base64," in page
+    assert FAULT.node in page
+
+
+def test_the_page_renders_in_a_browser(
+    faulty: ParityReport, subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    page = tmp_path / "report.html"
+    write_html(page, faulty, subjects["digits"].samples)
+    shown = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={tmp_path / 'page.png'}",
+            "--window-size=1200,1600",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert shown.returncode == 0
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3)
+    # The verdict and the broken nodes are drawn in this red (--bad in the page's style).
+    assert (pixels == (0xCF, 0x22, 0x2E)).all(axis=1).sum() > 100
+
+
+def test_a_file_must_be_of_the_checkpoint_it_is_compared_with(
+    subjects: dict[str, Subject], checkpoints: dict[str, Checkpoint]
+) -> None:
+    checkpoint, metadata = subjects["digits"].checkpoint, read_metadata(subjects["digits"].onnx)
+    assert all(check.passed for check in identity_checks(checkpoint, metadata))
+    for name, change in {
+        "weights": {"checkpoint_sha256": "0" * 64},
+        "labels": {"labels": metadata.labels[::-1]},
+        "preprocessing": {
+            "preprocessing": metadata.preprocessing.model_copy(update={"mean": (0.5,)})  # type: ignore[union-attr]
+        },
+        "configuration": {"model": metadata.model | {"heads": 6}},
+    }.items():
+        changed = metadata.model_copy(update=change)
+        failed = [check for check in identity_checks(checkpoint, changed) if not check.passed]
+        assert [check.name for check in failed] == [name]
+
+
+def test_new_names_are_no_fault_and_moved_names_are() -> None:
+    assert misplaced(("x", "y"), ("a", "b")) == ()
+    assert misplaced(("b", "a"), ("a", "b")) == ("b", "a")
+    assert misplaced((), ("a", "b")) == ()
+    assert misplaced(("a",), ("a", "b")) == ("a",)
+
+
+@pytest.mark.parametrize("fault", ["softmax in half precision", "key norm with the wrong sign"])
+def test_a_changed_operator_body_is_seen_in_the_file(
+    subjects: dict[str, Subject], fault: str
+) -> None:
+    model = onnx.load(subjects[GRAPH_FAULTS[fault].model].onnx)
+    assert body_check(model).passed
+    GRAPH_FAULTS[fault].apply(model)
+    assert not body_check(model).passed
