@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from bilateral_benchmarks.report import Report
     from bilateral_benchmarks.run import OnProgress
+    from bilateral_export.runners.base import Runner
 
 bench = typer.Typer(
     no_args_is_help=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from bilateral_export.engine.compatibility import (
@@ -165,7 +167,8 @@ def _distance(profile: Profile, shapes: Shapes) -> float:
     for name, ranges in profile.items():
         tuned = given = 1
         for optimum, size in zip(ranges.optimum, shapes[name], strict=True):
-            tuned, given = tuned * optimum, given * size
+            # An empty cache counts as one of one token.
+            tuned, given = tuned * max(optimum, 1), given * max(size, 1)
         worst = max(worst, tuned / given, given / tuned)
     return worst
 
@@ -179,16 +182,27 @@ def _spec(tensor: TensorRecord) -> TensorSpec:
     return TensorSpec(tensor.name, tensor.dtype, shape)
 
 
-@dataclass
-class _Binding:
-    """The buffers of one combination of shapes, and the graph that runs them.
+@dataclass(frozen=True)
+class _Buffer:
+    """One tensor in pinned host memory and in GPU memory.
 
-    Inputs and outputs are views of pinned host memory (`host`) and of GPU memory (`device`).
+    Attributes:
+        host, device: The two copies.
+        address: Where the GPU's begins; a tensor without elements has an address too.
     """
 
+    host: torch.Tensor
+    device: torch.Tensor
+    address: int
+
+
+@dataclass
+class _Binding:
+    """The buffers of one combination of shapes, and the graph that runs them."""
+
     context: Any
-    inputs: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    outputs: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    inputs: dict[str, _Buffer]
+    outputs: dict[str, _Buffer]
     runs: int = 0
     graph: torch.cuda.CUDAGraph | None = None
 
@@ -233,8 +247,7 @@ class _LoadedPlan:
         shapes = {name: arrays[name].shape for name in names}
         binding = self._binding(shapes)
         for name in names:
-            host, _ = binding.inputs[name]
-            host.copy_(torch.from_numpy(arrays[name]))
+            np.copyto(binding.inputs[name].host.numpy(), arrays[name])
         binding.runs += 1
         if self._cuda_graphs and binding.runs == 2:
             self._capture(binding)
@@ -244,7 +257,7 @@ class _LoadedPlan:
             else:
                 self._enqueue(binding, self._stream)
         self._stream.synchronize()
-        return {name: host.numpy().copy() for name, (host, _) in binding.outputs.items()}
+        return {name: buffer.host.numpy().copy() for name, buffer in binding.outputs.items()}
 
     def _binding(self, shapes: Shapes) -> _Binding:
         key = tuple(shapes.values())
@@ -265,22 +278,22 @@ class _LoadedPlan:
             context.set_optimization_profile_async(profile, self._stream.cuda_stream)
         for name, shape in shapes.items():
             context.set_input_shape(name, shape)
-        inputs = {t.name: _buffers(t, shapes[t.name]) for t in self._manifest.inputs}
+        inputs = {t.name: _buffer(t, shapes[t.name]) for t in self._manifest.inputs}
         outputs = {
-            t.name: _buffers(t, tuple(context.get_tensor_shape(t.name)))
+            t.name: _buffer(t, tuple(context.get_tensor_shape(t.name)))
             for t in self._manifest.outputs
         }
-        for name, (_, device) in (inputs | outputs).items():
-            context.set_tensor_address(name, device.data_ptr())
+        for name, buffer in (inputs | outputs).items():
+            context.set_tensor_address(name, buffer.address)
         return _Binding(context, inputs, outputs)
 
     def _enqueue(self, binding: _Binding, stream: torch.cuda.Stream) -> None:
-        for host, device in binding.inputs.values():
-            device.copy_(host, non_blocking=True)
+        for buffer in binding.inputs.values():
+            buffer.device.copy_(buffer.host, non_blocking=True)
         if not binding.context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"the plan failed to run with {self._manifest.library}")
-        for host, device in binding.outputs.values():
-            host.copy_(device, non_blocking=True)
+        for buffer in binding.outputs.values():
+            buffer.host.copy_(buffer.device, non_blocking=True)
 
     def _capture(self, binding: _Binding) -> None:
         """Record the launches once; the run before this one has loaded every kernel."""
@@ -293,8 +306,7 @@ class _LoadedPlan:
         binding.graph = graph
 
 
-def _buffers(tensor: TensorRecord, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pinned host memory and GPU memory for one tensor."""
+def _buffer(tensor: TensorRecord, shape: tuple[int, ...]) -> _Buffer:
     dtype = getattr(torch, tensor.dtype, None)
     if not isinstance(dtype, torch.dtype) or tensor.dtype == "bfloat16":
         raise UserError(
@@ -302,4 +314,6 @@ def _buffers(tensor: TensorRecord, shape: tuple[int, ...]) -> tuple[torch.Tensor
             "Export the model with float32 inputs and outputs.",
         )
     host = torch.empty(shape, dtype=dtype, pin_memory=True)
-    return host, torch.empty(shape, dtype=dtype, device="cuda")
+    elements = math.prod(shape)
+    memory = torch.empty(max(elements, 1), dtype=dtype, device="cuda")
+    return _Buffer(host, memory[:elements].view(shape), memory.data_ptr())
