@@ -87,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         manifests = [read(directory) for directory in options.builds]
-        cubins = [cubin for manifest in manifests for cubin in manifest["cubins"]]
-        found = [problem for manifest in manifests for problem in problems(manifest)]
+        # A cubin in two builds is taken from the later one.
+        cubins = list({c["file"]: c for manifest in manifests for c in manifest["cubins"]}.values())
+        found = problems({"cubins": cubins})
         facts = {
             "context": Context.now().model_dump(),
             "triton": sorted({manifest["triton"] for manifest in manifests}),

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -115,6 +115,8 @@ def specialisations(
 def _attention(architecture: int, dtype: str, head_dim: int) -> Iterator[Specialisation]:
     def make(kernel: Kernel, spatial: SpatialKernel, **fields: Any) -> Specialisation:
         chosen = configurations.configuration(architecture, DTYPES[dtype], spatial, head_dim)
+        if kernel == "plan":
+            chosen = replace(chosen, num_warps=chosen.plan_warps(head_dim), num_stages=1)
         return Specialisation(
             kernel, architecture, dtype, chosen, head_dim=head_dim, spatial=spatial, **fields
         )

@@ -50,6 +50,10 @@ class Configuration:
     max_registers: int = 0
     status: Status = "predicted"
 
+    def plan_warps(self, head_dim: int) -> int:
+        """Warps of a program of the plan kernel, which needs registers more than speed."""
+        return 8 if self.block_m * head_dim > 128 * 128 else 4
+
 
 @dataclass(frozen=True)
 class Case:

@@ -111,7 +111,7 @@ def bilateral_attention_forward(
         range_kernel, spatial_kernel, query_prefix, key_prefix, causal, skip_tiles, configuration,
     )  # fmt: skip
     with _on(query.device):
-        return launch.run()[..., : query.shape[-1]]
+        return launch.run()[..., : query.shape[-1]].contiguous()
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Launch:
             abs(self.scale) or 1.0, BUDGET[query.dtype],
             C=self.coordinates, BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
             BLOCK_N=self.configuration.block_n, PRECISION=self.precision,
-            num_warps=self.configuration.num_warps, enable_fp_fusion=True,
+            num_warps=self.configuration.plan_warps(self.block_d), enable_fp_fusion=True,
         )  # fmt: skip
         return ranges
 
