@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from live_processes import free_ports
 from PIL import Image
+from tests.serving.live_processes import free_ports
 from torch import nn
 
 from bilateral_export.checkpoint.ade20k import LABELS, PALETTE
