@@ -433,3 +433,11 @@ def test_the_machine_at_hand_can_be_read() -> None:
     in_container = read_machine(tensorrt="10.11.0")
     assert in_container.in_container
     assert in_container.tensorrt == "10.11.0"
+
+
+def test_the_containers_triton_version_is_read(tmp_path: Path) -> None:
+    binary = tmp_path / "bin" / "tritonserver"
+    binary.parent.mkdir()
+    binary.touch(mode=0o755)
+    (tmp_path / "TRITON_VERSION").write_text("2.59.0\n")
+    assert read_machine(tritonserver=binary).triton == "2.59.0"
