@@ -4,7 +4,8 @@
 
 `full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin`
 builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
-features, and fp32 with heads up to 64 alone. What a plan needs and the library lacks is said when it is built.
+features, and fp32 with heads up to 64 alone. What a plan needs and the library lacks is said when
+the plan is built.
 """
 
 from __future__ import annotations
