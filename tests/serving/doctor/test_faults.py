@@ -145,6 +145,10 @@ def rtx_plan(scene: Scene) -> None:
     scene.edit_manifest(library="tensorrt_rtx")
 
 
+def stripped_plan(scene: Scene) -> None:
+    scene.edit_manifest(options={"strip_weights": True})
+
+
 def broken_manifest(scene: Scene) -> None:
     manifest_path(scene.plan).write_text("{")
 
@@ -294,6 +298,7 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (missing_plugin, "planned version 1", "is not there"),
     (other_plugin, "planned version 1", "another plugin"),
     (rtx_plan, "planned version 1", "TensorRT for RTX"),
+    (stripped_plan, "planned version 1", "without its weights"),
     (broken_manifest, "planned version 1", "not a plan manifest"),
     (future_manifest, "planned version 1", "schema_version"),
     (batch_above_profile, "planned version 1", "up to a batch of 16"),
