@@ -17,6 +17,7 @@ from bilateral_cli.console import (
     print_json,
     table,
 )
+from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
     from bilateral_serving.repository import Entry
@@ -193,7 +194,11 @@ def _print_launch(version: Path) -> None:
     from bilateral_serving.config import MODEL_FILES
     from bilateral_serving.plan import launch_arguments
 
-    arguments = launch_arguments([version / MODEL_FILES["tensorrt"]])
+    try:
+        arguments = launch_arguments([version / MODEL_FILES["tensorrt"]])
+    except UserError as refusal:  # it is added all the same; another machine may serve it
+        notes.print(f"Before it is served: {refusal}", soft_wrap=True, markup=False)
+        return
     if arguments:
         notes.print(f"Start tritonserver with {' '.join(arguments)}", soft_wrap=True, markup=False)
 

@@ -2,9 +2,10 @@
 
     python compile_kernels.py CUBINS_DIR [--set standard|full] [--sm ...] [--dtype ...]
 
-`full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin` builds
-in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position features, and
-fp32 with heads up to 64 alone. What a plan needs and the library lacks is said when it is built.
+`full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin`
+builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
+features, and fp32 with heads up to 64 alone. What a plan needs and the library lacks is said when
+the plan is built.
 """
 
 from __future__ import annotations
@@ -66,9 +67,7 @@ def is_standard(kernel: Specialisation) -> bool:
     """Whether a kernel is in the standard set."""
     largest_head = 64 if kernel.dtype == "fp32" else 128
     return (
-        kernel.head_dim <= largest_head
-        and kernel.coordinates <= 2
-        and kernel.features in (0, 64)
+        kernel.head_dim <= largest_head and kernel.coordinates <= 2 and kernel.features in (0, 64)
     )
 
 

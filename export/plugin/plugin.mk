@@ -6,7 +6,11 @@ PLUGIN_BUILD ?= $(PLUGIN_DIR)/build
 PLUGIN_SET ?= standard
 PLUGIN_SM ?= 80 86 89 90 100 120
 PLUGIN_DTYPES ?= fp16 bf16 fp32
-PLUGIN_PYTHON ?= $(abspath $(BIN)/python)
+# A Python that has triton; the project's own environment is made if it is not there.
+ifndef PLUGIN_PYTHON
+PLUGIN_PYTHON := $(abspath $(BIN)/python)
+PLUGIN_INSTALLED := $(VENV)/.installed-dev
+endif
 # For example -DTENSORRT_INCLUDE_DIR=/opt/tensorrt/include
 PLUGIN_CMAKE_FLAGS ?=
 PLUGIN_KERNELS := $(PLUGIN_DIR)/compile_kernels.py $(wildcard export/bilateral_export/op/kernel/*.py export/bilateral_export/op/kernel/*.csv)
@@ -18,7 +22,7 @@ plugin: $(PLUGIN_BUILD)/cubins/manifest.json  ## the TensorRT plugin
 	  -DCUBINS_DIR=$(abspath $(PLUGIN_BUILD)/cubins) $(PLUGIN_CMAKE_FLAGS)
 	cmake --build $(PLUGIN_BUILD) --parallel
 
-$(PLUGIN_BUILD)/cubins/manifest.json: $(PLUGIN_KERNELS)
+$(PLUGIN_BUILD)/cubins/manifest.json: $(PLUGIN_KERNELS) | $(PLUGIN_INSTALLED)
 	rm -rf $(PLUGIN_BUILD)/cubins
 	mkdir -p $(PLUGIN_BUILD)
 	PYTHONPATH=export $(PLUGIN_PYTHON) $(PLUGIN_DIR)/compile_kernels.py $(PLUGIN_BUILD)/cubins \

@@ -11,7 +11,6 @@ from bilateral_export.engine.manifest import (
     PlanManifest,
     TensorRecord,
     manifest_path,
-    read_manifest,
     verify_plan,
 )
 from bilateral_export.errors import UserError
@@ -55,7 +54,7 @@ def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
 
 
 def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple[str, ...]:
-    """What tritonserver must be told so that these plans find their plugin.
+    """What tritonserver must be told so that these plans find their plugin; checks the plans.
 
     A plan that runs attention through standard operators needs nothing. One that carries the plugin
     needs the server's permission to run the code in it, which Triton's TensorRT backend gives with
@@ -66,9 +65,10 @@ def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple
         plugin: The plugin library where the server runs; None for this installation's.
 
     Raises:
-        UserError: A plan needs the plugin, and it is not built.
+        UserError: A plan is not the file its manifest describes, or needs the plugin, and that is
+            not built.
     """
-    used = [read_manifest(plan).plugin for plan in plans if plan.is_file() and has_manifest(plan)]
+    used = [verify_plan(plan).plugin for plan in plans if plan.is_file() and has_manifest(plan)]
     arguments = []
     if any(record is not None and not record.embedded for record in used):
         arguments.append(f"--backend-config=tensorrt,plugins={require_plugin(plugin)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.serving.made_up_plans import plugin_record, write_plan
 
 from bilateral_serving import repository
 
@@ -89,6 +90,40 @@ class TestBuild:
         )
         assert refused.code == 2
         assert "up to a batch of 16" in refused.err
+
+
+class TestLaunchLine:
+    def add(self, bilateral, tmp_path: Path, library: Path, embedded: bool):
+        plan = write_plan(tmp_path / "p.plan", plugin=plugin_record(library, embedded))
+        root = tmp_path / "repository"
+        return bilateral(
+            "repository", "add", "p", plan, "--target", "tensorrt", "--repository", root
+        )
+
+    @pytest.fixture
+    def library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        path = tmp_path / "libplugin.so"
+        path.write_bytes(b"library")
+        monkeypatch.setenv("BILATERAL_PLUGIN", str(path))
+        return path
+
+    def test_of_a_plan_that_needs_the_plugin(self, bilateral, tmp_path: Path, library: Path):
+        outcome = self.add(bilateral, tmp_path, library, embedded=False)
+        assert outcome.code == 0
+        assert f"--backend-config=tensorrt,plugins={library}" in outcome.err
+
+    def test_of_a_plan_that_carries_it(self, bilateral, tmp_path: Path, library: Path):
+        outcome = self.add(bilateral, tmp_path, library, embedded=True)
+        assert "--backend-config=tensorrt,version-compatible=true" in outcome.err
+
+    def test_a_missing_plugin_does_not_undo_the_add(
+        self, bilateral, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("bilateral_export.plugin.find_plugin", lambda: None)
+        outcome = self.add(bilateral, tmp_path, library, embedded=False)
+        assert outcome.code == 0
+        assert "Before it is served: the plugin library is not built" in outcome.err
+        assert (tmp_path / "repository" / "p" / "1" / "model.plan").is_file()
 
 
 class TestInspect:

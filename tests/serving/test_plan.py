@@ -88,6 +88,13 @@ def test_the_server_is_told_of_the_plugin_where_a_plan_needs_it(tmp_path: Path) 
     assert launch_arguments([carrying]) == ("--backend-config=tensorrt,version-compatible=true",)
 
 
+def test_a_plan_is_checked_before_the_server_loads_it(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plain.plan")
+    plan.write_bytes(plan.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="SHA-256"):
+        launch_arguments([plan])
+
+
 def test_a_plugin_that_is_not_built_is_said_before_the_server_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,8 +268,9 @@ def _metadata(model: onnx.ModelProto) -> dict[str, Any] | None:
 
 def _parse(builder: Any, source: _Source, library: Library) -> Any:
     trt = library.trt
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
+    # From TensorRT 11 on every network is strongly typed, and there may be no flag to say so.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, library.logger)
     # The path tells the parser where external data lies.
     if not parser.parse(source.model.SerializeToString(), str(source.path)):

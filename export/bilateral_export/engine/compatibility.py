@@ -71,6 +71,17 @@ def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
     )
 
 
+def weights_obstacle(manifest: PlanManifest) -> Obstacle | None:
+    """Why a plan has nothing to compute with, or None: its weights were stripped."""
+    if not manifest.options.get("strip_weights"):
+        return None
+    return Obstacle(
+        "the plan was built without its weights",
+        "Refit it from its ONNX file (TensorRT's OnnxParserRefitter), or build it without"
+        " --strip-weights.",
+    )
+
+
 def plugin_obstacle(manifest: PlanManifest, plugin: Path | None) -> Obstacle | None:
     """Why a plan would not find the plugin it was built with, or None.
 

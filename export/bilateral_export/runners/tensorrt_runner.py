@@ -19,6 +19,7 @@ from bilateral_export.engine.compatibility import (
     plugin_device_obstacle,
     plugin_obstacle,
     version_obstacle,
+    weights_obstacle,
 )
 from bilateral_export.engine.cuda import Driver, read_driver
 from bilateral_export.engine.library import Library, load_library
@@ -126,6 +127,7 @@ def check_loadable(
     obstacles = [
         version_obstacle(manifest, manifest.library, version),
         device_obstacle(manifest, sm),
+        weights_obstacle(manifest),
         plugin_obstacle(manifest, plugin),
     ]
     if manifest.plugin is not None and plugin is not None and not any(obstacles):

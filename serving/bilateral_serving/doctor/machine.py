@@ -26,6 +26,7 @@ class Machine:
         tensorrt_rtx: Version of TensorRT for RTX, which builds plans.
         onnxruntime: Its version in this Python.
         tritonserver: The server that `bilateral serve` would start.
+        triton: Its version, or that of the wheel it comes from.
         in_container: The server is another machine's container: what is installed here, and the
             GPU that is here, say nothing about it.
         numpy: Its version in this Python.
@@ -39,6 +40,7 @@ class Machine:
     tensorrt_rtx: str | None = None
     onnxruntime: str | None = None
     tritonserver: Installation | None = None
+    triton: str | None = None
     in_container: bool = False
     numpy: str | None = None
     libpython: Path | None = None
@@ -65,7 +67,7 @@ class Machine:
             "ONNX Runtime": self.onnxruntime or "none",
             "tritonserver": "in a container"
             if self.in_container
-            else (str(server.binary) if server else "none"),
+            else (f"{self.triton or 'version unknown'}, {server.binary}" if server else "none"),
             "numpy": self.numpy or "none",
             "libpython": str(self.libpython or "none"),
             "plugin": str(self.plugin or "none"),
@@ -83,12 +85,14 @@ def read_machine(
         tensorrt: Version of TensorRT in the container that will serve; None to serve here.
     """
     library = plugin if plugin is not None else _found_plugin()
+    server = None if tensorrt else _found_server(tritonserver)
     return Machine(
         driver=read_driver(),
         tensorrt=tensorrt or _installed_tensorrt(),
         tensorrt_rtx=_version("tensorrt-rtx-cu13") or _version("tensorrt-rtx"),
         onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
-        tritonserver=None if tensorrt else _found_server(tritonserver),
+        tritonserver=server,
+        triton=_triton_version(server) if server is not None else None,
         in_container=tensorrt is not None,
         numpy=_version("numpy"),
         libpython=find_libpython(),
@@ -120,6 +124,15 @@ def _found_server(binary: Path | None) -> Installation | None:
         return find(binary)
     except UserError:
         return None
+
+
+def _triton_version(server: Installation) -> str | None:
+    """What NVIDIA's container says beside the server; the wheel names its own version alone."""
+    path = server.binary.parent.parent / "TRITON_VERSION"
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    version = _version("nvidia-pytriton")
+    return f"of nvidia-pytriton {version}" if server.is_wheel and version else None
 
 
 def _found_plugin() -> Path | None:

@@ -11,6 +11,7 @@ from bilateral_export.engine.compatibility import (
     plugin_device_obstacle,
     plugin_obstacle,
     version_obstacle,
+    weights_obstacle,
 )
 from bilateral_export.engine.manifest import PlanManifest, verify_plan
 from bilateral_export.engine.plan_header import read_header
@@ -74,6 +75,9 @@ def _check_fit(subject: str, manifest: PlanManifest, machine: Machine) -> Iterat
             version_obstacle(manifest, "tensorrt", machine.tensorrt),
             "TensorRT refuses plans of another version.",
         )
+    yield from _finding(
+        subject, weights_obstacle(manifest), "Triton loads a plan as it is and refits nothing."
+    )
     yield from _finding(
         subject,
         plugin_obstacle(manifest, machine.plugin),

@@ -78,6 +78,11 @@ class TestLoading:
         with pytest.raises(UserError, match="the GPU is sm_89"):
             check_loadable(manifest, VERSION, ada, None)
 
+    def test_a_plan_without_weights_is_refused(self, manifest: PlanManifest) -> None:
+        stripped = manifest.model_copy(update={"options": {"strip_weights": True}})
+        with pytest.raises(UserError, match="without its weights"):
+            check_loadable(stripped, VERSION, H100, None)
+
     def test_a_missing_plugin_is_refused(self, tmp_path: Path) -> None:
         library = tmp_path / "libplugin.so"
         library.write_bytes(b"library")

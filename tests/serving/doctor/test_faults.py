@@ -145,6 +145,10 @@ def rtx_plan(scene: Scene) -> None:
     scene.edit_manifest(library="tensorrt_rtx")
 
 
+def stripped_plan(scene: Scene) -> None:
+    scene.edit_manifest(options={"strip_weights": True})
+
+
 def broken_manifest(scene: Scene) -> None:
     manifest_path(scene.plan).write_text("{")
 
@@ -294,6 +298,7 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (missing_plugin, "planned version 1", "is not there"),
     (other_plugin, "planned version 1", "another plugin"),
     (rtx_plan, "planned version 1", "TensorRT for RTX"),
+    (stripped_plan, "planned version 1", "without its weights"),
     (broken_manifest, "planned version 1", "not a plan manifest"),
     (future_manifest, "planned version 1", "schema_version"),
     (batch_above_profile, "planned version 1", "up to a batch of 16"),
@@ -433,3 +438,11 @@ def test_the_machine_at_hand_can_be_read() -> None:
     in_container = read_machine(tensorrt="10.11.0")
     assert in_container.in_container
     assert in_container.tensorrt == "10.11.0"
+
+
+def test_the_containers_triton_version_is_read(tmp_path: Path) -> None:
+    binary = tmp_path / "bin" / "tritonserver"
+    binary.parent.mkdir()
+    binary.touch(mode=0o755)
+    (tmp_path / "TRITON_VERSION").write_text("2.59.0\n")
+    assert read_machine(tritonserver=binary).triton == "2.59.0"

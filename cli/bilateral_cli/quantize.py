@@ -1,0 +1,35 @@
+"""`bilateral quantize`: matrix products in INT8 or FP8, through Q/DQ nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from bilateral_cli.app import app
+from bilateral_cli.console import notes, out
+from bilateral_export.errors import UserError
+
+
+@app.command()
+def quantize(
+    onnx: Annotated[Path, typer.Argument(help="The exported ONNX file; fp16 for mixed plans.")],
+    target: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
+    calibration: Annotated[
+        Path, typer.Option(help="An .npz file with some dozens of typical inputs, by name.")
+    ],
+    mode: Annotated[str, typer.Option(help="int8, or fp8 for GPUs from Ada on.")] = "int8",
+) -> None:
+    """Quantise a model's matrix products with NVIDIA Model Optimizer, for `bilateral build`.
+
+    Example: bilateral quantize digits.onnx digits_int8.onnx --calibration images.npz
+    """
+    from bilateral_export.engine.quantize import Mode, quantize_onnx, read_calibration
+
+    if mode not in get_args(Mode):
+        raise UserError(f"--mode is {mode!r}", f"Use one of {', '.join(get_args(Mode))}.")
+    inputs = read_calibration(calibration)
+    with notes.status(f"Quantising {onnx}"):
+        count = quantize_onnx(onnx, target, inputs, cast("Mode", mode))
+    out.print(f"{target}: {count} quantise nodes, {mode}", soft_wrap=True, highlight=False)

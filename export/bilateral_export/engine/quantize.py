@@ -1,0 +1,120 @@
+"""INT8 and FP8: quantise and dequantise nodes around the products, by NVIDIA Model Optimizer.
+
+TensorRT takes low precision from such nodes alone. Model Optimizer is not a dependency: it brings
+packages (a CUDA onnxruntime, cupy, numpy 2) that do not go with a server of the Python backend.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from bilateral_export.engine.attention_path import attention_nodes
+from bilateral_export.errors import UserError
+from bilateral_export.files import atomic_file, require_file
+from bilateral_export.tensors import Array
+
+Mode = Literal["int8", "fp8"]
+
+
+def quantize_onnx(
+    model: Path, target: Path, calibration: Mapping[str, Array], mode: Mode = "int8"
+) -> int:
+    """Write `model` with its matrix products quantised.
+
+    Attention itself, layer norms and everything between stay in the precision of the graph; export
+    fp16 to have them there.
+
+    Args:
+        model: An exported ONNX file.
+        target: The ONNX file to write.
+        calibration: Typical inputs by name, some dozens of samples along the first axis.
+        mode: The type of the products: INT8, or FP8 (E4M3) for GPUs from Ada on.
+
+    Returns:
+        The number of quantise nodes.
+
+    Raises:
+        UserError: Model Optimizer is not installed or refuses the model, or the calibration does
+            not fit it.
+    """
+    require_file(model, "model")
+    try:
+        from modelopt.onnx.quantization import quantize
+    except ImportError as error:
+        raise UserError(
+            "quantising needs NVIDIA Model Optimizer, which is not installed",
+            'In an environment of its own: pip install "nvidia-modelopt[onnx]". Then build the'
+            " file it writes with `bilateral build`.",
+        ) from error
+    original = onnx.load(model, load_external_data=False)
+    _check_calibration(original, calibration)
+    with tempfile.TemporaryDirectory(prefix="bilateral-quantize-") as folder:
+        # It writes intermediate files beside its input.
+        source, result = Path(folder) / model.name, Path(folder) / "quantised.onnx"
+        for file in model.parent.glob(f"{model.name}*"):
+            shutil.copy(file, folder)
+        try:
+            quantize(
+                str(source),
+                quantize_mode=mode,
+                calibration_data=dict(calibration),
+                calibration_eps=["cpu"],
+                op_types_to_quantize=["MatMul"],
+                # Not fp16: it would turn the spatial term's float32 constants into halves.
+                high_precision_dtype="fp32",
+                output_path=str(result),
+                log_level="ERROR",
+            )
+        except Exception as error:
+            raise UserError(
+                f"Model Optimizer cannot quantise {model}: {str(error).splitlines()[0]}"
+            ) from error
+        quantised = onnx.load(result)
+    _check_attention(original, quantised, model)
+    quantised.metadata_props.extend(original.metadata_props)  # it drops them
+    with atomic_file(target) as temporary:
+        onnx.save(quantised, temporary)
+    return sum(node.op_type == "QuantizeLinear" for node in quantised.graph.node)
+
+
+def read_calibration(path: Path) -> dict[str, Array]:
+    """Inputs by name from an `.npz` file.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    require_file(path, "calibration file")
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is no .npz file of arrays", "Write it with numpy.savez(path, input=array)."
+        ) from error
+
+
+def _check_calibration(model: onnx.ModelProto, calibration: Mapping[str, Array]) -> None:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name for value in model.graph.input} - weights
+    if set(calibration) != inputs:
+        raise UserError(
+            f"the calibration has {', '.join(sorted(calibration)) or 'no arrays'},"
+            f" the model takes {', '.join(sorted(inputs))}",
+            "Give one array per input, under its name.",
+        )
+
+
+def _check_attention(before: onnx.ModelProto, after: onnx.ModelProto, path: Path) -> None:
+    kept = len(attention_nodes(after)), len(after.functions)
+    if kept != (len(attention_nodes(before)), len(before.functions)):
+        raise UserError(
+            f"quantising {path} lost attention nodes or their function bodies",
+            "Use the version of nvidia-modelopt this was tested with (0.47).",
+        )
