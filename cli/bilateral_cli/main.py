@@ -35,6 +35,7 @@ _EXTRAS = {
 _COMMANDS = (
     "quickstart",
     "export",
+    "lower",
     "build",
     "inspect",
     "parity",
