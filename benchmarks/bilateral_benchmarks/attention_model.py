@@ -105,6 +105,10 @@ def write_attention(
         [value("tokens", onnx.TensorProto.FLOAT, shape)],
         [value(x, onnx.TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        # What shape inference cannot see through the operator.
+        value_info=[
+            value(f"layer{layer}.merged", onnx.TensorProto.FLOAT, shape) for layer in range(depth)
+        ],
     )
     configuration = Configuration(range_kernel=range_kernel, spatial_kernel=spatial_kernel)
     model = helper.make_model(

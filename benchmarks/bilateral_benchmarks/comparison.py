@@ -18,10 +18,14 @@ from bilateral_benchmarks.isolated import Engine, measure_isolated
 from bilateral_benchmarks.percentiles import Percentile
 from bilateral_benchmarks.report import Context
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.parity.compare import Candidate, ParityRow, compare
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.report import ParityRow
 from bilateral_export.parity.samples import random_samples
 
 _GEMM = "matrix product"
+# Enough inputs for a verdict with confidence, few enough for a large model in float64.
+_BATCHES, _ITEMS = (1, 3), 24
 
 
 class Row(BaseModel):
@@ -161,7 +165,8 @@ def run_comparison(
 
 def _parity(checkpoint: Checkpoint, contenders: Sequence[Contender]) -> dict[str, ParityRow]:
     """The verdict on each contender's first output."""
-    samples = random_samples(contenders[0].runner.inputs)
+    model = exportable(checkpoint.build_model())
+    samples = random_samples(model, batches=_BATCHES, items=_ITEMS)
     candidates = [Candidate(contender.runner, contender.precision) for contender in contenders]
     rows = compare(checkpoint, candidates, samples).rows
     outputs = len(rows) // len(candidates)

@@ -16,10 +16,10 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering import lower as lowering
 from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
+from bilateral_export.models.zoo import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.samples import random_samples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.torch_runner import TorchRunner
 
 
 def operators(path: Path) -> Counter[str]:
@@ -33,8 +33,7 @@ def test_every_form_passes_parity(
     lowered = lower(exported, "onnxruntime-cpu", tmp_path / "lowered.onnx", form=form)
     assert {site.form for site in lowered.lowering.sites} == {form}
     assert not any("ai.bilateral" in name for name in operators(lowered.path))
-    specs = TorchRunner(checkpoint).inputs
-    samples = random_samples(specs)
+    samples = random_samples(exportable(checkpoint.build_model()))
     report = compare(checkpoint, [Candidate(OnnxRuntimeRunner(lowered.path), "fp32")], samples)
     assert report.passed, report.rows
 
@@ -149,6 +148,6 @@ def test_the_standard_attention_node_needs_its_opset_and_then_passes_parity(
     export_onnx(checkpoint, newer, opset=23)
     lowered = lower(newer, "onnxruntime-cpu", tmp_path / "l.onnx", form="attention")
     assert {site.form for site in lowered.lowering.sites} == {"attention"}
-    samples = random_samples(TorchRunner(checkpoint).inputs)
+    samples = random_samples(exportable(checkpoint.build_model()))
     candidate = Candidate(OnnxRuntimeRunner(lowered.path), "fp32")
     assert compare(checkpoint, [candidate], samples).passed
