@@ -25,6 +25,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.installed-dev  ## everything that benchmarks/results holds; about 20 minutes
+	$(BIN)/bilateral bench suite --output benchmarks/results/cpu.json
+
 clean:
 	rm -rf $(VENV) out build *.egg-info
 

@@ -12,6 +12,7 @@ from bilateral_benchmarks.report import Context, Report, summarise
 from bilateral_benchmarks.run import OnProgress, Outcome
 from bilateral_benchmarks.trace import Record
 from bilateral_benchmarks.windows import Measurement, Watch
+from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 
@@ -45,6 +46,11 @@ def bench_runner(
     plan = Plan.lasting(duration_s, warmup_s, max_duration_s)
     context = Context.now()
     measurement = _measure(runner, arrays, load, plan, on_progress)
+    if not len(measurement.trace):
+        raise UserError(
+            f"{runner.name} did not finish a call within {duration_s:g} s",
+            "Measure for longer (--duration).",
+        )
     outcome = Outcome(measurement, Conduct(pauses_s=(), overrun=False, failure=None))
     return summarise("runner", runner.name, arrays, load, plan, outcome, context)
 

@@ -58,6 +58,7 @@ class ScenarioResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    kind: Literal["scenario"] = "scenario"
     scenario: Scenario
     metric: str
     value: float | None

@@ -72,6 +72,11 @@ def model_request(url: str, model: str, arrays: Mapping[str, Array], timeout_s: 
     """
     with Client(url, timeout_s=timeout_s) as client:
         client.infer(model, arrays)
+    return serialise(model, arrays)
+
+
+def serialise(model: str, arrays: Mapping[str, Array]) -> bytes:
+    """The bytes of a ModelInferRequest, tensors inline."""
     request = service_pb2.ModelInferRequest(model_name=model)
     for name, array in arrays.items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)

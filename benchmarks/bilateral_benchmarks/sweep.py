@@ -30,6 +30,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     schema_version: Literal[1] = 1
+    kind: Literal["sweep"] = "sweep"
     axis: Axis
     subject: str
     points: tuple[Point, ...]

@@ -36,6 +36,7 @@ _COMMANDS = (
     "quickstart",
     "export",
     "quantize",
+    "lower",
     "build",
     "inspect",
     "parity",

@@ -65,6 +65,20 @@ def add(
         typer.Option("--warmup/--no-warmup", help="Run each instance once before it is ready."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or gpu.")] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What runs the graph inside target python: onnxruntime or openvino."),
+    ] = None,
+    spinning: Annotated[
+        bool | None,
+        typer.Option(
+            "--spinning/--no-spinning", help="Whether ONNX Runtime's threads wait busily."
+        ),
+    ] = None,
+    lower: Annotated[
+        bool,
+        typer.Option("--lower/--no-lower", help="On a CPU, serve the form fastest on its runtime."),
+    ] = True,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -96,6 +110,8 @@ def add(
         "versions": versions,
         "warmup": warmup,
         "device": device,
+        "runtime": runtime,
+        "spinning": spinning,
         "stream": stream,
     }
     chosen = {option: value for option, value in given.items() if value is not None}
@@ -108,6 +124,7 @@ def add(
             version=version,
             settings=Settings(**chosen) if chosen else None,
             interface=interface,
+            lower=lower,
         )
     if json:
         print_json(_as_json(entry))

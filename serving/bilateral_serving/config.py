@@ -20,7 +20,7 @@ from bilateral_serving.artifact import Artifact
 from bilateral_serving.datatypes import dims, from_triton, triton_name
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
-Runtime = Literal["onnxruntime"]
+Runtime = Literal["onnxruntime", "openvino"]
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
@@ -52,6 +52,8 @@ class Settings:
         warmup: Whether the server runs each instance on made-up inputs before it says ready.
         device: "cpu" or "gpu".
         runtime: What executes the graph inside target python.
+        spinning: Whether ONNX Runtime's threads wait busily for their next piece of work. It makes
+            one caller's answers faster and takes the cores from everyone else meanwhile.
         stream: Whether a language model is served as text in, words out (Triton's decoupled mode)
             instead of as tensors.
     """
@@ -65,6 +67,7 @@ class Settings:
     warmup: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
     runtime: Runtime = "onnxruntime"
+    spinning: bool = True
     stream: bool = False
 
     def __post_init__(self) -> None:
@@ -357,7 +360,11 @@ def _dynamic_batching(settings: Settings) -> pb.ModelDynamicBatching:
 
 def _parameters(target: Target, settings: Settings) -> dict[str, str]:
     if target == "python":
-        return {"runtime": settings.runtime, "threads": str(settings.threads)}
+        return {
+            "runtime": settings.runtime,
+            "threads": str(settings.threads),
+            "spinning": str(int(settings.spinning)),
+        }
     if target == "onnxruntime" and settings.threads:
         return {"intra_op_thread_count": str(settings.threads)}
     return {}

@@ -27,6 +27,7 @@ from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
+from bilateral_serving import lowering
 from bilateral_serving import plan as plans
 from bilateral_serving.artifact import Artifact, read_onnx
 from bilateral_serving.config import (
@@ -94,9 +95,14 @@ def add(
     version: int | None = None,
     settings: Settings | None = None,
     interface: Path | None = None,
+    lower: bool = True,
     on_progress: Progress | None = None,
 ) -> Entry:
     """Add a model file as a version of `name`.
+
+    On a CPU the file that is served is not the exported one but its lowering for the runtime
+    (bilateral_export.lowering), which is checked against it; what was done is in the
+    configuration's parameter `lowering/<version>` and in the file's own metadata.
 
     Args:
         name: Letters, digits, '_', '-' and '.'.
@@ -108,6 +114,7 @@ def add(
         interface: For target tensorrt, the ONNX file that the plan was built from, which says what
             the inputs and outputs are. None: the manifest that `bilateral build` left beside the
             plan, else the file of the plan's name that ends in .onnx.
+        lower: Whether to serve the lowered form, where there is one. OpenVINO reads no other.
         on_progress: Called while files are copied.
 
     Raises:
@@ -133,7 +140,25 @@ def add(
     configs.set_metadata(config, number, artifact.metadata)
     text = configs.write(config)
     configs.check_interface(configs.parse(text, directory / CONFIG_FILE), artifact)
-    if existing is None:
+    runtime = lowering.runtime_of(config) if lower else None
+    with lowering.lowered(artifact, runtime) as (artifact, done):
+        lowering.note(config, number, done)
+        text = configs.write(config)
+        _write(directory, number, artifact, target, text, existing is None, on_progress)
+    return show(name, repository)
+
+
+def _write(
+    directory: Path,
+    number: int,
+    artifact: Artifact,
+    target: Target,
+    text: str,
+    new: bool,
+    on_progress: Progress | None,
+) -> None:
+    """Write a version and the configuration: both or neither."""
+    if new:
         with atomic_directory(directory) as draft:
             (draft / str(number)).mkdir()
             _fill_version(draft / str(number), artifact, target, on_progress)
@@ -149,7 +174,6 @@ def add(
             _fill_version(draft, artifact, target, on_progress)
             _write_labels(directory, artifact)
             write_text(directory / CONFIG_FILE, text)
-    return show(name, repository)
 
 
 def list_entries(repository: Path) -> tuple[Entry, ...]:

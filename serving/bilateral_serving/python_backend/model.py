@@ -45,8 +45,8 @@ class TritonPythonModel:
         self._run = RUNTIMES[runtime](
             version_directory / "model.onnx",
             int(parameters.get("threads", "0")) or share_of_cores(instances),
-            args["model_instance_kind"] == "GPU",
-            int(args["model_instance_device_id"]),
+            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
+            parameters.get("spinning", "1") == "1",
         )
         self._streamer = None
         if pb_utils.using_decoupled_model_transaction_policy(config):
@@ -126,15 +126,18 @@ def share_of_cores(instances: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 
-def open_onnxruntime(path: Path, threads: int, gpu: bool, device: int) -> Run:
+def open_onnxruntime(path: Path, threads: int, gpu: int | None, spinning: bool) -> Run:
     """A session of ONNX Runtime, on one GPU (with the CPU for what it lacks) or on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     cpu = "CPUExecutionProvider"
-    providers = [("CUDAExecutionProvider", {"device_id": device}), cpu] if gpu else [cpu]
+    providers: list[Any] = [cpu]
+    if gpu is not None:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu}))
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
     def run(feed: Arrays, outputs: Sequence[str]) -> Sequence[Array]:
@@ -144,4 +147,33 @@ def open_onnxruntime(path: Path, threads: int, gpu: bool, device: int) -> Run:
     return run
 
 
-RUNTIMES: dict[str, Callable[[Path, int, bool, int], Run]] = {"onnxruntime": open_onnxruntime}
+def open_openvino(path: Path, threads: int, gpu: int | None, spinning: bool) -> Run:
+    """OpenVINO on the CPU, in float32. The file must hold standard operators only (lowered)."""
+    import openvino
+
+    if gpu is not None:
+        raise ValueError("runtime 'openvino' runs on the CPU only")
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(path),
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",  # else it computes in bf16 where the CPU can
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # instances would all be pinned to the same cores
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def run(feed: Arrays, outputs: Sequence[str]) -> Sequence[Array]:
+        results = request.infer(feed, share_inputs=True, share_outputs=False)
+        return [results[name] for name in outputs]
+
+    return run
+
+
+RUNTIMES: dict[str, Callable[[Path, int, int | None, bool], Run]] = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+}

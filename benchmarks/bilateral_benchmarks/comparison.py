@@ -1,0 +1,173 @@
+"""Contenders side by side in one run: latency, ratio, share of the GEMM limit, parity, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_benchmarks.contenders import Absent, Contender
+from bilateral_benchmarks.flops import gemm_call, model_flops
+from bilateral_benchmarks.inputs import made_up
+from bilateral_benchmarks.interleave import interleave
+from bilateral_benchmarks.isolated import Engine, measure_isolated
+from bilateral_benchmarks.percentiles import Percentile
+from bilateral_benchmarks.report import Context
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.report import ParityRow
+from bilateral_export.parity.samples import random_samples
+
+_GEMM = "matrix product"
+# Enough inputs for a verdict with confidence, few enough for a large model in float64.
+_BATCHES, _ITEMS = (1, 3), 24
+
+
+class Row(BaseModel):
+    """One contender.
+
+    Attributes:
+        median: Median over the rounds of the rounds' medians, with its interval.
+        fastest_ms: Fastest single call.
+        ratio: How much faster than the baseline, paired by round; above 1 is faster.
+        ratio_low: Lower end of its 95% interval.
+        ratio_high: Upper end.
+        gemm_share: The model's operations over what the measured matrix product would have done in
+            the same time, in the same rounds.
+        parity_error: Relative error against FP64; None where it was not judged.
+        parity_budget: What it may be: of eager torch in the same precision, times a factor.
+        parity_passed: Whether error and decisions hold.
+        run_mib: Peak memory of a call on top of the loaded weights, in a process of its own.
+        absent: Why there are no numbers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    median: Percentile | None = None
+    fastest_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    gemm_share: float | None = None
+    parity_error: float | None = None
+    parity_budget: float | None = None
+    parity_passed: bool | None = None
+    run_mib: float | None = None
+    absent: str | None = None
+
+
+class Comparison(BaseModel):
+    """Rows in the order given; the first one present is the baseline."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["comparison"] = "comparison"
+    title: str
+    baseline: str
+    batch: int
+    rounds: int
+    gflop: float
+    gemm_gflops: float
+    rows: tuple[Row, ...]
+    context: Context
+
+
+def run_comparison(
+    title: str,
+    checkpoint: Checkpoint,
+    exported: Path,
+    contenders: Sequence[Contender | Absent],
+    *,
+    batch: int = 1,
+    rounds: int = 15,
+    memory: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Judge, then time, every contender.
+
+    Args:
+        title: What is compared.
+        checkpoint: The trained weights, for the FP64 reference.
+        exported: The canonical file, for counting operations.
+        contenders: What to compare; the first one present is the baseline of the ratios.
+        batch: Items in one call.
+        rounds: Of interleaved blocks.
+        memory: Whether to measure each ONNX contender's memory in a process of its own.
+        on_step: Called with what is being done.
+    """
+    say = on_step or (lambda what: None)
+    context = Context.now()
+    present = [c for c in contenders if isinstance(c, Contender)]
+    flops = model_flops(exported, batch)
+    say("parity")
+    parity = _parity(checkpoint, present)
+    gemm, gemm_flops = gemm_call()
+    calls: dict[str, Callable[[], object]] = {_GEMM: gemm}
+    with contextlib.ExitStack() as stack:
+        for one in present:
+            say(f"warming up {one.name}")
+            runner = stack.enter_context(one.runner)
+            arrays = made_up(runner.inputs, batch)
+            calls[one.name] = functools.partial(runner.run, arrays)
+            runner.run(arrays)
+        blocks = interleave(
+            calls, rounds, on_round=lambda done, of: say(f"timing, round {done} of {of}")
+        )
+    baseline = present[0].name
+    rows = []
+    for entry in contenders:
+        if isinstance(entry, Absent):
+            rows.append(Row(name=entry.name, absent=entry.reason))
+            continue
+        contender = entry
+        isolated = None
+        if memory and contender.model is not None:
+            say(f"memory of {contender.name}")
+            engine: Engine = "openvino" if contender.name.startswith("openvino") else "onnxruntime"
+            isolated = measure_isolated(contender.model, engine, batch=batch, seconds=0.2)
+        ratio = blocks.ratio(contender.name, baseline)
+        # Work over time, against the product's own in the same rounds.
+        share = blocks.ratio(contender.name, _GEMM).value * flops / gemm_flops
+        judged = parity[contender.name]
+        rows.append(
+            Row(
+                name=contender.name,
+                median=blocks.median(contender.name),
+                fastest_ms=1e3 * blocks.minimum(contender.name),
+                ratio=ratio.value,
+                ratio_low=ratio.low,
+                ratio_high=ratio.high,
+                gemm_share=share,
+                parity_error=judged.error,
+                parity_budget=judged.budget,
+                parity_passed=judged.passed,
+                run_mib=isolated.run_mib if isolated else None,
+            )
+        )
+    return Comparison(
+        title=title,
+        baseline=baseline,
+        batch=batch,
+        rounds=rounds,
+        gflop=flops / 1e9,
+        gemm_gflops=gemm_flops / blocks.seconds(_GEMM) / 1e9,
+        rows=tuple(rows),
+        context=context,
+    )
+
+
+def _parity(checkpoint: Checkpoint, contenders: Sequence[Contender]) -> dict[str, ParityRow]:
+    """The verdict on each contender's first output."""
+    model = exportable(checkpoint.build_model())
+    samples = random_samples(model, batches=_BATCHES, items=_ITEMS)
+    candidates = [Candidate(contender.runner, contender.precision) for contender in contenders]
+    rows = compare(checkpoint, candidates, samples).rows
+    outputs = len(rows) // len(candidates)
+    return {contender.name: rows[index * outputs] for index, contender in enumerate(contenders)}

@@ -1,0 +1,64 @@
+"""Results as one file: any number of measurements under a title. Its JSON schema is published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bilateral_benchmarks.breakdown import Breakdown
+from bilateral_benchmarks.comparison import Comparison
+from bilateral_benchmarks.growth import Growth
+from bilateral_benchmarks.overhead import Overhead
+from bilateral_benchmarks.report import Report
+from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.sweep import Sweep
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file, write_text
+
+Item = Annotated[
+    Report | Comparison | Growth | Breakdown | Overhead | ScenarioResult | Sweep,
+    Field(discriminator="kind"),
+]
+
+
+class Document(BaseModel):
+    """What `bilateral bench` writes with --output and `bilateral bench report` reads.
+
+    Attributes:
+        failures: Measurements that were asked for and are missing, each with its reason.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    title: str
+    items: tuple[Item, ...]
+    failures: tuple[str, ...] = ()
+
+
+def save_document(document: Document, path: Path) -> None:
+    """Write a document as JSON, whole or not at all."""
+    write_text(path, document.model_dump_json(indent=1) + "\n")
+
+
+def load_document(path: Path) -> Document:
+    """Read a document.
+
+    Raises:
+        UserError: The file is missing or is not such a document.
+    """
+    require_file(path, "report")
+    try:
+        return Document.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is no report of this version", "Write it with `bilateral bench ... --output`."
+        ) from error
+
+
+def schema() -> str:
+    """The JSON schema of a document."""
+    return json.dumps(Document.model_json_schema(), indent=1) + "\n"

@@ -1,0 +1,167 @@
+"""A document as Markdown and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from bilateral_benchmarks.breakdown import Breakdown
+from bilateral_benchmarks.comparison import Comparison
+from bilateral_benchmarks.document import Document, Item
+from bilateral_benchmarks.growth import Growth
+from bilateral_benchmarks.overhead import Overhead
+from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
+from bilateral_benchmarks.report import Context, Report
+from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.sweep import Sweep
+from bilateral_benchmarks.tables import Table, tables_of
+
+# The CDF is drawn up to here; what lies beyond is in the table, with its interval.
+_PERCENTS = np.concatenate([np.arange(0.0, 99.0, 1.0), np.arange(99.0, 99.95, 0.1)])
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A caption and an inline SVG."""
+
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """One result of the page."""
+
+    tables: list[Table]
+    plots: list[Plot]
+
+
+def markdown(document: Document) -> str:
+    """The document's tables, the machine and the commands."""
+    lines = [f"# {document.title}", ""]
+    for context in contexts(document):
+        lines += [*(f"- {fact}" for fact in facts(context)), ""]
+    lines += [f"- FAILED: {failure}" for failure in document.failures]
+    for item in document.items:
+        for table in tables_of(item):
+            lines += [f"## {table.title}", "", *_markdown_table(table), ""]
+            lines += [f"{note}\n" for note in table.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def html(document: Document) -> str:
+    """One page with everything inside: no script, no font, no other file."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bilateral_benchmarks"), autoescape=True
+    )
+    sections = [Section(tables_of(item), plots_of(item)) for item in document.items]
+    overview = _cdfs([item for item in document.items if isinstance(item, Report)])
+    return environment.get_template("report.html.j2").render(
+        title=document.title,
+        contexts=[facts(context) for context in contexts(document)],
+        overview=overview,
+        failures=document.failures,
+        sections=sections,
+    )
+
+
+def plots_of(item: Item) -> list[Plot]:
+    """What is drawn of one result."""
+    if isinstance(item, Report):
+        return _cdfs([item])
+    if isinstance(item, ScenarioResult):
+        return _cdfs([item.report]) if item.report else []
+    if isinstance(item, Sweep):
+        reports = [point.report for point in item.points if point.report is not None]
+        lines = [
+            Line(
+                f"p{percent:g}",
+                [r.items_per_s for r in reports if r.response.at(percent) is not None],
+                [r.response.at(percent) or 0.0 for r in reports if r.response.at(percent)],
+            )
+            for percent in (50.0, 95.0, 99.0)
+        ]
+        curve = line_plot(lines, "items/s", "latency, ms", y_zero=True)
+        return [Plot("Latency against throughput", Markup(curve)), *_cdfs(reports)]
+    if isinstance(item, Breakdown):
+        labels = [f"{part.name}, {part.mean_ms:.3g} ms" for part in item.parts]
+        bars = [Bar(item.subject.partition(" at ")[0], [part.mean_ms for part in item.parts])]
+        if item.in_process_ms is not None:
+            bars.append(Bar("in process", [item.in_process_ms]))
+        return [Plot("Mean latency by part", Markup(bar_plot(bars, labels, "ms")))]
+    if isinstance(item, Comparison):
+        shown = [row for row in item.rows if row.median is not None]
+        rows = [Bar(row.name, [row.median.value_ms or 0.0]) for row in shown if row.median]
+        return [Plot("Median of a call", Markup(bar_plot(rows, [], "ms")))]
+    if isinstance(item, Overhead):
+        rows = [Bar("in process", [item.in_process_p50_ms])]
+        rows += [Bar(way.name, [way.p50_ms]) for way in item.ways]
+        return [Plot("Median latency of one caller", Markup(bar_plot(rows, [], "ms")))]
+    return _growth_plots(item)
+
+
+def contexts(document: Document) -> list[Context]:
+    """The different machines and commands behind a document, in order."""
+    found: dict[tuple[str, str], Context] = {}
+    for item in document.items:
+        context = _context(item)
+        if context is not None:
+            found.setdefault((context.machine.summary, context.command), context)
+    return list(found.values())
+
+
+def facts(context: Context) -> list[str]:
+    """Machine, versions, revision and command, a line each."""
+    machine = context.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return [
+        f"machine: {machine.summary}; {machine.memory_gib:g} GiB; {machine.system}; "
+        f"governor {machine.governor or 'unknown'}; load {machine.load_average:g} at the start",
+        f"versions: {versions}",
+        f"revision: {context.git_revision or 'unknown'}; started {context.started}",
+        f"command: {context.command}",
+    ]
+
+
+def _context(item: Item) -> Context | None:
+    if isinstance(item, Sweep):
+        return next((p.report.context for p in item.points if p.report is not None), None)
+    if isinstance(item, ScenarioResult):
+        return item.report.context if item.report else None
+    return item.context
+
+
+def _markdown_table(table: Table) -> list[str]:
+    def row(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    names = tuple(column.removeprefix(">") for column in table.columns)
+    rule = tuple("---:" if column.startswith(">") else "---" for column in table.columns)
+    return [row(names), row(rule), *map(row, table.rows)]
+
+
+def _cdfs(reports: list[Report]) -> list[Plot]:
+    if not reports:
+        return []
+    lines = []
+    for report in reports[:8]:
+        values = report.response.curve(_PERCENTS)
+        lines.append(Line(str(report.load)[:28], values.tolist(), _PERCENTS.tolist()))
+    drawn = line_plot(lines, "response time, ms (logarithmic)", "percent of requests", log_x=True)
+    return [Plot("Latency distribution, up to p99.9", Markup(drawn))]
+
+
+def _growth_plots(growth: Growth) -> list[Plot]:
+    plots = []
+    for label, field in (("median ms", "median_ms"), ("MiB per call", "run_mib")):
+        lines = []
+        for series in (s for s in growth.series if s.axis == "tokens"):
+            points = [p for p in series.points if p.measured.failure is None]
+            values = [max(getattr(p.measured, field) or 0.0, 0.1) for p in points]
+            lines.append(Line(series.form, [p.size for p in points], values))
+        drawn = line_plot(lines, "tokens", label, log_x=True, log_y=True)
+        plots.append(Plot(f"{label} against the number of tokens", Markup(drawn)))
+    return plots

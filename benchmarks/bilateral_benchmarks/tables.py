@@ -1,0 +1,226 @@
+"""Every kind of result as rows of text: what the terminal, Markdown and HTML all show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bilateral_benchmarks.breakdown import Breakdown
+from bilateral_benchmarks.comparison import Comparison, Row
+from bilateral_benchmarks.document import Item
+from bilateral_benchmarks.growth import Growth
+from bilateral_benchmarks.overhead import Overhead
+from bilateral_benchmarks.report import Report
+from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, notes and rows. Columns whose name starts with '>' are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables_of(item: Item) -> list[Table]:
+    """The tables of one result."""
+    if isinstance(item, Report):
+        return [report_table(item)]
+    if isinstance(item, Comparison):
+        return [comparison_table(item)]
+    if isinstance(item, Growth):
+        return [growth_table(item)]
+    if isinstance(item, Breakdown):
+        return [breakdown_table(item)]
+    if isinstance(item, Overhead):
+        return [overhead_table(item)]
+    if isinstance(item, ScenarioResult):
+        return [scenario_table(item)]
+    return [sweep_table(item)]
+
+
+def report_table(report: Report) -> Table:
+    """Percentiles with their intervals."""
+    rows = []
+    kinds = [("response", report.response)]
+    if report.lateness is not None:
+        kinds += [("service", report.service), ("send delay", report.lateness)]
+    for kind, latency in kinds:
+        for percentile in latency.percentiles:
+            if percentile.value_ms is None:
+                value, interval = "-", f"needs {percentile.needed:,} requests"
+            else:
+                value = number(percentile.value_ms)
+                interval = between(percentile.low_ms, percentile.high_ms)
+            rows.append((kind, f"p{percentile.percent:g}", value, interval))
+        rows.append((kind, "mean", number(latency.mean_ms), f"sd {number(latency.std_ms)}"))
+        rows.append((kind, "max", number(latency.max_ms), ""))
+    title = (
+        f"{report.subject}, batch {report.batch}, {report.load}: "
+        f"{report.throughput:.1f} requests/s, {report.requests:,} requests"
+    )
+    columns = ("latency", "", ">ms", ">95% interval")
+    return Table(title, columns, tuple(rows), _doubts(report))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Contenders side by side."""
+    columns = (
+        "",
+        ">median ms",
+        ">95% interval",
+        ">fastest",
+        f">times {comparison.baseline}",
+        ">95% interval",
+        ">of GEMM limit",
+        ">parity error",
+        ">budget",
+        "parity",
+        ">MiB per call",
+    )
+    notes = (
+        f"{comparison.gflop:.2f} GFLOP per call; the matrix product reached"
+        f" {comparison.gemm_gflops:.0f} GFLOP/s in the same rounds; {comparison.rounds} rounds.",
+    )
+    rows = tuple(_comparison_row(row, len(columns)) for row in comparison.rows)
+    title = f"{comparison.title}, batch {comparison.batch}"
+    return Table(title, columns, rows, notes)
+
+
+def _comparison_row(row: Row, width: int) -> tuple[str, ...]:
+    if row.median is None:
+        return (row.name, row.absent or "", *[""] * (width - 2))
+    return (
+        row.name,
+        number(row.median.value_ms),
+        between(row.median.low_ms, row.median.high_ms),
+        number(row.fastest_ms),
+        number(row.ratio),
+        between(row.ratio_low, row.ratio_high),
+        "" if row.gemm_share is None else f"{row.gemm_share:.0%}",
+        "" if row.parity_error is None else f"{row.parity_error:.1e}",
+        "" if row.parity_budget is None else f"{row.parity_budget:.1e}",
+        {True: "pass", False: "FAIL", None: ""}[row.parity_passed],
+        "" if row.run_mib is None else f"{row.run_mib:.0f}",
+    )
+
+
+def growth_table(growth: Growth) -> Table:
+    """Time and memory by size."""
+    rows = []
+    for series in growth.series:
+        for point in series.points:
+            m = point.measured
+            failed = m.failure is not None
+            rows.append(
+                (
+                    series.form,
+                    f"{series.axis} {point.size:,}",
+                    "-" if failed else number(m.median_ms),
+                    "-" if failed else number(m.run_mib),
+                    m.failure or "",
+                )
+            )
+        if series.time_exponent is not None and series.memory_exponent is not None:
+            rows.append(
+                (
+                    series.form,
+                    f"exponent in {series.axis}",
+                    number(series.time_exponent),
+                    number(series.memory_exponent),
+                    "",
+                )
+            )
+    title = f"Growth of attention: {growth.layer}"
+    return Table(title, ("form", "", ">median ms", ">MiB per call", ""), tuple(rows))
+
+
+def breakdown_table(breakdown: Breakdown) -> Table:
+    """Parts of the mean latency."""
+    whole = breakdown.measured_ms
+    rows = [
+        (part.name, number(part.mean_ms), f"{part.mean_ms / whole:.1%}", part.source)
+        for part in breakdown.parts
+    ]
+    rows.append(("not explained", "", f"{breakdown.unexplained:+.1%}", ""))
+    rows.append(("measured", number(whole), "100.0%", "client clock"))
+    if breakdown.in_process_ms is not None:
+        rows.append(("the model in process", number(breakdown.in_process_ms), "", "this process"))
+    title = f"Where the time goes: {breakdown.subject}, batch {breakdown.batch}"
+    return Table(title, ("part", ">mean ms", ">share", "source"), tuple(rows))
+
+
+def overhead_table(overhead: Overhead) -> Table:
+    """Ways to serve."""
+    rows = [
+        (
+            "in process",
+            number(overhead.in_process_p50_ms),
+            "",
+            number(overhead.in_process_throughput),
+            "1",
+            "",
+        )
+    ]
+    rows += [
+        (
+            way.name,
+            number(way.p50_ms),
+            f"{way.overhead_ms:+.2f}",
+            number(way.throughput),
+            f"{way.share:.2f}",
+            between(way.share_low, way.share_high),
+        )
+        for way in overhead.ways
+    ]
+    columns = ("", ">p50 ms", ">overhead ms", ">items/s", ">of in-process", ">95% interval")
+    return Table(f"Serving overhead: {overhead.subject}", columns, tuple(rows))
+
+
+def scenario_table(result: ScenarioResult) -> Table:
+    """The result, and the rates tried."""
+    value = "none" if result.value is None else number(result.value)
+    rows = [(result.metric, value, "")]
+    rows += [
+        (f"tried {probe.rate:.1f} requests/s", number(probe.p99_ms), probe.why)
+        for probe in result.probes
+    ]
+    subject = f": {result.report.subject}" if result.report else ""
+    notes = _doubts(result.report) if result.report else ()
+    return Table(f"{result.scenario}{subject}", ("", ">value", ""), tuple(rows), notes)
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """One row a value."""
+    rows: list[tuple[str, ...]] = []
+    for point in sweep.points:
+        report = point.report
+        if report is None:
+            rows.append((f"{point.value:g}", "could not keep up", "", "", "", ""))
+            continue
+        percentiles = (number(report.response.at(p)) for p in (50.0, 95.0, 99.0))
+        label = "" if report.valid and report.stable else report.problems[0]
+        rows.append((f"{point.value:g}", *percentiles, f"{report.items_per_s:.1f}", label))
+    columns = (f">{sweep.axis}", ">p50 ms", ">p95 ms", ">p99 ms", ">items/s", "")
+    return Table(f"By {sweep.axis}: {sweep.subject}", columns, tuple(rows))
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, or a dash."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def between(low: float | None, high: float | None) -> str:
+    """An interval; '?' where the sample sets no limit."""
+    if low is None and high is None:
+        return ""
+    return f"{'?' if low is None else number(low)} .. {'?' if high is None else number(high)}"
+
+
+def _doubts(report: Report) -> tuple[str, ...]:
+    label = "unstable" if report.valid else "INVALID"
+    return tuple(f"{label}: {problem}" for problem in report.problems)

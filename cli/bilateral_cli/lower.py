@@ -1,0 +1,57 @@
+"""`bilateral lower`: the fastest right form of a model for one runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilateral_cli.app import app
+from bilateral_cli.console import JsonOption, notes, out, print_json, table
+
+
+@app.command()
+def lower(
+    model: Annotated[Path, typer.Argument(help="An ONNX file from `bilateral export`.")],
+    runtime: Annotated[
+        str, typer.Option("--for", help="The runtime: 'onnxruntime-cpu' or 'openvino'.")
+    ] = "onnxruntime-cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Default: MODEL.RUNTIME.onnx beside the model."),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="augmented, mask, attention or decomposed, wherever it is possible."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Rewrite the attention of an exported model for one runtime, and check it.
+
+    The exported file stays as it is and runs everywhere; the lowered one is for this runtime
+    alone. Each rewritten attention is compared with its definition in float64; one that rounds
+    worse than float32 arithmetic must falls back to a slower form.
+
+    Example: bilateral lower digits.onnx --for onnxruntime-cpu
+    """
+    from bilateral_export.lowering import lower as lowering
+
+    target = output or model.with_suffix(f".{runtime}.onnx")
+    with notes.status("Lowering"):
+        lowered = lowering.lower(model, runtime, target, form=form)
+    if json:
+        print_json(lowered.lowering)
+        return
+    rows = [
+        (
+            site.node,
+            site.form,
+            "" if site.error is None else f"{site.error:.1e}",
+            "" if site.budget is None else f"{site.budget:.1e}",
+            "; ".join(site.refused),
+        )
+        for site in lowered.lowering.sites
+    ]
+    title = f"{target}: {lowered.lowering.summary}"
+    out.print(table(["attention", "form", ">error", ">budget", "not used"], rows, title=title))

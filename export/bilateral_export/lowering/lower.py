@@ -1,0 +1,256 @@
+"""Choose and apply the lowering of a model for one runtime, held to the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnx
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import atomic_file, require_file, sha256
+from bilateral_export.lowering.attention import use_attention
+from bilateral_export.lowering.augmented import augment
+from bilateral_export.lowering.decomposed import decompose
+from bilateral_export.lowering.gate import FACTOR, measure_sites
+from bilateral_export.lowering.mask import fold_mask
+from bilateral_export.lowering.residual import fold_residual_scales
+from bilateral_export.lowering.rewrite import drop_unused
+from bilateral_export.lowering.site import (
+    Graph,
+    PreconditionError,
+    Site,
+    attention_nodes,
+    read_site,
+)
+
+Runtime = Literal["onnxruntime-cpu", "openvino"]
+Form = Literal["augmented", "mask", "attention", "decomposed"]
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+FORMS: tuple[Form, ...] = get_args(Form)
+METADATA_KEY = "bilateral.lowering"
+
+# From this length on the flash form wins on ONNX Runtime's CPU provider, by the ablation under
+# benchmarks/results; below it the forms are equal there and the mask form rounds best.
+FLASH_LENGTH = 512
+
+_REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
+    "augmented": augment,
+    "mask": fold_mask,
+    "attention": use_attention,
+}
+
+
+class LoweredSite(BaseModel):
+    """What became of one attention.
+
+    Attributes:
+        node: The operator node's name.
+        form: The form it has now.
+        error: Relative error on the model's own activations; None for the decomposed form, which
+            is the operator's own definition.
+        budget: What it may be.
+        refused: Forms that were preferred, and why each was not used.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    node: str
+    form: Form
+    error: float | None = None
+    budget: float | None = None
+    refused: tuple[str, ...] = ()
+
+
+class Lowering(BaseModel):
+    """What was done to a file; kept in its metadata under METADATA_KEY."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    runtime: Runtime
+    source_sha256: str
+    sites: tuple[LoweredSite, ...]
+    residual_scales: int = 0
+
+    @property
+    def summary(self) -> str:
+        """Such as "12 x augmented"."""
+        counts = {form: sum(site.form == form for site in self.sites) for form in FORMS}
+        parts = [f"{count} x {form}" for form, count in counts.items() if count]
+        return ", ".join(parts) or "no attention"
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """A lowered file."""
+
+    path: Path
+    lowering: Lowering
+
+
+def lower(
+    model: Path,
+    runtime: str,
+    output: Path,
+    *,
+    form: str | None = None,
+    factor: float = FACTOR,
+) -> LoweredModel:
+    """Write the form of an exported model that is fastest on one runtime and still right.
+
+    Args:
+        model: A canonical file, as `bilateral export` writes it.
+        runtime: "onnxruntime-cpu" or "openvino".
+        output: The file to write; it must be another than `model`.
+        form: Use this form wherever its conditions hold; None: the runtime's best.
+        factor: The gate: how much larger than that of plain float32 an error may be.
+
+    Raises:
+        UserError: The file is no ONNX model, was lowered before, is too large to rewrite, or the
+            runtime or form is unknown.
+    """
+    require_file(model, "model")
+    if output.resolve() == model.resolve():
+        raise UserError(f"{output} is the model itself", "Write to another file.")
+    proto, lowering = lowered_proto(model, runtime, form=form, factor=factor)
+    with atomic_file(output) as temporary:
+        onnx.save(proto, temporary)
+    return LoweredModel(output, lowering)
+
+
+def lowered_proto(
+    model: Path, runtime: str, *, form: str | None = None, factor: float = FACTOR
+) -> tuple[onnx.ModelProto, Lowering]:
+    """The same as `lower`, in memory."""
+    if runtime not in RUNTIMES:
+        raise UserError(f"no lowering for '{runtime}'", f"There is one for {', '.join(RUNTIMES)}.")
+    if form is not None and form not in FORMS:
+        raise UserError(f"unknown form '{form}'", f"Use one of {', '.join(FORMS)}.")
+    canonical = _read(model)
+    source = sha256(model)
+    refused: dict[str, list[str]] = {node.name: [] for node in attention_nodes(canonical)}
+    banned: set[tuple[str, Form]] = set()
+    while True:
+        candidate, sites, chosen = _rewrite(canonical, runtime, form, refused, banned)
+        errors = (
+            {error.name: error for error in measure_sites(candidate, sites, factor)}
+            if sites
+            else {}
+        )
+        failed = [error for error in errors.values() if not error.passed]
+        if not failed:
+            break
+        for error in failed:
+            banned.add((error.name, chosen[error.name]))
+            refused[error.name].append(
+                f"{chosen[error.name]}: error {error.error:.1e}, budget {error.budget:.1e}"
+            )
+    folded = fold_residual_scales(candidate)
+    rows = tuple(
+        LoweredSite(
+            node=name,
+            form=chosen[name],
+            error=errors[name].error if name in errors else None,
+            budget=errors[name].budget if name in errors else None,
+            refused=tuple(dict.fromkeys(reasons)),
+        )
+        for name, reasons in refused.items()
+    )
+    lowering = Lowering(runtime=runtime, source_sha256=source, sites=rows, residual_scales=folded)
+    entry = candidate.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, lowering.model_dump_json()
+    return candidate, lowering
+
+
+def read_lowering(proto: onnx.ModelProto) -> Lowering | None:
+    """What was done to a model, or None for a canonical one."""
+    for entry in proto.metadata_props:
+        if entry.key == METADATA_KEY:
+            return Lowering.model_validate_json(entry.value)
+    return None
+
+
+def has_attention(path: Path) -> bool:
+    """Whether a file has operator nodes, which is what is lowered; its weights are not read.
+
+    Raises:
+        UserError: The file is no ONNX model.
+    """
+    try:
+        return bool(attention_nodes(onnx.load(path, load_external_data=False)))
+    except Exception as error:
+        raise UserError(f"{path} is no ONNX model", "Export it again.") from error
+
+
+def preferred_forms(runtime: Runtime, site: Site) -> Sequence[Form]:
+    """The forms of one attention on one runtime, best first; "decomposed" always works.
+
+    OpenVINO fuses the decomposed form without materialising N x N, so nothing is gained there.
+    Plain attention without a spatial term needs no columns and is best in the flash form always.
+    """
+    if runtime == "openvino":
+        return ("decomposed",)
+    plain = site.spatial_kernel == "none"
+    if plain or (site.length or 0) >= FLASH_LENGTH:
+        return ("augmented", "mask", "decomposed")
+    return ("mask", "augmented", "decomposed")
+
+
+def _rewrite(
+    canonical: onnx.ModelProto,
+    runtime: Runtime,
+    form: Form | None,
+    refused: dict[str, list[str]],
+    banned: set[tuple[str, Form]],
+) -> tuple[onnx.ModelProto, list[Site], dict[str, Form]]:
+    """Rewrite every attention to the best form that its conditions allow and that is not banned."""
+    candidate = onnx.ModelProto()
+    candidate.CopyFrom(canonical)
+    graph = Graph(candidate)
+    chosen: dict[str, Form] = dict.fromkeys(refused, "decomposed")
+    sites = []
+    for node in attention_nodes(candidate):
+        try:
+            sites.append(read_site(candidate, graph, node))
+        except PreconditionError as error:
+            refused[node.name].append(str(error))
+    rewritten = []
+    for site in sites:
+        for option in (form, "decomposed") if form else preferred_forms(runtime, site):
+            if option == "decomposed":
+                break
+            if (site.node.name, option) in banned:
+                continue
+            try:
+                _REWRITES[option](candidate, site)
+            except PreconditionError as error:
+                refused[site.node.name].append(f"{option}: {error}")
+                continue
+            chosen[site.node.name] = option
+            rewritten.append(site)
+            break
+    if "decomposed" in chosen.values():
+        candidate = decompose(candidate)
+    drop_unused(candidate)
+    return candidate, rewritten, chosen
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        raise UserError(
+            f"{path} is no ONNX model that can be lowered ({reason})",
+            "Export it with `bilateral export`; files over 2 GB are served as they are.",
+        ) from error
+    if done := read_lowering(model):
+        raise UserError(
+            f"{path} was lowered for {done.runtime} already", "Start from the exported file."
+        )
+    return model

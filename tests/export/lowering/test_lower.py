@@ -1,0 +1,153 @@
+"""Lowered models: right against FP64, gated, falling back, refusing what they cannot do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.graph.export import export_onnx
+from bilateral_export.lowering import lower as lowering
+from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
+from bilateral_export.models.zoo import exportable
+from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.samples import random_samples
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(f"{node.domain}::{node.op_type}" for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize("form", ["augmented", "mask", "decomposed"])
+def test_every_form_passes_parity(
+    form: str, checkpoint: Checkpoint, exported: Path, tmp_path: Path
+) -> None:
+    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "lowered.onnx", form=form)
+    assert {site.form for site in lowered.lowering.sites} == {form}
+    assert not any("ai.bilateral" in name for name in operators(lowered.path))
+    samples = random_samples(exportable(checkpoint.build_model()))
+    report = compare(checkpoint, [Candidate(OnnxRuntimeRunner(lowered.path), "fp32")], samples)
+    assert report.passed, report.rows
+
+
+def test_the_augmented_form_meets_the_conditions_of_flash_attention(
+    exported: Path, tmp_path: Path
+) -> None:
+    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx", form="augmented")
+    nodes = [n for n in onnx.load(lowered.path).graph.node if n.op_type == "MultiHeadAttention"]
+    assert len(nodes) == 4
+    assert all(len(node.input) == 3 and len(node.output) == 1 for node in nodes)
+    assert not {a.name for node in nodes for a in node.attribute} & {"unidirectional"}
+
+
+def test_the_file_says_what_was_done_and_keeps_what_it_was(exported: Path, tmp_path: Path) -> None:
+    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx")
+    assert read_lowering(onnx.load(lowered.path)) == lowered.lowering
+    before, after = (
+        {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        for path in (exported, lowered.path)
+    )
+    assert after["bilateral"] == before["bilateral"]
+    with pytest.raises(UserError, match="was lowered for onnxruntime-cpu already"):
+        lower(lowered.path, "openvino", tmp_path / "again.onnx")
+
+
+def test_a_form_that_fails_the_gate_is_not_used(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: onnx.ModelProto, site) -> None:
+        lowering.augment(model, site)
+        name = f"{site.node.name}.columns"
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        value = numpy_helper.to_array(tensor) * np.float32(1.001)
+        tensor.CopyFrom(numpy_helper.from_array(value, name))
+
+    monkeypatch.setitem(lowering._REWRITES, "augmented", broken)
+    proto, done = lowered_proto(exported, "onnxruntime-cpu", form="augmented")
+    assert {site.form for site in done.sites} == {"decomposed"}
+    assert all("augmented: error" in site.refused[0] for site in done.sites)
+    onnx.checker.check_model(proto, full_check=True)
+
+
+def test_what_a_rewrite_does_not_understand_keeps_its_body(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    # A causal mask on one attention: it must be left to the decomposed form, and only it.
+    node = next(n for n in model.graph.node if n.domain == "ai.bilateral")
+    next(a for a in node.attribute if a.name == "causal").i = 1
+    changed = tmp_path / "causal.onnx"
+    onnx.save(model, changed)
+    _, done = lowered_proto(changed, "onnxruntime-cpu", form="augmented")
+    assert [site.form for site in done.sites] == ["decomposed", *["augmented"] * 3]
+    assert done.sites[0].refused == ("it is causal",)
+
+
+def test_a_long_mask_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bilateral_export.lowering.mask.MAX_BYTES", 1000)
+    _, done = lowered_proto(exported, "onnxruntime-cpu", form="mask")
+    assert {site.form for site in done.sites} == {"decomposed"}
+    assert all("would take" in site.refused[0] for site in done.sites)
+
+
+def test_residual_factors_go_into_the_linear_layers(exported: Path, tmp_path: Path) -> None:
+    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx")
+    # Two residual connections in each of four blocks.
+    assert lowered.lowering.residual_scales == 8
+
+
+def test_openvino_gets_standard_operators_only(exported: Path, tmp_path: Path) -> None:
+    lowered = lower(exported, "openvino", tmp_path / "l.onnx")
+    assert all(name.startswith("::") for name in operators(lowered.path))
+    x = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    results = [
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+            None, {"image": x}
+        )[0]
+        for path in (exported, lowered.path)
+    ]
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"runtime": "coreml"}, "no lowering for 'coreml'"),
+        ({"runtime": "openvino", "form": "flash"}, "unknown form 'flash'"),
+    ],
+)
+def test_unknown_names_are_refused(
+    arguments: dict[str, str], message: str, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        lower(exported, output=tmp_path / "l.onnx", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    with pytest.raises(UserError, match="no ONNX model"):
+        lower(text, "openvino", tmp_path / "l.onnx")
+    with pytest.raises(UserError, match="is the model itself"):
+        lower(exported, "openvino", exported)
+
+
+def test_the_standard_attention_node_needs_its_opset_and_then_passes_parity(
+    checkpoint: Checkpoint, exported: Path, tmp_path: Path
+) -> None:
+    _, done = lowered_proto(exported, "onnxruntime-cpu", form="attention")
+    assert "needs opset 23" in done.sites[0].refused[0]
+    newer = tmp_path / "opset23.onnx"
+    export_onnx(checkpoint, newer, opset=23)
+    lowered = lower(newer, "onnxruntime-cpu", tmp_path / "l.onnx", form="attention")
+    assert {site.form for site in lowered.lowering.sites} == {"attention"}
+    samples = random_samples(exportable(checkpoint.build_model()))
+    candidate = Candidate(OnnxRuntimeRunner(lowered.path), "fp32")
+    assert compare(checkpoint, [candidate], samples).passed
