@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,15 @@ from bilateral_export.text import (
 TEXT = 'The "if" statement (see below) isn\'t a loop.\nIt is used for a choice.\n'
 CONTEXT = 8
 Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """One word at a time is too little work to share: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_text_survives_being_encoded_and_decoded() -> None:

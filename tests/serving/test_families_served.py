@@ -64,6 +64,15 @@ PREPROCESSING: dict[str, tuple[ModelConfig, Preprocessing]] = {
 Models = dict[str, Checkpoint]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """One word at a time is too little work to share: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """The two trained checkpoints, and small random ones of the other kinds of input."""
