@@ -67,7 +67,9 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
 def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
     """The checkpoint at the resolution an artifact was exported at, to compare the two."""
     image_size = metadata.model.get("image_size")
-    return checkpoint if image_size is None else at_resolution(checkpoint, image_size)
+    if image_size is None or not isinstance(checkpoint.card.model, ImageClassifierConfig):
+        return checkpoint
+    return at_resolution(checkpoint, image_size)
 
 
 def _preprocessing(before: Preprocessing | None, image_size: int) -> Preprocessing | None:
