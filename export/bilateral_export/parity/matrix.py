@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from bilateral_export.checkpoint.load import Checkpoint
@@ -15,11 +16,12 @@ from bilateral_export.models.zoo import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.adversarial import search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect
-from bilateral_export.parity.budget import DEFAULT_FACTOR, rounding_floor
+from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of, truth_of
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.identity import body_check, identity_checks
+from bilateral_export.parity.measure import error_floor
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import (
     Bisection,
@@ -176,7 +178,9 @@ def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
     model = exportable(plan.checkpoint.build_model())
     with candidate.ground.reference(plan.checkpoint) as reference:
         found = search(model, candidate.runner, reference, plan.adversarial)
-    limit = plan.factor * max(eager, rounding_floor(candidate.rounding))
+    empty = [np.zeros(0, spec.dtype) for spec in model.outputs()]
+    floor = max(error_floor(output, candidate.rounding) for output in empty)
+    limit = plan.factor * max(eager, floor)
     return Check(
         stage=candidate.name,
         name="adversarial inputs",
