@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bilateral_export.models.zoo import Exportable
-from bilateral_export.parity.measure import Reference, relative_errors
+from bilateral_export.parity.measure import Reference, item_errors
 from bilateral_export.parity.samples import Sample
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
@@ -79,7 +79,7 @@ def search(
 def _errors(runner: Runner, reference: Runner, arrays: dict[str, Array]) -> Reference:
     """The largest relative error over the outputs, per item."""
     got, truth = runner.run(arrays), reference.run(arrays)
-    each = [relative_errors(got[name], truth[name].astype(np.float64)) for name in truth]
+    each = [item_errors(got[name], truth[name]) for name in truth]
     return np.asarray(np.max(each, axis=0))
 
 

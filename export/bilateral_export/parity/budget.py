@@ -6,11 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from bilateral_export.metadata import Precision
 from bilateral_export.parity.measure import Reference
-from bilateral_export.precision import DTYPES
 
 DEFAULT_FACTOR = 4.0
 CONFIDENCE = 0.99
@@ -58,19 +55,18 @@ class Quotient:
         return self.typical_high <= budget.typical and self.worst <= budget.worst
 
 
-def quotient(errors: Reference, eager_errors: Reference, precision: Precision) -> Quotient:
+def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotient:
     """Compare errors of the same items.
 
     Logarithms of ratios of rounding errors are close to normally distributed, so the interval is
-    that of their mean. Errors below `rounding_floor` count as that much: a model may be exact in
-    eager PyTorch, and rounding is always allowed.
+    that of their mean. Errors below `floor` count as that much: a model may be exact in eager
+    PyTorch, and rounding is always allowed.
 
     Args:
-        errors: Relative errors of the candidate, one per item.
+        errors: Errors of the candidate, one per item.
         eager_errors: Those of eager PyTorch in the same precision.
-        precision: Whose rounding it is.
+        floor: From `measure.error_floor`.
     """
-    floor = rounding_floor(precision)
     eager = np.maximum(eager_errors, floor)
     worst = float(errors.max() / eager.max())
     if not np.isfinite(errors).all():
@@ -87,11 +83,6 @@ def quotient(errors: Reference, eager_errors: Reference, precision: Precision) -
     )
 
 
-def rounding_floor(precision: Precision) -> float:
-    """The relative error that any output may have: a quarter of one rounding."""
-    return float(torch.finfo(DTYPES[precision]).eps) / 4
-
-
-def worst_error(eager_errors: Reference, precision: Precision, factor: float) -> float:
+def worst_error(eager_errors: Reference, floor: float, factor: float) -> float:
     """What the largest error may be."""
-    return factor * max(float(eager_errors.max()), rounding_floor(precision))
+    return factor * max(float(eager_errors.max()), floor)

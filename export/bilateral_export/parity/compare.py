@@ -17,9 +17,10 @@ from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import ParityReport, ParityRow, WorstInput
 from bilateral_export.parity.samples import Sample
 from bilateral_export.runners.base import Runner
+from bilateral_export.tensors import Array
 
 # One array per sample.
-Outputs = dict[str, list[Reference]]
+Outputs = dict[str, list[Array]]
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,13 @@ def truth_of(checkpoint: Checkpoint, ground: Ground, samples: Sequence[Sample]) 
 
 
 def outputs_of(runner: Runner, samples: Sequence[Sample]) -> Outputs:
-    """Every output of every sample, as float64."""
+    """Every output of every sample, as float64, whole numbers as int64."""
     results = [runner.run(sample.arrays) for sample in samples]
-    return {
-        name: [np.asarray(result[name], dtype=np.float64) for result in results]
-        for name in results[0]
-    }
+    return {name: [_wide(result[name]) for result in results] for name in results[0]}
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
 def judge(
@@ -147,8 +149,9 @@ def judge(
     for name, reference in truth.reference.items():
         errors = _errors(outputs[name], reference)
         eager = _errors(truth.eager[name], reference)
-        found = quotient(errors, eager, candidate.rounding)
-        limit = worst_error(eager, candidate.rounding, factor)
+        floor = measure.error_floor(reference[0], candidate.rounding)
+        found = quotient(errors, eager, floor)
+        limit = worst_error(eager, floor, factor)
         decision = judge_decisions(name, outputs[name], reference, limit)
         pairs = list(zip(outputs[name], reference, strict=True))
         distances = [measure.ulps(mine, true, candidate.rounding).ravel() for mine, true in pairs]
@@ -174,9 +177,9 @@ def judge(
     return rows
 
 
-def _errors(outputs: Sequence[Reference], reference: Sequence[Reference]) -> Reference:
+def _errors(outputs: Sequence[Array], reference: Sequence[Array]) -> Reference:
     pairs = zip(outputs, reference, strict=True)
-    return np.concatenate([measure.relative_errors(mine, true) for mine, true in pairs])
+    return np.concatenate([measure.item_errors(mine, true) for mine, true in pairs])
 
 
 def _worst(errors: Reference, samples: Sequence[Sample]) -> WorstInput:

@@ -17,13 +17,14 @@ LOG_LIKELIHOOD = "log_likelihood"
 def judge_decisions(
     output: str,
     got: Sequence[Array],
-    reference: Sequence[Reference],
+    reference: Sequence[Array],
     budget: float,
 ) -> Decision | None:
     """Compare what one output decides with what FP64 decides.
 
-    Scores `[B, C]` decide a class (or the next token), `[B, C, H, W]` the class of each pixel;
-    a `log_likelihood` `[B, N]` of given tokens decides nothing, but sums up to the perplexity.
+    Whole numbers are decisions. Scores `[B, C]` decide a class (or the next token),
+    `[B, C, H, W]` the class of each pixel; a `log_likelihood` `[B, N]` of given tokens decides
+    nothing, but sums up to the perplexity.
     Other outputs, such as a cache, have no decision: None.
 
     Args:
@@ -34,8 +35,10 @@ def judge_decisions(
     """
     if output == LOG_LIKELIHOOD:
         return _perplexity(got, reference)
+    if reference[0].dtype.kind != "f":
+        return _labels(got, reference)
     rank = reference[0].ndim
-    if rank not in (2, 4) or reference[0].dtype.kind != "f":
+    if rank not in (2, 4):
         return None
     agree, flipped, decisions = 0, 0, 0
     for mine, truth in zip(got, reference, strict=True):
@@ -51,11 +54,11 @@ def judge_decisions(
         flipped=flipped,
         decisions=decisions,
         summary="mIoU" if rank == 4 else "",
-        summary_value=_mean_iou(got, reference) if rank == 4 else None,
+        summary_value=_iou_of_scores(got, reference) if rank == 4 else None,
     )
 
 
-def _perplexity(got: Sequence[Array], reference: Sequence[Reference]) -> Decision:
+def _perplexity(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
     """Perplexity over that of FP64, on the same tokens; every token counts once."""
     tokens = sum(truth.size for truth in reference)
     difference = sum(
@@ -72,20 +75,43 @@ def _perplexity(got: Sequence[Array], reference: Sequence[Reference]) -> Decisio
     )
 
 
-def _mean_iou(got: Sequence[Array], reference: Sequence[Reference]) -> float:
-    """Mean over FP64's classes of intersection over union, FP64's decision taken as the truth."""
-    classes = reference[0].shape[1]
-    both, either = np.zeros(classes), np.zeros(classes)
-    for mine, truth in zip(got, reference, strict=True):
-        a, b = mine.argmax(1), truth.argmax(1)
-        for number in range(classes):
-            both[number] += np.sum((a == number) & (b == number))
-            either[number] += np.sum((a == number) | (b == number))
-    return float((both[either > 0] / either[either > 0]).mean())
+def _labels(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
+    """Decisions that the graph has taken itself; it does not say by which margin."""
+    pairs = list(zip(got, reference, strict=True))
+    decisions = sum(truth.size for truth in reference)
+    return Decision(
+        metric="pixel class",
+        agreement=sum(int((mine == truth).sum()) for mine, truth in pairs) / decisions,
+        flipped=0,
+        decisions=decisions,
+        summary="mIoU",
+        summary_value=_mean_iou(got, reference),
+    )
 
 
-def _margin(reference: Reference) -> Reference:
+def _mean_iou(got: Sequence[Array], reference: Sequence[Array]) -> float:
+    """Mean over FP64's classes of intersection over union, FP64's decision taken as the truth.
+
+    Args:
+        got: Labels of any shape.
+        reference: FP64's.
+    """
+    mine = np.concatenate([labels.ravel() for labels in got]).astype(np.int64)
+    true = np.concatenate([labels.ravel() for labels in reference]).astype(np.int64)
+    classes = int(max(mine.max(), true.max())) + 1
+    both = np.bincount(true[mine == true], minlength=classes)
+    ours, theirs = (np.bincount(labels, minlength=classes) for labels in (mine, true))
+    present = theirs > 0
+    return float((both[present] / (ours + theirs - both)[present]).mean())
+
+
+def _iou_of_scores(got: Sequence[Array], reference: Sequence[Array]) -> float:
+    return _mean_iou([scores.argmax(1) for scores in got], [s.argmax(1) for s in reference])
+
+
+def _margin(scores: Array) -> Reference:
     """Distance between the largest and the second largest score."""
+    reference = scores.astype(np.float64)
     if reference.shape[1] < 2:
         return np.zeros(reference.sum(1).shape)
     top = np.partition(np.moveaxis(reference, 1, -1), -2, axis=-1)[..., -2:]

@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.metadata import ArtifactMetadata, Precision
 from bilateral_export.models.zoo import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.adversarial import search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect
-from bilateral_export.parity.budget import DEFAULT_FACTOR, rounding_floor
+from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
-from bilateral_export.parity.compare import Truth, judge, outputs_of, truth_of
+from bilateral_export.parity.compare import Truth, judge, outputs_of
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.identity import body_check, identity_checks
+from bilateral_export.parity.measure import error_floor
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import (
     Bisection,
@@ -32,6 +34,7 @@ from bilateral_export.parity.report import (
 from bilateral_export.parity.reproducer import write_reproducer
 from bilateral_export.parity.samples import Sample
 from bilateral_export.parity.stages import Stage
+from bilateral_export.runners.torch_runner import TorchRunner
 
 Progress = Callable[[str], None]
 
@@ -70,23 +73,24 @@ class Plan:
 
 @dataclass
 class _Grounds:
-    """References, computed once for each weights and rounding that a stage is compared with."""
+    """References and eager outputs, computed once however many stages are compared with them."""
 
     plan: Plan
     extremes: Sequence[Sample]
-    truths: dict[Ground, Truth] = field(default_factory=dict)
-    at_extremes: dict[Ground, Truth] = field(default_factory=dict)
+    references: dict[tuple[Precision, bool], comparison.Outputs] = field(default_factory=dict)
+    eagers: dict[tuple[Ground, bool], comparison.Outputs] = field(default_factory=dict)
     maxima: dict[Ground, float] = field(default_factory=dict)
 
-    def truth(self, ground: Ground) -> Truth:
-        if ground not in self.truths:
-            self.truths[ground] = truth_of(self.plan.checkpoint, ground, self.plan.samples)
-        return self.truths[ground]
-
-    def extreme(self, ground: Ground) -> Truth:
-        if ground not in self.at_extremes:
-            self.at_extremes[ground] = truth_of(self.plan.checkpoint, ground, self.extremes)
-        return self.at_extremes[ground]
+    def truth(self, ground: Ground, extreme: bool = False) -> Truth:
+        """Reference and eager outputs on the samples, or on the extremes."""
+        samples = self.extremes if extreme else self.plan.samples
+        if (ground.weights, extreme) not in self.references:
+            with ground.reference(self.plan.checkpoint) as runner:
+                self.references[ground.weights, extreme] = outputs_of(runner, samples)
+        if (ground, extreme) not in self.eagers:
+            with ground.eager(self.plan.checkpoint) as runner:
+                self.eagers[ground, extreme] = outputs_of(runner, samples)
+        return Truth(self.references[ground.weights, extreme], self.eagers[ground, extreme])
 
     def eager_maximum(self, ground: Ground) -> float:
         """The largest error that the adversarial search finds against eager PyTorch."""
@@ -156,14 +160,18 @@ def _judge_stage(
     stage: Stage, plan: Plan, grounds: _Grounds
 ) -> tuple[list[ParityRow], list[Check]]:
     candidate = stage.candidate
-    outputs = outputs_of(candidate.runner, plan.samples)
-    rows = judge(candidate, outputs, grounds.truth(candidate.ground), plan.samples, plan.factor)
+    truth = grounds.truth(candidate.ground)
+    if type(candidate.runner) is TorchRunner and not candidate.widened:
+        outputs = truth.eager  # this stage is what the budget is measured by
+    else:
+        outputs = outputs_of(candidate.runner, plan.samples)
+    rows = judge(candidate, outputs, truth, plan.samples, plan.factor)
     if not stage.checked:
         return rows, []
     limits = {row.output: row.budget for row in rows}
     several = max(plan.samples, key=lambda sample: sample.items)
     checks = behaviour_checks(candidate, several, limits)
-    truth = grounds.extreme(candidate.ground)
+    truth = grounds.truth(candidate.ground, extreme=True)
     checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor)
     if plan.adversarial:
         checks.append(_adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground)))
@@ -176,7 +184,9 @@ def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
     model = exportable(plan.checkpoint.build_model())
     with candidate.ground.reference(plan.checkpoint) as reference:
         found = search(model, candidate.runner, reference, plan.adversarial)
-    limit = plan.factor * max(eager, rounding_floor(candidate.rounding))
+    empty = [np.zeros(0, spec.dtype) for spec in model.outputs()]
+    floor = max(error_floor(output, candidate.rounding) for output in empty)
+    limit = plan.factor * max(eager, floor)
     return Check(
         stage=candidate.name,
         name="adversarial inputs",

@@ -10,10 +10,11 @@ import torch
 from tests.export.parity.faults import SERVING_FAULTS, Spoiled
 from tests.export.parity.models import Subject
 
+from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.zoo import build, exportable, named
 from bilateral_export.parity.compare import (
     Candidate,
     Truth,
@@ -101,6 +102,27 @@ def test_a_healthy_model_passes_fifty_seeds(
             samples[cut],
         )
         failed += [(seed, row) for row in rows if not row.passed]
+    assert failed == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Precision) -> None:
+    """Its graph returns labels, no scores: what counts is the share of pixels that differs."""
+    config = named("segmenter_tiny").model_copy(
+        update={"image_size": 32, "patch_size": 8, "dim": 48, "depth": 2, "num_classes": 5}
+    )
+    torch.manual_seed(0)
+    model = build(config)
+    card = CheckpointCard(name="segmenter", model=config)
+    checkpoint = Checkpoint(tmp_path, "0" * 64, card, model.state_dict())
+    exported = export_onnx(checkpoint, tmp_path / "segmenter.onnx", precision=precision)
+    candidate = _native(exported.path, precision)
+    failed = []
+    for seed in SEEDS:
+        samples = random_samples(exportable(model), (1, 2, 29), seed=seed)
+        failed += [
+            (seed, row) for row in compare(checkpoint, [candidate], samples).rows if not row.passed
+        ]
     assert failed == []
 
 

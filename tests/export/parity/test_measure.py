@@ -13,11 +13,14 @@ from bilateral_export.parity.decision import judge_decisions
 from bilateral_export.parity.measure import (
     ULP_EDGES,
     cosines,
+    error_floor,
+    item_errors,
     relative_errors,
     ulp_histogram,
     ulps,
 )
 
+FLOOR = error_floor(np.zeros(1), "fp32")
 NUMBERS = arrays.arrays(np.float32, (3, 4), elements=st.floats(-1e4, 1e4, width=32))
 NONZERO = st.floats(2**-10, 1e4, width=32) | st.floats(-1e4, -(2**-10), width=32)
 
@@ -65,7 +68,7 @@ def test_a_vector_points_where_it_points(values: np.ndarray) -> None:
 
 def test_a_constant_ratio_is_known_for_certain() -> None:
     eager = np.linspace(1e-6, 2e-6, 9)
-    found = quotient(1.5 * eager, eager, "fp32")
+    found = quotient(1.5 * eager, eager, FLOOR)
     assert found.typical == pytest.approx(1.5)
     assert found.typical_low == pytest.approx(found.typical_high)
     assert found.worst == pytest.approx(1.5)
@@ -77,27 +80,27 @@ def test_more_items_make_more_certain() -> None:
     generator = np.random.default_rng(0)
     eager = np.full(1000, 1e-5)
     errors = eager * np.exp(generator.standard_normal(1000))
-    few, many = quotient(errors[:10], eager[:10], "fp32"), quotient(errors, eager, "fp32")
+    few, many = quotient(errors[:10], eager[:10], FLOOR), quotient(errors, eager, FLOOR)
     assert many.typical_low <= 1 <= many.typical_high
     assert many.typical_high - many.typical_low < few.typical_high - few.typical_low
 
 
 def test_too_few_items_for_a_verdict_do_not_pass() -> None:
     """Three items whose ratios differ a thousandfold are consistent with a large error."""
-    found = quotient(np.array([1e-7, 3e-5, 3e-6]), np.full(3, 1e-5), "fp32")
+    found = quotient(np.array([1e-7, 3e-5, 3e-6]), np.full(3, 1e-5), FLOOR)
     assert found.typical < 2 < found.typical_high
     assert not found.within(Budget())
 
 
 def test_an_exact_eager_model_allows_rounding_and_no_more() -> None:
     eager = np.zeros(8)
-    assert quotient(np.full(8, 2e-8), eager, "fp32").within(Budget())
-    assert not quotient(np.full(8, 1e-6), eager, "fp32").within(Budget())
+    assert quotient(np.full(8, 2e-8), eager, FLOOR).within(Budget())
+    assert not quotient(np.full(8, 1e-6), eager, FLOOR).within(Budget())
 
 
 def test_one_infinite_error_fails() -> None:
     errors = np.array([1e-6, np.inf])
-    assert not quotient(errors, np.full(2, 1e-6), "fp32").within(Budget(1e9, 1e9))
+    assert not quotient(errors, np.full(2, 1e-6), FLOOR).within(Budget(1e9, 1e9))
 
 
 def test_a_close_call_may_flip_and_a_clear_one_may_not() -> None:
@@ -135,3 +138,13 @@ def test_a_cache_decides_nothing() -> None:
     assert (
         judge_decisions("keys", [np.zeros((1, 2, 3, 4, 5))], [np.zeros((1, 2, 3, 4, 5))], 1) is None
     )
+
+
+def test_labels_are_compared_as_decisions() -> None:
+    truth = np.array([[0, 0, 1, 1], [2, 2, 2, 2]])
+    mine = np.array([[0, 1, 1, 1], [2, 2, 2, 2]])
+    assert list(item_errors(mine, truth)) == [0.25, 0]
+    found = judge_decisions("classes", [mine], [truth], 0.0)
+    assert found is not None
+    assert found.agreement == 7 / 8
+    assert found.summary_value == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
