@@ -4,8 +4,8 @@
 
 `full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin`
 builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
-features, and fp32 with heads up to 64 alone. What a plan needs and the library lacks is said when
-the plan is built.
+features, fp32 with heads up to 64 alone, and the skipping of far tiles for images (two coordinates,
+heads up to 64). What a plan needs and the library lacks is said when the plan is built.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def architectures(capabilities: list[int] | None) -> list[int]:
 
 def is_standard(kernel: Specialisation) -> bool:
     """Whether a kernel is in the standard set."""
+    if kernel.kernel == "plan":  # without it no tile is skipped, and the result is the same
+        return kernel.coordinates == 2 and kernel.head_dim <= 64
     largest_head = 64 if kernel.dtype == "fp32" else 128
     return (
         kernel.head_dim <= largest_head and kernel.coordinates <= 2 and kernel.features in (0, 64)

@@ -53,7 +53,9 @@ def test_a_file_name_does_not_decide_the_precision(make_model) -> None:
 
 
 def test_tf32_is_stated(make_model) -> None:
-    assert build(make_model(GAUSSIAN), BuildOptions(targets=(86,), tf32=True)).tf32
+    assert build(
+        make_model(GAUSSIAN), BuildOptions(targets=(86,), attention="function", tf32=True)
+    ).tf32
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -100,7 +102,9 @@ def test_two_profiles_are_built_and_the_largest_batch_is_known(make_model) -> No
     profiles = tuple(
         parse_profile(text) for text in ("x=1x16x64:1x16x64:1x16x64", "x=2x16x64:24x16x64:48x16x64")
     )
-    manifest = build(make_model(GAUSSIAN), BuildOptions(targets=(86,), profiles=profiles))
+    manifest = build(
+        make_model(GAUSSIAN), BuildOptions(targets=(86,), attention="function", profiles=profiles)
+    )
     assert len(manifest.profiles) == 2
     assert manifest.max_batch == 48
     assert manifest.profiles[1]["x"].range() == profiles[1]["x"]
@@ -128,8 +132,13 @@ def test_progress_comes_to_its_end(make_model) -> None:
         (BuildOptions(max_batch=0), "largest batch"),
         (BuildOptions(attention="function", embed_plugin=True), "embedded"),
         (BuildOptions(attention="plugin", plugin=Path("none.so")), "none.so"),
-        (BuildOptions(targets=(86,), profiles=(parse_profile("y=1x1:1x1:1x1"),)), "does not have"),
-        (BuildOptions(targets=(75,)), "SM75"),  # what only the builder finds
+        (
+            BuildOptions(
+                targets=(86,), attention="function", profiles=(parse_profile("y=1x1:1x1:1x1"),)
+            ),
+            "does not have",
+        ),
+        (BuildOptions(targets=(75,), attention="function"), "SM75"),  # what only the builder finds
     ],
 )
 def test_what_cannot_be_built_is_said_and_leaves_nothing(
