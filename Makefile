@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 # Where torch comes from, if not from the index pip is set to: PyTorch's CPU index, for one.
 TORCH_INDEX ?=
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format bench clean
 
 quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRPC, on the CPU
 	$(BIN)/bilateral quickstart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import socket
 import sys
 import tempfile
@@ -116,8 +117,14 @@ class Suite:
         """Overhead by settings, breakdown, sweeps, scenarios, and the generator's own limit."""
         _, exported = self._export(folder, name, None)
         models, port = folder / "repository", free_port()
-        names = {way: way.replace(",", "").replace(" ", "_") for way in WAYS}
-        for way, settings in WAYS.items():
+        absent = importlib.util.find_spec("openvino") is None
+        ways = {
+            way: settings
+            for way, settings in WAYS.items()
+            if not (absent and settings.runtime == "openvino")
+        }
+        names = {way: way.replace(",", "").replace(" ", "_") for way in ways}
+        for way, settings in ways.items():
             repository.add(names[way], exported, models, settings=settings)
         if name != DIGITS:
             small = folder / "digits"
