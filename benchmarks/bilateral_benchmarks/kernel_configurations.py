@@ -104,9 +104,9 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
                         yield Case(architecture, bits, spatial_kernel, head_dim)
 
 
-def heaviest(case: Case, chosen: Configuration) -> Specialisation:
-    """The specialisation of a case that needs most registers and shared memory."""
-    return Specialisation(
+def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
+    """The specialisations of a case that need most registers and shared memory."""
+    most = Specialisation(
         "attention",
         case.architecture,
         "bf16" if case.bits == 16 else "fp32",
@@ -117,6 +117,10 @@ def heaviest(case: Case, chosen: Configuration) -> Specialisation:
         features=128 if case.spatial_kernel == "dot" else 0,
         key_term=True,
     )
+    yield most
+    if case.spatial_kernel == "none":
+        # Less to hold, and yet at times more registers.
+        yield replace(most, key_term=False)
 
 
 def fits(specialisation: Specialisation) -> bool:
@@ -141,7 +145,7 @@ def choose(group: Sequence[Case]) -> dict[Case, Configuration]:
     start = 0
     for case in group:
         candidates = CANDIDATES[case.bits]
-        while start < len(candidates) and not fits(heaviest(case, candidates[start])):
+        while start < len(candidates) and not all(map(fits, heaviest(case, candidates[start]))):
             start += 1
         if start < len(candidates):
             chosen[case] = candidates[start]
