@@ -116,7 +116,8 @@ def _attention(architecture: int, dtype: str, head_dim: int) -> Iterator[Special
     def make(kernel: Kernel, spatial: SpatialKernel, **fields: Any) -> Specialisation:
         chosen = configurations.configuration(architecture, DTYPES[dtype], spatial, head_dim)
         if kernel == "plan":
-            chosen = replace(chosen, num_warps=chosen.plan_warps(head_dim), num_stages=1)
+            warps = configurations.plan_warps(architecture, chosen, head_dim)
+            chosen = replace(chosen, num_warps=warps, num_stages=1)
         return Specialisation(
             kernel, architecture, dtype, chosen, head_dim=head_dim, spatial=spatial, **fields
         )

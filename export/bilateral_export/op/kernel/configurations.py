@@ -50,10 +50,6 @@ class Configuration:
     max_registers: int = 0
     status: Status = "predicted"
 
-    def plan_warps(self, head_dim: int) -> int:
-        """Warps of a program of the plan kernel, which needs registers more than speed."""
-        return 8 if self.block_m * head_dim > 128 * 128 else 4
-
 
 @dataclass(frozen=True)
 class Case:
@@ -101,6 +97,15 @@ def class_of(size: int, classes: tuple[int, ...], what: str) -> int:
         f"{what} {size} is larger than {classes[-1]}, the most the fused kernel takes",
         "Use the composite implementation, bilateral_export.op.attention.",
     )
+
+
+def plan_warps(capability: int, chosen: Configuration, head_dim: int) -> int:
+    """Warps of a program of the plan kernel, which needs registers more than speed.
+
+    Four leave a thread most registers, except where it holds more: long heads, and 10.0, whose
+    tensor memory is read a row per thread.
+    """
+    return 8 if capability // 10 == 10 or chosen.block_m * head_dim > 128 * 128 else 4
 
 
 def configuration(

@@ -13,7 +13,7 @@ from torch import Tensor
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 from bilateral_export.op.kernel import configurations
-from bilateral_export.op.kernel.configurations import Configuration, class_of
+from bilateral_export.op.kernel.configurations import Configuration, class_of, plan_warps
 from bilateral_export.op.kernel.forward import bilateral_attention_kernel
 from bilateral_export.op.kernel.plan import bilateral_plan_kernel
 from bilateral_export.op.kernel.prepare import (
@@ -256,7 +256,10 @@ class Launch:
             abs(self.scale) or 1.0, BUDGET[query.dtype],
             C=self.coordinates, BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
             BLOCK_N=self.configuration.block_n, PRECISION=self.precision,
-            num_warps=self.configuration.plan_warps(self.block_d), enable_fp_fusion=True,
+            num_warps=plan_warps(
+                _capability(query.device), self.configuration, self.block_d
+            ),
+            enable_fp_fusion=True,
         )  # fmt: skip
         return ranges
 
