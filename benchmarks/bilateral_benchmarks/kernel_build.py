@@ -18,6 +18,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, write_text
 from bilateral_export.op.kernel.compile import problems
 
+COMMAND = "python -m bilateral_benchmarks.kernel_build DIR --output benchmarks/results"
 _FACTS = (
     "file",
     "architecture",
@@ -38,7 +39,6 @@ _FACTS = (
     "serialised",
     "matrix_instructions",
     "bytes",
-    "sha256",
 )
 
 
@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cubins = list({c["file"]: c for manifest in manifests for c in manifest["cubins"]}.values())
         found = problems({"cubins": cubins})
         facts = {
-            "context": Context.now().model_dump(),
+            # The folders are of no interest to a reader.
+            "context": Context.now().model_copy(update={"command": COMMAND}).model_dump(),
             "triton": sorted({manifest["triton"] for manifest in manifests}),
             "ptxas": sorted({manifest["ptxas"] for manifest in manifests}),
             "total_bytes": sum(cubin["bytes"] for cubin in cubins),
@@ -101,8 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [
             "# Ahead-of-time build of the fused kernel",
             "",
-            "`python -m bilateral_export.op.kernel.compile DIR`, then",
-            "`python -m bilateral_benchmarks.kernel_build DIR --output benchmarks/results`."
+            f"`python -m bilateral_export.op.kernel.compile DIR`, then `{COMMAND}`."
             f" Triton {', '.join(facts['triton'])}, ptxas {', '.join(facts['ptxas'])}."
             " No GPU: block sizes are predicted, nothing here is a time.",
             "",
