@@ -28,6 +28,9 @@ from bilateral_serving.client import Client
 from bilateral_serving.config import Settings
 from bilateral_serving.server import RunningServer, ServerOptions, running
 
+# What it measures is wrong while something else keeps the cores busy.
+pytestmark = pytest.mark.timing
+
 CHECKPOINT = Path("export/checkpoints/digits_bilateral.safetensors")
 WAYS = {
     "onnxruntime": Settings(threads=1),
