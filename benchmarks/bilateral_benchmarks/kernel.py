@@ -375,11 +375,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="choose block sizes by timing first")
     options = parser.parse_args(arguments)
     try:
-        require_gpu()
+        return 0 if bench_kernel(options.output, options.tune) else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.tune:
+
+
+def bench_kernel(output: Path | None, tune_first: bool) -> bool:
+    """Time every way over every shape, print the report, and say whether all targets were met.
+
+    Args:
+        output: Directory for `kernel.json` and `kernel.md`, or None.
+        tune_first: Whether to choose block sizes by timing first.
+
+    Raises:
+        UserError: There is no NVIDIA GPU.
+    """
+    require_gpu()
+    if tune_first:
         tune()
     context = Context.now()
     peaks = {name: gemm_peak(dtype) for dtype, name in DTYPES.items()}
@@ -394,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judged = targets(rows, curves, peaks)
     report = markdown(rows, curves, peaks, judged)
     print(report)
-    if options.output:
+    if output:
         facts = {
             "context": context.model_dump(),
             "gemm_peak_tflops": peaks,
@@ -402,9 +415,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "bandwidth": [asdict(row) for row in curves],
             "targets": [{**asdict(target), "passed": target.passed} for target in judged],
         }
-        write_text(options.output / "kernel.json", json.dumps(facts, indent=1, default=str) + "\n")
-        write_text(options.output / "kernel.md", f"`{context.command}`\n\n{report}")
-    return 0 if all(target.passed for target in judged) else 1
+        write_text(output / "kernel.json", json.dumps(facts, indent=1, default=str) + "\n")
+        write_text(output / "kernel.md", f"`{context.command}`\n\n{report}")
+    return all(target.passed for target in judged)
 
 
 if __name__ == "__main__":

@@ -532,6 +532,27 @@ def _write_pages(document: Document, path: Path) -> None:
         notes.print(f"Wrote {path.with_suffix(suffix)}")
 
 
+@bench.command()
+def kernel(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory for kernel.json and kernel.md.")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose block sizes by timing first.")
+    ] = False,
+) -> None:
+    """Time the fused kernel against every other way to compute its answer. Needs an NVIDIA GPU.
+
+    Exit code 1 when a target is missed.
+
+    Example: bilateral bench kernel --tune --output benchmarks/results
+    """
+    from bilateral_benchmarks.kernel import bench_kernel
+
+    if not bench_kernel(output, tune):
+        raise typer.Exit(EXIT_FAILED)
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(value) for value in text.split(",") if value.strip()]

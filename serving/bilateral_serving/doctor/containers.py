@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bilateral_export.errors import UserError
 
-# Release -> TensorRT. Source: NVIDIA's Deep Learning Frameworks Support Matrix, section Triton
-# Inference Server. For other releases: `bilateral doctor --tensorrt VERSION`.
+# Release -> TensorRT, as we know it from NVIDIA's Deep Learning Frameworks Support Matrix; not
+# checked against the images. `bilateral doctor --tensorrt VERSION` overrides it.
 TENSORRT = {
     "24.10": "10.5.0",
     "24.11": "10.6.0",
@@ -20,7 +20,7 @@ TENSORRT = {
 
 
 def tensorrt_of(release: str) -> str:
-    """The TensorRT version in `nvcr.io/nvidia/tritonserver:<release>-py3`.
+    """The TensorRT version in NVIDIA's container `tritonserver:<release>-py3`.
 
     Raises:
         UserError: The release is not in the table.
