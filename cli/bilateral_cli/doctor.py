@@ -81,4 +81,5 @@ def _print(diagnosis: Diagnosis) -> None:
                 out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
     errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     warnings = sum(finding.severity == "warning" for finding in diagnosis.findings)
-    out.print(f"{diagnosis.repository}: {errors} errors, {warnings} warnings", highlight=False)
+    counted = f"{diagnosis.repository}: {errors} errors, {warnings} warnings"
+    out.print(counted, highlight=False, soft_wrap=True)

@@ -61,7 +61,9 @@ for _command in _COMMANDS:
 
 def run() -> NoReturn:
     """Run the command line; the console script's entry point."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = app(standalone_mode=False) or 0
     except UserError as error:
@@ -71,7 +73,6 @@ def run() -> NoReturn:
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        notes.print("Interrupted; nothing half-written was left.", style="yellow")
         code = EXIT_INTERRUPTED
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
@@ -81,6 +82,8 @@ def run() -> NoReturn:
             f"this command needs {error.name}, which is not installed."
             f' Run: pip install "bilateral-serve[{extra}]"'
         )
+    if code == EXIT_INTERRUPTED:  # Typer turns an interrupt into this code
+        notes.print("Interrupted; nothing half-written was left.", style="yellow")
     sys.exit(code)
 
 
@@ -93,6 +96,14 @@ def _command_path(error: Any) -> str:
     return error.ctx.command_path if error.ctx else "bilateral"
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed."""
-    raise KeyboardInterrupt
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM.
+
+    A class of our own, because CPython ends by signal, whoever catches it, when KeyboardInterrupt
+    itself passes through `exec` of a string, as dataclasses and torch.fx do.
+    """
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Unwind, so that temporary files are removed."""
+    raise Interrupted

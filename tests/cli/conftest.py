@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bilateral_cli.console import notes, out
 from bilateral_cli.main import run
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,9 @@ Bilateral = Callable[..., Outcome]
 @pytest.fixture
 def bilateral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bilateral:
     """Run `bilateral ARGUMENTS...`; its output is not wrapped."""
-    monkeypatch.setenv("COLUMNS", "400")
+    for console in (out, notes):
+        monkeypatch.setattr(console, "_width", 400)
+        monkeypatch.setattr(console, "_height", 100)
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["bilateral", *map(str, arguments)])

@@ -173,6 +173,8 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, number: int) -> No
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # A job in the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()) and process.poll() is None:

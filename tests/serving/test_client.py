@@ -166,11 +166,11 @@ class TestClassify:
         assert sum(probabilities) == pytest.approx(1.0)
 
     def test_refuses_a_model_that_takes_no_images(self, client: Client) -> None:
-        with pytest.raises(UserError, match="'arithmetic' does not say how an image"):
+        with pytest.raises(UserError, match="'arithmetic' does not say how a file"):
             client.classify("arithmetic", [png(0)])
 
     def test_refuses_no_images_and_no_classes(self, client: Client) -> None:
-        with pytest.raises(UserError, match="no image"):
+        with pytest.raises(UserError, match="no input to classify"):
             client.classify("quadrants", [])
         with pytest.raises(UserError, match="at least 1"):
             client.classify("quadrants", [png(0)], k=0)

@@ -334,6 +334,8 @@ class TestBadInput:
         adding = subprocess.Popen(
             [sys.executable, "-c", script, str(path), str(root)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            # A job in the background ignores Ctrl-C, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
