@@ -74,7 +74,7 @@ def comparison_table(comparison: Comparison) -> Table:
         ">fastest",
         f">times {comparison.baseline}",
         ">95% interval",
-        ">of GEMM limit",
+        ">of torch's GEMM",
         ">parity error",
         ">budget",
         "parity",
