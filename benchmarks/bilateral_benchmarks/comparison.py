@@ -1,4 +1,4 @@
-"""Contenders side by side in one run: latency, ratio, share of torch's GEMM rate, parity, memory."""
+"""Contenders side by side in one run: latency, ratio, rate, parity, memory."""
 
 from __future__ import annotations
 
