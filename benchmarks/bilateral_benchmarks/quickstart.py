@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.machine import Machine
+from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.served import bench_served
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import require_file, write_text
@@ -136,7 +136,7 @@ def quickstart(
     with ExitStack() as stack:
         with step("serve", "Starting tritonserver"):
             options = ServerOptions(
-                repository, (MODEL,), grpc_port=_free_port(), http_port=None, metrics_port=None
+                repository, (MODEL,), grpc_port=free_port(), http_port=None, metrics_port=None
             )
             server = stack.enter_context(running(options))
         on_result("serve", f"tritonserver answers at {server.url}")
@@ -221,12 +221,6 @@ def _deploy(model: Path, repository: Path) -> Path:
         repositories.remove(MODEL, repository, version=1)
     entry = repositories.add(MODEL, model, repository, version=1)
     return entry.versions[0].directory
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _verdict(report: ParityReport) -> str:

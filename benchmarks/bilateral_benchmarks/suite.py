@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import socket
 import sys
 import tempfile
 import traceback
@@ -19,6 +18,7 @@ from bilateral_benchmarks.growth import measure_growth
 from bilateral_benchmarks.inputs import made_up
 from bilateral_benchmarks.load import Load
 from bilateral_benchmarks.overhead import measure_overhead
+from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import SCENARIOS, run_scenario
 from bilateral_benchmarks.served import bench_served
@@ -222,10 +222,3 @@ class Suite:
             items=tuple(self._items),
             failures=tuple(self._failures),
         )
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

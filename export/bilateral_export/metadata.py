@@ -11,7 +11,6 @@ from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 __all__ = ["METADATA_KEY", "ArtifactMetadata", "ImagePreprocessing", "Precision"]
 
 METADATA_KEY = "bilateral"
-SCHEMA_VERSION = 1
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

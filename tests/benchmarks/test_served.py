@@ -13,9 +13,9 @@ from bilateral_benchmarks.breakdown import measure_breakdown
 from bilateral_benchmarks.inputs import made_up
 from bilateral_benchmarks.load import Load
 from bilateral_benchmarks.overhead import measure_overhead
+from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.scenarios import run_scenario
 from bilateral_benchmarks.served import bench_served
-from bilateral_benchmarks.suite import free_port
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx

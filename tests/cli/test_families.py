@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from tests.cli.conftest import CHECKPOINTS, Bilateral
 from tests.cli.test_bad_input import refused
-from tests.cli.test_served import free_port
 from torch import nn
 
+from bilateral_benchmarks.ports import free_port
 from bilateral_export.checkpoint.ade20k import LABELS, PALETTE
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint

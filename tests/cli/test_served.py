@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,16 +14,11 @@ import pytest
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.cli.test_bad_input import refused
 
+from bilateral_benchmarks.ports import free_port
 from bilateral_serving import repository
 from bilateral_serving.server import ServerOptions, running
 
 IMAGES = [CHECKPOINTS / "digits" / f"{digit}-0.png" for digit in (3, 7)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
