@@ -96,7 +96,6 @@ def load_plugin(library: Library, path: Path) -> None:
             f"the plugin {loaded} is loaded already; {path} cannot be loaded beside it",
             "Use one plugin library per process.",
         )
-    _collect_messages(library, path)
     registry = library.trt.get_plugin_registry()
     with library.log.fresh():
         try:
@@ -110,15 +109,4 @@ def load_plugin(library: Library, path: Path) -> None:
     _LOADED[library.name] = path
 
 
-def _collect_messages(library: Library, path: Path) -> None:
-    """Let the plugin's errors reach the library's log, whichever way they come."""
-    handler = _MESSAGE_HANDLER(
-        lambda message: library.log.add("ERROR", message.decode("utf-8", "replace"))
-    )
-    ctypes.CDLL(str(path)).bilateralPluginSetMessageHandler(handler)
-    _HANDLERS.append(handler)  # the library calls it for as long as the process lives
-
-
-_MESSAGE_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-_HANDLERS: list[object] = []
 _LOADED: dict[str, Path] = {}

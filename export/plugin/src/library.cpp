@@ -20,8 +20,3 @@ BILATERAL_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& 
 
 // What this library holds, as JSON, for tools that have no TensorRT.
 BILATERAL_EXPORT const char* bilateralPluginContents() { return bilateral::kContents; }
-
-// Where messages go when TensorRT offers no logger; nullptr for stderr.
-BILATERAL_EXPORT void bilateralPluginSetMessageHandler(bilateral::MessageHandler handler) {
-  bilateral::setMessageHandler(handler);
-}

@@ -1,8 +1,9 @@
-// Messages to TensorRT's logger. TensorRT for RTX 1.7 offers none: its finder finds nullptr.
+// Messages to TensorRT's logger.
 #pragma once
 
 #include <NvInferRuntime.h>
 
+#include <exception>
 #include <string>
 
 namespace bilateral {
@@ -10,10 +11,7 @@ namespace bilateral {
 // TensorRT hands its logger finder to the library right after loading it.
 void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
 
-// Where messages go when TensorRT has no logger to offer; nullptr for stderr.
-using MessageHandler = void (*)(const char* message);
-void setMessageHandler(MessageHandler handler);
-
+// To TensorRT's logger; to stderr where there is none.
 void logError(const std::string& message) noexcept;
 
 // Runs `body`, which throws on bad input, behind TensorRT's noexcept interface: an exception

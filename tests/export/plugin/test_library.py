@@ -55,7 +55,6 @@ def test_only_the_documented_symbols_are_exported(plugin: Path) -> None:
         "getCreators",
         "setLoggerFinder",
         "bilateralPluginContents",
-        "bilateralPluginSetMessageHandler",
     }
 
 

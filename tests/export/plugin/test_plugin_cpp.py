@@ -1,4 +1,4 @@
-"""Runs the cases of export/plugin/tests/plugin_test.cpp, each as a test."""
+"""Runs the cases of export/plugin/tests/*_test.cpp, each as a test."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[3] / "export" / "plugin" / "tests" / "plugin_test.cpp"
-CASES = re.findall(r"^TEST\((\w+)\)", SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
+SOURCES = sorted((Path(__file__).parents[3] / "export" / "plugin" / "tests").glob("*_test.cpp"))
+CASES = [
+    pytest.param(case, id=f"{source.stem}-{case}")
+    for source in SOURCES
+    for case in re.findall(r"^TEST\((\w+)\)", source.read_text(encoding="utf-8"), re.MULTILINE)
+]
 
 
 @pytest.mark.parametrize("case", CASES)
