@@ -50,7 +50,8 @@ def build(
         list[int] | None,
         typer.Option(
             help="GPU to build for, by compute capability such as 86 or 120 (TensorRT for RTX);"
-            " may be given several times. If left out: all it can build for, from 80 on."
+            " may be given several times. If left out: all from 80 on that it can build for and the"
+            " plugin has code for."
         ),
     ] = None,
     tf32: Annotated[
@@ -88,11 +89,11 @@ def build(
 
     Example: bilateral build digits.onnx digits.plan --sm 86 --sm 120
     """
-    from bilateral_export.engine.build import (
+    from bilateral_export.engine.build import build_plan
+    from bilateral_export.engine.options import (
         AttentionChoice,
         BuildOptions,
         HardwareCompatibility,
-        build_plan,
     )
     from bilateral_export.engine.profiles import parse_profile
 

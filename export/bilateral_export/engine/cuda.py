@@ -59,8 +59,8 @@ def has_gpu() -> bool:
     return driver is not None and bool(driver.devices)
 
 
-def device_target() -> str:
-    """The first visible GPU's SM, such as "sm_90".
+def device_sm() -> int:
+    """The first visible GPU's SM, such as 90.
 
     Raises:
         UserError: There is no GPU.
@@ -70,7 +70,7 @@ def device_target() -> str:
         raise UserError(
             "no NVIDIA GPU is visible", "A full TensorRT needs one; see CUDA_VISIBLE_DEVICES."
         )
-    return f"sm_{driver.devices[0].sm}"
+    return driver.devices[0].sm
 
 
 def _read_device(cuda: ctypes.CDLL, index: int) -> Device:

@@ -2,8 +2,9 @@
 
     python -m bilateral_export.engine.matrix [--out benchmarks/results] [--models ...] [--sm ...]
 
-Writes tensorrt-build-matrix.json and .md. Weights are fresh: what is built depends on the graph
-alone. Builds with TensorRT for RTX need no GPU; a full TensorRT builds for the GPU it runs on.
+Writes tensorrt-build-matrix.json and .md after each build; started again with the same library,
+plugin and machine, it goes on where it stopped. Weights are fresh: what is built depends on the
+graph alone. TensorRT for RTX needs no GPU; a full TensorRT builds for the GPU it runs on.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import torch
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import Library, load_library
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.errors import UserError
 from bilateral_export.files import sha256, write_text
 from bilateral_export.graph.export import export_onnx
@@ -34,16 +36,20 @@ from bilateral_export.models.zoo import build, named
 from bilateral_export.plugin import find_plugin, plugin_contents
 
 AttentionBy = Literal["function", "plugin"]
-# One of each shape of graph: images at two sizes, long and paired sequences, a cached decoder.
+Targets = tuple[int, ...]
+# Every family at the size it is served at, and the smallest of three: images, long and paired
+# sequences, a cached decoder, a segmenter.
 MODELS = (
     "digits_bilateral",
-    "deit_bilateral_tiny_patch16_224",
     "deit_bilateral_small_patch16_224",
+    "segmenter_bilateral_small",
     "lra_bilateral_text",
     "lra_bilateral_retrieval",
     "wikitext103_bilateral_small",
+    "pydoc_bilateral",
 )
-TARGETS = (80, 86, 89, 120)
+# One plan for each GPU, and one plan for four.
+TARGETS: tuple[Targets, ...] = ((75,), (80,), (86,), (89,), (120,), (80, 86, 89, 120))
 NAME = "tensorrt-build-matrix"
 
 
@@ -55,7 +61,7 @@ class Row:
         model, family: What was built.
         precision: The graph's.
         path: What runs attention.
-        target: The SM, such as "sm_86".
+        target: The SMs, such as "sm_86", or "sm_86+120" for one plan for both.
         built: Whether a plan came out.
         computed_in: The precision read from the built network.
         attention: Number of attention nodes.
@@ -85,40 +91,47 @@ def build_matrix(
     models: Sequence[str],
     precisions: Sequence[Precision],
     paths: Sequence[AttentionBy],
-    targets: Sequence[int],
+    targets: Sequence[Targets],
     library: Library,
+    done: Sequence[Row] = (),
 ) -> Iterator[Row]:
-    """Build each combination; yields a row as each is done."""
+    """Build each combination; yields a row as each is done, those of `done` unbuilt."""
+    known = {(row.model, row.precision, row.path, row.target): row for row in done}
+    chosen = tuple(targets) if library.ahead_of_time else ((),)
     with tempfile.TemporaryDirectory(prefix="bilateral-matrix-") as folder:
         for name, precision in itertools.product(models, precisions):
             onnx = Path(folder) / f"{name}_{precision}.onnx"
-            checkpoint = _fresh(name)
-            export_onnx(checkpoint, onnx, precision=precision)
-            family = checkpoint.card.model.family
-            for path, target in itertools.product(
-                paths, targets if library.ahead_of_time else (0,)
-            ):
-                yield _row(name, family, precision, path, target, onnx, library)
+            for path, target in itertools.product(paths, chosen):
+                if row := known.get((name, precision, path, target_text(target))):
+                    yield row
+                    continue
+                if not onnx.exists():
+                    export_onnx(_fresh(name), onnx, precision=precision)
+                yield _row(name, precision, path, target, onnx, library)
             for file in onnx.parent.glob(f"{onnx.name}*"):
                 file.unlink()
 
 
+def target_text(targets: Targets) -> str:
+    """Such as "sm_86+120"; "this GPU" where none is named."""
+    return f"sm_{'+'.join(map(str, targets))}" if targets else "this GPU"
+
+
 def _row(
     name: str,
-    family: str,
     precision: Precision,
     path: AttentionBy,
-    target: int,
+    target: Targets,
     onnx: Path,
     library: Library,
 ) -> Row:
     plan = onnx.with_suffix(".plan")
-    options = BuildOptions(attention=path, targets=(target,) if library.ahead_of_time else ())
-    named_target = f"sm_{target}" if target else "this GPU"
+    options = BuildOptions(attention=path, targets=target)
+    family, where = named(name).family, target_text(target)
     try:
         manifest = build_plan(onnx, plan, options, library=library)
     except UserError as error:
-        return Row(name, family, precision, path, named_target, False, reason=error.problem)
+        return Row(name, family, precision, path, where, False, reason=error.problem)
     finally:
         plan.unlink(missing_ok=True)
     return Row(
@@ -126,7 +139,7 @@ def _row(
         family=family,
         precision=precision,
         path=path,
-        target=manifest.targets[0],
+        target=where,
         built=True,
         computed_in=manifest.precision,
         attention=manifest.attention.nodes,
@@ -146,34 +159,63 @@ def _fresh(name: str) -> Checkpoint:
 
 
 def as_markdown(rows: Sequence[Row], about: dict[str, str]) -> str:
-    """The table; one line for each build."""
+    """The table; one line for each model, precision and path, sizes and seconds over its GPUs."""
     lines = [
         "# TensorRT build matrix",
         "",
         *(f"- {key}: {value}" for key, value in about.items()),
         "",
-        "| model | precision | attention by | target | built | computed in | attention nodes |"
-        " fused | plugin | MB | seconds |",
-        "|---|---|---|---|---|---|---:|---:|---:|---:|---:|",
+        "Attention: how many of its nodes became one fused kernel of TensorRT's, or run through the"
+        " plugin. MB and seconds: the least and the most over the plans for one GPU, then the plan"
+        " for several.",
+        "",
+        "| model | precision | attention by | built for | attention | MB | seconds |",
+        "|---|---|---|---|---|---:|---:|",
     ]
-    for row in rows:
-        if not row.built:
+    groups = itertools.groupby(rows, lambda row: (row.model, row.precision, row.path))
+    refused: dict[str, list[str]] = {}
+    for (model, precision, path), group in groups:
+        builds = list(group)
+        built = [row for row in builds if row.built]
+        for row in builds:
+            if not row.built:
+                what = f"{model} {precision} {path} for {row.target}"
+                refused.setdefault(row.reason, []).append(what)
+        if built:
             lines.append(
-                f"| {row.model} | {row.precision} | {row.path} | {row.target} | no: {row.reason} |"
-                " | | | | | |"
+                f"| {model} | {precision} | {path} | {', '.join(row.target for row in built)} |"
+                f" {', '.join(dict.fromkeys(map(_attention_text, built)))} |"
+                f" {_spread([row.bytes / 1e6 for row in built if '+' not in row.target])}"
+                f"{_joint([row.bytes / 1e6 for row in built if '+' in row.target])} |"
+                f" {_spread([row.seconds for row in built if '+' not in row.target])}"
+                f"{_joint([row.seconds for row in built if '+' in row.target])} |"
             )
-            continue
-        fused = "" if row.fused is None else str(row.fused)
-        lines.append(
-            f"| {row.model} | {row.precision} | {row.path} | {row.target} | yes |"
-            f" {row.computed_in} | {row.attention} | {fused} | {row.through_plugin or ''} |"
-            f" {row.bytes / 1e6:.1f} | {row.seconds:.1f} |"
-        )
+    if refused:
+        lines += ["", "Not built:", ""]
+        lines += [f"- {', '.join(what)}: {reason}" for reason, what in refused.items()]
     return "\n".join(lines) + "\n"
 
 
+def _attention_text(row: Row) -> str:
+    if row.path == "plugin":
+        return f"{row.through_plugin} of {row.attention} through the plugin"
+    fused = "?" if row.fused is None else str(row.fused)
+    return f"{fused} of {row.attention} fused"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _joint(values: Sequence[float]) -> str:
+    return "".join(f"; {value:.1f}" for value in values)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, print each row, write both files; 1 when a build failed."""
+    """Build, print each row, write both files; 1 when a build for an Ampere GPU or later failed."""
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_export.engine.matrix", description=__doc__
     )
@@ -181,30 +223,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--precisions", nargs="+", default=list(get_args(Precision)))
     parser.add_argument("--paths", nargs="+", default=list(get_args(AttentionBy)))
-    parser.add_argument("--sm", type=int, nargs="+", default=list(TARGETS))
+    parser.add_argument(
+        "--sm",
+        type=_targets,
+        nargs="+",
+        default=list(TARGETS),
+        help="GPUs, one plan for each; 80,86 is one plan for two",
+    )
+    parser.add_argument("--fresh", action="store_true", help="build again what is there")
     options = parser.parse_args(arguments)
     try:
         library = load_library()
-        about = _about(library, sys.argv[1:] if arguments is None else arguments)
-        rows = []
+        about = _about(library)
+        done = () if options.fresh else _done(options.out / f"{NAME}.json", about)
+        rows: list[Row] = []
         for row in build_matrix(
-            options.models, options.precisions, options.paths, options.sm, library
+            options.models, options.precisions, options.paths, options.sm, library, done
         ):
             rows.append(row)
-            print(json.dumps(asdict(row)), flush=True)
+            if row not in done:
+                print(json.dumps(asdict(row)), flush=True)
+                others = [old for old in done if old not in rows]
+                document = {"about": about, "rows": [asdict(row) for row in [*rows, *others]]}
+                write_text(options.out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    document = {"about": about, "rows": [asdict(row) for row in rows]}
-    write_text(options.out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
     write_text(options.out / f"{NAME}.md", as_markdown(rows, about))
-    return 0 if all(row.built for row in rows) else 1
+    return 0 if all(row.built for row in rows if "sm_75" not in row.target) else 1
 
 
-def _about(library: Library, arguments: Sequence[str]) -> dict[str, str]:
+def _targets(text: str) -> Targets:
+    return tuple(int(sm) for sm in text.split(","))
+
+
+def _done(path: Path, about: dict[str, str]) -> tuple[Row, ...]:
+    """The rows of an earlier run with the same library, plugin and machine."""
+    if not path.is_file():
+        return ()
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document.get("about") != about:
+        return ()
+    return tuple(Row(**row) for row in document["rows"])
+
+
+def _about(library: Library) -> dict[str, str]:
     plugin = find_plugin()
     about = {
-        "command": " ".join(["python -m bilateral_export.engine.matrix", *arguments]),
+        "command": "python -m bilateral_export.engine.matrix",
         "library": f"{library.name} {library.version}",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
     }

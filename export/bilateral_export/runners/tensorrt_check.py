@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import get_args
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.cuda import read_driver
 from bilateral_export.engine.library import Library, load_library
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.profiles import Profile, default_profile
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx

@@ -6,53 +6,13 @@
 #include <cstdio>
 #include <typeinfo>
 
-// TensorRT 11, and TensorRT for RTX 1.7, made the logger and its finder versioned interfaces: their
-// methods moved behind those of IVersionedInterface in the table of virtual functions. Headers know
-// one of the two forms, a running TensorRT has the other as likely as not. So both are declared
-// here, and the finder itself says which one it is: one library serves 10 and 11.
+#include "logger_forms.h"
+
 namespace bilateral {
-
-// Not in an anonymous namespace: a compiler that sees no class derived from these there calls the
-// pure virtual functions directly.
-namespace forms {
-
-using nvinfer1::AsciiChar;
-using nvinfer1::IVersionedInterface;
-using Severity = nvinfer1::ILogger::Severity;
-
-// Until TensorRT 10.
-class PlainLogger {
- public:
-  virtual void log(Severity severity, const AsciiChar* message) noexcept = 0;
-
- protected:
-  ~PlainLogger() = default;
-};
-
-class PlainFinder {
- public:
-  virtual PlainLogger* findLogger() = 0;
-
- protected:
-  ~PlainFinder() = default;
-};
-
-// From TensorRT 11 on.
-class VersionedLogger : public IVersionedInterface {
- public:
-  virtual void log(Severity severity, const AsciiChar* message) noexcept = 0;
-};
-
-class VersionedFinder : public IVersionedInterface {
- public:
-  virtual VersionedLogger* findLogger() = 0;
-};
-
-}  // namespace forms
-
 namespace {
 
 // Whether a class is `base` or derives from it (Itanium C++ ABI, "Run-Time Type Information").
+// NOLINTNEXTLINE(misc-no-recursion): as deep as the hierarchy of one class
 bool derivesFrom(const std::type_info& type, const std::type_info& base) {
   if (type == base) {
     return true;
@@ -107,8 +67,8 @@ void logError(const std::string& message) noexcept {
     const std::string line = "ai.bilateral::BilateralAttention: " + message;
     void* finder = loggerFinder();
     const bool logged =
-        finder != nullptr && (isVersioned(finder) ? logThrough<forms::VersionedFinder>(finder, line)
-                                                  : logThrough<forms::PlainFinder>(finder, line));
+        finder != nullptr && (isVersioned(finder) ? logThrough<VersionedFinder>(finder, line)
+                                                  : logThrough<PlainFinder>(finder, line));
     if (!logged) {
       static_cast<void>(std::fputs((line + "\n").c_str(), stderr));
     }

@@ -12,11 +12,12 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bilateral_export.engine import build as build_module
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine import options as options_module
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.kernels import launched_kernels
 from bilateral_export.engine.library import load_library
 from bilateral_export.engine.manifest import manifest_path, read_manifest, verify_plan
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.plan_header import read_header
 from bilateral_export.engine.profiles import parse_profile
 from bilateral_export.errors import UserError
@@ -153,7 +154,7 @@ def test_what_cannot_be_built_is_said_and_leaves_nothing(
 
 
 def test_refit_without_a_gpu_is_refused_with_the_reason(make_model, monkeypatch) -> None:
-    monkeypatch.setattr(build_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(options_module, "has_gpu", lambda: False)
     for options in (BuildOptions(refit=True), BuildOptions(strip_weights=True)):
         with pytest.raises(UserError, match="GPU"):
             build(make_model(GAUSSIAN), options)
@@ -196,7 +197,8 @@ def test_external_data_beside_the_model_is_found(make_model) -> None:
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
+from bilateral_export.engine.options import BuildOptions
 
 def press_ctrl_c(phase, step, steps):
     if step == 1:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.inspect import EntrySummary, OnnxSummary, PlanSummary, inspect
 from bilateral_export.engine.library import load_library
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.errors import UserError
 from bilateral_export.op.function import Configuration
 

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.quantize import quantize_onnx, read_calibration
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx

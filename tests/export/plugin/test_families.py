@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.plugin import FILE_NAME
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.errors import UserError
 from bilateral_export.op.function import Configuration
 from bilateral_export.plugin import (
@@ -206,7 +207,8 @@ def test_loading_it_in_a_fresh_process_does_not_abort(
     code = """
 import sys
 from pathlib import Path
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
+from bilateral_export.engine.options import BuildOptions
 model, plan, plugin = map(Path, sys.argv[1:])
 print(build_plan(model, plan, BuildOptions(targets=(86,), plugin=plugin)).attention.path)
 """
