@@ -24,12 +24,12 @@ def doctor(
     ),
     container: Annotated[
         str | None,
-        typer.Option(metavar="RELEASE", help="NVIDIA's Triton container that will serve: 25.06."),
+        typer.Option(metavar="RELEASE", help="NVIDIA's Triton container that will serve: 26.07."),
     ] = None,
     tensorrt: Annotated[
         str | None,
         typer.Option(
-            metavar="VERSION", help="TensorRT in that container, where not known: 11.0.0."
+            metavar="VERSION", help="TensorRT in that container, where not known: 10.14.1."
         ),
     ] = None,
     tritonserver: Annotated[
@@ -50,7 +50,7 @@ def doctor(
     inputs and outputs; labels, memory, ports, Python. Exit code 0 when nothing found is an error,
     1 otherwise.
 
-    Example: bilateral doctor model_repository --container 25.06
+    Example: bilateral doctor model_repository --container 26.07
     """
     from bilateral_serving.doctor.containers import tensorrt_of
     from bilateral_serving.doctor.diagnose import diagnose

@@ -145,14 +145,14 @@ class TestDoctor:
     def test_exit_code_and_json(self, bilateral, onnx: Path, tmp_path: Path) -> None:
         root = tmp_path / "repository"
         repository.add("digits", onnx, root)
-        healthy = bilateral("doctor", root, "--container", "25.06", "--json")
+        healthy = bilateral("doctor", root, "--container", "26.07", "--json")
         assert healthy.code == 0
         assert healthy.json["findings"] == []
         (root / "digits" / "labels.txt").unlink()
-        sick = bilateral("doctor", root, "--container", "25.06", "--json")
+        sick = bilateral("doctor", root, "--container", "26.07", "--json")
         assert sick.code == 1
         assert sick.json["findings"][0]["severity"] == "error"
-        shown = bilateral("doctor", root, "--container", "25.06")
+        shown = bilateral("doctor", root, "--container", "26.07")
         assert shown.code == 1
         assert "labels.txt" in shown.out
         assert "1 errors, 0 warnings" in shown.out
@@ -164,5 +164,5 @@ class TestDoctor:
         assert unknown.code == 2
         assert "--tensorrt" in unknown.err
         assert bilateral("doctor", tmp_path / "missing").code == 2
-        both = bilateral("doctor", tmp_path, "--container", "25.06", "--tensorrt", "10.11.0")
+        both = bilateral("doctor", tmp_path, "--container", "26.07", "--tensorrt", "11.1.0")
         assert both.code == 2

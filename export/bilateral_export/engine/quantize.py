@@ -6,9 +6,11 @@ packages (a CUDA onnxruntime, cupy, numpy 2) that do not go with a server of the
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -56,22 +58,23 @@ def quantize_onnx(
     original = onnx.load(model, load_external_data=False)
     _check_calibration(original, calibration)
     with tempfile.TemporaryDirectory(prefix="bilateral-quantize-") as folder:
-        # It writes intermediate files beside its input.
+        # It writes intermediate files beside its input, and some where the process works.
         source, result = Path(folder) / model.name, Path(folder) / "quantised.onnx"
         for file in model.parent.glob(f"{model.name}*"):
             shutil.copy(file, folder)
         try:
-            quantize(
-                str(source),
-                quantize_mode=mode,
-                calibration_data=dict(calibration),
-                calibration_eps=["cpu"],
-                op_types_to_quantize=["MatMul"],
-                # Not fp16: it would turn the spatial term's float32 constants into halves.
-                high_precision_dtype="fp32",
-                output_path=str(result),
-                log_level="ERROR",
-            )
+            with _working_in(Path(folder)):
+                quantize(
+                    str(source),
+                    quantize_mode=mode,
+                    calibration_data=dict(calibration),
+                    calibration_eps=["cpu"],
+                    op_types_to_quantize=["MatMul"],
+                    # Not fp16: it would turn the spatial term's float32 constants into halves.
+                    high_precision_dtype="fp32",
+                    output_path=str(result),
+                    log_level="ERROR",
+                )
         except Exception as error:
             raise UserError(
                 f"Model Optimizer cannot quantise {model}: {str(error).splitlines()[0]}"
@@ -98,6 +101,17 @@ def read_calibration(path: Path) -> dict[str, Array]:
         raise UserError(
             f"{path} is no .npz file of arrays", "Write it with numpy.savez(path, input=array)."
         ) from error
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """Make `folder` the process's working directory within the block."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _check_calibration(model: onnx.ModelProto, calibration: Mapping[str, Array]) -> None:

@@ -1,21 +1,17 @@
-"""What NVIDIA's Triton containers ship, where it is known."""
+"""What NVIDIA's Triton containers ship, where a public source says it."""
 
 from __future__ import annotations
 
 from bilateral_export.errors import UserError
 
-# Release -> TensorRT, as we know it from NVIDIA's Deep Learning Frameworks Support Matrix; not
-# checked against the images. `bilateral doctor --tensorrt VERSION` overrides it.
+# Release -> TensorRT; README.md names the source of each. `bilateral doctor --tensorrt VERSION` is
+# for every other release.
 TENSORRT = {
-    "24.10": "10.5.0",
     "24.11": "10.6.0",
     "24.12": "10.7.0",
     "25.01": "10.8.0",
-    "25.02": "10.8.0",
-    "25.03": "10.9.0",
-    "25.04": "10.9.0",
     "25.05": "10.10.0",
-    "25.06": "10.11.0",
+    "26.07": "11.1.0",
 }
 
 
@@ -27,7 +23,9 @@ def tensorrt_of(release: str) -> str:
     """
     if release not in TENSORRT:
         raise UserError(
-            f"what TensorRT the container {release} ships is not known here",
-            f"Give it with --tensorrt VERSION; known are {', '.join(TENSORRT)}.",
+            f"what TensorRT the container {release} ships is not known here"
+            f" (known: {', '.join(TENSORRT)})",
+            "Ask the image, and give the answer with --tensorrt VERSION: docker run --rm"
+            f' nvcr.io/nvidia/tritonserver:{release}-py3 bash -c "dpkg -l | grep tensorrt"',
         )
     return TENSORRT[release]

@@ -78,14 +78,17 @@ class TestModelOptimizer:
 
     @pytest.mark.parametrize("mode", ["int8", "fp8"])
     def test_the_digits_model_keeps_its_attention_and_builds(
-        self, digits, heldout, tmp_path: Path, mode: str
+        self, digits, heldout, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
         model, target = tmp_path / "digits.onnx", tmp_path / "quantised.onnx"
         export_onnx(digits, model, precision="fp16")
         with pytest.raises(UserError, match="takes image"):
             quantize_onnx(model, target, {"pixels": heldout[0][:4]}, mode)
         assert quantize_onnx(model, target, {"image": heldout[0][:32]}, mode) > 0
+        assert list(Path.cwd().iterdir()) == []  # it leaves files where the process works
         options = BuildOptions(targets=(89,), attention="function")
         library = load_library("tensorrt_rtx")
         manifest = build_plan(target, tmp_path / "q.plan", options, library=library)
