@@ -56,9 +56,9 @@ def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
 def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple[str, ...]:
     """What tritonserver must be told so that these plans find their plugin; checks the plans.
 
-    A plan that runs attention through standard operators needs nothing. One that carries the plugin
-    needs the server's permission to run the code in it, which Triton's TensorRT backend gives with
-    its option `version-compatible`.
+    A plan that runs attention through standard operators needs nothing. One that carries code, the
+    plugin or the runtime of a version-compatible plan, needs the server's permission to run it,
+    which Triton's TensorRT backend gives with its option `version-compatible`.
 
     Args:
         plans: The plans to be served.
@@ -68,11 +68,11 @@ def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple
         UserError: A plan is not the file its manifest describes, or needs the plugin, and that is
             not built.
     """
-    used = [verify_plan(plan).plugin for plan in plans if plan.is_file() and has_manifest(plan)]
+    manifests = [verify_plan(plan) for plan in plans if plan.is_file() and has_manifest(plan)]
     arguments = []
-    if any(record is not None and not record.embedded for record in used):
+    if any(found.plugin is not None and not found.plugin.embedded for found in manifests):
         arguments.append(f"--backend-config=tensorrt,plugins={require_plugin(plugin)}")
-    if any(record is not None and record.embedded for record in used):
+    if any(found.holds_host_code for found in manifests):
         arguments.append("--backend-config=tensorrt,version-compatible=true")
     return tuple(arguments)
 

@@ -15,7 +15,12 @@ from bilateral_export.engine.manifest import (
 )
 
 
-def write_plan(path: Path, max_batch: int = 32, plugin: PluginRecord | None = None) -> Path:
+def write_plan(
+    path: Path,
+    max_batch: int = 32,
+    plugin: PluginRecord | None = None,
+    version_compatible: bool = False,
+) -> Path:
     """Some bytes with a manifest that says they take images and give logits."""
     path.write_bytes(b"ftrt" + bytes(2000))
     size = (3, 8, 8)
@@ -27,6 +32,7 @@ def write_plan(path: Path, max_batch: int = 32, plugin: PluginRecord | None = No
         library="tensorrt",
         version="10.14.1.48",
         targets=("sm_90",),
+        version_compatible=version_compatible,
         precision="fp16",
         types={"fp16": 10},
         tf32=False,

@@ -85,7 +85,9 @@ def test_the_server_is_told_of_the_plugin_where_a_plan_needs_it(tmp_path: Path) 
     assert launch_arguments([plain, using], library) == (
         f"--backend-config=tensorrt,plugins={library.resolve()}",
     )
-    assert launch_arguments([carrying]) == ("--backend-config=tensorrt,version-compatible=true",)
+    compatible = write_plan(tmp_path / "compatible.plan", version_compatible=True)
+    for plan in (carrying, compatible):
+        assert launch_arguments([plan]) == ("--backend-config=tensorrt,version-compatible=true",)
 
 
 def test_a_plan_is_checked_before_the_server_loads_it(tmp_path: Path) -> None:

@@ -126,6 +126,11 @@ class PlanManifest(_Record):
     seconds: float = Field(ge=0)
     metadata: Mapping[str, Any] | None = None
 
+    @property
+    def holds_host_code(self) -> bool:
+        """Whether loading the plan runs code that lies in it: the plugin, or a lean runtime."""
+        return self.version_compatible or (self.plugin is not None and self.plugin.embedded)
+
 
 def manifest_path(plan: Path) -> Path:
     """Where a plan's manifest lies: `model.plan` has `model.plan.json`."""

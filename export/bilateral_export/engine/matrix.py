@@ -172,27 +172,26 @@ def as_markdown(rows: Sequence[Row], about: dict[str, str]) -> str:
         "| model | precision | attention by | built for | attention | MB | seconds |",
         "|---|---|---|---|---|---:|---:|",
     ]
-    groups = itertools.groupby(rows, lambda row: (row.model, row.precision, row.path))
-    refused: dict[str, list[str]] = {}
-    for (model, precision, path), group in groups:
-        builds = list(group)
-        built = [row for row in builds if row.built]
-        for row in builds:
-            if not row.built:
-                what = f"{model} {precision} {path} for {row.target}"
-                refused.setdefault(row.reason, []).append(what)
+    for (model, precision, path), group in itertools.groupby(
+        rows, lambda row: (row.model, row.precision, row.path)
+    ):
+        built = [row for row in group if row.built]
         if built:
             lines.append(
                 f"| {model} | {precision} | {path} | {', '.join(row.target for row in built)} |"
                 f" {', '.join(dict.fromkeys(map(_attention_text, built)))} |"
-                f" {_spread([row.bytes / 1e6 for row in built if '+' not in row.target])}"
-                f"{_joint([row.bytes / 1e6 for row in built if '+' in row.target])} |"
-                f" {_spread([row.seconds for row in built if '+' not in row.target])}"
-                f"{_joint([row.seconds for row in built if '+' in row.target])} |"
+                f" {_spread([(row.target, row.bytes / 1e6) for row in built])} |"
+                f" {_spread([(row.target, row.seconds) for row in built])} |"
             )
+    refused: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if not row.built:
+            refused.setdefault((row.precision, row.path, row.target), []).append(row)
     if refused:
         lines += ["", "Not built:", ""]
-        lines += [f"- {', '.join(what)}: {reason}" for reason, what in refused.items()]
+    for (precision, path, target), left in refused.items():
+        names = ", ".join(row.model for row in left)
+        lines.append(f"- {precision}, {path}, for {target} ({names}): {left[0].reason}")
     return "\n".join(lines) + "\n"
 
 
@@ -203,15 +202,12 @@ def _attention_text(row: Row) -> str:
     return f"{fused} of {row.attention} fused"
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _joint(values: Sequence[float]) -> str:
-    return "".join(f"; {value:.1f}" for value in values)
+def _spread(values: Sequence[tuple[str, float]]) -> str:
+    """Least and most over the plans for one GPU, then those for several."""
+    single = [value for target, value in values if "+" not in target]
+    ends = dict.fromkeys(f"{end:.1f}" for end in (min(single), max(single))) if single else {}
+    several = [f"{value:.1f}" for target, value in values if "+" in target]
+    return "; ".join(text for text in (" to ".join(ends), *several) if text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

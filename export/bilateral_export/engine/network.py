@@ -31,7 +31,7 @@ _PRECISIONS = {
     "float4_e2m1fn": "fp4",
 }
 # The layers whose arithmetic decides speed and accuracy; the rest moves or adds.
-_COMPUTING = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM", "ATTENTION", "PLUGIN_V3")
+_COMPUTING = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM", "ATTENTION_INPUT", "PLUGIN_V3")
 _PLUGIN = "PLUGIN_V3"
 
 

@@ -39,7 +39,8 @@ class TensorRTRunner:
 
     Input and output buffers, on the GPU and pinned on the host, are kept for the last few
     combinations of input shapes. From the second run of a combination on, a CUDA graph of the copy
-    to the GPU, the inference and the copy back is replayed, unless the plan cannot be captured.
+    to the GPU, the inference and the copy back is replayed, unless the plan cannot be captured;
+    `replays_graphs` tells.
 
     Args:
         path: The plan.
@@ -92,6 +93,11 @@ class TensorRTRunner:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What `run` returns."""
         return tuple(_spec(tensor) for tensor in self.manifest.outputs)
+
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether the last run replayed a CUDA graph."""
+        return self._loaded is not None and self._loaded.replayed
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see `Runner.run`.
@@ -222,12 +228,12 @@ class _LoadedPlan:
             for profile in manifest.profiles
         )
         self._cuda_graphs = cuda_graphs
+        self.replayed = False
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with library.log.fresh():
             self._runtime = trt.Runtime(library.logger)
-            if manifest.plugin is not None and manifest.plugin.embedded:
-                # The plan holds the plugin as host code, which its builder chose to put there.
-                self._runtime.engine_host_code_allowed = True
+            # The plan holds the plugin or a runtime as host code, as its builder chose.
+            self._runtime.engine_host_code_allowed = manifest.holds_host_code
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
                 reason = next(iter(library.log.errors), "it gives no reason")
@@ -253,6 +259,7 @@ class _LoadedPlan:
         binding.runs += 1
         if self._cuda_graphs and binding.runs == 2:
             self._capture(binding)
+        self.replayed = binding.graph is not None
         with torch.cuda.stream(self._stream):
             if binding.graph is not None:
                 binding.graph.replay()
@@ -276,10 +283,15 @@ class _LoadedPlan:
         # A context of its own: a captured graph holds the context's scratch memory.
         context = self._engine.create_execution_context()
         profile = choose_profile(self._profiles, shapes)
-        if len(self._profiles) > 1:
-            context.set_optimization_profile_async(profile, self._stream.cuda_stream)
-        for name, shape in shapes.items():
-            context.set_input_shape(name, shape)
+        # A new context has profile 0.
+        accepted = profile == 0 or context.set_optimization_profile_async(
+            profile, self._stream.cuda_stream
+        )
+        accepted = accepted and all(
+            context.set_input_shape(name, shape) for name, shape in shapes.items()
+        )
+        if not accepted:
+            raise RuntimeError(f"the plan does not take {dict(shapes)} with profile {profile}")
         inputs = {t.name: _buffer(t, shapes[t.name]) for t in self._manifest.inputs}
         outputs = {
             t.name: _buffer(t, tuple(context.get_tensor_shape(t.name)))
@@ -303,8 +315,12 @@ class _LoadedPlan:
         if capturable is not None and not capturable(self._stream.cuda_stream):
             return
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._enqueue(binding, self._stream)
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._enqueue(binding, self._stream)
+        except RuntimeError:  # it waits for the GPU as it goes; so it is launched each time
+            self._cuda_graphs = False
+            return
         binding.graph = graph
 
 

@@ -117,6 +117,20 @@ def test_the_parser_takes_the_plugin_for_every_variant(
     assert manifest.precision == precision
 
 
+def test_plans_are_for_gpus_the_plugin_has_code_for(
+    rtx, plugin: Path, make_model, tmp_path: Path
+) -> None:
+    model = make_model(VARIANTS[0])
+    with pytest.raises(UserError, match="no code for sm_121"):
+        build_plan(
+            model, tmp_path / "m.plan", BuildOptions(targets=(86, 121), plugin=plugin), library=rtx
+        )
+    every = build_plan(model, tmp_path / "m.plan", BuildOptions(plugin=plugin), library=rtx)
+    assert every.targets == ("sm_80", "sm_86", "sm_89", "sm_120")
+    function = BuildOptions(attention="function")
+    assert "sm_121" in build_plan(model, tmp_path / "f.plan", function, library=rtx).targets
+
+
 def test_without_the_plugin_the_same_file_runs_through_the_function_body(
     rtx, plugin: Path, make_model, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from bilateral_export.engine.cuda import Device, Driver, read_driver
 from bilateral_export.engine.manifest import PlanManifest, manifest_path, read_manifest
 from bilateral_export.engine.profiles import Range
 from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
 from bilateral_export.runners import tensorrt_check
 from bilateral_export.runners.tensorrt_runner import (
     TensorRTRunner,
@@ -131,6 +133,11 @@ class TestGpuCheck:
         profiles = tensorrt_check.two_profiles({"x": (-1, 8)})
         chosen = {choose_profile(profiles, {"x": (batch, 8)}) for batch in tensorrt_check.BATCHES}
         assert chosen == {0, 1}
+
+    def test_plans_are_built_and_judged_in_processes_of_their_own(self, tmp_path: Path) -> None:
+        assert tensorrt_check.in_new_process(os.getpid) != os.getpid()
+        with pytest.raises(UserError, match=r"none\.plan"):
+            tensorrt_check.in_new_process(require_file, tmp_path / "none.plan", "plan")
 
     @pytest.mark.skipif(read_driver() is not None, reason="there is a GPU here")
     def test_without_a_gpu_it_ends_with_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
