@@ -11,11 +11,14 @@ ifndef PLUGIN_PYTHON
 PLUGIN_PYTHON := $(abspath $(BIN)/python)
 PLUGIN_INSTALLED := $(VENV)/.installed-dev
 endif
-# For example -DTENSORRT_INCLUDE_DIR=/opt/tensorrt/include
+PLUGIN_BIN := $(dir $(PLUGIN_PYTHON))
+# For example -DTENSORRT_INCLUDE_DIR=/opt/tensorrt/include, and the same for clang-tidy:
+# -isystem /opt/tensorrt/include
 PLUGIN_CMAKE_FLAGS ?=
+PLUGIN_INCLUDES ?=
 PLUGIN_KERNELS := $(PLUGIN_DIR)/compile_kernels.py $(wildcard export/bilateral_export/op/kernel/*.py export/bilateral_export/op/kernel/*.csv)
 
-.PHONY: plugin plugin-lint
+.PHONY: plugin plugin-lint wheel
 
 plugin: $(PLUGIN_BUILD)/cubins/manifest.json  ## the TensorRT plugin
 	cmake -S $(PLUGIN_DIR) -B $(PLUGIN_BUILD) -DPython3_EXECUTABLE=$(PLUGIN_PYTHON) \
@@ -28,6 +31,14 @@ $(PLUGIN_BUILD)/cubins/manifest.json: $(PLUGIN_KERNELS) | $(PLUGIN_INSTALLED)
 	PYTHONPATH=export $(PLUGIN_PYTHON) $(PLUGIN_DIR)/compile_kernels.py $(PLUGIN_BUILD)/cubins \
 	  --set $(PLUGIN_SET) --sm $(PLUGIN_SM) --dtype $(PLUGIN_DTYPES)
 
-plugin-lint: plugin  ## clang-format and clang-tidy
-	$(BIN)/clang-format --dry-run --Werror $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/tests/*
-	$(BIN)/clang-tidy -p $(PLUGIN_BUILD) --quiet $(PLUGIN_DIR)/src/*.cpp
+wheel: plugin  ## a wheel for this platform that carries the plugin, in dist/
+	$(PLUGIN_PYTHON) $(PLUGIN_DIR)/build_wheel.py $(PLUGIN_BUILD)/libbilateral_attention.so dist
+
+# Needs the headers and no build. Without a C++ compiler there is no standard library to read.
+plugin-lint: | $(PLUGIN_INSTALLED)  ## clang-format and clang-tidy
+	$(PLUGIN_BIN)clang-format --dry-run --Werror $(wildcard $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/tests/*)
+	if command -v c++ >/dev/null; then \
+	  $(PLUGIN_BIN)clang-tidy --quiet $(wildcard $(PLUGIN_DIR)/src/*.cpp) -- -std=c++17 \
+	    $(PLUGIN_INCLUDES) $$($(PLUGIN_PYTHON) $(PLUGIN_DIR)/cmake/wheel_headers.py \
+	      | sed 's/^/-isystem /'); \
+	else echo "clang-tidy left out: no C++ compiler"; fi

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import onnx
@@ -72,17 +73,6 @@ def test_it_says_what_it_holds(plugin: Path) -> None:
     contents = plugin_contents(plugin)
     assert contents.version == "1"
     assert contents.targets == (80, 86, 89, 90, 100, 120)
-
-
-def test_the_same_sources_give_the_same_bytes(
-    plugin: Path, made_up_cubins: Path, tmp_path: Path, plugin_compiler
-) -> None:
-    """In another folder, from cubins in another folder."""
-    moved = tmp_path / "elsewhere" / "cubins"
-    shutil.copytree(made_up_cubins, moved)
-    result = plugin_compiler(tmp_path / "again", moved)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "again" / FILE_NAME).read_bytes() == plugin.read_bytes()
 
 
 def test_cubins_of_another_abi_or_other_bytes_are_not_embedded(
@@ -204,6 +194,25 @@ def test_a_second_plugin_library_in_one_process_is_refused(
         load_plugin(rtx, copy)
 
 
+def test_a_wheel_carries_it_to_where_it_is_found(plugin: Path, tmp_path: Path) -> None:
+    dist, installed = tmp_path / "dist", tmp_path / "installed"
+    subprocess.run([sys.executable, SOURCES / "build_wheel.py", plugin, dist], check=True)
+    (wheel,) = dist.iterdir()
+    assert not wheel.name.endswith("-any.whl")  # it goes with this platform alone
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    script = "import bilateral_export.plugin as plugin; print(plugin.find_plugin())"
+    environment = {k: v for k, v in os.environ.items() if k != "BILATERAL_PLUGIN"}
+    found = subprocess.check_output(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(installed)},
+        text=True,
+    )
+    assert Path(found.strip()) == installed / "bilateral_export" / "lib" / FILE_NAME
+    assert Path(found.strip()).read_bytes() == plugin.read_bytes()
+
+
 def test_the_environment_names_the_plugin(
     plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +229,7 @@ def test_loading_it_in_a_fresh_process_does_not_abort(
     """The wheel's parser opens libtensorrt_rtx.so, which the wheel does not have."""
     code = """
 import sys
+import zipfile
 from pathlib import Path
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.options import BuildOptions
