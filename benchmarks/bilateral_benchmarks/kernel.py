@@ -22,11 +22,10 @@ from typing import Any
 import torch
 
 from bilateral_benchmarks.kernel_timing import Timing, gemm_peak, measure
-from bilateral_benchmarks.kernel_ways import PLAIN, WAYS, Problem, Run, Shape, fused, problem
+from bilateral_benchmarks.kernel_ways import PLAIN, WAYS, Problem, Shape, fused, problem
 from bilateral_benchmarks.report import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
-from bilateral_export.op.kernel.configurations import Configuration
 
 BANDWIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, math.inf)
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -132,18 +131,15 @@ def _exact(case: Problem) -> torch.Tensor:
     """The operator in float64, of the last head of the last sequence."""
     from bilateral_export.op.attention import attention
 
-    def last(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[-1:, -1:].double()
-
-    shape, positions, bandwidth = case.shape, case.positions, case.bandwidth
+    query, key, value = (tensor[-1:, -1:].double() for tensor in (case.query, case.key, case.value))
+    positions, bandwidth = case.positions, case.bandwidth
     if positions is not None:
-        positions = (positions[-1:] if shape.spatial_kernel == "dot" else positions).double()
-    return attention(
-        last(case.query), last(case.key), last(case.value), positions, positions,
-        None if bandwidth is None else bandwidth[-1:].double(), None,
-        scale=case.scale, range_kernel=shape.range_kernel, spatial_kernel=shape.spatial_kernel,
-        query_prefix=shape.prefix, key_prefix=shape.prefix, causal=shape.causal,
+        positions = (positions[-1:] if case.shape.spatial_kernel == "dot" else positions).double()
+    last = replace(
+        case.operands, query=query, key=key, value=value, query_positions=positions,
+        key_positions=positions, bandwidth=None if bandwidth is None else bandwidth[-1:].double(),
     )  # fmt: skip
+    return attention(**vars(last))
 
 
 def bandwidth_curve(shape: Shape) -> list[BandwidthRow]:
@@ -169,12 +165,7 @@ def tiles_skipped(case: Problem) -> float:
     """The share of key tiles that the plan leaves out."""
     from bilateral_export.op.kernel.launcher import prepare
 
-    shape = case.shape
-    launch = prepare(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, shape.prefix, shape.prefix,
-        shape.causal, True, None,
-    )  # fmt: skip
+    launch = prepare(case.operands, skip_tiles=True)
     low, high = launch.tile_ranges(*launch.key_terms()).unbind(-1)
     return 1 - float((high - low).clamp(min=0).float().mean()) / max(1, launch.key_tiles)
 
@@ -343,7 +334,7 @@ def tune() -> None:
         best, fastest = math.inf, None
         for candidate in CANDIDATES[row.bits]:
             try:
-                time = measure(_with(case, candidate)).warm_ms
+                time = measure(fused(case, False, candidate)).warm_ms
             except Exception as error:  # Triton has no common base of its compilation errors.
                 print(f"{row} {candidate}: {type(error).__name__}", file=sys.stderr)
                 continue
@@ -353,17 +344,6 @@ def tune() -> None:
             rows[row] = replace(fastest, status="measured")
             print(f"{row}: {fastest}, {best:.3f} ms", flush=True)
             write(rows)
-
-
-def _with(case: Problem, candidate: Configuration) -> Run:
-    from bilateral_export.op.kernel.launcher import bilateral_attention_forward
-
-    shape = case.shape
-    return lambda: bilateral_attention_forward(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, 0, 0, False,
-        skip_tiles=False, configuration=candidate,
-    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

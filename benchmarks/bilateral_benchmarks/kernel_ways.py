@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bilateral_export.op.attention import attention, spatial_logits
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
+from bilateral_export.op.kernel.configurations import Configuration
+from bilateral_export.op.operands import Operands
 
 Run = Callable[[], Tensor]
 
@@ -68,6 +70,16 @@ class Problem:
     scale: float
 
     @property
+    def operands(self) -> Operands:
+        """The same as the operator takes them."""
+        shape = self.shape
+        return Operands(
+            self.query, self.key, self.value, self.positions, self.positions, self.bandwidth,
+            scale=self.scale, range_kernel=shape.range_kernel, spatial_kernel=shape.spatial_kernel,
+            query_prefix=shape.prefix, key_prefix=shape.prefix, causal=shape.causal,
+        )  # fmt: skip
+
+    @property
     def key_term(self) -> Tensor:
         """What the Gaussian range kernel adds per key, `[B, H, N]` float32."""
         return -0.5 * self.scale * self.key.float().square().sum(-1)
@@ -119,16 +131,16 @@ def _coordinates(shape: Shape, device: str) -> Tensor:
     return torch.nn.functional.pad(coordinates, (0, 0, shape.prefix, 0))
 
 
-def fused(case: Problem, skip_tiles: bool | None = None) -> Run:
-    """The fused kernel."""
+def fused(
+    case: Problem, skip_tiles: bool | None = None, configuration: Configuration | None = None
+) -> Run:
+    """The fused kernel; arguments as `launcher.bilateral_attention_forward`."""
     from bilateral_export.op.kernel.launcher import bilateral_attention_forward
 
-    shape = case.shape
+    operands = case.operands
     return lambda: bilateral_attention_forward(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, shape.prefix, shape.prefix,
-        shape.causal, skip_tiles=skip_tiles,
-    )  # fmt: skip
+        operands, skip_tiles=skip_tiles, configuration=configuration
+    )
 
 
 def fused_features(case: Problem) -> Run:
@@ -146,10 +158,11 @@ def fused_features(case: Problem) -> Run:
         positions, positions, bandwidth, case.scale, shape.dtype, shape.prefix
     )
     query, key = (side.to(case.query.device) for side in features)
-    return lambda: bilateral_attention_forward(
-        case.query, case.key, case.value, query, key, None, None, case.scale,
-        shape.range_kernel, "dot", shape.prefix, shape.prefix, shape.causal,
+    operands = replace(
+        case.operands, query_positions=query, key_positions=key, bandwidth=None,
+        spatial_kernel="dot",
     )  # fmt: skip
+    return lambda: bilateral_attention_forward(operands)
 
 
 def plain(case: Problem, backend: SDPBackend) -> Run:
@@ -223,13 +236,9 @@ def flex(case: Problem) -> Run:
 
 def decomposed(case: Problem, compiled: bool) -> Run:
     """The composite implementation, in eager mode or compiled."""
-    shape = case.shape
     function = torch.compile(attention, dynamic=False) if compiled else attention
-    return lambda: function(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        scale=case.scale, range_kernel=shape.range_kernel, spatial_kernel=shape.spatial_kernel,
-        query_prefix=shape.prefix, key_prefix=shape.prefix, causal=shape.causal,
-    )  # fmt: skip
+    given = vars(case.operands)
+    return lambda: function(**given)
 
 
 PLAIN = {
