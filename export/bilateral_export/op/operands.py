@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,13 @@ class Operands:
     def arguments(self) -> tuple[Any, ...]:
         """All of them in the order of the torch operator, tensors first."""
         return tuple(vars(self).values())
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Operands:
+        """The same with every tensor changed."""
+        given: list[Any] = [
+            change(one) if isinstance(one, Tensor) else one for one in self.arguments
+        ]
+        return Operands(*given)
 
 
 N_TENSORS = sum("Tensor" in str(kind) for kind in Operands.__annotations__.values())

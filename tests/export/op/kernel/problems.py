@@ -27,9 +27,7 @@ class Problem(Operands):
         return replace(self, **changes)
 
     def on_device(self) -> Operands:
-        return Operands(
-            *(given.to(DEVICE) if isinstance(given, Tensor) else given for given in self.arguments)
-        )
+        return self.map(lambda tensor: tensor.to(DEVICE))
 
     def fused(self, configuration: Configuration | None = SMALL, **options: Any) -> Tensor:
         return bilateral_attention_forward(
