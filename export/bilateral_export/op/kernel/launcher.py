@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -241,7 +242,19 @@ class Launch:
         return ranges
 
     def features(self, positions: Tensor, prefix: int) -> Tensor:
-        """Features of the dot spatial kernel, in T and in the unit of q.k."""
+        """Features of the dot spatial kernel, in T and in the unit of q.k.
+
+        Those of a tensor that lives on, a model's constant, are computed once and kept with it.
+        """
+        kind = (self.operands.query.dtype, self.operands.scale, prefix)
+        kept = _kept_features(positions)
+        if kept is None:
+            return self._round_features(positions, prefix)
+        if kind not in kept:
+            kept[kind] = self._round_features(positions, prefix)
+        return kept[kind]
+
+    def _round_features(self, positions: Tensor, prefix: int) -> Tensor:
         dtype = self.operands.query.dtype
         target = torch.empty(positions.shape, dtype=dtype, device=positions.device)
         heads, n_tokens, n_features = positions.shape
@@ -288,6 +301,26 @@ def prepare(
     )
     skip_tiles = skip_tiles and spatial_kernel == "gaussian" and math.isfinite(scale)
     return Launch(ready, skip_tiles, configuration)
+
+
+# By the id of a live tensor: a reference to it, its memory and version, its features by kind.
+_Kept = dict[tuple[torch.dtype, float, int], Tensor]
+_KEPT: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], _Kept]] = {}
+
+
+def _kept_features(positions: Tensor) -> _Kept | None:
+    """What was computed of this very tensor, unchanged since; None where that cannot be known.
+
+    Only of leaves and buffers: what a graph computes is another tensor with every call.
+    """
+    if positions.is_inference() or positions.grad_fn is not None:
+        return None
+    number, state = id(positions), (positions.data_ptr(), positions._version)
+    found = _KEPT.get(number)
+    if found is None or found[0]() is not positions or found[1] != state:
+        reference = weakref.ref(positions, lambda _: _KEPT.pop(number, None))
+        found = _KEPT[number] = (reference, state, {})
+    return found[2]
 
 
 def _capability(device: torch.device) -> int:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from tests.export.op.kernel.problems import DEVICE, Problem, problem, relative_error
 
+from bilateral_export.op.kernel import launcher
 from bilateral_export.op.kernel.features import SKIP_FROM, cheapest_form, gaussian_features
+from bilateral_export.op.kernel.launcher import prepare
 
 
 def as_features(case: Problem) -> Problem:
@@ -109,6 +111,21 @@ def test_the_form_follows_from_the_stated_bound(
     )
 
     assert cheapest_form(case).spatial_kernel == form
+
+
+def test_features_that_live_on_are_rounded_once_and_again_when_they_change() -> None:
+    before = len(launcher._KEPT)
+    case = problem(dtype=torch.float16, spatial_kernel="dot", n_query=20).on_device()
+    positions = case.query_positions
+    assert positions is not None
+    first, same = (prepare(case).features(positions, 0) for _ in range(2))
+    assert same is first
+
+    positions.mul_(2)
+    assert torch.equal(prepare(case).features(positions, 0), first * 2)
+    assert len(launcher._KEPT) == before + 1
+    del case, positions
+    assert len(launcher._KEPT) == before
 
 
 def test_where_far_tiles_are_skipped_the_exact_form_stays() -> None:
