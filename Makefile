@@ -30,6 +30,32 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev  ## everything that benchmarks/results holds; about 20 minutes
 	$(BIN)/bilateral bench suite --output benchmarks/results/cpu.json
 
+# On a machine with an NVIDIA GPU; each takes less than ten minutes, and they are independent:
+# `make -k gpu-check` goes on after a miss. Where one command may take no longer, run them singly.
+GPU_OUTPUT ?= benchmarks/results
+.PHONY: gpu-check gpu-tests gpu-memcheck gpu-plugin gpu-bench gpu-runner
+
+gpu-check: gpu-tests gpu-plugin gpu-bench gpu-runner  ## all that needs an NVIDIA GPU
+
+gpu-tests: $(VENV)/.installed-dev  ## the kernel on the GPU: the whole grid
+	$(BIN)/python -m pytest -n 8 tests/export/op tests/benchmarks/test_kernel.py
+
+gpu-memcheck: $(VENV)/.installed-dev  ## no access out of bounds, no race; slow, needs the CUDA toolkit
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
+	  $(BIN)/python -m pytest -m "not gpu" tests/export/op/kernel/test_forward.py
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 9 \
+	  $(BIN)/python -m pytest -m "not gpu" tests/export/op/kernel/test_skipping.py
+
+gpu-plugin: $(VENV)/.installed-dev plugin  ## the plugin on the GPU, without TensorRT
+	$(BIN)/python -m bilateral_export.plugin_check --output $(GPU_OUTPUT)
+
+gpu-bench: $(VENV)/.installed-dev  ## times and targets; again to go on where it stopped
+	$(BIN)/python -m bilateral_benchmarks.kernel --tune --output $(GPU_OUTPUT)
+
+gpu-runner: $(VENV)/.installed-dev  ## the TensorRT runner: results against FP64
+	$(BIN)/python -m bilateral_export.runners.tensorrt_check \
+	  export/checkpoints/digits_bilateral.safetensors
+
 clean:
 	rm -rf $(VENV) out build *.egg-info
 

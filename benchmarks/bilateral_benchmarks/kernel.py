@@ -5,85 +5,35 @@ materialised bias, FlexAttention, the decomposed form in eager mode and compiled
 bandwidth, with the share of key tiles skipped and the error. Every target is printed as passed or
 missed, with the number. `--tune` times the candidate block sizes first and records the fastest in
 `configurations.csv`.
+
+What is measured is saved after every case, and nothing begins after `--minutes`: the same command
+again goes on where the last one stopped, for whatever reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bilateral_benchmarks.kernel_timing import Timing, gemm_peak, measure
-from bilateral_benchmarks.kernel_ways import PLAIN, WAYS, Problem, Run, Shape, fused, problem
+from bilateral_benchmarks.kernel_results import DTYPES, BandwidthRow, Results, Row, begin, mark
+from bilateral_benchmarks.kernel_targets import Target, targets
+from bilateral_benchmarks.kernel_timing import gemm_peak, measure
+from bilateral_benchmarks.kernel_ways import PLAIN, WAYS, Problem, Shape, fused, problem
 from bilateral_benchmarks.report import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
-from bilateral_export.op.kernel.configurations import Configuration
 
 BANDWIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, math.inf)
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way on one shape; `timing` is missing where it does not run, and `why` says why."""
-
-    shape: Shape
-    way: str
-    timing: Timing | None
-    why: str = ""
-    error: float | None = None
-
-    @property
-    def tflops(self) -> float:
-        """TFLOP/s of the two products, warm."""
-        return self.shape.flops / (self.timing.warm_ms * 1e-3) / 1e12 if self.timing else 0.0
-
-
-@dataclass(frozen=True)
-class BandwidthRow:
-    """The fused kernel at one bandwidth (a share of the extent).
-
-    Attributes:
-        skipped: Share of the whole key tiles that no program read.
-        error: Largest difference from the same kernel without skipping, over the largest value.
-    """
-
-    shape: Shape
-    warm_ms: float
-    without_skipping_ms: float
-    skipped: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise, and what came out: `ratio` has to be at most (or at least) `limit`."""
-
-    name: str
-    ratio: float | None
-    limit: float
-    at_most: bool
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was measured and kept."""
-        if self.ratio is None:
-            return False
-        return self.ratio <= self.limit if self.at_most else self.ratio >= self.limit
-
-    def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        got = "not measured" if self.ratio is None else f"{self.ratio:.2f}"
-        return f"{'pass' if self.passed else 'MISS'}  {self.name}: {got} ({sign} {self.limit:.2f})"
+# Less than the ten minutes that one command may take on a lent machine.
+MINUTES = 9.0
 
 
 def shapes() -> Iterator[Shape]:
@@ -107,164 +57,62 @@ def shapes() -> Iterator[Shape]:
     yield Shape("float32", 4, 8, 1024, 64, dtype=torch.float32)
 
 
-def compare(shape: Shape) -> list[Row]:
-    """Time every way on one shape, and measure the error of those that compute the operator."""
-    case = problem(shape, "cuda")
-    exact = _exact(case)
-    rows = []
-    for name, way in WAYS.items():
-        try:
-            run = way(case)
-            output = run()
-            error = None
-            if name not in PLAIN or shape.spatial_kernel == "none":
-                last = output[-1:, -1:].double()
-                error = float((last - exact).norm() / exact.norm())
-            rows.append(Row(shape, name, measure(run), error=error))
-        except (RuntimeError, torch.OutOfMemoryError) as problem_met:
-            why = str(problem_met).strip().splitlines() or [type(problem_met).__name__]
-            rows.append(Row(shape, name, None, why[0][:120]))
-        torch.cuda.empty_cache()
-    return rows
+def compare(case: Problem, way: str) -> Row:
+    """Time one way, and measure its error if it computes the operator.
+
+    Whatever it raises is its row: compilers and drivers have no common base of their errors.
+    """
+    shape = case.shape
+    try:
+        run = WAYS[way](case)
+        output = run()
+        error = None
+        if way not in PLAIN or shape.spatial_kernel == "none":
+            last = output[-1:, -1:].double()
+            exact = _exact(case)
+            error = float((last - exact).norm() / exact.norm())
+        return Row(shape, way, measure(run), error=error)
+    except Exception as problem_met:
+        why = str(problem_met).strip().splitlines() or [""]
+        return Row(shape, way, None, f"{type(problem_met).__name__}: {why[0]}"[:160])
 
 
 def _exact(case: Problem) -> torch.Tensor:
     """The operator in float64, of the last head of the last sequence."""
     from bilateral_export.op.attention import attention
 
-    def last(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[-1:, -1:].double()
-
-    shape, positions, bandwidth = case.shape, case.positions, case.bandwidth
+    query, key, value = (tensor[-1:, -1:].double() for tensor in (case.query, case.key, case.value))
+    positions, bandwidth = case.positions, case.bandwidth
     if positions is not None:
-        positions = (positions[-1:] if shape.spatial_kernel == "dot" else positions).double()
-    return attention(
-        last(case.query), last(case.key), last(case.value), positions, positions,
-        None if bandwidth is None else bandwidth[-1:].double(), None,
-        scale=case.scale, range_kernel=shape.range_kernel, spatial_kernel=shape.spatial_kernel,
-        query_prefix=shape.prefix, key_prefix=shape.prefix, causal=shape.causal,
+        positions = (positions[-1:] if case.shape.spatial_kernel == "dot" else positions).double()
+    last = replace(
+        case.operands, query=query, key=key, value=value, query_positions=positions,
+        key_positions=positions, bandwidth=None if bandwidth is None else bandwidth[-1:].double(),
     )  # fmt: skip
+    return attention(**vars(last))
 
 
-def bandwidth_curve(shape: Shape) -> list[BandwidthRow]:
-    """Time, tiles skipped and error of the fused kernel against the bandwidth."""
-    rows = []
-    for bandwidth in BANDWIDTHS:
-        case = problem(replace(shape, bandwidth=bandwidth), "cuda")
-        skipping, whole = (fused(case, skip_tiles=skip) for skip in (True, False))
-        difference = (skipping().float() - whole().float()).abs().max()
-        rows.append(
-            BandwidthRow(
-                case.shape,
-                measure(skipping).warm_ms,
-                measure(whole).warm_ms,
-                tiles_skipped(case),
-                float(difference / case.value.float().abs().max()),
-            )
-        )
-    return rows
+def bandwidth_row(shape: Shape) -> BandwidthRow:
+    """Time, tiles skipped and error of the fused kernel at one bandwidth."""
+    case = problem(shape, "cuda")
+    skipping, whole = (fused(case, skip_tiles=skip) for skip in (True, False))
+    difference = (skipping().float() - whole().float()).abs().max()
+    return BandwidthRow(
+        shape,
+        measure(skipping).warm_ms,
+        measure(whole).warm_ms,
+        tiles_skipped(case),
+        float(difference / case.value.float().abs().max()),
+    )
 
 
 def tiles_skipped(case: Problem) -> float:
     """The share of key tiles that the plan leaves out."""
     from bilateral_export.op.kernel.launcher import prepare
 
-    shape = case.shape
-    launch = prepare(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, shape.prefix, shape.prefix,
-        shape.causal, True, None,
-    )  # fmt: skip
+    launch = prepare(case.operands, skip_tiles=True)
     low, high = launch.tile_ranges(*launch.key_terms()).unbind(-1)
     return 1 - float((high - low).clamp(min=0).float().mean()) / max(1, launch.key_tiles)
-
-
-def targets(
-    rows: Sequence[Row], curves: Sequence[BandwidthRow], peaks: Mapping[str, float]
-) -> list[Target]:
-    """Every target of the kernel, judged on what was measured; times are warm."""
-
-    def find(way: str, **wanted: Any) -> Row | None:
-        for row in rows:
-            same = all(getattr(row.shape, name) == value for name, value in wanted.items())
-            if row.way == way and row.timing and same:
-                return row
-        return None
-
-    def time(way: str, **wanted: Any) -> float | None:
-        row = find(way, **wanted)
-        return row.timing.warm_ms if row and row.timing else None
-
-    def best_plain(**wanted: Any) -> float | None:
-        times = [found for name in PLAIN if (found := time(name, **wanted)) is not None]
-        return min(times, default=None)
-
-    def ratio(above: float | None, below: float | None) -> float | None:
-        return above / below if above is not None and below else None
-
-    found = []
-    for tokens in (1024, 4096, 16384):
-        long = {"tokens": tokens, "head_dim": 64, "dtype": torch.bfloat16, "name": "long",
-                "spatial_kernel": "gaussian"}  # fmt: skip
-        for range_kernel in ("dot", "gaussian"):
-            case = {**long, "range_kernel": range_kernel}
-            label = f"N={tokens} D=64 {range_kernel}/gaussian"
-            ours = time("fused", **case)
-            found += [
-                Target(f"{label}: time over best plain SDPA", ratio(ours, best_plain(**case)),
-                       1.10, True),
-                Target(f"{label}: FlexAttention's time over ours",
-                       ratio(time("flex", **case), ours), 1.3, False),
-            ]  # fmt: skip
-    longest = {"tokens": 16384, "head_dim": 64, "range_kernel": "dot", "dtype": torch.bfloat16,
-               "spatial_kernel": "gaussian"}  # fmt: skip
-    memory = {
-        name: row.timing.peak_bytes
-        for name in ("fused", *PLAIN)
-        if (row := find(name, **longest)) and row.timing
-    }
-    plain_memory = [memory[name] for name in PLAIN if name in memory]
-    found.append(
-        Target(
-            "N=16384: peak memory over plain SDPA's",
-            ratio(memory.get("fused"), min(plain_memory, default=None)),
-            1.05,
-            True,
-        )
-    )
-    deit = {"tokens": 197, "batch": 64, "range_kernel": "dot", "dtype": torch.bfloat16}
-    found.append(
-        Target(
-            "N=197 batch 64: time of SDPA with bias over ours",
-            ratio(time("sdpa with bias", **deit), time("fused", **deit)),
-            2.0,
-            False,
-        )
-    )
-    wide = find("fused", tokens=4096, head_dim=128, range_kernel="dot", spatial_kernel="gaussian")
-    found.append(
-        Target(
-            "N=4096 D=128: share of the measured bf16 GEMM peak",
-            ratio(wide.tflops if wide else None, peaks.get("bf16")),
-            0.5,
-            False,
-        )
-    )
-    for point in curves:
-        label = f"N={point.shape.tokens} {point.shape.range_kernel}/gaussian"
-        if point.shape.bandwidth == 0.02:
-            case = {"tokens": point.shape.tokens, "head_dim": point.shape.head_dim, "name": "long"}
-            flash = best_plain(**case)
-            found.append(
-                Target(f"{label} sigma 2%: plain flash over ours", ratio(flash, point.warm_ms), 4.0,
-                       False)
-            )  # fmt: skip
-        if math.isinf(point.shape.bandwidth):
-            found.append(
-                Target(f"{label} sigma inf: with skipping over without",
-                       ratio(point.warm_ms, point.without_skipping_ms), 1.03, True)
-            )  # fmt: skip
-    return found
 
 
 def markdown(
@@ -325,99 +173,112 @@ def require_gpu() -> None:
         raise UserError(f"{torch.cuda.get_device_name()} is older than compute capability 8.0", fix)
 
 
-def tune() -> None:
-    """Time the candidate block sizes on this device and record the fastest in the table."""
-    from bilateral_benchmarks.kernel_configurations import CANDIDATES, cases, write
-    from bilateral_export.op.kernel.configurations import ARCHITECTURES, table
+def measure_all(results: Results, in_time: Callable[[], bool], save: Callable[[], None]) -> bool:
+    """Measure what is missing, saving after every case; whether the time was enough for all."""
+    for dtype, name in DTYPES.items():
+        if name not in results.peaks:
+            results.peaks[name] = gemm_peak(dtype)
+    for shape in shapes():
+        missing = [way for way in WAYS if not results.has(shape, way)]
+        case = problem(shape, "cuda") if missing else None
+        for way in missing:
+            if not in_time():
+                return False
+            assert case is not None
+            results.current = mark(way, shape)
+            save()
+            row = compare(case, way)
+            _require_working_device(way)
+            torch.cuda.empty_cache()
+            results.rows.append(row)
+            results.current = ""
+            save()
+    for shape in curve_shapes():
+        if results.has_bandwidth(shape):
+            continue
+        if not in_time():
+            return False
+        results.curves.append(bandwidth_row(shape))
+        save()
+    return True
 
-    major, minor = torch.cuda.get_device_capability()
-    device = 10 * major + minor
-    architecture = max(known for known in ARCHITECTURES if known <= device)
-    rows = dict(table())
-    for row in cases([architecture]):
-        dtype = torch.bfloat16 if row.bits == 16 else torch.float32
-        shape = Shape(
-            "tuning", 4, 8, 4096, row.head_dim, dtype=dtype, spatial_kernel=row.spatial_kernel
-        )
-        case = problem(shape, "cuda")
-        best, fastest = math.inf, None
-        for candidate in CANDIDATES[row.bits]:
-            try:
-                time = measure(_with(case, candidate)).warm_ms
-            except Exception as error:  # Triton has no common base of its compilation errors.
-                print(f"{row} {candidate}: {type(error).__name__}", file=sys.stderr)
-                continue
-            if time < best:
-                best, fastest = time, candidate
-        if fastest is not None:
-            rows[row] = replace(fastest, status="measured")
-            print(f"{row}: {fastest}, {best:.3f} ms", flush=True)
-            write(rows)
+
+def _require_working_device(way: str) -> None:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        # The mark stays in the file: the next run does not try this way on this shape again.
+        raise UserError(
+            f"'{way}' left the GPU in error: {error}", "Run the same command again: it goes on."
+        ) from error
 
 
-def _with(case: Problem, candidate: Configuration) -> Run:
-    from bilateral_export.op.kernel.launcher import bilateral_attention_forward
+def curve_shapes() -> Iterator[Shape]:
+    """Every point of the curves of time against bandwidth."""
+    long = Shape("long", 4, 8, 4096, 64)
+    for shape in (
+        long,
+        replace(long, range_kernel="gaussian"),
+        replace(long, tokens=16384, batch=1),
+    ):
+        for bandwidth in BANDWIDTHS:
+            yield replace(shape, bandwidth=bandwidth)
 
-    shape = case.shape
-    return lambda: bilateral_attention_forward(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, 0, 0, False,
-        skip_tiles=False, configuration=candidate,
-    )  # fmt: skip
+
+def bench_kernel(output: Path | None, tune_first: bool, minutes: float = MINUTES) -> bool:
+    """Time every way over every shape, print the report, and say whether all targets were met.
+
+    Args:
+        output: Directory for `kernel.json` and `kernel.md`, or None. Results of an earlier run on
+            the same device are kept, and what they lack is measured.
+        tune_first: Whether to choose block sizes by timing first.
+        minutes: Nothing begins after so long.
+
+    Raises:
+        UserError: There is no NVIDIA GPU, or the directory holds another device's results.
+    """
+    require_gpu()
+    deadline = time.monotonic() + 60 * minutes
+    device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    results = begin(output, device)
+    facts = {"context": Context.now().model_dump()}
+
+    def in_time() -> bool:
+        return time.monotonic() < deadline
+
+    complete = True
+    if tune_first:
+        from bilateral_benchmarks.kernel_tuning import tune
+
+        complete = tune(in_time, output)
+    complete = complete and measure_all(results, in_time, lambda: results.save(output, facts))
+    judged = targets(results.rows, results.curves, results.peaks)
+    report = markdown(results.rows, results.curves, results.peaks, judged)
+    if not complete:
+        report += f"\nNot complete after {minutes:g} minutes: the same command goes on.\n"
+    print(report)
+    if output:
+        verdicts = [{**asdict(target), "passed": target.passed} for target in judged]
+        results.save(output, {**facts, "complete": complete, "targets": verdicts})
+        heading = f"`{facts['context']['command']}` on {device}"
+        write_text(output / "kernel.md", f"{heading}\n\n{report}")
+    return complete and all(target.passed for target in judged)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, judge, print; exit code 1 if a target was missed, 2 without a GPU."""
+    """Measure, judge, print; 1 if a target was missed or the time was short, 2 without a GPU."""
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel", description=__doc__
     )
     parser.add_argument("--output", type=Path, help="directory for kernel.json and kernel.md")
     parser.add_argument("--tune", action="store_true", help="choose block sizes by timing first")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="nothing begins after these")
     options = parser.parse_args(arguments)
     try:
-        return 0 if bench_kernel(options.output, options.tune) else 1
+        return 0 if bench_kernel(options.output, options.tune, options.minutes) else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def bench_kernel(output: Path | None, tune_first: bool) -> bool:
-    """Time every way over every shape, print the report, and say whether all targets were met.
-
-    Args:
-        output: Directory for `kernel.json` and `kernel.md`, or None.
-        tune_first: Whether to choose block sizes by timing first.
-
-    Raises:
-        UserError: There is no NVIDIA GPU.
-    """
-    require_gpu()
-    if tune_first:
-        tune()
-    context = Context.now()
-    peaks = {name: gemm_peak(dtype) for dtype, name in DTYPES.items()}
-    rows = [row for shape in shapes() for row in compare(shape)]
-    long = Shape("long", 4, 8, 4096, 64)
-    curves = [
-        row
-        for shape in (long, replace(long, range_kernel="gaussian"),
-                      replace(long, tokens=16384, batch=1))
-        for row in bandwidth_curve(shape)
-    ]  # fmt: skip
-    judged = targets(rows, curves, peaks)
-    report = markdown(rows, curves, peaks, judged)
-    print(report)
-    if output:
-        facts = {
-            "context": context.model_dump(),
-            "gemm_peak_tflops": peaks,
-            "rows": [asdict(row) for row in rows],
-            "bandwidth": [asdict(row) for row in curves],
-            "targets": [{**asdict(target), "passed": target.passed} for target in judged],
-        }
-        write_text(output / "kernel.json", json.dumps(facts, indent=1, default=str) + "\n")
-        write_text(output / "kernel.md", f"`{context.command}`\n\n{report}")
-    return all(target.passed for target in judged)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,21 @@ CANDIDATES: dict[int, tuple[Configuration, ...]] = {
         )
     ),
 }
+# Fewer instructions per weight, but one program on a multiprocessor, or half the rows for each read
+# of a key tile: only a GPU says whether that is faster (`--tune` times them too).
+TO_BE_TIMED: dict[int, tuple[Configuration, ...]] = {
+    16: tuple(
+        Configuration(*sizes)
+        for sizes in (
+            (128, 128, 8, 3, 0),
+            (128, 128, 8, 2, 0),
+            (128, 64, 4, 3, 0),
+            (64, 128, 4, 2, 0),
+            (64, 64, 4, 3, 128),
+        )
+    ),
+    32: (),
+}
 HEADER = """\
 # How the fused kernel is cut into programs; configurations.py explains the columns.
 # status: measured (by timing, on that architecture) or predicted (from what the compiler reports:

@@ -3,8 +3,13 @@
 `python -m bilateral_benchmarks.kernel_instructions [--sm 90]` needs no GPU. One instruction of a
 warp does 32 weights' worth of one operation, so plain attention needs about 5 per weight besides
 the matrix products: maximum, multiply-add, exponential, sum, half a conversion, and the rest of the
-loop. What the spatial kernels add to that is what they can cost where issuing instructions is the
-limit; only a GPU says what they do cost.
+loop.
+
+From the counts follow three lower bounds of a multiprocessor's time for a tile: issuing the
+instructions (4 schedulers of 32 lanes), the exponentials (16 a cycle) and the matrix products (2048
+multiply-adds of 16 bits a cycle on 9.0; CUDA C++ Programming Guide, "Arithmetic Instructions", and
+NVIDIA's H100 white paper). The largest is the prediction, and its ratio to that of plain attention
+what a spatial kernel is predicted to cost. Only a GPU says what it does cost.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ from pathlib import Path
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import SpatialKernel
 from bilateral_export.op.kernel.compile import Cubin, Specialisation, compile_one
-from bilateral_export.op.kernel.configurations import configuration
+from bilateral_export.op.kernel.configurations import Configuration, configuration
 
+# Of one multiprocessor of 9.0, each cycle.
+LANES, EXPONENTIALS, PRODUCTS = 128, 16, 2048
 _MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 _LABEL = re.compile(r"^\.L_x_\w+:")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
@@ -42,6 +49,17 @@ class Loop:
         chosen = self.cubin.specialisation.configuration
         weights_per_thread = chosen.block_m * chosen.block_n / (32 * chosen.num_warps)
         return sum(self.instructions.values()) / weights_per_thread
+
+    @property
+    def cycles(self) -> Mapping[str, float]:
+        """Lower bounds of a multiprocessor's cycles for 1000 weights, by what bounds them."""
+        item = self.cubin.specialisation
+        features = item.features if item.spatial == "dot" else 0
+        return {
+            "issue": 1e3 * self.per_weight / LANES,
+            "exp": 1e3 / EXPONENTIALS,
+            "matrix": 1e3 * (2 * item.head_dim + features) / PRODUCTS,
+        }
 
 
 def inner_loop(cubin: Cubin) -> Loop:
@@ -70,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--sm", type=int, default=90)
     parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--block", nargs=4, type=int, metavar=("M", "N", "WARPS", "STAGES"))
     options = parser.parse_args(arguments)
     cases: list[tuple[SpatialKernel, int, int, bool]] = [
         ("none", 0, 0, False),
@@ -79,35 +98,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for coordinates in (1, 2, 3)
             for term in (False, True)
         ),
-        *(("dot", 0, features, False) for features in (16, 64)),
+        *(("dot", 0, features, term) for features in (16, 64) for term in (False, True)),
     ]
     print(
-        "| spatial kernel | C | P | key term | block | per weight | FP32 | exp | matrix | loads |"
+        "| spatial kernel | C | P | key term | block | registers | per weight | FP32 | exp | matrix"
+        " | loads | cycles: issue, exp, matrix | to plain |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    plain = 0.0
     try:
         for spatial, coordinates, features, key_term in cases:
             chosen = configuration(options.sm, 16, spatial, options.head_dim)
+            if options.block:
+                chosen = Configuration(*options.block)
             item = Specialisation(
                 "attention", options.sm, "bf16", chosen, options.head_dim, spatial, coordinates,
                 features, key_term,
             )  # fmt: skip
             loop = inner_loop(compile_one(item))
-            count = collections.Counter(loop.instructions)
-            float32 = sum(count[kind] for kind in ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL"))
-            matrix = sum(count[kind] for kind in _MATRIX)
-            loads = sum(count[kind] for kind in ("LDS", "LDG", "LDGSTS", "LDSM", "LD"))
-            print(
-                f"| {spatial} | {coordinates or ''} | {features or ''} |"
-                f" {'yes' if key_term else ''} | {chosen.block_m}x{chosen.block_n},"
-                f" {chosen.num_warps} warps | {loop.per_weight:.1f} | {float32} |"
-                f" {count['MUFU']} | {matrix} | {loads} |",
-                flush=True,
-            )
+            plain = plain or max(loop.cycles.values())
+            print(row(loop, plain), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def row(loop: Loop, plain: float) -> str:
+    """One row of the table; `plain` is the bound of plain attention, cycles for 1000 weights."""
+    item, count = loop.cubin.specialisation, collections.Counter(loop.instructions)
+    chosen = item.configuration
+    float32 = sum(count[kind] for kind in ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL"))
+    matrix = sum(count[kind] for kind in _MATRIX)
+    loads = sum(count[kind] for kind in ("LDS", "LDG", "LDGSTS", "LDSM", "LD"))
+    spilled = f", {loop.cubin.spill_bytes} B spilled" if loop.cubin.spill_bytes else ""
+    cells = (
+        item.spatial, item.coordinates or "", item.features or "", "yes" if item.key_term else "",
+        f"{chosen.block_m}x{chosen.block_n}, {chosen.num_warps} warps",
+        f"{loop.cubin.registers}{spilled}", f"{loop.per_weight:.1f}", float32, count["MUFU"],
+        matrix, loads, ", ".join(f"{cycles:.0f}" for cycles in loop.cycles.values()),
+        f"{max(loop.cycles.values()) / plain:.2f}",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -30,10 +30,7 @@ def tiles_read(case: Problem, capability: int) -> float:
 
     shape = case.shape
     chosen = configurations.configuration(capability, 16, "gaussian", shape.head_dim)
-    launch = prepare(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, 0, 0, shape.causal, True, chosen,
-    )  # fmt: skip
+    launch = prepare(case.operands, True, chosen)
     low, high = launch.tile_ranges(*launch.key_terms()).unbind(-1)
     visible = 0.5 if shape.causal else 1.0
     return float((high - low).clamp(min=0).float().mean()) / launch.key_tiles / visible

@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bilateral_export.op.attention import attention, spatial_logits
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
+from bilateral_export.op.kernel.configurations import Configuration
+from bilateral_export.op.operands import Operands
 
 Run = Callable[[], Tensor]
 
@@ -68,6 +70,16 @@ class Problem:
     scale: float
 
     @property
+    def operands(self) -> Operands:
+        """The same as the operator takes them."""
+        shape = self.shape
+        return Operands(
+            self.query, self.key, self.value, self.positions, self.positions, self.bandwidth,
+            scale=self.scale, range_kernel=shape.range_kernel, spatial_kernel=shape.spatial_kernel,
+            query_prefix=shape.prefix, key_prefix=shape.prefix, causal=shape.causal,
+        )  # fmt: skip
+
+    @property
     def key_term(self) -> Tensor:
         """What the Gaussian range kernel adds per key, `[B, H, N]` float32."""
         return -0.5 * self.scale * self.key.float().square().sum(-1)
@@ -119,37 +131,34 @@ def _coordinates(shape: Shape, device: str) -> Tensor:
     return torch.nn.functional.pad(coordinates, (0, 0, shape.prefix, 0))
 
 
-def fused(case: Problem, skip_tiles: bool | None = None) -> Run:
-    """The fused kernel."""
+def fused(
+    case: Problem, skip_tiles: bool | None = None, configuration: Configuration | None = None
+) -> Run:
+    """The fused kernel; arguments as `launcher.bilateral_attention_forward`."""
     from bilateral_export.op.kernel.launcher import bilateral_attention_forward
 
-    shape = case.shape
+    operands = case.operands
     return lambda: bilateral_attention_forward(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        case.scale, shape.range_kernel, shape.spatial_kernel, shape.prefix, shape.prefix,
-        shape.causal, skip_tiles=skip_tiles,
-    )  # fmt: skip
-
-
-def fused_features(case: Problem) -> Run:
-    """The fused kernel with the Gaussian spatial kernel as features, made beforehand."""
-    from bilateral_export.op.kernel.features import gaussian_features
-    from bilateral_export.op.kernel.launcher import bilateral_attention_forward
-
-    shape = case.shape
-    if shape.spatial_kernel != "gaussian" or shape.dtype == torch.float32:
-        raise RuntimeError("only for the Gaussian spatial kernel in 16 bits")
-    assert case.positions is not None
-    assert case.bandwidth is not None
-    positions, bandwidth = case.positions.cpu(), case.bandwidth.cpu()
-    features = gaussian_features(
-        positions, positions, bandwidth, case.scale, shape.dtype, shape.prefix
+        operands, skip_tiles=skip_tiles, configuration=configuration
     )
-    query, key = (side.to(case.query.device) for side in features)
-    return lambda: bilateral_attention_forward(
-        case.query, case.key, case.value, query, key, None, None, case.scale,
-        shape.range_kernel, "dot", shape.prefix, shape.prefix, shape.causal,
-    )  # fmt: skip
+
+
+def by_rule(case: Problem) -> Run:
+    """The fused kernel in the form that the rule chooses, made beforehand (features.py)."""
+    from bilateral_export.op.kernel.features import cheapest_form
+    from bilateral_export.op.kernel.launcher import bilateral_attention_forward
+
+    operands = cheapest_form(case.operands)
+    return lambda: bilateral_attention_forward(operands)
+
+
+def exact_form(case: Problem) -> Run:
+    """The fused kernel with the Gaussian spatial kernel in registers, where the rule does not."""
+    from bilateral_export.op.kernel.features import cheapest_form
+
+    if cheapest_form(case.operands).spatial_kernel == case.shape.spatial_kernel:
+        raise RuntimeError("the same as fused: no form but the exact one, by the rule")
+    return fused(case)
 
 
 def plain(case: Problem, backend: SDPBackend) -> Run:
@@ -221,15 +230,32 @@ def flex(case: Problem) -> Run:
     )
 
 
-def decomposed(case: Problem, compiled: bool) -> Run:
-    """The composite implementation, in eager mode or compiled."""
-    shape = case.shape
-    function = torch.compile(attention, dynamic=False) if compiled else attention
-    return lambda: function(
-        case.query, case.key, case.value, case.positions, case.positions, case.bandwidth, None,
-        scale=case.scale, range_kernel=shape.range_kernel, spatial_kernel=shape.spatial_kernel,
-        query_prefix=shape.prefix, key_prefix=shape.prefix, causal=shape.causal,
-    )  # fmt: skip
+def decomposed(case: Problem) -> Run:
+    """The composite implementation in eager mode, a chunk of queries at a time."""
+    given = vars(case.operands)
+    return lambda: attention(**given)
+
+
+def compiled(case: Problem) -> Run:
+    """The same formula for torch.compile, all queries at once: it would unroll the chunks."""
+
+    def formula(
+        query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None,
+        bandwidth: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        given = Problem(case.shape, query, key, value, positions, bandwidth, case.scale)
+        logits = (case.scale * (query @ key.transpose(-1, -2))).float()
+        if case.shape.range_kernel == "gaussian":
+            logits = logits + given.key_term[:, :, None, :]
+        if case.shape.spatial_kernel != "none":
+            logits = logits + given.spatial
+        if case.shape.causal:
+            index = torch.arange(case.shape.tokens, device=query.device)
+            logits = logits.masked_fill(index > index[:, None], float("-inf"))
+        return logits.softmax(-1).to(value.dtype) @ value
+
+    function = torch.compile(formula, dynamic=False) if case.query.is_cuda else formula
+    return lambda: function(case.query, case.key, case.value, case.positions, case.bandwidth)
 
 
 PLAIN = {
@@ -238,11 +264,11 @@ PLAIN = {
     "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 WAYS: dict[str, Callable[[Problem], Run]] = {
-    "fused": fused,
-    "fused, as features": fused_features,
+    "fused": by_rule,
+    "fused, exact form": exact_form,
     **{name: functools.partial(plain, backend=backend) for name, backend in PLAIN.items()},
     "sdpa with bias": materialised,
     "flex": flex,
-    "eager": functools.partial(decomposed, compiled=False),
-    "compiled": functools.partial(decomposed, compiled=True),
+    "eager": decomposed,
+    "compiled": compiled,
 }

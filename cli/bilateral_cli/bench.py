@@ -540,6 +540,9 @@ def kernel(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose block sizes by timing first.")
     ] = False,
+    minutes: Annotated[
+        float, typer.Option(help="Nothing begins after so long; the same command again goes on.")
+    ] = 9.0,
 ) -> None:
     """Time the fused kernel against every other way to compute its answer. Needs an NVIDIA GPU.
 
@@ -549,7 +552,7 @@ def kernel(
     """
     from bilateral_benchmarks.kernel import bench_kernel
 
-    if not bench_kernel(output, tune):
+    if not bench_kernel(output, tune, minutes):
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -57,6 +57,14 @@ def export(
             help="Write <name>.explain.onnx too, which also returns its attention maps.",
         ),
     ] = False,
+    spatial_features: Annotated[
+        bool,
+        typer.Option(
+            "--spatial-features",
+            help="In 16 bits, write Gaussian spatial kernels as position features where they are"
+            " exact enough: what the plugin's kernel computes fastest.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to one ONNX file that every runtime can read.
@@ -79,7 +87,13 @@ def export(
             loaded = with_labels(loaded, labels)
         if image_size is not None:
             loaded = at_resolution(loaded, image_size)
-        exported = export_onnx(loaded, onnx, precision=precision, opset=opset or DEFAULT_OPSET)
+        exported = export_onnx(
+            loaded,
+            onnx,
+            precision=precision,
+            opset=opset or DEFAULT_OPSET,
+            spatial_features=spatial_features,
+        )
         if explain:
             explain_onnx(onnx, onnx.with_suffix(".explain.onnx"))
     if json:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from bilateral_benchmarks import kernel
-from bilateral_benchmarks.kernel import BandwidthRow, Row, Target, targets
+from bilateral_benchmarks.kernel_results import UNFINISHED, BandwidthRow, Results, Row, begin, mark
+from bilateral_benchmarks.kernel_targets import Target, targets
 from bilateral_benchmarks.kernel_timing import Timing
-from bilateral_benchmarks.kernel_ways import WAYS, Shape, decomposed, flex, materialised, problem
+from bilateral_benchmarks.kernel_ways import (
+    WAYS,
+    Shape,
+    compiled,
+    decomposed,
+    flex,
+    materialised,
+    problem,
+)
+from bilateral_export.errors import UserError
 
 SMALL = Shape("small", 2, 2, 17, 16, dtype=torch.float32, prefix=1)
 SHAPES = [
@@ -26,26 +37,22 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_baseline_computes_the_operator(shape: Shape) -> None:
     case = problem(shape, "cpu")
-    expected = decomposed(case, compiled=False)()
+    expected = decomposed(case)()
 
-    for way in (materialised, flex):
+    for way in (materialised, flex, compiled):
         torch.testing.assert_close(way(case)(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_fused_kernel_computes_it_too() -> None:
-    case = problem(SMALL, "cpu")
-
-    torch.testing.assert_close(
-        WAYS["fused"](case)(), decomposed(case, compiled=False)(), atol=1e-5, rtol=1e-4
-    )
-
-
-def test_so_does_its_form_with_features() -> None:
+@pytest.mark.parametrize("way", ["fused", "fused, exact form"])
+def test_the_fused_kernel_computes_it_too(way: str) -> None:
     case = problem(replace(SMALL, dtype=torch.float16), "cpu")
 
-    torch.testing.assert_close(
-        WAYS["fused, as features"](case)(), decomposed(case, compiled=False)(), atol=3e-3, rtol=0.0
-    )
+    torch.testing.assert_close(WAYS[way](case)(), decomposed(case)(), atol=3e-3, rtol=0.0)
+
+
+def test_a_form_that_the_rule_does_not_leave_open_is_not_timed_twice() -> None:
+    with pytest.raises(RuntimeError, match="the same as fused"):
+        WAYS["fused, exact form"](problem(SMALL, "cpu"))
 
 
 def test_operations_are_counted_as_usual() -> None:
@@ -107,12 +114,51 @@ def test_without_a_gpu_it_says_what_it_needs_in_one_line(
     assert "python -m bilateral_benchmarks.kernel" in line
 
 
+def test_what_was_measured_is_found_again(tmp_path: Path) -> None:
+    shape = Shape("long", 4, 8, 4096, 64)
+    results = begin(tmp_path, "H100")
+    results.rows += [Row(shape, "fused", Timing(1.0, 2.0, 3, 4.0), error=1e-3)]
+    results.rows += [Row(shape, "flex", None, "ValueError: no")]
+    infinite = replace(shape, bandwidth=math.inf)
+    results.curves += [BandwidthRow(infinite, 1.0, 1.0, 0.5, 0.0)]
+    results.save(tmp_path)
+
+    assert begin(tmp_path, "H100") == results
+    assert results.has(shape, "flex")
+    assert not results.has(infinite, "flex")
+    assert results.has_bandwidth(infinite)
+
+
+def test_what_ended_a_run_is_not_tried_again(tmp_path: Path) -> None:
+    shape = Shape("long", 4, 8, 4096, 64)
+    Results("H100", current=mark("flex", shape)).save(tmp_path)
+
+    (row,) = begin(tmp_path, "H100").rows
+    assert row == Row(shape, "flex", None, UNFINISHED)
+
+
+def test_results_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:
+    Results("H100").save(tmp_path)
+
+    with pytest.raises(UserError, match="was measured on H100, this is H200"):
+        begin(tmp_path, "H200")
+
+
+def test_a_way_that_raises_is_a_row_with_the_reason() -> None:
+    """Here every way that needs a GPU's clock raises."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    row = kernel.compare(problem(SMALL, "cpu"), "eager")
+
+    assert row.timing is None
+    assert row.why
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_one_shape_is_measured_on_a_gpu() -> None:
-    measured = kernel.compare(Shape("small", 1, 2, 256, 64))
+    fused = kernel.compare(problem(Shape("small", 1, 2, 256, 64), "cuda"), "fused")
 
-    fused = next(row for row in measured if row.way == "fused")
     assert fused.timing is not None
     assert 0 < fused.timing.warm_ms < 1000
     assert fused.error is not None

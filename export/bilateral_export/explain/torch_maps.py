@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bilateral_export.explain.maps import AttentionMaps
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.op.attention import spatial_logits
+from bilateral_export.op.operands import Operands
 
 
 def torch_maps(
@@ -49,42 +50,29 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.bilateral.attention.default:
-            self.seen.append(_kernels(*args))
+            self.seen.append(_kernels(Operands(*args)))
         return func(*args, **(kwargs or {}))
 
 
-def _kernels(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_positions: Tensor | None,
-    key_positions: Tensor | None,
-    bandwidth: Tensor | None,
-    key_bias: Tensor | None,
-    scale: float,
-    range_kernel: str,
-    spatial_kernel: str,
-    query_prefix: int,
-    key_prefix: int,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _kernels(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
     """Attention, range and spatial weights of one call at batch 1, each `[H, N, N]`."""
-    del value
-    assert key_bias is None
-    assert not causal
-    similarity = scale * (query[0] @ key[0].transpose(-1, -2)).float()
-    if range_kernel == "gaussian":
-        similarity = similarity - 0.5 * scale * key[0].float().square().sum(-1)[:, None, :]
+    assert operands.key_bias is None
+    assert not operands.causal
+    key = operands.key[0]
+    similarity = operands.scale * (operands.query[0] @ key.transpose(-1, -2)).float()
+    if operands.range_kernel == "gaussian":
+        norms = key.float().square().sum(-1)[:, None, :]
+        similarity = similarity - 0.5 * operands.scale * norms
     places = torch.zeros_like(similarity)
-    if spatial_kernel != "none":
-        assert query_positions is not None
-        assert key_positions is not None
+    if operands.spatial_kernel != "none":
+        assert operands.query_positions is not None
+        assert operands.key_positions is not None
         places = places + spatial_logits(
-            query_positions,
-            key_positions,
-            bandwidth,
-            spatial_kernel,  # type: ignore[arg-type]
+            operands.query_positions,
+            operands.key_positions,
+            operands.bandwidth,
+            operands.spatial_kernel,
         )
-        places[:, :query_prefix] = 0
-        places[:, :, :key_prefix] = 0
+        places[:, : operands.query_prefix] = 0
+        places[:, :, : operands.key_prefix] = 0
     return (similarity + places).softmax(-1), similarity.softmax(-1), places.softmax(-1)

@@ -25,6 +25,7 @@ from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
+from bilateral_export.models.features import use_spatial_features
 from bilateral_export.models.zoo import exportable
 from bilateral_export.precision import DTYPES, to_precision
 from bilateral_export.tensors import TensorSpec
@@ -56,6 +57,7 @@ def export_onnx(
     precision: Precision = "fp32",
     opset: int = DEFAULT_OPSET,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
+    spatial_features: bool = False,
 ) -> ExportedModel:
     """Write a checkpoint as ONNX: custom attention nodes, their body, metadata; checked.
 
@@ -67,6 +69,8 @@ def export_onnx(
         precision: The type of weights and activations.
         opset: Version of the standard operators.
         external_data_bytes: From this size on, weights go to a file of their own.
+        spatial_features: Write Gaussian spatial kernels as features where they are exact enough
+            for the precision: what the fused kernel computes fastest (models/features.py).
 
     Raises:
         UserError: The opset is not supported, or the file cannot be written.
@@ -82,6 +86,8 @@ def export_onnx(
             f"Use opset {BF16_OPSET} or later for bf16.",
         )
     model = to_precision(checkpoint.build_model(), DTYPES[precision])
+    if spatial_features:
+        use_spatial_features(model, DTYPES[precision])
     described = exportable(model)
     expected = sum(isinstance(module, BilateralAttention) for module in model.modules())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())

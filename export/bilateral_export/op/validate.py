@@ -6,24 +6,19 @@ import torch
 from torch import Tensor
 
 from bilateral_export.op.contract import MAX_COORDINATES, RANGE_KERNELS, SPATIAL_KERNELS
+from bilateral_export.op.operands import Operands
 
 
-def check_inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_positions: Tensor | None,
-    key_positions: Tensor | None,
-    bandwidth: Tensor | None,
-    key_bias: Tensor | None,
-    range_kernel: str,
-    spatial_kernel: str,
-) -> None:
+def check_inputs(operands: Operands) -> None:
     """Check shapes, dtypes and the presence of inputs against op/README.md.
 
     Raises:
         ValueError: An operand does not fit; the message names it and what was expected.
     """
+    query, key, value = operands.query, operands.key, operands.value
+    query_positions, key_positions = operands.query_positions, operands.key_positions
+    bandwidth, key_bias = operands.bandwidth, operands.key_bias
+    range_kernel, spatial_kernel = operands.range_kernel, operands.spatial_kernel
     _check(range_kernel in RANGE_KERNELS, f"range_kernel {range_kernel!r}: not of {RANGE_KERNELS}")
     _check(
         spatial_kernel in SPATIAL_KERNELS,

@@ -15,10 +15,15 @@ FakeCuda& state() {
   return fake;
 }
 
-// A CUkernel is the address of its name here.
-std::deque<std::string>& kernelNames() {
-  static std::deque<std::string> names;
-  return names;
+// What a CUkernel points to here.
+struct FakeKernel {
+  std::string name;
+  const void* image;
+};
+
+std::deque<FakeKernel>& kernels() {
+  static std::deque<FakeKernel> all;
+  return all;
 }
 
 }  // namespace
@@ -50,7 +55,7 @@ FAKE CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_opti
                                 unsigned int /*libraryCount*/) {
   state().librariesLoaded++;
   state().lastImage = code;
-  *library = reinterpret_cast<CUlibrary>(&state());
+  *library = reinterpret_cast<CUlibrary>(const_cast<void*>(code));
   return std::memcmp(code,
                      "\x7f"
                      "ELF",
@@ -59,9 +64,9 @@ FAKE CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_opti
              : CUDA_ERROR_INVALID_IMAGE;
 }
 
-FAKE CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary /*library*/, const char* name) {
-  kernelNames().emplace_back(name);
-  *kernel = reinterpret_cast<CUkernel>(&kernelNames().back());
+FAKE CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
+  kernels().push_back({name, library});
+  *kernel = reinterpret_cast<CUkernel>(&kernels().back());
   return CUDA_SUCCESS;
 }
 
@@ -85,9 +90,14 @@ FAKE CUresult cuLaunchKernel(CUfunction function, unsigned int gridX, unsigned i
   if (state().failLaunchWith != 0) {
     return static_cast<CUresult>(state().failLaunchWith);
   }
+  if (state().launches >= kMaxLaunches) {
+    state().launches++;
+    return CUDA_SUCCESS;
+  }
   FakeLaunch& launch = state().launch[state().launches++];
-  const auto& name = *reinterpret_cast<const std::string*>(function);
-  std::strncpy(launch.kernel, name.c_str(), sizeof(launch.kernel) - 1);
+  const auto& kernel = *reinterpret_cast<const FakeKernel*>(function);
+  std::strncpy(launch.kernel, kernel.name.c_str(), sizeof(launch.kernel) - 1);
+  launch.image = kernel.image;
   launch.grid[0] = gridX;
   launch.grid[1] = gridY;
   launch.grid[2] = gridZ;

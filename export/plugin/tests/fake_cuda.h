@@ -9,6 +9,7 @@ inline constexpr int32_t kMaxArguments = 64;
 
 struct FakeLaunch {
   char kernel[256];
+  const void* image;  // the cubin it comes from
   uint32_t grid[3];
   uint32_t block[3];
   uint32_t sharedBytes;
@@ -30,7 +31,7 @@ struct FakeCuda {
   int32_t sharedBytesAllowed;
   const void* cleared;
   int32_t clearedCount;
-  int32_t launches;
+  int32_t launches;  // since the last reset; only the first kMaxLaunches are kept
   FakeLaunch launch[kMaxLaunches];
 };
 

@@ -51,12 +51,14 @@ def write_cubins(folder: Path) -> None:
     entries: list[dict[str, Any]] = []
 
     def add(kernel: str, architecture: int, dtype: str, **facts: object) -> None:
-        content = f"\x7fELF {kernel} {architecture} {dtype}".encode()
-        file = f"{kernel}_{architecture}_{dtype}.cubin"
+        sizes = "_".join(str(value) for value in facts.values())
+        file = f"{kernel}_{architecture}_{dtype}_{sizes}.cubin"
+        content = f"\x7fELF {file}".ljust(96).encode()
         (folder / file).write_bytes(content)
         entries.append(
             {
                 "kernel": kernel,
+                "architecture": architecture,
                 "file": file,
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "symbol": f"{kernel}_{dtype}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_64_bit_arguments_are_those_the_plugin_passes_as_such(cubins: Path) -> N
         "budget",
         "largest",
     }
+
+
+def test_the_machine_code_takes_the_arguments_of_the_manifest(cubins: Path) -> None:
+    """Read from the cubins: a kernel takes as many bytes of each argument as the plugin wrote."""
+    triton = pytest.importorskip("triton")
+    manifest = json.loads((cubins / "manifest.json").read_text())
+    size = {"int32": 4, "float": 4}
+    for kernel, typed in manifest["arguments"].items():
+        file = next(entry["file"] for entry in manifest["cubins"] if entry["kernel"] == kernel)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-elf", cubins / file]
+        listing = subprocess.check_output(command, text=True)
+        found = re.findall(r"Ordinal\s*: 0x(\w+).*?Size\s*: 0x(\w+)", listing, re.DOTALL)
+        sizes = {int(ordinal, 16): int(bytes_, 16) for ordinal, bytes_ in found}
+        assert sizes == {index: size.get(kind, 8) for index, (_, kind) in enumerate(typed)}
 
 
 def test_the_library_holds_every_kernel(cubins: Path, plugin: Path) -> None:

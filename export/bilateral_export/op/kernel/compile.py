@@ -141,7 +141,7 @@ def compile_one(specialisation: Specialisation) -> Cubin:
         UserError: triton is missing, or runs as an interpreter.
     """
     triton = _triton()
-    function, constants, options = _build(specialisation)
+    function, constants, options = kernel_of(specialisation)
     source = triton.compiler.ASTSource(
         fn=function,
         signature=_signature(specialisation, function, constants),
@@ -269,7 +269,7 @@ def _compiler_settings(triton: Any) -> Iterator[None]:
             yield
 
 
-def _build(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The kernel's function, its constants and its compiler options."""
     from bilateral_export.op.kernel import forward, plan, prepare
 

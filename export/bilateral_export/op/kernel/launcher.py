@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import weakref
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 from torch import Tensor
 
 from bilateral_export.errors import UserError
-from bilateral_export.op.contract import RangeKernel, SpatialKernel
 from bilateral_export.op.kernel import configurations
 from bilateral_export.op.kernel.configurations import Configuration, class_of, plan_warps
 from bilateral_export.op.kernel.forward import bilateral_attention_kernel
@@ -20,6 +20,7 @@ from bilateral_export.op.kernel.prepare import (
     bilateral_features_kernel,
     bilateral_key_tiles_kernel,
 )
+from bilateral_export.op.operands import Operands
 
 # The share of a row's weights that skipped tiles may hold: it moves an output by at most half a
 # unit in the last place of max|v| in that type.
@@ -36,14 +37,15 @@ FEATURE_BLOCK = 1024
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
-def unsupported(query: Tensor, query_positions: Tensor | None, spatial_kernel: str) -> str:
-    """Why the fused kernel cannot take these tensors; empty if it can."""
+def unsupported(operands: Operands) -> str:
+    """Why the fused kernel cannot take these operands; empty if it can."""
+    query, query_positions = operands.query, operands.query_positions
     if query.dtype not in BUDGET:
         return f"{query.dtype} is not float32, float16 or bfloat16"
     largest = configurations.LARGEST_HEAD[8 * query.element_size()]
     if query.shape[-1] > largest:
         return f"head dimension {query.shape[-1]} is above {largest}, the most for {query.dtype}"
-    if spatial_kernel == "dot" and query_positions is not None:
+    if operands.spatial_kernel == "dot" and query_positions is not None:
         features = query_positions.shape[-1]
         if features > configurations.FEATURES[-1]:
             return f"{features} position features are above {configurations.FEATURES[-1]}"
@@ -51,19 +53,7 @@ def unsupported(query: Tensor, query_positions: Tensor | None, spatial_kernel: s
 
 
 def bilateral_attention_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_positions: Tensor | None,
-    key_positions: Tensor | None,
-    bandwidth: Tensor | None,
-    key_bias: Tensor | None,
-    scale: float,
-    range_kernel: RangeKernel,
-    spatial_kernel: SpatialKernel,
-    query_prefix: int,
-    key_prefix: int,
-    causal: bool,
+    operands: Operands,
     *,
     skip_tiles: bool | None = None,
     configuration: Configuration | None = None,
@@ -74,20 +64,8 @@ def bilateral_attention_forward(
     multiples of 8, as in a fused QKV projection `[B, N, 3, H, D]`, nothing is copied.
 
     Args:
-        query: `[B, H, Nq, D]`, float32, float16 or bfloat16, on a GPU (or on the CPU under Triton's
-            interpreter, TRITON_INTERPRET=1).
-        key: `[B, H, Nk, D]`.
-        value: `[B, H, Nk, D]`.
-        query_positions: Coordinates `[Nq, C]` or features `[H, Nq, P]`.
-        key_positions: Coordinates `[Nk, C]` or features `[H, Nk, P]`.
-        bandwidth: `[H]`, sigma > 0, inf allowed.
-        key_bias: `[B, Nk]`.
-        scale: Factor of the range kernel.
-        range_kernel: "dot" or "gaussian".
-        spatial_kernel: "gaussian", "dot" or "none".
-        query_prefix: Number of leading queries without position.
-        key_prefix: Number of leading keys without position.
-        causal: Whether query i sees only keys j <= i + (Nk - Nq).
+        operands: float32, float16 or bfloat16, on a GPU (or on the CPU under Triton's interpreter,
+            TRITON_INTERPRET=1).
         skip_tiles: Whether to look for key tiles that the Gaussian spatial kernel makes negligible;
             by default from `SKIP_FROM` keys on. Changes the result by at most `BUDGET`.
         configuration: Block sizes; by default those of `configurations.csv` for the device.
@@ -98,94 +76,94 @@ def bilateral_attention_forward(
     Raises:
         UserError: The kernel does not take the dtype, the sizes or the device.
     """
-    reason = unsupported(query, query_positions, spatial_kernel)
+    query = operands.query
+    reason = unsupported(operands)
     if reason:
         raise UserError(
             f"the fused kernel does not take this problem: {reason}",
             "Use the composite implementation, bilateral_export.op.attention.",
         )
-    if query.numel() == 0 or key.shape[2] == 0:
+    if query.numel() == 0 or operands.key.shape[2] == 0:
         return torch.zeros_like(query, memory_format=torch.contiguous_format)
-    launch = prepare(
-        query, key, value, query_positions, key_positions, bandwidth, key_bias, scale,
-        range_kernel, spatial_kernel, query_prefix, key_prefix, causal, skip_tiles, configuration,
-    )  # fmt: skip
+    launch = prepare(operands, skip_tiles, configuration)
     with _on(query.device):
         return launch.run()[..., : query.shape[-1]].contiguous()
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One problem in the form the kernels take it: see the ABI in README.md."""
+    """One problem in the form the kernels take it: see the ABI in README.md.
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    query_positions: Tensor | None
-    key_positions: Tensor | None
-    bandwidth: Tensor | None
-    key_bias: Tensor | None
-    scale: float
-    range_kernel: RangeKernel
-    spatial_kernel: SpatialKernel
-    query_prefix: int
-    key_prefix: int
-    diagonal: int
+    Attributes:
+        operands: Tokens with rows that can be read 16 bytes at a time, everything else float32 and
+            contiguous, what the spatial kernel does not use left out.
+        skip_tiles: Whether to look for key tiles that may be left out.
+        configuration: Block sizes.
+    """
+
+    operands: Operands
     skip_tiles: bool
     configuration: Configuration
 
     @property
     def block_d(self) -> int:
         """Head dimension, padded."""
-        return class_of(self.query.shape[-1], configurations.HEAD_DIMS, "head dimension")
+        return class_of(self.operands.query.shape[-1], configurations.HEAD_DIMS, "head dimension")
 
     @property
     def coordinates(self) -> int:
         """C of the Gaussian spatial kernel, else 0."""
-        if self.spatial_kernel != "gaussian" or self.query_positions is None:
+        if self.operands.spatial_kernel != "gaussian" or self.operands.query_positions is None:
             return 0
-        return self.query_positions.shape[-1]
+        return self.operands.query_positions.shape[-1]
+
+    @property
+    def diagonal(self) -> int:
+        """Query i sees keys j <= i + diagonal."""
+        n_query, n_key = self.operands.query.shape[2], self.operands.key.shape[2]
+        return n_key - n_query if self.operands.causal else n_key
 
     @property
     def sequences(self) -> int:
         """B H."""
-        return self.query.shape[0] * self.query.shape[1]
+        return self.operands.query.shape[0] * self.operands.query.shape[1]
 
     @property
     def row_tiles(self) -> int:
         """Programs of one sequence."""
-        return math.ceil(self.query.shape[2] / self.configuration.block_m)
+        return math.ceil(self.operands.query.shape[2] / self.configuration.block_m)
 
     @property
     def key_tiles(self) -> int:
         """Tiles of keys."""
-        return math.ceil(self.key.shape[2] / self.configuration.block_n)
+        return math.ceil(self.operands.key.shape[2] / self.configuration.block_n)
 
     def run(self) -> Tensor:
         """Launch what the problem needs."""
-        query, key = self.query, self.key
+        given = self.operands
+        query, key, value = given.query, given.key, given.value
         key_term, term_strides, bounds = self.key_terms()
         tile_ranges = self.tile_ranges(key_term, term_strides, bounds) if bounds else None
-        query_positions, key_positions = self.query_positions, self.key_positions
+        query_positions, key_positions = given.query_positions, given.key_positions
         n_features = 0
-        if self.spatial_kernel == "dot":
+        if given.spatial_kernel == "dot":
             assert query_positions is not None
             assert key_positions is not None
             n_features = query_positions.shape[-1]
-            query_positions = self.features(query_positions, self.query_prefix)
-            key_positions = self.features(key_positions, self.key_prefix)
+            query_positions = self.features(query_positions, given.query_prefix)
+            key_positions = self.features(key_positions, given.key_prefix)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         bilateral_attention_kernel[(self.row_tiles * self.sequences,)](
-            query, key, self.value, output,
+            query, key, value, output,
             _pointer(query_positions, query), _pointer(key_positions, query),
-            _pointer(self.bandwidth, query), _pointer(key_term, query),
+            _pointer(given.bandwidth, query), _pointer(key_term, query),
             _pointer(tile_ranges, query),
-            *query.stride()[:3], *key.stride()[:3], *self.value.stride()[:3],
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
             *output.stride()[:3], *term_strides,
             query.shape[1], query.shape[2], key.shape[2], query.shape[3], n_features,
-            self.query_prefix, self.key_prefix, self.diagonal, int(tile_ranges is not None),
-            abs(self.scale) or 1.0,
-            SPATIAL=self.spatial_kernel, KEY_TERM=key_term is not None,
+            given.query_prefix, given.key_prefix, self.diagonal, int(tile_ranges is not None),
+            abs(given.scale) or 1.0,
+            SPATIAL=given.spatial_kernel, KEY_TERM=key_term is not None,
             C=max(self.coordinates, 1),
             P=class_of(max(n_features, 1), configurations.FEATURES, "position features"),
             BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
@@ -197,7 +175,7 @@ class Launch:
     @property
     def precision(self) -> str:
         """PRECISION of the kernels: see `forward.product`."""
-        widen = INTERPRETED and self.query.dtype == torch.bfloat16
+        widen = INTERPRETED and self.operands.query.dtype == torch.bfloat16
         return "widened" if widen else PRECISION
 
     @property
@@ -214,27 +192,28 @@ class Launch:
 
     def key_terms(self) -> tuple[Tensor | None, tuple[int, int], tuple[Tensor, ...]]:
         """The key term with its strides for batch and head, and the bounds over tiles if wanted."""
-        batch, heads, n_key, head_dim = self.key.shape
-        gaussian = self.range_kernel == "gaussian"
+        given, key = self.operands, self.operands.key
+        batch, heads, n_key, head_dim = key.shape
+        gaussian = given.range_kernel == "gaussian"
         if not gaussian and not self.skip_tiles:
-            return self.key_bias, (n_key, 0), ()
+            return given.key_bias, (n_key, 0), ()
 
-        key_term = _empty(self.key, batch, heads, n_key)
+        key_term = _empty(key, batch, heads, n_key)
         bounds: tuple[Tensor, ...] = ()
         if self.skip_tiles:
             bounds = (
-                _empty(self.key, batch, heads, self.key_tiles),
-                _empty(self.key, batch, heads, self.key_tiles),
-                _empty(self.key, self.key_tiles, 2, self.coordinates),
+                _empty(key, batch, heads, self.key_tiles),
+                _empty(key, batch, heads, self.key_tiles),
+                _empty(key, self.key_tiles, 2, self.coordinates),
             )
         tile_norm, tile_term, tile_boxes = bounds or (key_term,) * 3
         bilateral_key_tiles_kernel[(self.key_tiles * self.sequences,)](
-            self.key, _pointer(self.key_bias, key_term), _pointer(self.key_positions, key_term),
+            key, _pointer(given.key_bias, key_term), _pointer(given.key_positions, key_term),
             key_term, tile_norm, tile_term, tile_boxes,
-            *self.key.stride()[:3], n_key,
-            heads, n_key, head_dim, self.key_prefix,
-            int(gaussian), int(self.key_bias is not None), self.coordinates if bounds else 0,
-            self.scale,
+            *key.stride()[:3], n_key,
+            heads, n_key, head_dim, given.key_prefix,
+            int(gaussian), int(given.key_bias is not None), self.coordinates if bounds else 0,
+            given.scale,
             BLOCK_D=self.block_d, BLOCK_N=self.configuration.block_n, enable_fp_fusion=True,
         )  # fmt: skip
         return key_term, (heads * n_key, n_key), bounds
@@ -243,81 +222,105 @@ class Launch:
         self, key_term: Tensor | None, term_strides: tuple[int, int], bounds: tuple[Tensor, ...]
     ) -> Tensor:
         """`[B, H, row tiles, 2]` int32: the whole key tiles each program attends to."""
-        query, key = self.query, self.key
+        given = self.operands
+        query, key = given.query, given.key
         ranges = torch.empty(
             (*query.shape[:2], self.row_tiles, 2), dtype=torch.int32, device=query.device
         )
         bilateral_plan_kernel[(self.row_tiles * self.sequences,)](
-            query, key, self.query_positions, self.key_positions, self.bandwidth, key_term,
+            query, key, given.query_positions, given.key_positions, given.bandwidth, key_term,
             *bounds, ranges,
             *query.stride()[:3], *key.stride()[:3], *term_strides,
             query.shape[1], query.shape[2], key.shape[2], query.shape[3],
-            self.query_prefix, self.key_prefix, self.diagonal,
-            abs(self.scale) or 1.0, BUDGET[query.dtype],
+            given.query_prefix, given.key_prefix, self.diagonal,
+            abs(given.scale) or 1.0, BUDGET[query.dtype],
             C=self.coordinates, BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
             BLOCK_N=self.configuration.block_n, PRECISION=self.precision,
-            num_warps=plan_warps(
-                _capability(query.device), self.configuration, self.block_d
-            ),
+            num_warps=plan_warps(_capability(query.device), self.configuration, self.block_d),
             enable_fp_fusion=True,
         )  # fmt: skip
         return ranges
 
     def features(self, positions: Tensor, prefix: int) -> Tensor:
-        """Features of the dot spatial kernel, in T and in the unit of q.k."""
-        target = torch.empty(positions.shape, dtype=self.query.dtype, device=positions.device)
+        """Features of the dot spatial kernel, in T and in the unit of q.k.
+
+        Those of a tensor that lives on, a model's constant, are computed once and kept with it.
+        """
+        kind = (self.operands.query.dtype, self.operands.scale, prefix)
+        kept = _kept_features(positions)
+        if kept is None:
+            return self._round_features(positions, prefix)
+        if kind not in kept:
+            kept[kind] = self._round_features(positions, prefix)
+        return kept[kind]
+
+    def _round_features(self, positions: Tensor, prefix: int) -> Tensor:
+        dtype = self.operands.query.dtype
+        target = torch.empty(positions.shape, dtype=dtype, device=positions.device)
         heads, n_tokens, n_features = positions.shape
         bilateral_features_kernel[(triton.cdiv(positions.numel(), FEATURE_BLOCK),)](
             positions, target, heads, n_tokens, n_features, prefix,
-            abs(self.scale) or 1.0, min(torch.finfo(target.dtype).max, 3.38e38),
+            abs(self.operands.scale) or 1.0, min(torch.finfo(dtype).max, 3.38e38),
             BLOCK=FEATURE_BLOCK,
         )  # fmt: skip
         return target
 
 
 def prepare(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_positions: Tensor | None,
-    key_positions: Tensor | None,
-    bandwidth: Tensor | None,
-    key_bias: Tensor | None,
-    scale: float,
-    range_kernel: RangeKernel,
-    spatial_kernel: SpatialKernel,
-    query_prefix: int,
-    key_prefix: int,
-    causal: bool,
-    skip_tiles: bool | None,
-    configuration: Configuration | None,
+    operands: Operands, skip_tiles: bool | None = None, configuration: Configuration | None = None
 ) -> Launch:
-    """Bring the operands of `bilateral_attention_forward` into the form of the ABI."""
-    n_query, n_key = query.shape[2], key.shape[2]
+    """Bring operands into the form of the ABI; arguments as `bilateral_attention_forward`."""
+    query, scale, spatial_kernel = operands.query, operands.scale, operands.spatial_kernel
     if configuration is None:
         configuration = configurations.configuration(
             _capability(query.device), query.element_size() * 8, spatial_kernel, query.shape[-1]
         )
     if skip_tiles is None:
-        skip_tiles = n_key >= SKIP_FROM
-    query, key, value = (_aligned(tensor) for tensor in (query, key, value))
+        skip_tiles = operands.key.shape[2] >= SKIP_FROM
+    query, key, value = (
+        _aligned(tensor) for tensor in (operands.query, operands.key, operands.value)
+    )
     if scale < 0:
         query = -query
     elif scale == 0:
         query = torch.zeros_like(query)
+    positions = operands.query_positions, operands.key_positions
     if spatial_kernel == "none":
-        query_positions = key_positions = bandwidth = None
+        positions = None, None
     if spatial_kernel == "dot":
-        bandwidth = None
-        query_positions = _padded(query_positions)
-        key_positions = _padded(key_positions)
-    return Launch(
-        query, key, value,
-        _float32(query_positions), _float32(key_positions), _float32(bandwidth),
-        _float32(key_bias), scale, range_kernel, spatial_kernel, query_prefix, key_prefix,
-        n_key - n_query if causal else n_key,
-        skip_tiles and spatial_kernel == "gaussian" and math.isfinite(scale), configuration,
-    )  # fmt: skip
+        positions = _padded(positions[0]), _padded(positions[1])
+    ready = replace(
+        operands,
+        query=query,
+        key=key,
+        value=value,
+        query_positions=_float32(positions[0]),
+        key_positions=_float32(positions[1]),
+        bandwidth=_float32(operands.bandwidth) if spatial_kernel == "gaussian" else None,
+        key_bias=_float32(operands.key_bias),
+    )
+    skip_tiles = skip_tiles and spatial_kernel == "gaussian" and math.isfinite(scale)
+    return Launch(ready, skip_tiles, configuration)
+
+
+# By the id of a live tensor: a reference to it, its memory and version, its features by kind.
+_Kept = dict[tuple[torch.dtype, float, int], Tensor]
+_KEPT: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], _Kept]] = {}
+
+
+def _kept_features(positions: Tensor) -> _Kept | None:
+    """What was computed of this very tensor, unchanged since; None where that cannot be known.
+
+    Only of leaves and buffers: what a graph computes is another tensor with every call.
+    """
+    if positions.is_inference() or positions.grad_fn is not None:
+        return None
+    number, state = id(positions), (positions.data_ptr(), positions._version)
+    found = _KEPT.get(number)
+    if found is None or found[0]() is not positions or found[1] != state:
+        reference = weakref.ref(positions, lambda _: _KEPT.pop(number, None))
+        found = _KEPT[number] = (reference, state, {})
+    return found[2]
 
 
 def _capability(device: torch.device) -> int:

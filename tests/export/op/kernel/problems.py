@@ -12,6 +12,7 @@ from torch import Tensor
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 from bilateral_export.op.kernel.configurations import Configuration
 from bilateral_export.op.kernel.launcher import bilateral_attention_forward
+from bilateral_export.op.operands import Operands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Small tiles, so that small problems have many of every kind.
@@ -19,31 +20,19 @@ SMALL = Configuration(block_m=32, block_n=16, num_warps=4, num_stages=2)
 
 
 @dataclass(frozen=True)
-class Problem:
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    query_positions: Tensor | None = None
-    key_positions: Tensor | None = None
-    bandwidth: Tensor | None = None
-    key_bias: Tensor | None = None
+class Problem(Operands):
     scale: float = 0.25
-    range_kernel: RangeKernel = "dot"
-    spatial_kernel: SpatialKernel = "none"
-    query_prefix: int = 0
-    key_prefix: int = 0
-    causal: bool = False
 
     def with_(self, **changes: Any) -> Problem:
         return replace(self, **changes)
 
+    def on_device(self) -> Operands:
+        return self.map(lambda tensor: tensor.to(DEVICE))
+
     def fused(self, configuration: Configuration | None = SMALL, **options: Any) -> Tensor:
-        operands = [
-            operand.to(DEVICE) if isinstance(operand, Tensor) else operand
-            for operand in vars(self).values()
-        ]
-        output = bilateral_attention_forward(*operands, configuration=configuration, **options)
-        return output.cpu()
+        return bilateral_attention_forward(
+            self.on_device(), configuration=configuration, **options
+        ).cpu()
 
     def exact(self) -> Tensor:
         """One query at a time, every term of the definition written out, nothing cancelled."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.export.op.kernel.problems import DEVICE, SMALL, Problem, problem, relative_error
+from tests.export.op.kernel.problems import SMALL, Problem, problem, relative_error
 
 from bilateral_export.op.kernel.launcher import BUDGET, prepare
 
@@ -25,8 +25,7 @@ def line(n: int, sigma: float, **options: Any) -> Problem:
 
 def ranges(case: Problem) -> torch.Tensor:
     """`[row tiles, 2]`: the whole key tiles that each program attends to."""
-    operands = [o.to(DEVICE) if isinstance(o, torch.Tensor) else o for o in vars(case).values()]
-    launch = prepare(*operands, True, SMALL)
+    launch = prepare(case.on_device(), True, SMALL)
     return launch.tile_ranges(*launch.key_terms())[0, 0].cpu()
 
 

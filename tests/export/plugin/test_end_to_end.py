@@ -1,0 +1,82 @@
+"""The plugin and its kernels together, from the creator to the numbers, with and without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bilateral_export import plugin_check
+from bilateral_export.plugin import find_plugin
+
+REPLAY = Path(__file__).with_name("replay.py")
+
+
+@pytest.fixture(scope="module")
+def replayed(plugin_build: Path, made_up_cubins: Path) -> list[dict[str, Any]]:
+    """In a process of its own, which sees the stand-in for libcuda."""
+    pytest.importorskip("triton")
+    environment = dict(os.environ) | {
+        "LD_LIBRARY_PATH": str(plugin_build / "fake"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TRITON_INTERPRET": "1",
+    }
+    command = [sys.executable, REPLAY, plugin_build, made_up_cubins]
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_what_the_plugin_launches_computes_the_operator(replayed: list[dict[str, Any]]) -> None:
+    """Its choice of kernels, their arguments and scratch memory, by the numbers that come out."""
+    ran = [row for row in replayed if "error" in row]
+
+    assert len(ran) == 20
+    assert [row for row in ran if not row["error"] <= row["limit"]] == []
+
+
+def test_what_the_plugin_refuses_reaches_the_caller(replayed: list[dict[str, Any]]) -> None:
+    assert "scale is -1" in replayed[-1]["refused"]
+
+
+def test_without_a_gpu_the_check_says_what_it_needs_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert plugin_check.main([]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: this check needs an NVIDIA GPU")
+
+
+def test_the_grid_has_every_kernel_option_type_and_ragged_lengths() -> None:
+    grid = list(plugin_check.cases())
+
+    assert len(set(grid)) == len(grid)
+    for field, values in {
+        "dtype": {"fp32", "fp16", "bf16"},
+        "range_kernel": {"dot", "gaussian"},
+        "spatial_kernel": {"none", "gaussian", "dot"},
+        "prefix": {0, 1, 2},
+        "causal": {False, True},
+        "key_bias": {False, True},
+    }.items():
+        assert {getattr(case, field) for case in grid} == values
+    assert {case.n_key % 8 for case in grid} >= {0, 1, 5, 6}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_whole_grid_on_a_gpu() -> None:
+    if find_plugin() is None:
+        pytest.skip("the plugin is not built: make plugin")
+    assert plugin_check.main([]) == 0
