@@ -30,6 +30,7 @@ MOST_REGIONS = 64
 
 _DIRECTORY = Path("/dev/shm")
 _PREFIX = "bilateral-client"
+_KEY_PREFIX = "/"  # of POSIX shared memory
 _ALIGNMENT = 64
 _live: set[str] = set()
 
@@ -61,7 +62,7 @@ class Region:
 
     def __init__(self, size: int) -> None:
         self.name = ".".join((_PREFIX, *_process(os.getpid()), uuid.uuid4().hex[:12]))
-        self.key = f"/{self.name}"
+        self.key = _KEY_PREFIX + self.name
         self.size = 1 << (size - 1).bit_length()
         self._path = _DIRECTORY / self.name
         file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
