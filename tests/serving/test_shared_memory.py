@@ -178,8 +178,7 @@ def test_a_server_that_cannot_map_it_gets_the_message_and_one_line_says_so(
         for _ in range(2):
             check(client.infer("arithmetic", inputs), inputs)
     assert [record.getMessage() for record in caplog.records] == [
-        f"no shared memory with {server.url} "
-        f"({caplog.records[0].args[1]}): inputs go through gRPC"  # type: ignore[index]
+        f"no shared memory with {server.url} ({caplog.records[0].args[1]}): inputs go through gRPC"  # type: ignore[index]
     ]
     caplog.clear()
     with Client(server.url) as client:
@@ -187,9 +186,7 @@ def test_a_server_that_cannot_map_it_gets_the_message_and_one_line_says_so(
     assert caplog.records == []
 
 
-def test_no_room(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_no_room(server: RunningServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shared_memory, "_DIRECTORY", tmp_path / "missing")
     inputs = rows(0)
     with Client(server.url) as client:
