@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,9 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import service_pb2
 
 from bilateral_benchmarks.report import Context
-from bilateral_benchmarks.served import model_request, serialise
+from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
+from bilateral_benchmarks.served import try_out
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
+from bilateral_serving.shared_memory import Region
 
 _SERVICE = "/inference.GRPCInferenceService"
 _NOWHERE = "no-such-model"
@@ -80,18 +83,21 @@ def measure_breakdown(
         UserError: The server or model is not there, refuses the arrays, or served others too.
     """
     context = Context.now()
-    model_request(url, model, arrays, 60.0)
-    with grpc.insecure_channel(url, options=_OPTIONS) as channel:
+    try_out(url, model, arrays, 60.0)
+    shared = is_shared(url, arrays, None)
+    with contextlib.ExitStack() as stack:
+        channel = stack.enter_context(grpc.insecure_channel(url, options=_OPTIONS))
+        region = stack.enter_context(registered(url, offsets_of(arrays)[1])) if shared else None
         infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
         for _ in range(20):
-            _request(infer, model, arrays)
+            _request(infer, model, arrays, region)
         before = _statistics(channel, model)
         times: list[tuple[float, float, float]] = []
         network: list[float] = []
         end = time.monotonic() + duration_s
         while time.monotonic() < end:
-            times.append(_request(infer, model, arrays))
-            network.append(_refused(infer, arrays))
+            times.append(_request(infer, model, arrays, region))
+            network.append(_refused(infer, arrays, region))
         after = _statistics(channel, model)
     served = after.success.count - before.success.count
     if served != len(times):
@@ -120,7 +126,7 @@ def measure_breakdown(
     parts.append(Part(name="client: parse", mean_ms=client[2], source="client clock"))
     measured = float(client.sum())
     return Breakdown(
-        subject=f"{model} at {url}",
+        subject=f"{model} at {url}" + (", inputs in shared memory" if shared else ""),
         batch=max(len(array) for array in arrays.values()),
         requests=len(times),
         measured_ms=measured,
@@ -131,10 +137,12 @@ def measure_breakdown(
     )
 
 
-def _request(infer: Any, model: str, arrays: Mapping[str, Array]) -> tuple[float, float, float]:
+def _request(
+    infer: Any, model: str, arrays: Mapping[str, Array], region: Region | None
+) -> tuple[float, float, float]:
     """Seconds of serialising, of the call and of parsing."""
     start = time.perf_counter()
-    message = serialise(model, arrays)
+    message = serialise(model, arrays, region)
     sent = time.perf_counter()
     answer = infer(message)
     received = time.perf_counter()
@@ -145,9 +153,9 @@ def _request(infer: Any, model: str, arrays: Mapping[str, Array]) -> tuple[float
     return sent - start, received - sent, time.perf_counter() - received
 
 
-def _refused(infer: Any, arrays: Mapping[str, Array]) -> float:
+def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> float:
     """Seconds until the server has refused a request of the same size."""
-    message = serialise(_NOWHERE, arrays)
+    message = serialise(_NOWHERE, arrays, region)
     start = time.perf_counter()
     try:
         infer(message)

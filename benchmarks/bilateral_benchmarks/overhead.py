@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from bilateral_benchmarks.in_process import bench_runner
 from bilateral_benchmarks.interleave import ratio_of
 from bilateral_benchmarks.report import Context
+from bilateral_benchmarks.request import is_shared
 from bilateral_benchmarks.served import bench_served
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
@@ -71,6 +72,9 @@ def measure_overhead(
 ) -> Overhead:
     """Measure latency with one caller and throughput with several, in process and served.
 
+    Large inputs go through shared memory, as `Client` sends them to this machine; the first model
+    is then measured with its inputs inside the message too.
+
     Args:
         url: "host:port" of a server that serves every model.
         subject: What is measured.
@@ -82,7 +86,11 @@ def measure_overhead(
         on_step: Called with what is being done.
     """
     context = Context.now()
-    names = ["in process", *models]
+    ways: dict[str, tuple[str, bool | None]] = {way: (name, None) for way, name in models.items()}
+    first = next(iter(models))
+    if is_shared(url, arrays, None):
+        ways[f"{first}, inputs in the message"] = (models[first], False)
+    names = ["in process", *ways]
     latency = np.empty((len(names), rounds))
     throughput = np.empty((len(names), rounds))
     for number in range(rounds):
@@ -101,10 +109,12 @@ def measure_overhead(
                         concurrency=min(callers, 2),
                     )
                 else:
+                    model, shared = ways[name]
                     report = bench_served(
                         url,
-                        models[name],
+                        model,
                         arrays,
+                        shared_memory=shared,
                         duration_s=seconds,
                         warmup_s=seconds / 5,
                         concurrency=callers,

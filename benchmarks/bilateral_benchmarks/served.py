@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
-import numpy as np
-from tritonclient.grpc import service_pb2
-from tritonclient.utils import np_to_triton_dtype
 
 from bilateral_benchmarks.generator import Send
 from bilateral_benchmarks.load import Load, Plan
 from bilateral_benchmarks.report import Context, Report, summarise
+from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
 from bilateral_benchmarks.run import OnProgress, run_load
 from bilateral_export.tensors import Array
 from bilateral_serving.client import Client
@@ -33,12 +32,14 @@ def bench_served(
     max_duration_s: float | None = None,
     load: Load | None = None,
     timeout_s: float = 60.0,
+    shared_memory: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Measure the response time and throughput of a served model.
 
     The request is serialised once and sent again and again; its answer counts as complete when its
-    bytes are here. What serialising and parsing cost is in the breakdown.
+    bytes are here. What serialising and parsing cost is in the breakdown. Inputs in shared memory
+    are written there anew for each request.
 
     Args:
         url: "host:port" of the server's gRPC service.
@@ -50,38 +51,46 @@ def bench_served(
         max_duration_s: Measure up to so long where the windows do not agree.
         load: Another load than a closed loop of one process; then `concurrency` is ignored.
         timeout_s: Deadline of one request. One that misses it is an error.
+        shared_memory: Whether large inputs go through shared memory. None: as `Client` does it, if
+            the server is on this machine.
         on_progress: Called about ten times a second.
 
     Raises:
         UserError: No server answers, the model is unknown or does not take the arrays, or every
             request failed.
     """
-    target = GrpcTarget(url, model_request(url, model, arrays, timeout_s), timeout_s)
+    try_out(url, model, arrays, timeout_s)
+    shared = is_shared(url, arrays, shared_memory)
+    target = GrpcTarget(
+        url,
+        b"" if shared else serialise(model, arrays),
+        timeout_s,
+        shared=SharedInputs(model, arrays) if shared else None,
+    )
     load = load or Load(concurrency=concurrency)
     plan = Plan.lasting(duration_s, warmup_s, max_duration_s)
     context = Context.now()
     outcome = run_load(target, load, plan, on_progress)
-    return summarise("served", f"{model} at {url}", arrays, load, plan, outcome, context)
+    subject = f"{model} at {url}" + (", inputs in shared memory" if shared else "")
+    return summarise("served", subject, arrays, load, plan, outcome, context)
 
 
-def model_request(url: str, model: str, arrays: Mapping[str, Array], timeout_s: float) -> bytes:
-    """One serialised ModelInfer request, tried out once.
+def try_out(url: str, model: str, arrays: Mapping[str, Array], timeout_s: float) -> None:
+    """Send one request.
 
     Raises:
         UserError: The server is not there, does not know the model, or refuses the request.
     """
     with Client(url, timeout_s=timeout_s) as client:
         client.infer(model, arrays)
-    return serialise(model, arrays)
 
 
-def serialise(model: str, arrays: Mapping[str, Array]) -> bytes:
-    """The bytes of a ModelInferRequest, tensors inline."""
-    request = service_pb2.ModelInferRequest(model_name=model)
-    for name, array in arrays.items():
-        request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
-        request.raw_input_contents.append(np.ascontiguousarray(array).tobytes())
-    return bytes(request.SerializeToString())
+@dataclass(frozen=True)
+class SharedInputs:
+    """A request whose large inputs lie in shared memory, which each generating process has anew."""
+
+    model: str
+    arrays: Mapping[str, Array]
 
 
 @dataclass
@@ -90,24 +99,37 @@ class GrpcTarget:
 
     Attributes:
         url: "host:port" of the gRPC service.
-        request: A serialised ModelInferRequest.
+        request: A serialised ModelInferRequest, where `shared` does not say otherwise.
         timeout_s: Deadline of one request.
+        shared: What to send by way of shared memory instead.
     """
 
     url: str
     request: bytes
     timeout_s: float = 60.0
-    _channel: grpc.aio.Channel | None = field(default=None, repr=False)
+    shared: SharedInputs | None = None
+    _closing: contextlib.AsyncExitStack = field(
+        default_factory=contextlib.AsyncExitStack, repr=False
+    )
 
     async def __aenter__(self) -> Send:
         """Open a channel; what it returns sends the request once."""
-        self._channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL)
-        await self._channel.channel_ready()
-        infer = self._channel.unary_unary(_INFER)
-        request, timeout_s = self.request, self.timeout_s
+        channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL)
+        self._closing.push_async_callback(channel.close)
+        await channel.channel_ready()
+        infer = channel.unary_unary(_INFER)
+        request, timeout_s, shared = self.request, self.timeout_s, self.shared
+        if shared:
+            offsets, size = offsets_of(shared.arrays)
+            region = self._closing.enter_context(registered(self.url, size))
+            request = serialise(shared.model, shared.arrays, region)
+            large = [(offset, shared.arrays[name]) for name, offset in offsets.items()]
 
         async def send() -> str | None:
             try:
+                if shared:
+                    for offset, array in large:
+                        region.write(offset, array)
                 await infer(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 return f"{error.code().name}: {error.details()}"
@@ -116,6 +138,5 @@ class GrpcTarget:
         return send
 
     async def __aexit__(self, *error: object) -> None:
-        """Close the channel."""
-        assert self._channel is not None
-        await self._channel.close()
+        """Close the channel and give the memory back."""
+        await self._closing.aclose()

@@ -1,15 +1,13 @@
-"""What the synchronous and the asyncio client share: checks, conversions, errors. No network."""
+"""Requests and answers of one call: checks and conversions."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
@@ -18,18 +16,11 @@ from bilateral_export.tensors import Array, TensorSpec, check_arrays
 from bilateral_serving.config import read_metadata
 from bilateral_serving.datatypes import from_triton, triton_name
 from bilateral_serving.inputs import Source, prepare
+from bilateral_serving.shared_memory import Region, layout
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRIES = 2
-START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
-
-# Seconds before the first retry; each further one waits twice as long.
-_FIRST_PAUSE_S = 0.1
-
-# How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
-_NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
-_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "connection")
 
 
 @dataclass(frozen=True)
@@ -62,86 +53,6 @@ class Prediction:
     label: str
     index: int
     probability: float
-
-
-class Deadline:
-    """The end of one call, shared by everything the call has to do."""
-
-    def __init__(self, timeout_s: float) -> None:
-        if not timeout_s > 0:
-            raise UserError(f"timeout {timeout_s:g} s", "It must be above 0.")
-        self.timeout_s = timeout_s
-        self._end = time.monotonic() + timeout_s
-
-    @property
-    def left_s(self) -> float:
-        """Seconds left; at least a millisecond, so that gRPC reports the deadline itself."""
-        return max(0.001, self._end - time.monotonic())
-
-
-def check_url(url: str) -> str:
-    """Return `url` if it reads "host:port".
-
-    Raises:
-        UserError: It does not; a scheme such as http:// does not belong there either.
-    """
-    host, colon, port = url.rpartition(":")
-    if not (host and colon and port.isdecimal()) or "//" in url:
-        raise UserError(
-            f"'{url}' is not the address of a server", "Give host:port, such as localhost:8001."
-        )
-    return url
-
-
-def pause_before_retry(
-    error: InferenceServerException, attempt: int, retries: int, deadline: Deadline
-) -> float | None:
-    """Seconds to wait before trying again, or None if the call must not be repeated.
-
-    The rule: only a call that never reached a server is repeated, that is, one for which no
-    connection could be made. Whatever may have run once is not run twice.
-    """
-    unsent = _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
-    pause = _FIRST_PAUSE_S * 2.0**attempt
-    return pause if unsent and attempt < retries and pause < deadline.left_s else None
-
-
-def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
-    """Say in one line what went wrong.
-
-    Args:
-        error: What tritonclient raised.
-        url: The server's address.
-        deadline: The call's deadline.
-        what: What was asked, such as "model 'digits'".
-    """
-    status, message = _status(error), _message(error)
-    lower = message.lower()
-    if status == "DEADLINE_EXCEEDED" or "timeout expired" in lower:
-        return UserError(
-            f"{what}: no answer from {url} within {deadline.timeout_s:g} s",
-            "Raise the timeout, send smaller batches, or look at the server's load.",
-        )
-    if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
-        return UserError(f"no Triton server answers at {url}", START_A_SERVER)
-    if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
-        return UserError(
-            f"{what}: the connection to {url} broke before the answer came",
-            "Look whether the server still runs; the request may or may not have been executed.",
-        )
-    if status == "NOT_FOUND" or "unknown model" in lower or "is not found" in lower:
-        return UserError(
-            f"{what} is not served at {url}",
-            "Add it to the server's repository, or use a name from `bilateral repository list`.",
-        )
-    if "exceeds maximum queue size" in lower:
-        return UserError(
-            f"{what}: the server at {url} has too many requests waiting",
-            "Send fewer at once, or add instances.",
-        )
-    if status == "UNIMPLEMENTED":
-        return UserError(f"what answers at {url} is not a Triton server", START_A_SERVER)
-    return UserError(f"{what}: {message}")
 
 
 def model_info(metadata: Any, config: Any, version: int | None) -> ModelInfo:
@@ -178,22 +89,37 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
 
 
 def to_request(
-    info: ModelInfo, inputs: Mapping[str, Array], outputs: Sequence[str]
+    info: ModelInfo,
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    region: Region | None = None,
 ) -> tuple[list[InferInput], list[InferRequestedOutput]]:
-    """The arrays as tritonclient's inputs, and the names as its requested outputs."""
+    """The arrays as tritonclient's inputs, and the names as its requested outputs.
+
+    Args:
+        info: The model.
+        inputs: An array per input, checked.
+        outputs: The outputs wanted; empty: all.
+        region: Shared memory for what `shared_memory.layout` puts there; None: all in the message.
+    """
     known = [spec.name for spec in info.outputs]
     for name in outputs:
         if name not in known:
             raise UserError(
                 f"model '{info.name}' has no output '{name}'", f"It gives {', '.join(known)}."
             )
+    offsets = layout(info.inputs, inputs)[0] if region else {}
     tensors = []
     for spec in info.inputs:
-        array = np.ascontiguousarray(inputs[spec.name])
-        if spec.dtype == "bfloat16":  # tritonclient takes float32 and rounds it
-            array = array.astype(np.float32)
+        array = inputs[spec.name]
         tensor = InferInput(spec.name, list(array.shape), triton_name(spec))
-        tensor.set_data_from_numpy(array)
+        if region and spec.name in offsets:
+            region.write(offsets[spec.name], array)
+            tensor.set_shared_memory(region.name, array.nbytes, offsets[spec.name])
+        else:
+            if spec.dtype == "bfloat16":  # tritonclient takes float32 and rounds it
+                array = array.astype(np.float32)
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
         tensors.append(tensor)
     return tensors, [InferRequestedOutput(name) for name in (outputs or known)]
 
@@ -295,11 +221,3 @@ def predictions(info: ModelInfo, logits: Array, k: int) -> list[tuple[Prediction
 
 def _spec(tensor: Any, batched: bool) -> TensorSpec:
     return from_triton(tensor.name, tensor.datatype, tensor.shape, batched)
-
-
-def _status(error: InferenceServerException) -> str:
-    return str(error.status() or "").removeprefix("StatusCode.")
-
-
-def _message(error: InferenceServerException) -> str:
-    return str(error.message() or error)

@@ -7,30 +7,30 @@ with Client("localhost:8001") as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import calls, language, segmentation, streams
+from bilateral_serving import failures, language, streams
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
-    Deadline,
     ModelInfo,
     Prediction,
 )
+from bilateral_serving.deadline import Deadline
+from bilateral_serving.flows import Flows
 from bilateral_serving.inputs import Source
 from bilateral_serving.language import Sampling, Score, Word
 from bilateral_serving.segmentation import Classes
+from bilateral_serving.steps import Ask, Compute, Flow, Step
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Client:
@@ -40,12 +40,18 @@ class Client:
     retries, the answer. When it passes, a request that still waits in the server's queue is
     dropped there.
 
-    Only a call that never reached a server is tried again (see `calls.pause_before_retry`).
+    Only a call that never reached a server is tried again (see `failures.pause_before_retry`).
+
+    Large inputs go through shared memory where the server is on this machine; closing the client
+    gives it back.
 
     Args:
         url: "host:port" of the gRPC service.
         timeout_s: Seconds that a call may take, unless the call says otherwise.
         retries: How often a call is repeated that found no server to connect to.
+        shared_memory: Whether large inputs go through shared memory: None, if `url` is a loopback
+            address and it works; True, also where the address does not show that the server is on
+            this machine, and one line is logged if it does not work; False, never.
 
     Raises:
         UserError: From every method, when no server answers, the deadline passes, the model is not
@@ -58,12 +64,12 @@ class Client:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
+        shared_memory: bool | None = None,
     ) -> None:
-        self.url = calls.check_url(url)
-        self.timeout_s = timeout_s
+        self._flows = Flows(url, timeout_s, shared_memory)
+        self.url = url
         self.retries = retries
         self._server = triton.InferenceServerClient(url)
-        self._known: dict[tuple[str, int | None], ModelInfo] = {}
 
     def __enter__(self) -> Client:
         return self
@@ -77,46 +83,29 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Give shared memory back and close the connection."""
+        self._run(self._flows.close())
         self._server.close()
 
     def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
         """Whether the server (or one model) is ready; False also if no server answers."""
-        try:
-            return bool(
-                self._call(
-                    "the server" if model is None else f"model '{model}'",
-                    self._deadline(timeout_s),
-                    lambda left: (
-                        self._server.is_server_ready(client_timeout=left)
-                        if model is None
-                        else self._server.is_model_ready(model, client_timeout=left)
-                    ),
-                )
-            )
-        except UserError:
-            return False
+        return self._run(self._flows.is_ready(model, timeout_s))
 
     def server_name(self, *, timeout_s: float | None = None) -> str:
         """The name that the server gives itself (tritonserver's option --id)."""
-        answer = self._call(
-            "the server",
-            self._deadline(timeout_s),
-            lambda left: self._server.get_server_metadata(client_timeout=left),
-        )
-        return str(answer.name)
+        return self._run(self._flows.server_name(timeout_s))
 
     def model_metadata(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> ModelInfo:
         """Ask the server what a model takes and gives; version None is the newest it serves."""
-        return self._describe(model, version, self._deadline(timeout_s))
+        return self._run(self._flows.describe(model, version, self._flows.deadline(timeout_s)))
 
     def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
         """The model's configuration as Triton's protobuf message ModelConfig."""
-        return self._config(model, version, self._deadline(timeout_s))
+        return self._run(self._flows.config(model, version, self._flows.deadline(timeout_s)))
 
     def infer(
         self,
@@ -139,11 +128,7 @@ class Client:
         Returns:
             An array per output.
         """
-        deadline = self._deadline(timeout_s)
-        info = self._known.get((model, version))
-        if info is None:
-            info = self._known[model, version] = self._describe(model, version, deadline)
-        return self._infer(info, inputs, version, outputs, deadline)
+        return self._run(self._flows.infer(model, inputs, version, outputs, timeout_s))
 
     def classify(
         self,
@@ -160,14 +145,7 @@ class Client:
         after the other) are prepared as the model's metadata says and sent in the largest batches
         that the model takes; the deadline holds for each batch.
         """
-        info = self.model_metadata(model, version=version, timeout_s=timeout_s)
-        source, target = calls.classifier_input(info), calls.classifier_output(info)
-        batch = calls.input_batch(info, inputs)
-        logits = [
-            self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)[target]
-            for piece in calls.pieces(info, {source: batch})
-        ]
-        return calls.predictions(info, np.concatenate(logits), k)
+        return self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
     def segment(
         self,
@@ -182,18 +160,7 @@ class Client:
         Images larger than the model's window are cut into overlapping windows, which are sent in
         the largest batches that the model takes; the deadline holds for each batch.
         """
-        info = self.model_metadata(model, version=version, timeout_s=timeout_s)
-        how = calls.segmenter_preprocessing(info)
-        source, target = info.inputs[0].name, info.outputs[0].name
-        maps = []
-        for image in images:
-            windows = segmentation.read_and_cut(image, how)
-            pieces = [
-                self.infer(model, piece, version=version, timeout_s=timeout_s)[target]
-                for piece in calls.pieces(info, {source: windows.pixels})
-            ]
-            maps.append(segmentation.stitch(np.concatenate(pieces), windows))
-        return maps
+        return self._run(self._flows.segment(model, images, version, timeout_s))
 
     def generate(
         self,
@@ -222,82 +189,52 @@ class Client:
             seed=seed,
             stop=stop,
         )
-        return self._stream(model, prompt, options, version, self._deadline(timeout_s))
+        return self._stream(model, prompt, options, version, self._flows.deadline(timeout_s))
 
     def score(
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
         """The likelihood of each word of a text of any length, and its perplexity."""
         options = language.sampling(max_tokens=0)
-        words = self._stream(model, text, options, version, self._deadline(timeout_s))
+        words = self._stream(model, text, options, version, self._flows.deadline(timeout_s))
         return Score(tuple(words))
 
     def _stream(
         self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
     ) -> Iterator[Word]:
-        language.check_stream(self._config(model, version, deadline))
+        self._run(self._flows.check_stream(model, version, deadline))
         return streams.read(self.url, model, text, options, version, deadline)
 
-    def _infer(
-        self,
-        info: ModelInfo,
-        inputs: Mapping[str, Array],
-        version: int | None,
-        outputs: Sequence[str],
-        deadline: Deadline,
-    ) -> dict[str, Array]:
+    def _run(self, flow: Flow[Result]) -> Result:
+        """Take a flow's steps one after the other."""
         try:
-            calls.check_inputs(info, inputs)
-            tensors, requested = calls.to_request(info, inputs, outputs)
-            result = self._call(
-                calls.named(info.name, version),
-                deadline,
-                lambda left: self._server.infer(
-                    info.name,
-                    tensors,
-                    model_version=calls.version_text(version),
-                    outputs=requested,
-                    timeout=round(left * 1e6),
-                    client_timeout=left,
-                ),
-            )
-        except UserError:
-            # The model may have changed since it was looked up.
-            self._known.pop((info.name, version), None)
-            raise
-        return calls.to_arrays(result, requested)
+            step = next(flow)
+            while True:
+                try:
+                    result = self._take(step)
+                except BaseException as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as end:
+            returned: Result = end.value
+            return returned
 
-    def _describe(self, model: str, version: int | None, deadline: Deadline) -> ModelInfo:
-        metadata = self._call(
-            calls.named(model, version),
-            deadline,
-            lambda left: self._server.get_model_metadata(
-                model, calls.version_text(version), client_timeout=left
-            ),
-        )
-        return calls.model_info(metadata, self._config(model, version, deadline), version)
+    def _take(self, step: Step) -> Any:
+        if isinstance(step, Ask):
+            return self._ask(step)
+        if isinstance(step, Compute):
+            return step.work()
+        return [self._run(flow) for flow in step.flows]
 
-    def _config(self, model: str, version: int | None, deadline: Deadline) -> Any:
-        answer = self._call(
-            calls.named(model, version),
-            deadline,
-            lambda left: self._server.get_model_config(
-                model, calls.version_text(version), client_timeout=left
-            ),
-        )
-        return answer.config
-
-    def _call(self, what: str, deadline: Deadline, call: Callable[[float], Answer]) -> Answer:
+    def _ask(self, ask: Ask) -> Any:
         attempt = 0
         while True:
             try:
-                return call(deadline.left_s)
+                return ask.call(self._server, ask.deadline.left_s)
             except InferenceServerException as error:
-                pause = calls.pause_before_retry(error, attempt, self.retries, deadline)
+                pause = failures.pause_before_retry(error, attempt, self.retries, ask.deadline)
                 if pause is None:
-                    raise calls.explain(error, self.url, deadline, what) from error
+                    raise failures.explain(error, self.url, ask.deadline, ask.what) from error
             time.sleep(pause)
             attempt += 1
-
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.timeout_s if timeout_s is None else timeout_s)

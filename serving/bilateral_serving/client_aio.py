@@ -9,30 +9,29 @@ Cancelling the task that waits for a call cancels the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import calls, language, segmentation, streams
+from bilateral_serving import failures, language, streams
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
-    Deadline,
     ModelInfo,
     Prediction,
 )
+from bilateral_serving.flows import Flows
 from bilateral_serving.inputs import Source
 from bilateral_serving.language import Score, Word
 from bilateral_serving.segmentation import Classes
+from bilateral_serving.steps import Ask, Compute, Flow, Step
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class AsyncClient:
@@ -44,12 +43,12 @@ class AsyncClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
+        shared_memory: bool | None = None,
     ) -> None:
-        self.url = calls.check_url(url)
-        self.timeout_s = timeout_s
+        self._flows = Flows(url, timeout_s, shared_memory)
+        self.url = url
         self.retries = retries
         self._server = triton.InferenceServerClient(url)
-        self._known: dict[tuple[str, int | None], ModelInfo] = {}
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -63,46 +62,31 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Give shared memory back and close the connection."""
+        await self._run(self._flows.close())
         await self._server.close()
 
     async def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
         """Whether the server (or one model) is ready; False also if no server answers."""
-        try:
-            return bool(
-                await self._call(
-                    "the server" if model is None else f"model '{model}'",
-                    self._deadline(timeout_s),
-                    lambda left: (
-                        self._server.is_server_ready(client_timeout=left)
-                        if model is None
-                        else self._server.is_model_ready(model, client_timeout=left)
-                    ),
-                )
-            )
-        except UserError:
-            return False
+        return await self._run(self._flows.is_ready(model, timeout_s))
 
     async def server_name(self, *, timeout_s: float | None = None) -> str:
         """The name that the server gives itself (tritonserver's option --id)."""
-        answer = await self._call(
-            "the server",
-            self._deadline(timeout_s),
-            lambda left: self._server.get_server_metadata(client_timeout=left),
-        )
-        return str(answer.name)
+        return await self._run(self._flows.server_name(timeout_s))
 
     async def model_metadata(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> ModelInfo:
         """Ask the server what a model takes and gives; version None is the newest it serves."""
-        return await self._describe(model, version, self._deadline(timeout_s))
+        deadline = self._flows.deadline(timeout_s)
+        return await self._run(self._flows.describe(model, version, deadline))
 
     async def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
         """The model's configuration as Triton's protobuf message ModelConfig."""
-        return await self._config(model, version, self._deadline(timeout_s))
+        deadline = self._flows.deadline(timeout_s)
+        return await self._run(self._flows.config(model, version, deadline))
 
     async def infer(
         self,
@@ -114,11 +98,7 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> dict[str, Array]:
         """Run a model on a batch; arguments and result as `Client.infer`."""
-        deadline = self._deadline(timeout_s)
-        info = self._known.get((model, version))
-        if info is None:
-            info = self._known[model, version] = await self._describe(model, version, deadline)
-        return await self._infer(info, inputs, version, outputs, deadline)
+        return await self._run(self._flows.infer(model, inputs, version, outputs, timeout_s))
 
     async def classify(
         self,
@@ -130,17 +110,7 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
         """The `k` most probable classes of each input, best first; as `Client.classify`."""
-        info = await self.model_metadata(model, version=version, timeout_s=timeout_s)
-        source, target = calls.classifier_input(info), calls.classifier_output(info)
-        # Decoding is work for the processor: the event loop goes on meanwhile.
-        batch = await asyncio.to_thread(calls.input_batch, info, inputs)
-        answers = await asyncio.gather(
-            *(
-                self.infer(model, piece, version=version, outputs=[target], timeout_s=timeout_s)
-                for piece in calls.pieces(info, {source: batch})
-            )
-        )
-        return calls.predictions(info, np.concatenate([answer[target] for answer in answers]), k)
+        return await self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
     async def segment(
         self,
@@ -151,21 +121,7 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> list[Classes]:
         """The class of every pixel of each image; as `Client.segment`."""
-        info = await self.model_metadata(model, version=version, timeout_s=timeout_s)
-        how = calls.segmenter_preprocessing(info)
-        source, target = info.inputs[0].name, info.outputs[0].name
-        maps = []
-        for image in images:
-            windows = await asyncio.to_thread(segmentation.read_and_cut, image, how)
-            answers = await asyncio.gather(
-                *(
-                    self.infer(model, piece, version=version, timeout_s=timeout_s)
-                    for piece in calls.pieces(info, {source: windows.pixels})
-                )
-            )
-            classes = np.concatenate([answer[target] for answer in answers])
-            maps.append(segmentation.stitch(classes, windows))
-        return maps
+        return await self._run(self._flows.segment(model, images, version, timeout_s))
 
     async def generate(
         self,
@@ -177,9 +133,9 @@ class AsyncClient:
         **options: Any,
     ) -> AsyncIterator[Word]:
         """New words after a prompt, as they come; the options are those of `Client.generate`."""
-        deadline = self._deadline(timeout_s)
+        deadline = self._flows.deadline(timeout_s)
         sampling = language.sampling(**options)
-        language.check_stream(await self._config(model, version, deadline))
+        await self._run(self._flows.check_stream(model, version, deadline))
         async for word in streams.read_async(self.url, model, prompt, sampling, version, deadline):
             yield word
 
@@ -190,69 +146,36 @@ class AsyncClient:
         words = self.generate(model, text, version=version, timeout_s=timeout_s, max_tokens=0)
         return Score(tuple([word async for word in words]))
 
-    async def _infer(
-        self,
-        info: ModelInfo,
-        inputs: Mapping[str, Array],
-        version: int | None,
-        outputs: Sequence[str],
-        deadline: Deadline,
-    ) -> dict[str, Array]:
+    async def _run(self, flow: Flow[Result]) -> Result:
+        """Await a flow's steps."""
         try:
-            calls.check_inputs(info, inputs)
-            tensors, requested = calls.to_request(info, inputs, outputs)
-            result = await self._call(
-                calls.named(info.name, version),
-                deadline,
-                lambda left: self._server.infer(
-                    info.name,
-                    tensors,
-                    model_version=calls.version_text(version),
-                    outputs=requested,
-                    timeout=round(left * 1e6),
-                    client_timeout=left,
-                ),
-            )
-        except UserError:
-            # The model may have changed since it was looked up.
-            self._known.pop((info.name, version), None)
-            raise
-        return calls.to_arrays(result, requested)
+            step = next(flow)
+            while True:
+                try:
+                    result = await self._take(step)
+                except BaseException as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as end:
+            returned: Result = end.value
+            return returned
 
-    async def _describe(self, model: str, version: int | None, deadline: Deadline) -> ModelInfo:
-        metadata = await self._call(
-            calls.named(model, version),
-            deadline,
-            lambda left: self._server.get_model_metadata(
-                model, calls.version_text(version), client_timeout=left
-            ),
-        )
-        config = await self._config(model, version, deadline)
-        return calls.model_info(metadata, config, version)
+    async def _take(self, step: Step) -> Any:
+        if isinstance(step, Ask):
+            return await self._ask(step)
+        if isinstance(step, Compute):
+            return await asyncio.to_thread(step.work)
+        return await asyncio.gather(*(self._run(flow) for flow in step.flows))
 
-    async def _config(self, model: str, version: int | None, deadline: Deadline) -> Any:
-        answer = await self._call(
-            calls.named(model, version),
-            deadline,
-            lambda left: self._server.get_model_config(
-                model, calls.version_text(version), client_timeout=left
-            ),
-        )
-        return answer.config
-
-    async def _call(
-        self, what: str, deadline: Deadline, call: Callable[[float], Awaitable[Answer]]
-    ) -> Answer:
+    async def _ask(self, ask: Ask) -> Any:
         attempt = 0
         while True:
             try:
-                return await call(deadline.left_s)
+                return await ask.call(self._server, ask.deadline.left_s)
             except InferenceServerException as error:
-                pause = calls.pause_before_retry(error, attempt, self.retries, deadline)
+                pause = failures.pause_before_retry(error, attempt, self.retries, ask.deadline)
                 if pause is None:
-                    raise calls.explain(error, self.url, deadline, what) from error
+                    raise failures.explain(error, self.url, ask.deadline, ask.what) from error
             await asyncio.sleep(pause)
             attempt += 1
-
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.timeout_s if timeout_s is None else timeout_s)

@@ -52,8 +52,9 @@ class Settings:
         warmup: Whether the server runs each instance on made-up inputs before it says ready.
         device: "cpu" or "gpu".
         runtime: What executes the graph inside target python.
-        spinning: Whether ONNX Runtime's threads wait busily for their next piece of work. It makes
-            one caller's answers faster and takes the cores from everyone else meanwhile.
+        spinning: Whether ONNX Runtime's threads wait busily for their next piece of work while a
+            request runs. It makes answers faster where the cores are the server's own, and much
+            slower where other processes want them too.
         stream: Whether a language model is served as text in, words out (Triton's decoupled mode)
             instead of as tensors.
     """

@@ -13,8 +13,8 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc._utils import get_error_grpc
 from tritonclient.utils import InferenceServerException
 
-from bilateral_serving import calls, language
-from bilateral_serving.calls import Deadline
+from bilateral_serving import calls, failures, language
+from bilateral_serving.deadline import Deadline
 from bilateral_serving.language import Sampling, Word
 
 Answer = tuple[Any, InferenceServerException | None]
@@ -47,7 +47,7 @@ def read(
                     result, error = None, _late()
                 if error is not None:
                     what = calls.named(model, version)
-                    raise calls.explain(error, url, deadline, what) from error
+                    raise failures.explain(error, url, deadline, what) from error
                 yield from language.words(result)
                 final = language.is_final(result)
         finally:
@@ -83,7 +83,7 @@ async def read_async(
                     error = get_error_grpc(broken)
                 if error is not None:
                     what = calls.named(model, version)
-                    raise calls.explain(error, url, deadline, what) from error
+                    raise failures.explain(error, url, deadline, what) from error
                 for word in language.words(result):
                     yield word
         finally:

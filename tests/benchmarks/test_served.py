@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc as triton
 
 from bilateral_benchmarks.breakdown import measure_breakdown
 from bilateral_benchmarks.inputs import made_up
@@ -50,6 +51,7 @@ def server(folder: Path) -> Iterator[RunningServer]:
     for name, settings in WAYS.items():
         repository.add(name, exported, folder / "models", settings=settings)
     repository.add("as_exported", exported, folder / "models", lower=False)
+    repository.add("large", exported, folder / "models", settings=Settings(max_batch_size=512))
     options = ServerOptions(
         folder / "models", grpc_port=free_port(), http_port=None, metrics_port=None
     )
@@ -175,3 +177,20 @@ def test_an_unknown_model_and_a_server_that_is_not_there(
         bench_served(server.url, "nobody", arrays, duration_s=0.3, warmup_s=0.1)
     with pytest.raises(UserError, match="no Triton server answers"):
         bench_served("127.0.0.1:1", "digits", arrays, duration_s=0.3, warmup_s=0.1)
+
+
+def test_large_inputs_are_measured_in_shared_memory_and_in_the_message(
+    server: RunningServer, arrays: dict[str, Array]
+) -> None:
+    many = {name: np.repeat(array, 512, axis=0) for name, array in arrays.items()}
+    two = Load(concurrency=2, processes=2)
+    shared = bench_served(server.url, "large", many, duration_s=0.6, warmup_s=0.2, load=two)
+    inline = bench_served(
+        server.url, "large", many, duration_s=0.6, warmup_s=0.2, shared_memory=False
+    )
+    assert shared.errors == inline.errors == 0
+    assert shared.subject.endswith(", inputs in shared memory")
+    assert not inline.subject.endswith("shared memory")
+    assert list(Path("/dev/shm").glob("bilateral-client*")) == []
+    with triton.InferenceServerClient(server.url) as raw:
+        assert not raw.get_system_shared_memory_status().regions

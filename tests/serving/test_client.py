@@ -19,9 +19,10 @@ from tests.serving.live_processes import free_ports
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
-from bilateral_serving.calls import Deadline, pause_before_retry
 from bilateral_serving.client import Client
 from bilateral_serving.client_aio import AsyncClient
+from bilateral_serving.deadline import Deadline
+from bilateral_serving.failures import pause_before_retry
 from bilateral_serving.server import RunningServer
 
 

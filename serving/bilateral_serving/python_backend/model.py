@@ -134,6 +134,8 @@ def open_onnxruntime(path: Path, threads: int, gpu: int | None, spinning: bool) 
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # Only within a run: spinning on after it would take the cores from other models.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     cpu = "CPUExecutionProvider"
     providers: list[Any] = [cpu]
     if gpu is not None:

@@ -1,0 +1,99 @@
+"""What went wrong with a call, in one line, and whether it may be tried again."""
+
+from __future__ import annotations
+
+from tritonclient.utils import InferenceServerException
+
+from bilateral_export.errors import UserError
+from bilateral_serving.deadline import Deadline
+
+START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
+
+# Seconds before the first retry; each further one waits twice as long.
+_FIRST_PAUSE_S = 0.1
+
+# How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
+_NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
+_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "connection")
+
+
+def check_url(url: str) -> str:
+    """Return `url` if it reads "host:port".
+
+    Raises:
+        UserError: It does not; a scheme such as http:// does not belong there either.
+    """
+    host, colon, port = url.rpartition(":")
+    if not (host and colon and port.isdecimal()) or "//" in url:
+        raise UserError(
+            f"'{url}' is not the address of a server", "Give host:port, such as localhost:8001."
+        )
+    return url
+
+
+def pause_before_retry(
+    error: InferenceServerException, attempt: int, retries: int, deadline: Deadline
+) -> float | None:
+    """Seconds to wait before trying again, or None if the call must not be repeated.
+
+    The rule: only a call that never reached a server is repeated, that is, one for which no
+    connection could be made. Whatever may have run once is not run twice.
+    """
+    unsent = _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
+    pause = _FIRST_PAUSE_S * 2.0**attempt
+    return pause if unsent and attempt < retries and pause < deadline.left_s else None
+
+
+def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
+    """Say in one line what went wrong.
+
+    Args:
+        error: What tritonclient raised.
+        url: The server's address.
+        deadline: The call's deadline.
+        what: What was asked, such as "model 'digits'".
+    """
+    status, message = _status(error), _message(error)
+    lower = message.lower()
+    if status == "DEADLINE_EXCEEDED" or "timeout expired" in lower:
+        return UserError(
+            f"{what}: no answer from {url} within {deadline.timeout_s:g} s",
+            "Raise the timeout, send smaller batches, or look at the server's load.",
+        )
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
+        return UserError(f"no Triton server answers at {url}", START_A_SERVER)
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
+        return UserError(
+            f"{what}: the connection to {url} broke before the answer came",
+            "Look whether the server still runs; the request may or may not have been executed.",
+        )
+    if status == "NOT_FOUND" or "unknown model" in lower or "is not found" in lower:
+        return UserError(
+            f"{what} is not served at {url}",
+            "Add it to the server's repository, or use a name from `bilateral repository list`.",
+        )
+    if "exceeds maximum queue size" in lower:
+        return UserError(
+            f"{what}: the server at {url} has too many requests waiting",
+            "Send fewer at once, or add instances.",
+        )
+    if status == "UNIMPLEMENTED":
+        return UserError(f"what answers at {url} is not a Triton server", START_A_SERVER)
+    return UserError(f"{what}: {message}")
+
+
+def refusal(error: UserError) -> str | None:
+    """What the server said when it refused a call; None if none answered at all, or not in time."""
+    cause = error.__cause__
+    if not isinstance(cause, InferenceServerException):
+        return None
+    unanswered = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+    return None if _status(cause) in unanswered else _message(cause)
+
+
+def _status(error: InferenceServerException) -> str:
+    return str(error.status() or "").removeprefix("StatusCode.")
+
+
+def _message(error: InferenceServerException) -> str:
+    return str(error.message() or error)
