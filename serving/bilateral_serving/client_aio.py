@@ -9,6 +9,7 @@ Cancelling the task that waits for a call cancels the call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -136,8 +137,10 @@ class AsyncClient:
         deadline = self._flows.deadline(timeout_s)
         sampling = language.sampling(**options)
         await self._run(self._flows.check_stream(model, version, deadline))
-        async for word in streams.read_async(self.url, model, prompt, sampling, version, deadline):
-            yield word
+        stream = streams.read_async(self.url, model, prompt, sampling, version, deadline)
+        async with contextlib.aclosing(stream) as words:  # closed with this generator, not later
+            async for word in words:
+                yield word
 
     async def score(
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None

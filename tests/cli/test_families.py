@@ -56,7 +56,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         settings = Settings(threads=1, stream=name == "pydoc")
         repository.add(name, root / f"{name}.onnx", root / "models", settings=settings)
     options = ServerOptions(
-        root / "models", grpc_port=free_port(), http_port=None, metrics_port=None, stop_timeout_s=5
+        root / "models", grpc_port=free_port(), http_port=None, metrics_port=None
     )
     with running(options) as server:
         yield server.url

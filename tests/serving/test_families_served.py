@@ -7,6 +7,7 @@ import io
 import math
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="module")
-def url(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of all of them, the language model as tensors and as a stream of words."""
     root = tmp_path_factory.mktemp("families")
     one = Settings(threads=1, max_batch_size=4)
     for name, checkpoint in models.items():
@@ -102,15 +104,19 @@ def url(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         repository.add(name, root / f"{name}.onnx", root / "models", settings=one)
     stream = Settings(threads=1, stream=True)
     repository.add("pydoc-words", root / "pydoc.onnx", root / "models", settings=stream)
+    return root / "models"
+
+
+def server_options(repository_root: Path, *names: str) -> ServerOptions:
     (grpc,) = free_ports(1)
-    options = ServerOptions(
-        root / "models",
-        grpc_port=grpc,
-        http_port=None,
-        metrics_port=None,
-        stop_timeout_s=5,  # streams that were left a moment ago can keep Triton from unloading
+    return ServerOptions(
+        repository_root, names, grpc_port=grpc, http_port=None, metrics_port=None, stop_timeout_s=10
     )
-    with running(options) as server:
+
+
+@pytest.fixture(scope="module")
+def url(served: Path) -> Iterator[str]:
+    with running(server_options(served)) as server:
         yield server.url
 
 
@@ -245,6 +251,31 @@ def test_words_arrive_one_by_one_and_a_closed_stream_frees_the_server(client: Cl
     stream.close()  # type: ignore[attr-defined]
     again = client.generate("pydoc-words", "A", max_tokens=3)
     assert [word.token for word in again] == [word.token for word in first]
+
+
+def test_streams_that_have_ended_do_not_keep_the_server_from_stopping(served: Path) -> None:
+    """Triton never unloads a model whose request was cancelled as it sent its last response."""
+    log: list[str] = []
+
+    def read(number: int) -> None:
+        words = client.generate("pydoc-words", "A", max_tokens=20, seed=number)
+        for _ in range(20):
+            next(words)
+        if number % 2:
+            list(words)
+        else:
+            words.close()  # type: ignore[attr-defined]
+
+    started = running(
+        server_options(served, "pydoc-words"), on_log=lambda line: log.append(line.text)
+    )
+    with started as server, Client(server.url, timeout_s=30) as client:
+        with ThreadPoolExecutor(9) as pool:
+            list(pool.map(read, range(18)))
+        with pytest.raises(UserError, match="no word"):
+            client.score("pydoc-words", "")
+    assert any("unloading models" in text for text in log)
+    assert not any("timeout expired" in text for text in log)
 
 
 def test_streams_of_several_clients_do_not_mix(client: Client) -> None:
