@@ -103,10 +103,16 @@ def _call(node: onnx.NodeProto, tokens: int) -> list[onnx.NodeProto]:
     before = []
     for position in range(3):
         wide = f"{node.name}/wide {position}"
-        before.append(helper.make_node("Cast", [node.input[position]], [wide], to=TensorProto.FLOAT))
+        before.append(
+            helper.make_node("Cast", [node.input[position]], [wide], to=TensorProto.FLOAT)
+        )
         call.input[position] = wide
     call.output[0] = f"{node.name}/wide"
-    return [*before, call, helper.make_node("Cast", list(call.output), list(node.output), to=tokens)]
+    return [
+        *before,
+        call,
+        helper.make_node("Cast", list(call.output), list(node.output), to=tokens),
+    ]
 
 
 def _op_type(inputs: int) -> str:

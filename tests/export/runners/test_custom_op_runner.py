@@ -1,4 +1,4 @@
-"""The operator as a custom op of ONNX Runtime: the same answers, and no body that could give them."""
+"""The operator as a custom op of ONNX Runtime: the same answers without the body."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ pytest.importorskip("onnxruntime_extensions")
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 
 
-def _verdicts(name: str, path: Path, precision: Precision, **lengths: tuple[int, ...]) -> list[bool]:
+def _verdicts(
+    name: str, path: Path, precision: Precision, **lengths: tuple[int, ...]
+) -> list[bool]:
     """Whether the body passes, and whether the custom op does."""
     checkpoint = load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
     samples = random_samples(exportable(checkpoint.build_model()), lengths=lengths)
