@@ -53,6 +53,8 @@ class Rewriter:
         full = f"{self._site.node.name}.{name}"
         names = list(outputs or [full])
         made = helper.make_node(operator, inputs, names, name=full, domain=domain, **attributes)
+        # Module and source line stay known, so that parity can name them.
+        made.metadata_props.extend(self._site.node.metadata_props)
         self._nodes.append(made)
         return names[0]
 

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bilateral_export.models.zoo import Exportable
 from bilateral_export.parity.measure import Reference, item_errors
 from bilateral_export.parity.samples import Sample
+from bilateral_export.preprocessing import (
+    ImagePreprocessing,
+    Preprocessing,
+    SegmentationPreprocessing,
+)
 from bilateral_export.runners.base import Runner
+from bilateral_export.runners.torch_runner import TorchRunner
 from bilateral_export.tensors import Array
 
 POPULATION = 8
-# Share of a floating-point input's elements, or of its tokens, that one proposal changes.
+# Share of a floating-point input's elements, or of its tokens, that one proposal redraws.
 _CHANGED = 0.1
+# Length of a gradient step at first, and when an item gives up on gradients, as a share of the box.
+_FIRST_STEP = 0.2
+_LAST_STEP = 1e-2
+# By how much a proposal must beat what it changes for its item to follow gradients again.
+_JUMP = 2.0
 
-Errors = Callable[[dict[str, Array]], Reference]
+Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Box = Mapping[str, tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -28,22 +42,55 @@ class Found:
         sample: The population, worst item first.
         error: Relative error of that item.
         start: The largest error before the search.
+        climbed: How often a step along the gradient made an item's error larger.
     """
 
     sample: Sample
     error: float
     start: float
+    climbed: int
+
+
+def box_of(
+    model: Exportable, preprocessing: Preprocessing | None, seed: int = 0
+) -> dict[str, tuple[Array, Array]]:
+    """Between what values the floating-point inputs of a search stay, lowest and highest.
+
+    An image: of what preprocessing makes of black and white, per channel. Anything else: of a draw.
+    """
+    box = {}
+    for name, array in model.example(POPULATION, np.random.default_rng(seed)).items():
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        low, high = array.min(keepdims=True), array.max(keepdims=True)
+        if isinstance(preprocessing, (ImagePreprocessing, SegmentationPreprocessing)):
+            mean, std = (
+                np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+                for values in (preprocessing.mean, preprocessing.std)
+            )
+            low, high = -mean / std, (1 - mean) / std
+        box[name] = low, high
+    return box
 
 
 def search(
-    model: Exportable, runner: Runner, reference: Runner, steps: int, seed: int = 0
+    model: Exportable,
+    runner: Runner,
+    reference: TorchRunner,
+    steps: int,
+    seed: int = 0,
+    *,
+    box: Box | None = None,
+    forward: Forward | None = None,
 ) -> Found:
-    """Climb to inputs with a larger error, without gradients.
+    """Climb to inputs with a larger error.
 
-    An evolution strategy: a population of inputs, each of which proposes a changed copy per step
-    and keeps the better of the two; every few steps the worst take a copy of the best. A runtime
-    is opaque, and rounding has no useful gradient; proposals are redrawn elements, so that inputs
-    stay such as the family draws them.
+    Half the population does projected gradient ascent (Madry et al., 2018, arXiv:1706.06083) with
+    the sign of the gradient, and a step that halves whenever it fails: errors are those of the real
+    runner, and an item moves only where its own grew. The other half, items whose step has become
+    too short, whole-number inputs, and everything without `forward` go by proposals: redrawn
+    elements, the better of the two kept. Where a proposal steps onto a fault that has no slope from
+    afar, its item follows gradients from there.
 
     The largest error found is larger than any random input's for a correct runner too: compare it
     with the same search against eager PyTorch.
@@ -52,35 +99,126 @@ def search(
         model: Whose family the inputs are drawn for.
         runner: The open runner to disagree with the reference.
         reference: The open FP64 runner.
-        steps: How many times every input proposes a change.
+        steps: How many times every input moves.
         seed: Of the search.
+        box: Where floating-point inputs stay; anywhere that the family draws, if not given.
+        forward: The runner as a PyTorch function, for its derivatives: itself, where it is one, or
+            a stand-in (`DifferentiableGraph`).
     """
     generator = np.random.default_rng(seed)
-    inputs = model.example(POPULATION, generator)
-    errors = _errors(runner, reference, inputs)
-    start = float(errors.max())
+    box = box or {}
+
+    def draw() -> dict[str, Array]:
+        return _clipped(model.example(POPULATION, generator), box)
+
+    inputs = draw()
+    errors, answers = _errors(runner, reference, inputs)
+    start, climbed = float(errors.max()), 0
+    lengths = np.zeros(POPULATION)  # of the next step along the gradient; 0 proposes instead
+    if forward is not None and box:
+        lengths[::2] = _FIRST_STEP
     for step in range(steps):
-        proposed = _mutated(inputs, model.example(POPULATION, generator), generator)
-        found = _errors(runner, reference, proposed)
+        proposed = _mutated(inputs, draw(), generator)
+        climbing = lengths > _LAST_STEP
+        if forward is not None and climbing.any():
+            slope = gradient(forward, reference, inputs, *answers)
+            for name, moved in _moved(inputs, slope, lengths, box).items():
+                proposed[name][climbing] = moved[climbing]
+        found, their_answers = _errors(runner, reference, proposed)
         better = found > errors
-        for name in inputs:
-            inputs[name][better] = proposed[name][better]
+        for mine, theirs in zip((inputs, *answers), (proposed, *their_answers), strict=True):
+            for name in mine:
+                mine[name][better] = theirs[name][better]
+        climbed += int((better & climbing).sum())
+        # A jump by a proposal is the edge of something that the gradient did not see from afar.
+        jumped = better & ~climbing & (found > _JUMP * errors)
+        lengths = np.where(better, lengths, lengths / 2)
+        if forward is not None and box:
+            lengths[jumped] = _FIRST_STEP
         errors = np.where(better, found, errors)
-        if step % 5 == 4:
+        if step % 5 == 4 and not climbing.any():
             best, worst = int(errors.argmax()), int(errors.argmin())
-            for array in inputs.values():
+            for array in [a for arrays in (inputs, *answers) for a in arrays.values()]:
                 array[worst] = array[best]
             errors[worst] = errors[best]
     order = np.argsort(-errors)
     arrays = {name: array[order] for name, array in inputs.items()}
-    return Found(Sample(f"adversarial, {steps} steps", arrays), float(errors.max()), start)
+    sample = Sample(f"adversarial, {steps} steps", arrays)
+    return Found(sample, float(errors.max()), start, climbed)
 
 
-def _errors(runner: Runner, reference: Runner, arrays: dict[str, Array]) -> Reference:
-    """The largest relative error over the outputs, per item."""
-    got, truth = runner.run(arrays), reference.run(arrays)
+def gradient(
+    forward: Forward,
+    reference: TorchRunner,
+    arrays: Mapping[str, Array],
+    got: Mapping[str, Array],
+    truth: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Gradient of `|c(x) - r(x)| / |r(x)|`, summed over items and floating-point outputs.
+
+    c and r themselves are the measured answers; only their Jacobians are taken from `forward` and
+    the reference. The result is therefore exact where `forward` is the runner, but for its
+    rounding, which has no derivative; elsewhere as good as `forward` is.
+
+    Args:
+        forward: See `search`.
+        reference: The open FP64 runner.
+        arrays: x, one item per row.
+        got: c(x).
+        truth: r(x).
+
+    Returns:
+        One array per floating-point input.
+    """
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    leaves = {name: t.requires_grad_() for name, t in tensors.items() if t.is_floating_point()}
+    mine, true = forward(tensors), reference.forward(tensors)
+    total = torch.zeros((), dtype=torch.float64)
+    for name, wanted in truth.items():
+        if wanted.dtype.kind != "f":
+            continue
+        r = torch.from_numpy(wanted.astype(np.float64))
+        difference = torch.from_numpy(got[name].astype(np.float64)) - r
+        axes = tuple(range(1, r.dim()))
+        size = r.square().sum(axes, keepdim=True).sqrt().clamp_min(1e-30)
+        distance = difference.square().sum(axes, keepdim=True).sqrt().clamp_min(1e-30)
+        pull = difference / distance / size
+        total = total + ((mine[name].double() - true[name].double()) * pull).sum()
+        total = total - (true[name].double() * (r * distance / size**3)).sum()
+    if not total.requires_grad:
+        return {}
+    slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    found = {n: s for n, s in zip(leaves, slopes, strict=True) if s is not None}
+    return {name: np.nan_to_num(slope.numpy()) for name, slope in found.items()}
+
+
+def _moved(
+    inputs: Mapping[str, Array], slope: Mapping[str, Array], lengths: Reference, box: Box
+) -> dict[str, Array]:
+    """Each item a step along the sign of its gradient, back inside the box."""
+    moved = {}
+    for name in slope.keys() & box.keys():
+        low, high = box[name]
+        length = lengths.reshape(-1, *[1] * (inputs[name].ndim - 1)) * np.subtract(high, low)
+        moved[name] = inputs[name] + length * np.sign(slope[name])
+        moved[name] = moved[name].astype(inputs[name].dtype)
+    return _clipped(moved, box)
+
+
+def _errors(
+    runner: Runner, reference: Runner, arrays: dict[str, Array]
+) -> tuple[Reference, tuple[dict[str, Array], dict[str, Array]]]:
+    """The largest relative error over the outputs, per item, and both answers."""
+    got, truth = ({n: a.copy() for n, a in r.run(arrays).items()} for r in (runner, reference))
     each = [item_errors(got[name], truth[name]) for name in truth]
-    return np.asarray(np.max(each, axis=0))
+    return np.asarray(np.max(each, axis=0)), (got, truth)
+
+
+def _clipped(arrays: dict[str, Array], box: Box) -> dict[str, Array]:
+    return {
+        name: np.clip(array, *box[name]).astype(array.dtype) if name in box else array
+        for name, array in arrays.items()
+    }
 
 
 def _mutated(

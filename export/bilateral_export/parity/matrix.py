@@ -14,11 +14,12 @@ from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
 from bilateral_export.models.zoo import exportable
 from bilateral_export.parity import compare as comparison
-from bilateral_export.parity.adversarial import search
+from bilateral_export.parity.adversarial import Forward, Found, box_of, search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
+from bilateral_export.parity.differentiable import DifferentiableGraph
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.identity import body_check, identity_checks
 from bilateral_export.parity.measure import error_floor
@@ -34,6 +35,7 @@ from bilateral_export.parity.report import (
 from bilateral_export.parity.reproducer import write_reproducer
 from bilateral_export.parity.samples import Sample
 from bilateral_export.parity.stages import Stage
+from bilateral_export.runners.base import Runner
 from bilateral_export.runners.torch_runner import TorchRunner
 
 Progress = Callable[[str], None]
@@ -95,10 +97,8 @@ class _Grounds:
     def eager_maximum(self, ground: Ground) -> float:
         """The largest error that the adversarial search finds against eager PyTorch."""
         if ground not in self.maxima:
-            checkpoint = self.plan.checkpoint
-            model = exportable(checkpoint.build_model())
-            with ground.eager(checkpoint) as eager, ground.reference(checkpoint) as reference:
-                self.maxima[ground] = search(model, eager, reference, self.plan.adversarial).error
+            with ground.eager(self.plan.checkpoint) as eager:
+                self.maxima[ground] = _search(self.plan, eager, ground, eager.forward).error
         return self.maxima[ground]
 
 
@@ -167,7 +167,10 @@ def _judge_stage(
         outputs = outputs_of(candidate.runner, plan.samples)
     rows = judge(candidate, outputs, truth, plan.samples, plan.factor)
     if not stage.checked:
-        return rows, []
+        # Eager PyTorch is what the others are held against.
+        lone = plan.adversarial and outputs is not truth.eager and not candidate.widened
+        eager = grounds.eager_maximum(candidate.ground) if lone else 0.0
+        return rows, [_adversarial_check(stage, plan, eager)] if lone else []
     limits = {row.output: row.budget for row in rows}
     several = max(plan.samples, key=lambda sample: sample.items)
     checks = behaviour_checks(candidate, several, limits)
@@ -181,18 +184,40 @@ def _judge_stage(
 def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
     """Whether the worst input found is no worse than what is found against eager PyTorch."""
     candidate = stage.candidate
-    model = exportable(plan.checkpoint.build_model())
-    with candidate.ground.reference(plan.checkpoint) as reference:
-        found = search(model, candidate.runner, reference, plan.adversarial)
-    empty = [np.zeros(0, spec.dtype) for spec in model.outputs()]
+    forward, how = _derivatives(stage, plan)
+    found = _search(plan, candidate.runner, candidate.ground, forward)
+    empty = [np.zeros(0, spec.dtype) for spec in candidate.runner.outputs]
     floor = max(error_floor(output, candidate.rounding) for output in empty)
     limit = plan.factor * max(eager, floor)
+    grew = f"error grew from {found.start:.1e} to {found.error:.1e}, allowed {limit:.1e}"
     return Check(
         stage=candidate.name,
         name="adversarial inputs",
-        detail=f"error grew from {found.start:.1e} to {found.error:.1e}, allowed {limit:.1e}",
+        detail=f"{grew}; {how}, {found.climbed} steps along it",
         passed=found.error <= limit,
     )
+
+
+def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:
+    """The stage as a PyTorch function, or a stand-in for it, and what to say of it."""
+    runner = stage.candidate.runner
+    if isinstance(runner, TorchRunner):
+        return runner.forward, "its own gradient"
+    path = stage.graph or plan.onnx
+    if path is None:
+        return None, "no gradient without the file"
+    try:
+        return DifferentiableGraph(onnx.load(path)), "gradient of the file's graph"
+    except UserError as error:
+        return None, error.problem
+
+
+def _search(plan: Plan, runner: Runner, ground: Ground, forward: Forward | None) -> Found:
+    checkpoint = plan.checkpoint
+    model = exportable(checkpoint.build_model())
+    box = box_of(model, checkpoint.card.preprocessing)
+    with ground.reference(checkpoint) as reference:
+        return search(model, runner, reference, plan.adversarial, box=box, forward=forward)
 
 
 def _walk(stage: Stage, plan: Plan, sample: Sample, failed: bool) -> Bisection:

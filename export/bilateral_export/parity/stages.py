@@ -16,7 +16,9 @@ from bilateral_export.parity.report import Skipped
 from bilateral_export.parity.widen import widen_file
 from bilateral_export.parity.windows import OpenRunner
 from bilateral_export.precision import DTYPES
+from bilateral_export.runners import custom_op_runner
 from bilateral_export.runners.compiled_runner import CompiledRunner
+from bilateral_export.runners.custom_op_runner import CustomOpRunner
 from bilateral_export.runners.exported_runner import ExportedRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
@@ -83,6 +85,11 @@ def stages(
         candidate = Candidate(runner, precision, widened=True, stage=WIDENED)
         made.append(Stage(candidate, graph=wide, open_runner=OnnxRuntimeRunner))
     made.append(_reading(onnx, precision, OnnxRuntimeRunner))
+    if importlib.util.find_spec(custom_op_runner.PACKAGE):
+        made.append(_reading(onnx, precision, CustomOpRunner, checked=False))
+    else:
+        reason = f"not installed: {custom_op_runner.INSTALL}"
+        skipped.append(Skipped(stage="onnxruntime custom op", reason=reason))
     if importlib.util.find_spec("openvino"):
         made.append(_reading(onnx, precision, OpenVinoRunner))
     else:
@@ -96,11 +103,14 @@ def stages(
 
 
 def _reading(
-    onnx: Path, precision: Precision, open_runner: Callable[[Path], OpenableRunner]
+    onnx: Path,
+    precision: Precision,
+    open_runner: Callable[[Path], OpenableRunner],
+    checked: bool = True,
 ) -> Stage:
     runner = open_runner(onnx)
     candidate = Candidate(runner, precision, stage=f"{runner.name}, {precision} file")
-    return Stage(candidate, checked=True, graph=onnx, open_runner=open_runner)
+    return Stage(candidate, checked, graph=onnx, open_runner=open_runner)
 
 
 OpenableRunner = OnnxRuntimeRunner | OpenVinoRunner

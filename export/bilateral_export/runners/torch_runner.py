@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.models.zoo import exportable
@@ -52,12 +52,20 @@ class TorchRunner:
         """Run once; see `Runner.run`."""
         assert self._model is not None, "use the runner as a context manager"
         check_arrays(self.inputs, arrays, self.name)
-        tensors = [torch.from_numpy(arrays[spec.name].copy()) for spec in self.inputs]
-        if self._dtype == torch.float64:
-            tensors = [t.double() if t.is_floating_point() else t for t in tensors]
+        tensors = {spec.name: torch.from_numpy(arrays[spec.name].copy()) for spec in self.inputs}
         with torch.inference_mode():
-            result = self._model(*tensors)
+            return {name: tensor.numpy() for name, tensor in self.forward(tensors).items()}
+
+    def forward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`run` on tensors, with history where they want gradients.
+
+        Args:
+            tensors: One per input, by name.
+        """
+        assert self._model is not None, "use the runner as a context manager"
+        given = [tensors[spec.name] for spec in self.inputs]
+        if self._dtype == torch.float64:
+            given = [t.double() if t.is_floating_point() else t for t in given]
+        result = self._model(*given)
         results = result if isinstance(result, tuple) else (result,)
-        return {
-            spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, results, strict=True)
-        }
+        return {spec.name: tensor for spec, tensor in zip(self.outputs, results, strict=True)}

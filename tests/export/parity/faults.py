@@ -94,6 +94,7 @@ def after(node: str, operator: str, *weights: Array, **attributes: object):
         made = helper.make_node(
             operator, [old.output[0], *names], [name], f"{node}/fault", **attributes
         )
+        made.metadata_props.extend(old.metadata_props)
         nodes.insert(nodes.index(old) + 1, made)
         del model.graph.node[:]
         model.graph.node.extend(nodes)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.export.parity.faults import GRAPH_FAULTS
+from tests.export.parity.faults import GRAPH_FAULTS, after
 from tests.export.parity.models import Subject
 
 from bilateral_export.errors import UserError
+from bilateral_export.lowering.lower import lower
 from bilateral_export.parity.bisection import Culprit, Walk, bisect, distance
 from bilateral_export.parity.reproducer import write_reproducer
 from bilateral_export.parity.windows import OpenRunner, WindowedRun
@@ -58,6 +59,30 @@ def test_openvino_finds_the_same_node(subjects: dict[str, Subject]) -> None:
     _, walk = _walk(subjects["digits"], lambda path: OpenVinoRunner(path, threads=1))
     assert walk.culprit is not None
     assert walk.culprit.at.node == FAULT.node
+
+
+@pytest.mark.parametrize("form", ["mask", "augmented", "decomposed"])
+def test_the_module_is_named_in_a_lowered_file_too(
+    subjects: dict[str, Subject], tmp_path: Path, form: str
+) -> None:
+    """One of the nodes that replaced an operator is wrong; the healthy file has none to blame."""
+    subject = subjects["digits"]
+    lower(subject.onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx", form=form)
+    model, arrays = onnx.load(tmp_path / "lowered.onnx"), subject.samples[1].arrays
+    oracles = subject.reference, subject.eager
+    assert bisect(model, _one_thread, arrays, *oracles, "fp32").culprit is None
+    inside = next(
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Softmax", "MultiHeadAttention")
+        and node.name.startswith("blocks.1.attn/")
+    )
+    after(inside, "Mul", np.float32(1.01))(model)
+    walk = bisect(model, _one_thread, arrays, *oracles, "fp32")
+    assert walk.culprit is not None
+    assert walk.culprit.at.node.startswith("blocks.1.attn/BilateralAttention")
+    assert walk.culprit.at.module == "blocks.1.attn"
+    assert walk.culprit.at.source.startswith("bilateral_export/models/attention.py:")
 
 
 def test_the_walk_stops_at_the_culprit_unless_told_to_go_on(subjects: dict[str, Subject]) -> None:

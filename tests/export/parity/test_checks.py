@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from tests.export.parity.faults import Spoiled, on_image
+from tests.export.parity.faults import after
 from tests.export.parity.models import Subject
 
 from bilateral_export.errors import UserError
 from bilateral_export.models.zoo import exportable
-from bilateral_export.parity.adversarial import search
+from bilateral_export.parity.adversarial import POPULATION, box_of, search
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Candidate, truth_of
+from bilateral_export.parity.differentiable import DifferentiableGraph
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
+from bilateral_export.parity.measure import item_errors
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.torch_runner import TorchRunner
 from bilateral_export.tensors import Array
@@ -154,21 +158,73 @@ def test_refusing_what_is_not_finite_is_as_good_as_propagating_it(
     assert _failures(subjects["digits"], Refuses(subjects["digits"].onnx, threads=1)) == set()
 
 
-def test_the_search_finds_a_fault_that_random_inputs_seldom_meet(
-    subjects: dict[str, Subject],
+@pytest.fixture
+def rarely_wrong(subjects: dict[str, Subject], tmp_path: Path) -> onnx.ModelProto:
+    """Activations are cut off where few inputs reach."""
+    model = onnx.load(subjects["digits"].onnx)
+    after("blocks.1.mlp.fc2/Add", "Clip", np.float32(-2.0), np.float32(2.0))(model)
+    onnx.save(model, tmp_path / "rarely.onnx")
+    return model
+
+
+def test_gradients_find_a_fault_that_random_inputs_barely_meet(
+    subjects: dict[str, Subject], rarely_wrong: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    """Rare pixels are wrong: the search climbs to inputs that have many of them."""
-    subject = subjects["digits"]
-
-    def rarely_wrong(image: Array) -> Array:
-        return np.where(image > 2.5, np.float32(2.5), image).astype(image.dtype)
-
+    """Five times further than the worst of as many random inputs, most of which show nothing."""
+    subject, steps = subjects["digits"], 20
     model = exportable(subject.checkpoint.build_model())
-    with TorchRunner(subject.checkpoint, torch.float64) as reference:
-        with Spoiled(TorchRunner(subject.checkpoint), **on_image(rarely_wrong)) as runner:
-            found = search(model, runner, reference, steps=30)
-        with TorchRunner(subject.checkpoint) as eager:
-            usual = search(model, eager, reference, steps=30)
-    assert found.error > 1.5 * found.start
+    box = box_of(model, subject.checkpoint.card.preprocessing)
+    draw = model.example(POPULATION * (steps + 1), np.random.default_rng(1))
+    random = {"image": np.clip(draw["image"], *box["image"])}
+    forward = DifferentiableGraph(rarely_wrong)
+    with (
+        TorchRunner(subject.checkpoint, torch.float64) as reference,
+        TorchRunner(subject.checkpoint) as eager,
+        OnnxRuntimeRunner(tmp_path / "rarely.onnx", threads=1) as runner,
+    ):
+        met = item_errors(runner.run(random)["logits"], reference.run(random)["logits"])
+        found = search(model, runner, reference, steps, box=box, forward=forward)
+        blind = search(model, runner, reference, steps, box=box)
+        usual = search(model, eager, reference, steps, box=box, forward=eager.forward)
+    assert np.median(met) < 1e-5
+    assert found.error > 5 * met.max()
+    assert found.error > 2 * blind.error > 0
     assert found.error > 1000 * usual.error
     assert usual.error >= usual.start
+    assert found.climbed > 10
+    low, high = box["image"]
+    image = found.sample.arrays["image"]
+    assert (image >= low).all()
+    assert (image <= high).all()
+
+
+@pytest.mark.parametrize("family", ["digits", "language"])
+def test_a_graph_in_pytorch_is_the_graph_and_has_its_slope(
+    subjects: dict[str, Subject], family: str
+) -> None:
+    """Finite differences of the FP64 model, which the file is, but for constants folded in fp32."""
+    subject = subjects[family]
+    forward = DifferentiableGraph(onnx.load(subject.onnx))
+    tensors = {n: torch.from_numpy(a.copy()) for n, a in subject.samples[1].arrays.items()}
+    truth = subject.truth.reference
+    name, *_ = truth
+    leaves = [t.requires_grad_() for t in tensors.values() if t.is_floating_point()]
+    outputs = forward(tensors)
+    for output, pieces in truth.items():
+        np.testing.assert_allclose(outputs[output].detach(), pieces[1], atol=1e-5)
+    (slope, *_) = torch.autograd.grad(outputs[name].sum(), leaves)
+    step = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    with TorchRunner(subject.checkpoint, torch.float64) as reference, torch.no_grad():
+        ends = []
+        for sign in (1, -1):
+            leaves[0].data += sign * step
+            ends.append(reference.forward(tensors)[name].sum().item())
+            leaves[0].data -= sign * step
+    assert (slope * step).sum().item() == pytest.approx((ends[0] - ends[1]) / 2, rel=0.02)
+
+
+def test_an_operator_without_a_derivative_is_named(subjects: dict[str, Subject]) -> None:
+    model = onnx.load(subjects["digits"].onnx)
+    model.graph.node[3].op_type = "Nonsense"
+    with pytest.raises(UserError, match="no derivative of Nonsense"):
+        DifferentiableGraph(model)
