@@ -15,8 +15,9 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.lowering.lower import Form, lower
 from bilateral_export.metadata import Precision
+from bilateral_export.models.family import build
 from bilateral_export.models.residual import GeneralizedResidual
-from bilateral_export.models.zoo import build, named
+from bilateral_export.models.zoo import named
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.compiled_runner import CompiledRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner

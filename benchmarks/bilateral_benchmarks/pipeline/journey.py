@@ -23,8 +23,10 @@ from bilateral_export.engine.build import BuildOptions, build_plan
 from bilateral_export.engine.library import load_library
 from bilateral_export.engine.manifest import AttentionPath
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.models.family import build, exportable
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.zoo import MODELS, build, exportable
+from bilateral_export.models.sequence import SequenceClassifierConfig
+from bilateral_export.models.zoo import MODELS
 from bilateral_export.parity.compare import (
     Candidate,
     judge,
@@ -33,7 +35,7 @@ from bilateral_export.parity.compare import (
     truth_of,
 )
 from bilateral_export.parity.report import ParityReport
-from bilateral_export.parity.samples import random_samples
+from bilateral_export.parity.samples import DEFAULT_ITEMS, Sample, random_samples
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.text import END, UNKNOWN, Tokenizer
@@ -44,8 +46,9 @@ from bilateral_serving.runner import TritonRunner
 from bilateral_serving.server import RunningServer, ServerOptions, running
 
 BATCHES = (1, 2)
-# Of the trained models, which are small. FP64 takes seconds an input at the real sizes.
-ITEMS_TRAINED, ITEMS = 32, 4
+# Random inputs that parity is judged on. Where FP64 takes seconds for each, few must do.
+ITEMS, ITEMS_LARGE = DEFAULT_ITEMS, 4
+LARGE = 1_000_000  # parameters
 # What TensorRT for RTX builds for; a full TensorRT builds for the GPU it runs on.
 TARGETS = (86, 120)
 TIMEOUT_S = 600.0
@@ -129,8 +132,7 @@ def travel(name: str, checkpoints: Path, folder: Path) -> Journey:
     with step("export"):
         exported = export_onnx(checkpoint, folder / f"{name}.onnx")
     with step("parity"):
-        items = ITEMS_TRAINED if trained else ITEMS
-        samples = random_samples(exportable(checkpoint.build_model()), BATCHES, items=items)
+        samples = _samples(checkpoint, _parameters(name))
         local = Candidate(OnnxRuntimeRunner(exported.path), "fp32")
         truth = truth_of(checkpoint, local.ground, samples)
         with local.runner as runner:
@@ -194,6 +196,16 @@ def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
     )
     card = checkpoint.card.model_copy(update={"preprocessing": preprocessing})
     return dataclasses.replace(checkpoint, card=card)
+
+
+def _samples(checkpoint: Checkpoint, parameters: int) -> list[Sample]:
+    """Random inputs; documents as long as the model allows, and an eighth of it."""
+    config = checkpoint.card.model
+    lengths = {}
+    if isinstance(config, SequenceClassifierConfig) and config.grid is None:
+        lengths = {"length": (config.length, config.length // 8)}
+    items = ITEMS_LARGE if parameters > LARGE else ITEMS
+    return random_samples(exportable(checkpoint.build_model()), BATCHES, lengths, items)
 
 
 def _build(exported: Path, target: Path) -> Plan:

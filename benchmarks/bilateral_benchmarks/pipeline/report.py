@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bilateral_benchmarks.machine import Machine
-from bilateral_benchmarks.pipeline.journey import ITEMS, Journey
+from bilateral_benchmarks.pipeline.journey import ITEMS, ITEMS_LARGE, LARGE, Journey
 from bilateral_export.parity.report import ParityRow
 
 _HEAD = f"""# Every model from checkpoint to gRPC
@@ -13,9 +13,10 @@ _HEAD = f"""# Every model from checkpoint to gRPC
 `bilateral bench pipeline --output benchmarks/results`: each model at its real size, in float32, in
 a process of its own. Weights are random where no trained ones are committed: parity and agreement
 then say that the pipeline computes the model, not that the model is any good. Error is the largest
-relative error against FP64 PyTorch on {ITEMS} random inputs or more, and beside it its budget (4
-times eager PyTorch's own error), of the output that comes closest to it; a segmenter's are shares
-of pixels. Plans were built, not run: that needs a GPU."""
+relative error against FP64 PyTorch, and beside it its budget (4 times eager PyTorch's own error),
+of the output that comes closest to it; a segmenter's are shares of pixels. They are judged on
+{ITEMS} random inputs or more, and on {ITEMS_LARGE} or more above {LARGE:,} parameters. Plans were
+built, not run: that needs a GPU."""
 
 
 def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bilateral_export.models.zoo import Exportable
+from bilateral_export.models.family import Exportable
 from bilateral_export.parity.measure import Reference, item_errors
 from bilateral_export.parity.samples import Sample
 from bilateral_export.runners.base import Runner
