@@ -19,9 +19,10 @@ from bilateral_benchmarks.isolated import status_mib
 from bilateral_benchmarks.pipeline.questions import Answer, ask, streamed
 from bilateral_benchmarks.ports import free_port
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.engine.build import BuildOptions, build_plan
+from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
 from bilateral_export.engine.manifest import AttentionPath
+from bilateral_export.engine.options import BuildOptions
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import build, exportable
 from bilateral_export.models.language import LanguageModelConfig
