@@ -18,7 +18,7 @@ from bilateral_benchmarks.isolated import Engine, measure_isolated
 from bilateral_benchmarks.percentiles import Percentile
 from bilateral_benchmarks.report import Context
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.report import ParityRow
 from bilateral_export.parity.samples import random_samples

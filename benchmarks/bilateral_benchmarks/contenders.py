@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.lowering.lower import Form, lower
 from bilateral_export.metadata import Precision
+from bilateral_export.models.family import build
 from bilateral_export.models.residual import GeneralizedResidual
-from bilateral_export.models.zoo import build, named
+from bilateral_export.models.zoo import named
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.compiled_runner import CompiledRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -80,7 +81,7 @@ def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> C
                     coefficients.add_(0.02 * torch.randn(5))
     name = source if image_size is None else f"{source} at {image_size}"
     path = folder / f"{source}.safetensors"
-    save_checkpoint(path, model.state_dict(), CheckpointCard(name=name, model=config))
+    save_checkpoint(path, model.state_dict(), card_of(name, config))
     return load_checkpoint(path)
 
 

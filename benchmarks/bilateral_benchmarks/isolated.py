@@ -67,8 +67,9 @@ def measure_isolated(
     return Isolated.model_validate_json(result.stdout.splitlines()[-1])
 
 
-def _status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def status_mib(field: str, pid: int | str = "self") -> float:
+    """A size out of a process's status, such as "VmHWM", the peak of its resident memory."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
     raise LookupError(field)
@@ -97,10 +98,10 @@ def _main(path: str, engine: str, batch: int, seconds: float, memory_mib: int) -
         runner = OnnxRuntimeRunner(Path(path))
     if memory_mib:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
-    before = _status_mib("VmRSS")
+    before = status_mib("VmRSS")
     with runner:
         arrays = made_up(runner.inputs, batch)
-        loaded = _status_mib("VmRSS")
+        loaded = status_mib("VmRSS")
         _reset_peak()
         runner.run(arrays)
         times: list[float] = []
@@ -109,7 +110,7 @@ def _main(path: str, engine: str, batch: int, seconds: float, memory_mib: int) -
             start = time.perf_counter()
             runner.run(arrays)
             times.append(time.perf_counter() - start)
-        peak = _status_mib("VmHWM")
+        peak = status_mib("VmHWM")
     result = {
         "median_ms": 1e3 * statistics.median(times),
         "fastest_ms": 1e3 * min(times),

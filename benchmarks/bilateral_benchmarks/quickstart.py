@@ -19,7 +19,7 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import require_file, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.report import ParityReport
 from bilateral_export.parity.samples import Sample, random_samples

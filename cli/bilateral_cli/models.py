@@ -11,7 +11,8 @@ def models(json: JsonOption = False) -> None:
     """List the models this package knows by name, with their sizes."""
     import torch
 
-    from bilateral_export.models.zoo import MODELS, build
+    from bilateral_export.models.family import build
+    from bilateral_export.models.zoo import MODELS
 
     with torch.device("meta"):
         counts = {

@@ -84,7 +84,7 @@ def parity(
     """
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.checkpoint.resolution import as_exported
-    from bilateral_export.models.zoo import exportable
+    from bilateral_export.models.family import exportable
     from bilateral_export.parity.baseline import regressions
     from bilateral_export.parity.compare import Candidate
     from bilateral_export.parity.html import write_html

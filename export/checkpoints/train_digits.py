@@ -28,7 +28,8 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.metadata import ImagePreprocessing
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.zoo import build, named
+from bilateral_export.models.family import build
+from bilateral_export.models.zoo import named
 
 HERE = Path(__file__).parent
 NAMES = ("digits_bilateral", "digits_plain", "digits_bilateral_standard", "digits_plain_grc")

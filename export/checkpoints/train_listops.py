@@ -23,7 +23,8 @@ from torch import nn
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.native import save_checkpoint
-from bilateral_export.models.zoo import ModelConfig, build, named
+from bilateral_export.models.family import ModelConfig, build
+from bilateral_export.models.zoo import named
 from bilateral_export.preprocessing import ListOpsPreprocessing
 from bilateral_export.tasks import listops
 from bilateral_export.tasks.listops import SYMBOLS, ListOpsConfig

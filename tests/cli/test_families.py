@@ -19,8 +19,9 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.models.family import build
 from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.zoo import MODELS, build
+from bilateral_export.models.zoo import MODELS
 from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_serving import repository
 from bilateral_serving.config import Settings

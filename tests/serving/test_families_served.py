@@ -25,9 +25,9 @@ from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
+from bilateral_export.models.family import ModelConfig, build
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
-from bilateral_export.models.zoo import ModelConfig, build
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     PixelsPreprocessing,

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bilateral_export.errors import UserError
+from bilateral_export.models.family import ModelConfig
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.zoo import ModelConfig
 from bilateral_export.preprocessing import Preprocessing, TextPreprocessing
 
 SCHEMA_VERSION = 1

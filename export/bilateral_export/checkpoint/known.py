@@ -6,9 +6,10 @@ from bilateral_export.checkpoint import ade20k
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.imagenet import CLASSES, deit_preprocessing, imagenet_labels
 from bilateral_export.models.classifier import ImageClassifierConfig
+from bilateral_export.models.family import ModelConfig
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
-from bilateral_export.models.zoo import MODELS, ModelConfig
+from bilateral_export.models.zoo import MODELS
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     ListOpsPreprocessing,

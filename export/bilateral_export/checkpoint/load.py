@@ -17,7 +17,8 @@ from bilateral_export.checkpoint.native import read_native
 from bilateral_export.checkpoint.pickled import read_pickled
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
-from bilateral_export.models.zoo import MODELS, ModelConfig, build, named
+from bilateral_export.models.family import ModelConfig, build
+from bilateral_export.models.zoo import MODELS, named
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import sha256, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.zoo import build, named
+from bilateral_export.models.family import build
+from bilateral_export.models.zoo import named
 from bilateral_export.plugin import find_plugin, plugin_contents
 
 AttentionBy = Literal["function", "plugin"]

@@ -25,8 +25,8 @@ from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
+from bilateral_export.models.family import exportable
 from bilateral_export.models.features import use_spatial_features
-from bilateral_export.models.zoo import exportable
 from bilateral_export.precision import DTYPES, to_precision
 from bilateral_export.tensors import TensorSpec
 

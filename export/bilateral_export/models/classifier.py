@@ -65,7 +65,23 @@ class ImageClassifierConfig(BaseModel):
         return self.prefix + self.grid**2
 
 
-class ImageClassifier(nn.Module):
+class ImageModel(nn.Module):
+    """What models of images share: their one input, as `backbone` sizes it."""
+
+    backbone: ImageClassifierConfig
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's inputs."""
+        c = self.backbone
+        return (TensorSpec("image", "float32", ("batch", c.channels, c.image_size, c.image_size)),)
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs: standard normal, which is what normalised images look like."""
+        shape = self.inputs()[0].with_batch(batch)
+        return {"image": generator.standard_normal(shape).astype(np.float32)}
+
+
+class ImageClassifier(ImageModel):
     """Images `[B, C, H, W]` in, logits `[B, classes]` out.
 
     Parameters carry timm's names: with plain attention and the standard residual, the weights of a
@@ -74,7 +90,7 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = self.backbone = config
         dim = config.dim
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -120,19 +136,9 @@ class ImageClassifier(nn.Module):
             tokens = self.cls_token
         return tokens.expand(batch, -1, -1)
 
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
-        c = self.config
-        return (TensorSpec("image", "float32", ("batch", c.channels, c.image_size, c.image_size)),)
-
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
-
-    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs: standard normal, which is what normalised images look like."""
-        shape = self.inputs()[0].with_batch(batch)
-        return {"image": generator.standard_normal(shape).astype(np.float32)}
 
 
 class PatchEmbed(nn.Module):

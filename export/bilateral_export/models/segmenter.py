@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
-from bilateral_export.models.classifier import ImageClassifierConfig, Mlp, PatchEmbed
+from bilateral_export.models.classifier import ImageClassifierConfig, ImageModel, Mlp, PatchEmbed
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
-from bilateral_export.tensors import Array, TensorSpec
+from bilateral_export.tensors import TensorSpec
 
 
 class SegmenterConfig(BaseModel):
@@ -63,12 +62,12 @@ class SegmenterConfig(BaseModel):
         )
 
 
-class Segmenter(nn.Module):
+class Segmenter(ImageModel):
     """Images `[B, 3, S, S]` in, the class of each pixel `[B, S, S]` out, one byte each."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backbone = config, config.backbone
         self.encoder = Encoder(config)
         self.decoder = MaskTransformer(config)
 
@@ -89,23 +88,13 @@ class Segmenter(nn.Module):
     def masks(self, image: Tensor) -> Tensor:
         """The score of every class for every patch, `[B, classes, grid, grid]`."""
         scores: Tensor = self.decoder(self.encoder(image))
-        grid = self.config.backbone.grid
+        grid = self.backbone.grid
         return scores.transpose(1, 2).reshape(-1, self.config.num_classes, grid, grid)
-
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
-        size = self.config.image_size
-        return (TensorSpec("image", "float32", ("batch", 3, size, size)),)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The exported graph's outputs."""
         size = self.config.image_size
         return (TensorSpec("classes", "uint8", ("batch", size, size)),)
-
-    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs: standard normal, which is what normalised images look like."""
-        shape = self.inputs()[0].with_batch(batch)
-        return {"image": generator.standard_normal(shape).astype(np.float32)}
 
 
 class Encoder(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilateral_export.models.zoo import Exportable
+from bilateral_export.models.family import Exportable
 from bilateral_export.parity.measure import Reference, item_errors
 from bilateral_export.parity.samples import Sample
 from bilateral_export.preprocessing import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bilateral_export.models.zoo import Exportable
+from bilateral_export.models.family import Exportable
 from bilateral_export.parity.samples import Sample
 from bilateral_export.tensors import Array
 

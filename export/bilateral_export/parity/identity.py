@@ -14,7 +14,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.graph.attach import attention_nodes, configuration_of
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
-from bilateral_export.models.zoo import ModelConfig
+from bilateral_export.models.family import ModelConfig
 from bilateral_export.op import contract
 from bilateral_export.op.function import function_body
 from bilateral_export.parity.report import Check

@@ -12,7 +12,7 @@ import onnx
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.adversarial import Forward, Found, box_of, search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect

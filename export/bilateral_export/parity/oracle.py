@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from bilateral_export.graph.attach import attach_functions
 from bilateral_export.graph.export import trace_onnx
 from bilateral_export.graph.provenance import name_constants, name_nodes
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.tensors import Array, TensorSpec
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.models.zoo import Exportable
+from bilateral_export.models.family import Exportable
 from bilateral_export.tensors import Array, TensorSpec
 
 BATCH = "batch"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.runners.torch_runner import TorchRunner
 from bilateral_export.tensors import TensorSpec
 

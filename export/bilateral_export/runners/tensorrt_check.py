@@ -32,7 +32,7 @@ from bilateral_export.engine.profiles import Profile, default_profile
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.samples import Sample, random_samples
 from bilateral_export.plugin import find_plugin

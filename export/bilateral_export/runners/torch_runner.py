@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.precision import to_precision
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 

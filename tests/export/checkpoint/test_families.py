@@ -12,9 +12,10 @@ from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.native import read_native, save_checkpoint
 from bilateral_export.errors import UserError
+from bilateral_export.models.family import build
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
-from bilateral_export.models.zoo import MODELS, build, named
+from bilateral_export.models.zoo import MODELS, named
 from bilateral_export.preprocessing import TextPreprocessing
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"

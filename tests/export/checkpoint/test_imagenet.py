@@ -14,7 +14,8 @@ from bilateral_export.checkpoint.imagenet import deit_preprocessing, imagenet_la
 from bilateral_export.checkpoint.labels import with_labels
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.zoo import MODELS, build, named
+from bilateral_export.models.family import build
+from bilateral_export.models.zoo import MODELS, named
 
 
 def training_dict(path: Path, name: str) -> Path:

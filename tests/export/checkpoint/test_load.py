@@ -17,7 +17,8 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.zoo import build, named
+from bilateral_export.models.family import build
+from bilateral_export.models.zoo import named
 
 PLAIN = "digits_plain"
 

@@ -16,7 +16,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering import lower as lowering
 from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.samples import random_samples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner

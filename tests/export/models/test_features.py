@@ -10,8 +10,8 @@ import torch
 
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.models.family import exportable
 from bilateral_export.models.features import use_spatial_features
-from bilateral_export.models.zoo import exportable
 from bilateral_export.parity.samples import random_samples
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"

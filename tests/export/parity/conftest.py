@@ -11,7 +11,7 @@ from tests.export.parity.models import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import truth_of
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.samples import random_samples

@@ -14,7 +14,7 @@ from tests.export.parity.faults import after
 from tests.export.parity.models import Subject
 
 from bilateral_export.errors import UserError
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.adversarial import POPULATION, box_of, search
 from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Candidate, truth_of

@@ -14,7 +14,8 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.zoo import build, exportable, named
+from bilateral_export.models.family import build, exportable
+from bilateral_export.models.zoo import named
 from bilateral_export.parity.compare import (
     Candidate,
     Truth,

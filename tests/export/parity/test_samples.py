@@ -9,7 +9,7 @@ import pytest
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.samples import random_samples, real_samples
 from bilateral_export.runners.torch_runner import TorchRunner

@@ -1,0 +1,133 @@
+"""Every model's journey, one process after the other, saved after each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bilateral_benchmarks.machine import Machine, git_revision
+from bilateral_benchmarks.pipeline.journey import Journey
+from bilateral_benchmarks.pipeline.report import markdown
+from bilateral_export.errors import UserError
+from bilateral_export.files import write_text
+from bilateral_export.models.zoo import MODELS, named
+
+# The models of the paper: every named one that is bilateral.
+NAMES = tuple(name for name in MODELS if "bilateral" in name)
+
+
+class Pipeline(BaseModel):
+    """What came of all models; `pipeline.json`.
+
+    Attributes:
+        machine: Where it ran last.
+        revision: Of the source tree then.
+        journeys: One per model that arrived, in the order of `bilateral models`.
+        failures: Why the others did not, by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    machine: Machine
+    revision: str | None
+    journeys: tuple[Journey, ...] = ()
+    failures: dict[str, str] = {}
+
+    @property
+    def passed(self) -> bool:
+        """Whether every model arrived, and is served as it was trained."""
+        return not self.failures and all(journey.passed for journey in self.journeys)
+
+
+def run_pipeline(
+    output: Path,
+    checkpoints: Path,
+    only: Sequence[str] = (),
+    resume: bool = False,
+    on_step: Callable[[str], None] = lambda what: None,
+    on_journey: Callable[[str, Journey | str], None] = lambda name, result: None,
+) -> Pipeline:
+    """Take models from checkpoint to gRPC, each in a process of its own.
+
+    Args:
+        output: Directory of `pipeline.json` and `pipeline.md`, which are written after each model.
+        checkpoints: Directory of the committed checkpoints.
+        only: These models alone; what the files say of others is kept.
+        resume: Leave out the models that passed according to the files.
+        on_step: Called with what is being done.
+        on_journey: Called with each model's result, or with the reason why there is none.
+
+    Raises:
+        UserError: A name is unknown, or with `only` or `resume` the files are not a pipeline's.
+    """
+    for name in only:
+        named(name)
+    target = output / "pipeline.json"
+    found = _read(target) if (only or resume) and target.is_file() else None
+    journeys = {journey.name: journey for journey in found.journeys} if found else {}
+    failures = dict(found.failures) if found else {}
+    for name in only or NAMES:
+        if resume and name in journeys and journeys[name].passed:
+            continue
+        journeys.pop(name, None)
+        failures.pop(name, None)
+        result = _travel(name, checkpoints, on_step)
+        if isinstance(result, Journey):
+            journeys[name] = result
+        else:
+            failures[name] = result
+        on_journey(name, result)
+        found = _save(output, journeys, failures)
+    return found or _save(output, journeys, failures)
+
+
+def _travel(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Journey | str:
+    """The journey in a fresh process, or why there is none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "journey.json"
+        arguments = [name, str(checkpoints), str(result)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bilateral_benchmarks.pipeline.journey", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        last = ""
+        with process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                last = line.strip() or last
+                if last.startswith(f"{name}: "):
+                    on_step(last)
+        if process.returncode == 0:
+            return Journey.model_validate_json(result.read_bytes())
+    return last if process.returncode > 0 else f"died with signal {-process.returncode}: {last}"
+
+
+def _save(output: Path, journeys: dict[str, Journey], failures: dict[str, str]) -> Pipeline:
+    document = Pipeline(
+        machine=Machine.here(),
+        revision=git_revision(),
+        journeys=tuple(journeys[name] for name in MODELS if name in journeys),
+        failures=failures,
+    )
+    write_text(output / "pipeline.json", document.model_dump_json(indent=1) + "\n")
+    write_text(
+        output / "pipeline.md", markdown(document.machine, document.journeys, document.failures)
+    )
+    return document
+
+
+def _read(path: Path) -> Pipeline:
+    try:
+        return Pipeline.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is not what this command writes", "Remove it, or write to another directory."
+        ) from error

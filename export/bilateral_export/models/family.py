@@ -1,0 +1,60 @@
+"""What every family of models offers, and the one place that knows all families."""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol, cast
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
+from bilateral_export.models.language import LanguageModel, LanguageModelConfig
+from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
+from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
+from bilateral_export.tensors import Array, TensorSpec
+
+# Pydantic tells the families apart by their `family` field.
+ModelConfig = Annotated[
+    ImageClassifierConfig | SequenceClassifierConfig | LanguageModelConfig | SegmenterConfig,
+    Field(discriminator="family"),
+]
+
+
+class Exportable(Protocol):
+    """What the exporter, the runners and the checkpoint reader need of a model."""
+
+    config: ModelConfig
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's inputs, in the order of `forward`'s arguments."""
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The exported graph's outputs, in the order `forward` returns them."""
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random valid inputs, by name; `dims` gives the sizes of dynamic dimensions."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the model."""
+
+
+def build(config: ModelConfig) -> nn.Module:
+    """Build the model of a configuration, with fresh weights, in evaluation mode.
+
+    The result is an `nn.Module` that is also `Exportable`.
+    """
+    match config:
+        case ImageClassifierConfig():
+            return ImageClassifier(config).eval()
+        case SequenceClassifierConfig():
+            return SequenceClassifier(config).eval()
+        case LanguageModelConfig():
+            return LanguageModel(config).eval()
+        case SegmenterConfig():
+            return Segmenter(config).eval()
+
+
+def exportable(model: nn.Module) -> Exportable:
+    """The same model, typed by what the exporter needs of it."""
+    return cast(Exportable, model)
