@@ -15,7 +15,7 @@ from bilateral_export.files import atomic_file, require_file, sha256
 from bilateral_export.lowering.attention import use_attention
 from bilateral_export.lowering.augmented import augment
 from bilateral_export.lowering.decomposed import decompose
-from bilateral_export.lowering.gate import FACTOR, measure_sites
+from bilateral_export.lowering.gate import FACTOR, measure_norms, measure_sites
 from bilateral_export.lowering.mask import fold_mask
 from bilateral_export.lowering.residual import fold_residual_scales
 from bilateral_export.lowering.rewrite import drop_unused
@@ -26,6 +26,7 @@ from bilateral_export.lowering.site import (
     attention_nodes,
     read_site,
 )
+from bilateral_export.lowering.stream import read_stream, rewrite_stream
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
 Form = Literal["augmented", "mask", "attention", "decomposed"]
@@ -65,6 +66,24 @@ class LoweredSite(BaseModel):
     refused: tuple[str, ...] = ()
 
 
+class LoweredStream(BaseModel):
+    """What became of the residual stream.
+
+    Attributes:
+        rewritten: Whether it is one running sum.
+        error: Largest relative error of a norm that reads it, on the model's own activations.
+        budget: What it may be.
+        refused: Why it is as it was.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rewritten: bool
+    error: float | None = None
+    budget: float | None = None
+    refused: str = ""
+
+
 class Lowering(BaseModel):
     """What was done to a file; kept in its metadata under METADATA_KEY."""
 
@@ -74,6 +93,7 @@ class Lowering(BaseModel):
     runtime: Runtime
     source_sha256: str
     sites: tuple[LoweredSite, ...]
+    stream: LoweredStream = LoweredStream(rewritten=False)
     residual_scales: int = 0
 
     @property
@@ -149,7 +169,9 @@ def lowered_proto(
             refused[error.name].append(
                 f"{chosen[error.name]}: error {error.error:.1e}, budget {error.budget:.1e}"
             )
-    folded = fold_residual_scales(candidate)
+    stream = _lower_stream(candidate, factor)
+    folded = 0 if stream.rewritten else fold_residual_scales(candidate)
+    drop_unused(candidate)
     rows = tuple(
         LoweredSite(
             node=name,
@@ -160,7 +182,9 @@ def lowered_proto(
         )
         for name, reasons in refused.items()
     )
-    lowering = Lowering(runtime=runtime, source_sha256=source, sites=rows, residual_scales=folded)
+    lowering = Lowering(
+        runtime=runtime, source_sha256=source, sites=rows, stream=stream, residual_scales=folded
+    )
     entry = candidate.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, lowering.model_dump_json()
     return candidate, lowering
@@ -237,6 +261,28 @@ def _rewrite(
         candidate = decompose(candidate)
     drop_unused(candidate)
     return candidate, rewritten, chosen
+
+
+def _lower_stream(candidate: onnx.ModelProto, factor: float) -> LoweredStream:
+    """Rewrite the residual stream in place, unless it is another or fails the gate."""
+    before = onnx.ModelProto()
+    before.CopyFrom(candidate)
+    try:
+        stream = read_stream(candidate)
+    except PreconditionError as error:
+        return LoweredStream(rewritten=False, refused=str(error))
+    rewrite_stream(candidate, stream)
+    worst = max(
+        measure_norms(candidate, stream, factor), key=lambda found: found.error / found.budget
+    )
+    if not worst.passed:
+        candidate.CopyFrom(before)
+    return LoweredStream(
+        rewritten=worst.passed,
+        error=worst.error,
+        budget=worst.budget,
+        refused="" if worst.passed else f"{worst.name}: its rounding fails the gate",
+    )
 
 
 def _read(path: Path) -> onnx.ModelProto:
