@@ -80,6 +80,20 @@ def measure_norms(
     ]
 
 
+def measure_outputs(
+    rewritten: onnx.ModelProto, before: onnx.ModelProto, factor: float = FACTOR, seed: int = 0
+) -> tuple[float, float]:
+    """Largest relative difference of an output from what it was before a rewrite, and its budget.
+
+    For a rewrite that leaves the arithmetic as it is, so that only the shapes of products change
+    and with them the order of sums: the budget is four roundings, times the factor.
+    """
+    names = [value.name for value in before.graph.output]
+    got, was = (_activations(model, names, seed)[0] for model in (rewritten, before))
+    error = max(_largest(got[name].astype(np.float64), was[name]) for name in names)
+    return error, factor * 4 * float(np.finfo(np.float32).eps)
+
+
 def _activations(
     lowered: onnx.ModelProto, wanted: Sequence[str], seed: int
 ) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:

@@ -15,10 +15,16 @@ from bilateral_export.files import atomic_file, require_file, sha256
 from bilateral_export.lowering.attention import use_attention
 from bilateral_export.lowering.augmented import augment
 from bilateral_export.lowering.decomposed import decompose
-from bilateral_export.lowering.gate import FACTOR, measure_norms, measure_sites
+from bilateral_export.lowering.gate import (
+    FACTOR,
+    measure_norms,
+    measure_outputs,
+    measure_sites,
+)
 from bilateral_export.lowering.mask import fold_mask
 from bilateral_export.lowering.residual import fold_residual_scales
 from bilateral_export.lowering.rewrite import drop_unused
+from bilateral_export.lowering.rows import keep_read_rows
 from bilateral_export.lowering.site import (
     Graph,
     PreconditionError,
@@ -84,6 +90,24 @@ class LoweredStream(BaseModel):
     refused: str = ""
 
 
+class LoweredRows(BaseModel):
+    """What became of tokens that no output reads.
+
+    Attributes:
+        nodes: How many nodes leave them out now.
+        error: Largest relative difference that this makes to an output.
+        budget: What it may be.
+        refused: Why none does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    nodes: int
+    error: float | None = None
+    budget: float | None = None
+    refused: str = ""
+
+
 class Lowering(BaseModel):
     """What was done to a file; kept in its metadata under METADATA_KEY."""
 
@@ -95,6 +119,7 @@ class Lowering(BaseModel):
     sites: tuple[LoweredSite, ...]
     stream: LoweredStream = LoweredStream(rewritten=False)
     residual_scales: int = 0
+    rows: LoweredRows = LoweredRows(nodes=0)
 
     @property
     def summary(self) -> str:
@@ -171,6 +196,7 @@ def lowered_proto(
             )
     stream = _lower_stream(candidate, factor)
     folded = 0 if stream.rewritten else fold_residual_scales(candidate)
+    read = _keep_read_rows(candidate, factor)
     drop_unused(candidate)
     rows = tuple(
         LoweredSite(
@@ -183,7 +209,12 @@ def lowered_proto(
         for name, reasons in refused.items()
     )
     lowering = Lowering(
-        runtime=runtime, source_sha256=source, sites=rows, stream=stream, residual_scales=folded
+        runtime=runtime,
+        source_sha256=source,
+        sites=rows,
+        stream=stream,
+        residual_scales=folded,
+        rows=read,
     )
     entry = candidate.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, lowering.model_dump_json()
@@ -283,6 +314,21 @@ def _lower_stream(candidate: onnx.ModelProto, factor: float) -> LoweredStream:
         budget=worst.budget,
         refused="" if worst.passed else f"{worst.name}: its rounding fails the gate",
     )
+
+
+def _keep_read_rows(candidate: onnx.ModelProto, factor: float) -> LoweredRows:
+    """Leave out tokens that nothing reads, in place, unless the outputs change by it."""
+    before = onnx.ModelProto()
+    before.CopyFrom(candidate)
+    try:
+        nodes = keep_read_rows(candidate)
+    except PreconditionError as error:
+        return LoweredRows(nodes=0, refused=str(error))
+    error, budget = measure_outputs(candidate, before, factor)
+    if error <= budget:
+        return LoweredRows(nodes=nodes, error=error, budget=budget)
+    candidate.CopyFrom(before)
+    return LoweredRows(nodes=0, error=error, budget=budget, refused="the outputs change")
 
 
 def _read(path: Path) -> onnx.ModelProto:
