@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison, Row
+from bilateral_benchmarks.crossover import Crossover
 from bilateral_benchmarks.document import Item
 from bilateral_benchmarks.growth import Growth
+from bilateral_benchmarks.limit import Goal
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import ScenarioResult
@@ -30,6 +32,8 @@ def tables_of(item: Item) -> list[Table]:
         return [report_table(item)]
     if isinstance(item, Comparison):
         return [comparison_table(item)]
+    if isinstance(item, Crossover):
+        return [crossover_table(item)]
     if isinstance(item, Growth):
         return [growth_table(item)]
     if isinstance(item, Breakdown):
@@ -74,19 +78,32 @@ def comparison_table(comparison: Comparison) -> Table:
         ">fastest",
         f">times {comparison.baseline}",
         ">95% interval",
-        ">of torch's GEMM",
+        ">of the GEMM limit",
         ">parity error",
         ">budget",
         "parity",
         ">MiB per call",
     )
-    notes = (
-        f"{comparison.gflop:.2f} GFLOP per call; the matrix product reached"
-        f" {comparison.gemm_gflops:.0f} GFLOP/s in the same rounds; {comparison.rounds} rounds.",
-    )
+    rates = "; ".join(f"{rate}, {rate.gflops:.0f}" for rate in comparison.gemm_rates)
+    notes = [
+        f"{comparison.gflop:.2f} GFLOP per call; {comparison.rounds} rounds. The GEMM limit is"
+        f" {comparison.gemm_gflops:.0f} GFLOP/s in the same rounds, the fastest of the libraries'"
+        f" products: {rates}."
+    ]
+    rows_by_name = {row.name: row for row in comparison.rows}
+    notes += [_goal(goal, rows_by_name[goal.row]) for goal in comparison.goals]
     rows = tuple(_comparison_row(row, len(columns)) for row in comparison.rows)
     title = f"{comparison.title}, batch {comparison.batch}"
-    return Table(title, columns, rows, notes)
+    return Table(title, columns, rows, tuple(notes))
+
+
+def _goal(goal: Goal, row: Row) -> str:
+    aim = f"Goal for {goal.row}: {goal.share:.0%} of the GEMM limit"
+    if row.gemm_share is None:
+        return f"{aim}; not measured ({row.absent})."
+    points = 100 * (row.gemm_share - goal.share)
+    judged = f"met, by {points:.0f}" if points >= 0 else f"missed, by {-points:.0f}"
+    return f"{aim}; {judged} points."
 
 
 def _comparison_row(row: Row, width: int) -> tuple[str, ...]:
@@ -105,6 +122,31 @@ def _comparison_row(row: Row, width: int) -> tuple[str, ...]:
         {True: "pass", False: "FAIL", None: ""}[row.parity_passed],
         "" if row.run_mib is None else f"{row.run_mib:.0f}",
     )
+
+
+def crossover_table(crossover: Crossover) -> Table:
+    """Both forms by length."""
+    rows = tuple(
+        (
+            row.range_kernel,
+            f"{row.tokens:,}",
+            number(row.mask_ms),
+            number(row.augmented_ms),
+            number(row.ratio),
+            between(row.ratio_low, row.ratio_high),
+        )
+        for row in crossover.rows
+    )
+    found = ", ".join(
+        f"{kernel} range kernel, " + ("none of these" if first is None else f"{first:,} tokens")
+        for kernel, first in crossover.measured.items()
+    )
+    notes = (
+        f"The flash form is faster for certain from: {found}."
+        f" The lowering prefers it from {crossover.rule:,} tokens on.",
+    )
+    columns = ("range", ">tokens", ">mask ms", ">flash ms", ">times faster", ">95% interval")
+    return Table(f"Forms of attention by length: {crossover.layer}", columns, rows, notes)
 
 
 def growth_table(growth: Growth) -> Table:

@@ -90,7 +90,7 @@ def measure_outputs(
     """
     names = [value.name for value in before.graph.output]
     got, was = (_activations(model, names, seed)[0] for model in (rewritten, before))
-    error = max(_largest(got[name].astype(np.float64), was[name]) for name in names)
+    error = max(_largest(*(one[name].astype(np.float64) for one in (got, was))) for name in names)
     return error, factor * 4 * float(np.finfo(np.float32).eps)
 
 
@@ -117,7 +117,7 @@ def _activations(
 def _sample(length: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Some tokens, the first and the last among them."""
     chosen = generator.choice(length, size=min(length, _ROWS), replace=False)
-    return np.unique(np.concatenate([[0, length - 1], chosen]))
+    return np.asarray(np.unique([0, length - 1, *chosen]), dtype=np.int64)
 
 
 def _compare(
@@ -129,9 +129,7 @@ def _compare(
     tokens, merged = values[site.tokens], values[site.merged]
     rows = _sample(tokens.shape[1], generator)
     exact, plain = (attend_rows(site, tokens, rows, dtype) for dtype in (np.float64, np.float32))
-    return _site_error(
-        site.node.name, merged[:, rows].astype(np.float64), plain, exact, factor
-    )
+    return _site_error(site.node.name, merged[:, rows].astype(np.float64), plain, exact, factor)
 
 
 def _site_error(

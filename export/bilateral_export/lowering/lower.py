@@ -324,11 +324,11 @@ def _keep_read_rows(candidate: onnx.ModelProto, factor: float) -> LoweredRows:
         nodes = keep_read_rows(candidate)
     except PreconditionError as error:
         return LoweredRows(nodes=0, refused=str(error))
-    error, budget = measure_outputs(candidate, before, factor)
-    if error <= budget:
-        return LoweredRows(nodes=nodes, error=error, budget=budget)
+    change, budget = measure_outputs(candidate, before, factor)
+    if change <= budget:
+        return LoweredRows(nodes=nodes, error=change, budget=budget)
     candidate.CopyFrom(before)
-    return LoweredRows(nodes=0, error=error, budget=budget, refused="the outputs change")
+    return LoweredRows(nodes=0, error=change, budget=budget, refused="the outputs change")
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -135,7 +135,7 @@ def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
         extra = norm.combination[stream.root] / factor - 1
         if abs(extra) > _NOTHING:
             share = f"{norm.name}.share"
-            constants[share] = np.float32(-extra)
+            constants[share] = np.array(-extra)
             made.append(
                 helper.make_node("Mul", [stream.root, share], [f"{share}.of"], f"{share}.of")
             )
