@@ -15,12 +15,21 @@ from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, write_text
 
 Item = Annotated[
-    Report | Comparison | Crossover | Growth | Breakdown | Overhead | ScenarioResult | Sweep,
+    Report
+    | Comparison
+    | Crossover
+    | Growth
+    | Breakdown
+    | Overhead
+    | ScenarioResult
+    | Stages
+    | Sweep,
     Field(discriminator="kind"),
 ]
 

@@ -17,6 +17,7 @@ from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
 from bilateral_benchmarks.report import Context, Report
 from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 from bilateral_benchmarks.tables import Table, tables_of
 
@@ -103,6 +104,9 @@ def plots_of(item: Item) -> list[Plot]:
         return [Plot("Median latency of one caller", Markup(bar_plot(rows, [], "ms")))]
     if isinstance(item, Crossover):
         return _crossover_plots(item)
+    if isinstance(item, Stages):
+        bars = [Bar(stage.name, [stage.ms]) for stage in item.stages]
+        return [Plot("Time by kind of operator", Markup(bar_plot(bars, [], "ms")))]
     return _growth_plots(item)
 
 

@@ -32,12 +32,13 @@ from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import Scenario, run_scenario
 from bilateral_benchmarks.served import bench_served
+from bilateral_benchmarks.stages import measure_stages
 from bilateral_benchmarks.sweep import sweep
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
-from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.lowered_runner import LoweredRunner
 from bilateral_export.tensors import Array
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
@@ -205,6 +206,8 @@ class Suite:
             on_step=self._say,
             on_round=self._on_round,
         )
+        lowered = lower(exported, "onnxruntime-cpu", folder / "stages.onnx").path
+        yield measure_stages(title, lowered, rounds=self._rounds(size), on_step=self._say)
 
     def _forms(self, name: str, size: Size) -> Iterator[Item]:
         """The forms of attention, with their memory."""
@@ -245,7 +248,7 @@ class Suite:
         _, exported = self._export(name, None)
         names = {way: way.replace(",", "").replace(" ", "_") for way in ways}
         served = {names[way]: (exported, settings) for way, settings in ways.items()}
-        with self._server(served) as url, self._in_process(exported) as runner:
+        with self._server(served) as url, LoweredRunner(exported) as runner:
             yield measure_overhead(
                 url,
                 name,
@@ -261,7 +264,7 @@ class Suite:
         """Where the time goes, and throughput against latency."""
         _, exported = self._export(name, None)
         served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
-        with self._server(served) as url, self._in_process(exported) as runner:
+        with self._server(served) as url, LoweredRunner(exported) as runner:
             arrays = made_up(runner.inputs)
             self._say("breakdown")
             yield measure_breakdown(
@@ -283,7 +286,7 @@ class Suite:
         """MLPerf's four."""
         _, exported = self._export(name, None)
         served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
-        with self._server(served) as url, self._in_process(exported) as runner:
+        with self._server(served) as url, LoweredRunner(exported) as runner:
             for scenario, seconds in SCENARIO_SECONDS.items():
                 self._say(f"scenario {scenario}")
                 yield run_scenario(
@@ -300,7 +303,7 @@ class Suite:
         """How many requests a second one process of ours can send on schedule."""
         _, exported = self._export(DIGITS, None)
         served = {DIGITS: (exported, WAYS[DEFAULTS])}
-        with self._server(served) as url, self._in_process(exported) as runner:
+        with self._server(served) as url, LoweredRunner(exported) as runner:
             arrays = made_up(runner.inputs)
             yield sweep(
                 "rate",
@@ -328,11 +331,6 @@ class Suite:
         self._say("starting the server")
         with running(options) as server:
             yield server.url
-
-    def _in_process(self, exported: Path) -> OnnxRuntimeRunner:
-        """The same lowered file in this process."""
-        target = Path(tempfile.mkdtemp(dir=self._folder)) / "in_process.onnx"
-        return OnnxRuntimeRunner(lower(exported, "onnxruntime-cpu", target).path)
 
     def _export(self, name: str, size: Size) -> tuple[Checkpoint, Path]:
         if (name, size) not in self._exports:

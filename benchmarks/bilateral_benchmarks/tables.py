@@ -13,6 +13,7 @@ from bilateral_benchmarks.limit import Goal
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 
 
@@ -42,6 +43,8 @@ def tables_of(item: Item) -> list[Table]:
         return [overhead_table(item)]
     if isinstance(item, ScenarioResult):
         return [scenario_table(item)]
+    if isinstance(item, Stages):
+        return [stages_table(item)]
     return [sweep_table(item)]
 
 
@@ -90,11 +93,16 @@ def comparison_table(comparison: Comparison) -> Table:
         f" {comparison.gemm_gflops:.0f} GFLOP/s in the same rounds, the fastest of the libraries'"
         f" products: {rates}."
     ]
-    rows_by_name = {row.name: row for row in comparison.rows}
-    notes += [_goal(goal, rows_by_name[goal.row]) for goal in comparison.goals]
+    notes += goal_notes(comparison)
     rows = tuple(_comparison_row(row, len(columns)) for row in comparison.rows)
     title = f"{comparison.title}, batch {comparison.batch}"
     return Table(title, columns, rows, tuple(notes))
+
+
+def goal_notes(comparison: Comparison) -> list[str]:
+    """What became of each goal, in a sentence."""
+    rows = {row.name: row for row in comparison.rows}
+    return [_goal(goal, rows[goal.row]) for goal in comparison.goals if goal.row in rows]
 
 
 def _goal(goal: Goal, row: Row) -> str:
@@ -219,6 +227,33 @@ def overhead_table(overhead: Overhead) -> Table:
     ]
     columns = ("", ">p50 ms", ">overhead ms", ">items/s", ">of in-process", ">95% interval")
     return Table(f"Serving overhead: {overhead.subject}", columns, tuple(rows))
+
+
+def stages_table(stages: Stages) -> Table:
+    """Time by kind of operator, and what of it the limit explains."""
+    limit = stages.gemm_gflops
+    total = sum(stage.ms for stage in stages.stages)
+    rows = [
+        (
+            stage.name,
+            number(stage.ms),
+            f"{stage.ms / total:.0%}",
+            number(stage.gflop) if stage.gflop else "",
+            f"{1e3 * stage.gflop / stage.ms / limit:.0%}" if stage.gflop else "",
+            number(1e3 * stage.gflop / limit) if stage.gflop else "0",
+        )
+        for stage in stages.stages
+    ]
+    work = sum(stage.gflop for stage in stages.stages)
+    rows.append(
+        ("all operators", number(total), "100%", number(work), "", number(1e3 * work / limit))
+    )
+    columns = ("", ">ms", ">share", ">GFLOP", ">of the GEMM limit", ">ms at the limit")
+    notes = (
+        f"A call takes {number(stages.whole_ms)} ms without the profiler, which adds a little to"
+        f" every operator; the GEMM limit is {limit:.0f} GFLOP/s in the same rounds.",
+    )
+    return Table(f"Stages on ONNX Runtime: {stages.subject}", columns, tuple(rows), notes)
 
 
 def scenario_table(result: ScenarioResult) -> Table:

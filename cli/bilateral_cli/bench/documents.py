@@ -11,7 +11,7 @@ import typer
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.output import write_pages
-from bilateral_cli.console import JsonOption, out, print_json, table
+from bilateral_cli.console import JsonOption, notes, out, print_json, table
 
 
 @bench.command()
@@ -55,14 +55,26 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Name of the .md and .html files.")
     ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", help="Put the table of runtimes into this page instead."),
+    ] = None,
 ) -> None:
     """Turn a report into Markdown and a self-contained HTML page.
+
+    With --into, the table of runtimes goes between the marks of a page, such as README.md.
 
     Example: bilateral bench report out/bench.json
     """
     from bilateral_benchmarks.document import load_document
+    from bilateral_benchmarks.summary import write_summary
 
-    write_pages(load_document(results), output or results)
+    document = load_document(results)
+    if into is None:
+        write_pages(document, output or results)
+    else:
+        write_summary(document, into)
+        notes.print(f"Wrote {into}")
 
 
 @bench.command()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +20,7 @@ from bilateral_cli.bench.options import (
     WarmupOption,
 )
 from bilateral_cli.bench.output import finish
-from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, notes
+from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,34 +127,14 @@ def runner(
     finish(report, output, json)
 
 
-@contextlib.contextmanager
-def _in_process(model: Path, threads: int | None, runtime: str, lower: bool) -> Iterator[Runner]:
-    """The open runner of a model file, lowered for its runtime where that is possible."""
-    with contextlib.ExitStack() as stack:
-        if lower and model.suffix != ".plan":
-            from bilateral_export.files import require_file
-            from bilateral_export.lowering.lower import has_attention
-            from bilateral_export.lowering.lower import lower as lowered
-
-            if has_attention(require_file(model, "model")):
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                target = "openvino" if runtime == "openvino" else "onnxruntime-cpu"
-                with notes.status("Lowering"):
-                    model = lowered(model, target, scratch / model.name).path
-        yield stack.enter_context(_runner(model, threads, runtime))
-
-
-def _runner(model: Path, threads: int | None, runtime: str) -> Runner:
+def _in_process(model: Path, threads: int | None, runtime: str, lower: bool) -> Runner:
+    """The runner of a model file, not open yet."""
     if model.suffix == ".plan":
         from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 
         return TensorRTRunner(model)
-    from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+    if runtime not in ("onnxruntime", "openvino"):
+        raise UserError(f"unknown runtime '{runtime}'", "Use 'onnxruntime' or 'openvino'.")
+    from bilateral_export.runners.lowered_runner import LoweredRunner
 
-    if runtime == "onnxruntime":
-        return OnnxRuntimeRunner(model, threads)
-    if runtime == "openvino":
-        from bilateral_export.runners.openvino_runner import OpenVinoRunner
-
-        return OpenVinoRunner(model, threads)
-    raise UserError(f"unknown runtime '{runtime}'", "Use 'onnxruntime' or 'openvino'.")
+    return LoweredRunner(model, runtime, threads, lower=lower)  # type: ignore[arg-type]

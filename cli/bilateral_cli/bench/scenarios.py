@@ -137,7 +137,7 @@ def breakdown(
     from bilateral_benchmarks.breakdown import measure_breakdown
     from bilateral_benchmarks.document import Document
     from bilateral_benchmarks.inputs import made_up
-    from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+    from bilateral_export.runners.lowered_runner import LoweredRunner
     from bilateral_serving.client import Client
 
     with Client(url) as client:
@@ -145,7 +145,7 @@ def breakdown(
     with notes.status("Measuring"), contextlib.ExitStack() as stack:
         call = None
         if model is not None:
-            opened = stack.enter_context(OnnxRuntimeRunner(model))
+            opened = stack.enter_context(LoweredRunner(model))
             call = functools.partial(opened.run, arrays)
         found = measure_breakdown(url, name, arrays, duration_s=duration, in_process=call)
     finish_document(Document(title=f"Breakdown of {name}", items=(found,)), output, json)

@@ -40,8 +40,9 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 METADATA_KEY = "bilateral.lowering"
 
-# From this length on the flash form wins on ONNX Runtime's CPU provider, by the ablation under
-# benchmarks/results; below it the forms are equal there and the mask form rounds best.
+# From here on the flash form wins on ONNX Runtime's CPU provider: "Forms of attention by length" in
+# benchmarks/results/cpu.md, made by `bilateral bench suite --only crossover`. Up to 401 tokens the
+# two are equal and the mask form rounds best; from 577 on the flash form is faster.
 FLASH_LENGTH = 512
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
