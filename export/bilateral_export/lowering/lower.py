@@ -145,6 +145,8 @@ def lower(
     *,
     form: str | None = None,
     factor: float = FACTOR,
+    stream: bool = True,
+    rows: bool = True,
 ) -> LoweredModel:
     """Write the form of an exported model that is fastest on one runtime and still right.
 
@@ -154,6 +156,8 @@ def lower(
         output: The file to write; it must be another than `model`.
         form: Use this form wherever its conditions hold; None: the runtime's best.
         factor: The gate: how much larger than that of plain float32 an error may be.
+        stream: Whether the residual stream may become one running sum.
+        rows: Whether tokens that nothing reads may be left out.
 
     Raises:
         UserError: The file is no ONNX model, was lowered before, is too large to rewrite, or the
@@ -162,14 +166,22 @@ def lower(
     require_file(model, "model")
     if output.resolve() == model.resolve():
         raise UserError(f"{output} is the model itself", "Write to another file.")
-    proto, lowering = lowered_proto(model, runtime, form=form, factor=factor)
+    proto, lowering = lowered_proto(
+        model, runtime, form=form, factor=factor, stream=stream, rows=rows
+    )
     with atomic_file(output) as temporary:
         onnx.save(proto, temporary)
     return LoweredModel(output, lowering)
 
 
 def lowered_proto(
-    model: Path, runtime: str, *, form: str | None = None, factor: float = FACTOR
+    model: Path,
+    runtime: str,
+    *,
+    form: str | None = None,
+    factor: float = FACTOR,
+    stream: bool = True,
+    rows: bool = True,
 ) -> tuple[onnx.ModelProto, Lowering]:
     """The same as `lower`, in memory."""
     if runtime not in RUNTIMES:
@@ -195,11 +207,15 @@ def lowered_proto(
             refused[error.name].append(
                 f"{chosen[error.name]}: error {error.error:.1e}, budget {error.budget:.1e}"
             )
-    stream = _lower_stream(candidate, factor)
-    folded = 0 if stream.rewritten else fold_residual_scales(candidate)
-    read = _keep_read_rows(candidate, factor)
+    running = LoweredStream(rewritten=False, refused="not wanted")
+    if stream:
+        running = _lower_stream(candidate, factor)
+    folded = 0 if running.rewritten else fold_residual_scales(candidate)
+    read = LoweredRows(nodes=0, refused="not wanted")
+    if rows:
+        read = _keep_read_rows(candidate, factor)
     drop_unused(candidate)
-    rows = tuple(
+    done = tuple(
         LoweredSite(
             node=name,
             form=chosen[name],
@@ -212,8 +228,8 @@ def lowered_proto(
     lowering = Lowering(
         runtime=runtime,
         source_sha256=source,
-        sites=rows,
-        stream=stream,
+        sites=done,
+        stream=running,
         residual_scales=folded,
         rows=read,
     )
