@@ -27,8 +27,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev  ## everything that benchmarks/results holds; about 20 minutes
+# Interrupted, it is completed by: bilateral bench suite --missing --output benchmarks/results/cpu.json
+bench: $(VENV)/.installed-dev  ## everything that benchmarks/results holds; about 25 minutes
 	$(BIN)/bilateral bench suite --output benchmarks/results/cpu.json
+	$(BIN)/bilateral bench report benchmarks/results/cpu.json --into README.md
 
 # On a machine with an NVIDIA GPU; each takes less than ten minutes, and they are independent:
 # `make -k gpu-check` goes on after a miss. Where one command may take no longer, run them singly.

@@ -11,10 +11,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.contenders import Absent, Contender
-from bilateral_benchmarks.flops import gemm_call, model_flops
+from bilateral_benchmarks.flops import model_flops
 from bilateral_benchmarks.inputs import made_up
-from bilateral_benchmarks.interleave import interleave
+from bilateral_benchmarks.interleave import OnRound, interleave
 from bilateral_benchmarks.isolated import Engine, measure_isolated
+from bilateral_benchmarks.limit import Goal, Rate, fastest, qualify
 from bilateral_benchmarks.percentiles import Percentile
 from bilateral_benchmarks.report import Context
 from bilateral_export.checkpoint.load import Checkpoint
@@ -23,7 +24,6 @@ from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.report import ParityRow
 from bilateral_export.parity.samples import random_samples
 
-_GEMM = "matrix product"
 # Enough inputs for a verdict with confidence, few enough for a large model in float64.
 _BATCHES, _ITEMS = (1, 3), 24
 
@@ -37,7 +37,7 @@ class Row(BaseModel):
         ratio: How much faster than the baseline, paired by round; above 1 is faster.
         ratio_low: Lower end of its 95% interval.
         ratio_high: Upper end.
-        gemm_share: The model's operations over what the measured matrix product would have done in
+        gemm_share: The model's operations over what the fastest matrix product would have done in
             the same time, in the same rounds.
         parity_error: Relative error against FP64; None where it was not judged.
         parity_budget: What it may be: of eager torch in the same precision, times a factor.
@@ -63,7 +63,15 @@ class Row(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Rows in the order given; the first one present is the baseline."""
+    """Rows in the order given; the first one present is the baseline.
+
+    Attributes:
+        gflop: Operations of a call of the exported file. A rewrite that leaves some out is faster
+            for it; they still count.
+        gemm_gflops: The GEMM limit: what the fastest library's product reached in these rounds.
+        gemm_rates: Every library's product in its best size, the fastest first.
+        goals: What shares of the limit were aimed at.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,6 +83,8 @@ class Comparison(BaseModel):
     rounds: int
     gflop: float
     gemm_gflops: float
+    gemm_rates: tuple[Rate, ...] = ()
+    goals: tuple[Goal, ...] = ()
     rows: tuple[Row, ...]
     context: Context
 
@@ -88,7 +98,9 @@ def run_comparison(
     batch: int = 1,
     rounds: int = 15,
     memory: bool = False,
+    goals: Sequence[Goal] = (),
     on_step: Callable[[str], None] | None = None,
+    on_round: OnRound | None = None,
 ) -> Comparison:
     """Judge, then time, every contender.
 
@@ -100,7 +112,9 @@ def run_comparison(
         batch: Items in one call.
         rounds: Of interleaved blocks.
         memory: Whether to measure each ONNX contender's memory in a process of its own.
+        goals: Shares of the GEMM limit that are aimed at.
         on_step: Called with what is being done.
+        on_round: Called after each round of all contenders.
     """
     say = on_step or (lambda what: None)
     context = Context.now()
@@ -108,8 +122,9 @@ def run_comparison(
     flops = model_flops(exported, batch)
     say("parity")
     parity = _parity(checkpoint, present)
-    gemm, gemm_flops = gemm_call()
-    calls: dict[str, Callable[[], object]] = {_GEMM: gemm}
+    say("matrix products")
+    products = qualify()
+    calls: dict[str, Callable[[], object]] = {product.name: product.call for product in products}
     with contextlib.ExitStack() as stack:
         for one in present:
             say(f"warming up {one.name}")
@@ -117,10 +132,10 @@ def run_comparison(
             arrays = made_up(runner.inputs, batch)
             calls[one.name] = functools.partial(runner.run, arrays)
             runner.run(arrays)
-        blocks = interleave(
-            calls, rounds, on_round=lambda done, of: say(f"timing, round {done} of {of}")
-        )
+        say(f"timing {title}")
+        blocks = interleave(calls, rounds, on_round=on_round)
     baseline = present[0].name
+    limit = fastest(products, blocks)
     rows = []
     for entry in contenders:
         if isinstance(entry, Absent):
@@ -134,7 +149,7 @@ def run_comparison(
             isolated = measure_isolated(contender.model, engine, batch=batch, seconds=0.2)
         ratio = blocks.ratio(contender.name, baseline)
         # Work over time, against the product's own in the same rounds.
-        share = blocks.ratio(contender.name, _GEMM).value * flops / gemm_flops
+        share = blocks.ratio(contender.name, limit.name).value * flops / limit.flops
         judged = parity[contender.name]
         rows.append(
             Row(
@@ -157,7 +172,11 @@ def run_comparison(
         batch=batch,
         rounds=rounds,
         gflop=flops / 1e9,
-        gemm_gflops=gemm_flops / blocks.seconds(_GEMM) / 1e9,
+        gemm_gflops=limit.rate(blocks).gflops,
+        gemm_rates=tuple(
+            sorted((product.rate(blocks) for product in products), key=lambda rate: -rate.gflops)
+        ),
+        goals=tuple(goals),
         rows=tuple(rows),
         context=context,
     )

@@ -10,18 +10,46 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison
+from bilateral_benchmarks.crossover import Crossover
 from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, write_text
 
 Item = Annotated[
-    Report | Comparison | Growth | Breakdown | Overhead | ScenarioResult | Sweep,
+    Report
+    | Comparison
+    | Crossover
+    | Growth
+    | Breakdown
+    | Overhead
+    | ScenarioResult
+    | Stages
+    | Sweep,
     Field(discriminator="kind"),
 ]
+
+
+class Part(BaseModel):
+    """A part of a longer run.
+
+    Attributes:
+        name: What `bilateral bench suite --only` calls it.
+        items: How many results it made.
+        seconds: How long it took.
+        failure: Why it has none, or not all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    items: int
+    seconds: float
+    failure: str | None = None
 
 
 class Document(BaseModel):
@@ -29,6 +57,7 @@ class Document(BaseModel):
 
     Attributes:
         failures: Measurements that were asked for and are missing, each with its reason.
+        parts: Of a suite: which part made which items, in their order.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +66,7 @@ class Document(BaseModel):
     title: str
     items: tuple[Item, ...]
     failures: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 def save_document(document: Document, path: Path) -> None:

@@ -1,18 +1,13 @@
-"""How many floating-point operations a model needs, and how many the machine can do."""
+"""How many floating-point operations a model needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import onnx.shape_inference
 
 from bilateral_export.op import contract
-
-# Side of the square matrices whose product is the machine's limit: large enough to be bound by
-# arithmetic, small enough for the second-level cache to matter as it does in a model.
-GEMM_SIZE = 1024
 
 
 def model_flops(path: Path, batch: int = 1) -> int:
@@ -64,13 +59,3 @@ def _size(shape: list[int]) -> int:
     for size in shape:
         product *= size
     return product
-
-
-def gemm_call() -> tuple[Callable[[], object], int]:
-    """A float32 matrix product of the library that torch uses, and its operations."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(GEMM_SIZE, GEMM_SIZE, generator=generator) for _ in range(2))
-    out = torch.empty(GEMM_SIZE, GEMM_SIZE)
-    return lambda: torch.mm(left, right, out=out), 2 * GEMM_SIZE**3

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from bilateral_benchmarks.percentiles import Percentile, percentile
 
 Call = Callable[[], object]
-OnRound = Callable[[int, int], None]
-"""Called with the number of rounds done and in all."""
 
 BLOCK_S = 0.15
 MIN_CALLS = 2
@@ -44,6 +42,11 @@ class Blocks:
     medians: NDArray[np.float64]
     fastest: NDArray[np.float64]
 
+    @property
+    def rounds(self) -> int:
+        """How many."""
+        return self.medians.shape[1]
+
     def seconds(self, name: str) -> float:
         """Median over the rounds."""
         return float(np.median(self.medians[self.names.index(name)]))
@@ -60,6 +63,10 @@ class Blocks:
         """The baseline's time over the contender's, paired by round."""
         rows = self.medians
         return ratio_of(rows[self.names.index(baseline)] / rows[self.names.index(name)])
+
+
+OnRound = Callable[[Blocks, int], None]
+"""Called with the rounds so far, and how many there will be."""
 
 
 def ratio_of(paired: NDArray[np.float64]) -> Ratio:
@@ -99,7 +106,7 @@ def interleave(
             medians[row, number] = np.median(times)
             fastest[row] = min(fastest[row], min(times))
         if on_round:
-            on_round(number + 1, rounds)
+            on_round(Blocks(names, medians[:, : number + 1], fastest), rounds)
     return Blocks(names, medians, fastest)
 
 

@@ -10,12 +10,14 @@ from markupsafe import Markup
 
 from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison
+from bilateral_benchmarks.crossover import Crossover
 from bilateral_benchmarks.document import Document, Item
 from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
 from bilateral_benchmarks.report import Context, Report
 from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 from bilateral_benchmarks.tables import Table, tables_of
 
@@ -100,6 +102,11 @@ def plots_of(item: Item) -> list[Plot]:
         rows = [Bar("in process", [item.in_process_p50_ms])]
         rows += [Bar(way.name, [way.p50_ms]) for way in item.ways]
         return [Plot("Median latency of one caller", Markup(bar_plot(rows, [], "ms")))]
+    if isinstance(item, Crossover):
+        return _crossover_plots(item)
+    if isinstance(item, Stages):
+        bars = [Bar(stage.name, [stage.ms]) for stage in item.stages]
+        return [Plot("Time by kind of operator", Markup(bar_plot(bars, [], "ms")))]
     return _growth_plots(item)
 
 
@@ -152,6 +159,15 @@ def _cdfs(reports: list[Report]) -> list[Plot]:
         lines.append(Line(str(report.load)[:28], values.tolist(), _PERCENTS.tolist()))
     drawn = line_plot(lines, "response time, ms (logarithmic)", "percent of requests", log_x=True)
     return [Plot("Latency distribution, up to p99.9", Markup(drawn))]
+
+
+def _crossover_plots(crossover: Crossover) -> list[Plot]:
+    lines = []
+    for kernel in crossover.measured:
+        rows = [row for row in crossover.rows if row.range_kernel == kernel]
+        lines.append(Line(kernel, [row.tokens for row in rows], [row.ratio for row in rows]))
+    drawn = line_plot(lines, "tokens", "mask form's time over flash form's", log_x=True)
+    return [Plot("How much faster the flash form is", Markup(drawn))]
 
 
 def _growth_plots(growth: Growth) -> list[Plot]:

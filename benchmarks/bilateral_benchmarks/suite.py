@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from bilateral_benchmarks.breakdown import measure_breakdown
 from bilateral_benchmarks.comparison import run_comparison
-from bilateral_benchmarks.contenders import attention_forms, checkpoint_of, usual_contenders
-from bilateral_benchmarks.document import Document, Item, save_document
+from bilateral_benchmarks.contenders import (
+    attention_forms,
+    checkpoint_of,
+    goals_of,
+    usual_contenders,
+)
+from bilateral_benchmarks.crossover import LENGTHS, measure_crossover
+from bilateral_benchmarks.document import Document, Item, Part, load_document, save_document
 from bilateral_benchmarks.growth import measure_growth
 from bilateral_benchmarks.inputs import made_up
+from bilateral_benchmarks.interleave import OnRound
 from bilateral_benchmarks.load import Load
 from bilateral_benchmarks.overhead import measure_overhead
 from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.report import Report
-from bilateral_benchmarks.scenarios import SCENARIOS, run_scenario
+from bilateral_benchmarks.scenarios import Scenario, run_scenario
 from bilateral_benchmarks.served import bench_served
+from bilateral_benchmarks.stages import measure_stages
 from bilateral_benchmarks.sweep import sweep
 from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
-from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.lowered_runner import LoweredRunner
+from bilateral_export.tensors import Array
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
 from bilateral_serving.server import ServerOptions, running
 
 OnStep = Callable[[str], None]
+OnPart = Callable[[int, int], None]
+Size: TypeAlias = "int | None"
 
 # Opset 23 has the standard Attention operator, which the ablation wants beside the others.
 OPSET = 23
+TITLE = "Latency of bilateral-serve"
 TINY, SMALL = "deit_bilateral_tiny_patch16_224", "deit_bilateral_small_patch16_224"
 DIGITS = "digits_bilateral"
 WAYS = {
@@ -44,181 +60,299 @@ WAYS = {
     "openvino": Settings(runtime="openvino"),
     "openvino, two instances": Settings(runtime="openvino", instances=2, threads=1),
 }
+# The server's overhead by settings has its own part; the others measure the first of them.
+DEFAULTS = next(iter(WAYS))
+# p99 of MultiStream needs 368 requests of a tenth of a second.
+SCENARIO_SECONDS: dict[Scenario, float] = {
+    "SingleStream": 6.0,
+    "MultiStream": 45.0,
+    "Server": 6.0,
+    "Offline": 8.0,
+}
 
 
 class Suite:
-    """Runs the parts one after the other; one that fails is noted and the others go on.
+    """Runs parts one after the other, and writes the document anew after each.
+
+    A part that fails is noted and the others go on. What the output file has of parts that are not
+    run is kept, so that a run that was interrupted is completed into the same document.
 
     Args:
-        output: The JSON file; it is written anew after each part.
+        output: The JSON file.
         quick: Fewer rounds and the smallest model only: to see that everything works.
+        only: Names of the parts to run. None: all.
+        missing: Run only those that the output file lacks, or where they failed.
         on_step: Called with what is being done.
+        on_part: Called with the number of parts done, and of all.
+        on_round: Called after each round of a comparison.
+
+    Raises:
+        UserError: There is no such part, or the output file is something else.
     """
 
-    def __init__(self, output: Path, *, quick: bool = False, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *,
+        quick: bool = False,
+        only: Sequence[str] | None = None,
+        missing: bool = False,
+        on_step: OnStep | None = None,
+        on_part: OnPart | None = None,
+        on_round: OnRound | None = None,
+    ) -> None:
         self._output = output
         self._quick = quick
         self._say = on_step or (lambda what: None)
-        self._items: list[Item] = []
-        self._failures: list[str] = []
+        self._on_part = on_part or (lambda done, of: None)
+        self._on_round = on_round
+        self._exports: dict[tuple[str, Size], tuple[Checkpoint, Path]] = {}
+        self._parts = self._all_parts()
+        unknown = sorted(set(only or ()) - set(self._parts))
+        if unknown:
+            names = ", ".join(self._parts)
+            raise UserError(f"the suite has no part '{unknown[0]}'", f"It has {names}.")
+        self._kept: dict[str, tuple[Part, tuple[Item, ...]]] = {}
+        if output.exists() and (only is not None or missing):
+            self._kept = _by_part(load_document(output))
+        done = {name for name, (part, _) in self._kept.items() if part.failure is None}
+        self._chosen = [
+            name
+            for name in self._parts
+            if (only is None or name in only) and not (missing and name in done)
+        ]
 
     def run(self) -> Document:
-        """Run everything; the result is also in the output file."""
+        """Run the parts; the result is also in the output file."""
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            models: list[tuple[str, int | None]] = [(TINY, None), (SMALL, None), (SMALL, 512)]
-            for name, size in [(DIGITS, None)] if self._quick else models:
-                what = f"{name} at {size or 'its own size'}"
-                self._part(what, functools.partial(self._model, folder, name, size))
-            self._part("growth", self._growth)
-            served = DIGITS if self._quick else TINY
-            self._part(f"serving {served}", lambda: self._served(folder, served))
+            self._folder = Path(scratch)
+            for number, name in enumerate(self._chosen):
+                self._on_part(number, len(self._chosen))
+                self._say(name)
+                self._run_part(name)
+        self._on_part(len(self._chosen), len(self._chosen))
         return self._document()
 
-    def _model(self, folder: Path, name: str, image_size: int | None) -> None:
-        """Runtimes side by side, then forms of attention."""
-        folder = folder / f"{name}_{image_size or ''}"
-        folder.mkdir(parents=True)
-        checkpoint, exported = self._export(folder, name, image_size)
+    def _all_parts(self) -> Mapping[str, Callable[[], Iterator[Item]]]:
+        """What each part runs, in the order of the document."""
+        bind = functools.partial
+        if self._quick:
+            return {
+                "runtimes-digits": bind(self._runtimes, DIGITS, None),
+                "forms-digits": bind(self._forms, DIGITS, None),
+                "growth": self._growth,
+                "crossover": self._crossover,
+                "overhead": bind(self._overhead, DIGITS),
+                "serving": bind(self._serving, DIGITS),
+                "scenarios": bind(self._scenarios, DIGITS),
+                "generator": self._generator,
+            }
+        return {
+            "runtimes-tiny": bind(self._runtimes, TINY, None),
+            "runtimes-small": bind(self._runtimes, SMALL, None),
+            "runtimes-512": bind(self._runtimes, SMALL, 512),
+            "forms-small": bind(self._forms, SMALL, None),
+            "forms-512": bind(self._forms, SMALL, 512),
+            "growth": self._growth,
+            "crossover": self._crossover,
+            "overhead": bind(self._overhead, TINY),
+            "serving": bind(self._serving, TINY),
+            "scenarios": bind(self._scenarios, TINY),
+            "generator": self._generator,
+        }
+
+    def _run_part(self, name: str) -> None:
+        items: list[Item] = []
+        begun = time.monotonic()
+        failure = None
+        try:
+            for item in self._parts[name]():
+                items.append(item)
+                self._keep(name, items, begun, "interrupted")
+        except Exception as error:
+            # A long run is not thrown away for one part; the report says what is missing.
+            traceback.print_exc(file=sys.stderr)
+            failure = f"{type(error).__name__}: {str(error)[:200]}"
+        self._keep(name, items, begun, failure)
+
+    def _keep(self, name: str, items: list[Item], begun: float, failure: str | None) -> None:
+        seconds = round(time.monotonic() - begun, 1)
+        part = Part(name=name, items=len(items), seconds=seconds, failure=failure)
+        self._kept[name] = (part, tuple(items))
+        save_document(self._document(), self._output)
+
+    def _document(self) -> Document:
+        kept = [self._kept[name] for name in self._parts if name in self._kept]
+        return Document(
+            title=TITLE,
+            items=tuple(item for _, items in kept for item in items),
+            failures=tuple(f"{part.name}: {part.failure}" for part, _ in kept if part.failure),
+            parts=tuple(part for part, _ in kept),
+        )
+
+    def _runtimes(self, name: str, size: Size) -> Iterator[Item]:
+        """What a user would pick instead, side by side."""
+        checkpoint, exported = self._export(name, size)
         title = checkpoint.card.name
-        rounds = 6 if self._quick else 8 if image_size else 15
-        compiled = name == SMALL and image_size is None
-        contenders = list(usual_contenders(checkpoint, exported, folder, compiled=compiled))
-        self._keep(
-            run_comparison(
-                f"{title}, runtimes",
-                checkpoint,
-                exported,
-                contenders,
-                rounds=rounds,
-                on_step=self._say,
-            )
+        folder = self._scratch(f"runtimes {title}")
+        compiled = name == SMALL and size is None
+        yield run_comparison(
+            f"{title}, runtimes",
+            checkpoint,
+            exported,
+            list(usual_contenders(checkpoint, exported, folder, compiled=compiled)),
+            rounds=self._rounds(size),
+            goals=goals_of(title),
+            on_step=self._say,
+            on_round=self._on_round,
         )
-        if name == TINY:
-            return
-        forms = list(attention_forms(checkpoint, exported, folder))
-        self._keep(
-            run_comparison(
-                f"{title}, forms of attention",
-                checkpoint,
-                exported,
-                forms,
-                rounds=rounds,
-                memory=True,
-                on_step=self._say,
-            )
+        lowered = lower(exported, "onnxruntime-cpu", folder / "stages.onnx").path
+        yield measure_stages(title, lowered, rounds=self._rounds(size), on_step=self._say)
+
+    def _forms(self, name: str, size: Size) -> Iterator[Item]:
+        """The forms of attention, with their memory."""
+        checkpoint, exported = self._export(name, size)
+        title = checkpoint.card.name
+        folder = self._scratch(f"forms {title}")
+        yield run_comparison(
+            f"{title}, forms of attention",
+            checkpoint,
+            exported,
+            list(attention_forms(checkpoint, exported, folder)),
+            rounds=self._rounds(size),
+            memory=True,
+            on_step=self._say,
+            on_round=self._on_round,
         )
 
-    def _growth(self) -> None:
+    def _rounds(self, size: Size) -> int:
+        return 6 if self._quick else 8 if size else 15
+
+    def _growth(self) -> Iterator[Item]:
         lengths = (197, 577) if self._quick else (197, 577, 1025, 2048, 4096, 16384)
-        self._keep(measure_growth(lengths, seconds=0.2 if self._quick else 1.0, on_point=self._say))
+        seconds = 0.2 if self._quick else 1.0
+        yield measure_growth(lengths, seconds=seconds, on_point=self._say)
 
-    def _served(self, folder: Path, name: str) -> None:
-        """Overhead by settings, breakdown, sweeps, scenarios, and the generator's own limit."""
-        _, exported = self._export(folder, name, None)
-        models, port = folder / "repository", free_port()
+    def _crossover(self) -> Iterator[Item]:
+        lengths = LENGTHS[:2] if self._quick else LENGTHS
+        yield measure_crossover(lengths, rounds=6 if self._quick else 12, on_step=self._say)
+
+    def _overhead(self, name: str) -> Iterator[Item]:
+        """What serving costs, by settings."""
         absent = importlib.util.find_spec("openvino") is None
         ways = {
             way: settings
             for way, settings in WAYS.items()
             if not (absent and settings.runtime == "openvino")
         }
+        _, exported = self._export(name, None)
         names = {way: way.replace(",", "").replace(" ", "_") for way in ways}
-        for way, settings in ways.items():
-            repository.add(names[way], exported, models, settings=settings)
-        if name != DIGITS:
-            small = folder / "digits"
-            small.mkdir()
-            _, tiny = self._export(small, DIGITS, None)
-            repository.add("digits", tiny, models)
-        options = ServerOptions(models, grpc_port=port, http_port=None, metrics_port=None)
-        lowered = lower(exported, "onnxruntime-cpu", folder / "in_process.onnx")
-        seconds = 0.6 if self._quick else 1.5
-        with running(options) as server, OnnxRuntimeRunner(lowered.path) as runner:
+        served = {names[way]: (exported, settings) for way, settings in ways.items()}
+        with self._server(served) as url, LoweredRunner(exported) as runner:
+            yield measure_overhead(
+                url,
+                name,
+                names,
+                runner,
+                made_up(runner.inputs),
+                rounds=2 if self._quick else 6,
+                seconds=self._seconds / 4,
+                on_step=self._say,
+            )
+
+    def _serving(self, name: str) -> Iterator[Item]:
+        """Where the time goes, and throughput against latency."""
+        _, exported = self._export(name, None)
+        served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
+        with self._server(served) as url, LoweredRunner(exported) as runner:
             arrays = made_up(runner.inputs)
-            main = names["defaults"]
-            self._keep(
-                measure_overhead(
-                    server.url,
-                    name,
-                    names,
-                    runner,
-                    arrays,
-                    rounds=2 if self._quick else 6,
-                    seconds=seconds,
-                    on_step=self._say,
-                )
-            )
             self._say("breakdown")
-            self._keep(
-                measure_breakdown(
-                    server.url,
-                    main,
-                    arrays,
-                    duration_s=4 * seconds,
-                    in_process=lambda: runner.run(arrays),
-                )
+            yield measure_breakdown(
+                url,
+                DEFAULTS,
+                arrays,
+                duration_s=self._seconds,
+                in_process=lambda: runner.run(arrays),
+            )
+            callers = [1.0, 2.0] if self._quick else [1.0, 2.0, 4.0, 8.0]
+            yield sweep(
+                "concurrency",
+                callers,
+                name,
+                lambda n: self._report(url, DEFAULTS, arrays, Load(concurrency=int(n))),
             )
 
-            def at(model: str, load: Load) -> Report:
-                self._say(f"{model}, {load}")
-                inputs = made_up(runner.inputs) if model == main else digits
-                return bench_served(
-                    server.url, model, inputs, duration_s=4 * seconds, warmup_s=1.0, load=load
+    def _scenarios(self, name: str) -> Iterator[Item]:
+        """MLPerf's four."""
+        _, exported = self._export(name, None)
+        served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
+        with self._server(served) as url, LoweredRunner(exported) as runner:
+            for scenario, seconds in SCENARIO_SECONDS.items():
+                self._say(f"scenario {scenario}")
+                yield run_scenario(
+                    scenario,
+                    url,
+                    DEFAULTS,
+                    made_up(runner.inputs),
+                    duration_s=self._seconds if self._quick else seconds,
+                    warmup_s=1.0,
+                    bound_ms=100.0,
                 )
 
-            callers = [1, 2] if self._quick else [1, 2, 4, 8]
-            self._keep(
-                sweep("concurrency", callers, name, lambda n: at(main, Load(concurrency=int(n))))
-            )
-            for scenario in SCENARIOS[:1] if self._quick else SCENARIOS:
-                self._say(scenario)
-                self._keep(
-                    run_scenario(
-                        scenario,
-                        server.url,
-                        main,
-                        arrays,
-                        duration_s=4 * seconds,
-                        warmup_s=1.0,
-                        bound_ms=100.0,
-                    )
-                )
-            model = main if name == DIGITS else "digits"
-            digits = arrays if name == DIGITS else {"image": arrays["image"][:, :1, :8, :8].copy()}
-            rates = [200.0] if self._quick else [500.0, 1000.0, 2000.0, 3000.0]
-            self._keep(
-                sweep(
-                    "rate",
-                    rates,
-                    "digits, one generator process",
-                    lambda rate: at(model, Load(rate=rate)),
-                )
+    def _generator(self) -> Iterator[Item]:
+        """How many requests a second one process of ours can send on schedule."""
+        _, exported = self._export(DIGITS, None)
+        served = {DIGITS: (exported, WAYS[DEFAULTS])}
+        with self._server(served) as url, LoweredRunner(exported) as runner:
+            arrays = made_up(runner.inputs)
+            yield sweep(
+                "rate",
+                [200.0] if self._quick else [500.0, 1000.0, 2000.0, 3000.0],
+                "digits, one generator process",
+                lambda rate: self._report(url, DIGITS, arrays, Load(rate=rate)),
             )
 
-    def _export(self, folder: Path, name: str, size: int | None) -> tuple[Checkpoint, Path]:
-        self._say(f"exporting {name}")
-        checkpoint = checkpoint_of(name, folder, size)
-        exported = folder / f"{name}.onnx"
-        export_onnx(checkpoint, exported, opset=OPSET)
-        return checkpoint, exported
+    @property
+    def _seconds(self) -> float:
+        """Of one measurement of a served model."""
+        return 2.4 if self._quick else 6.0
 
-    def _keep(self, item: Item) -> None:
-        self._items.append(item)
-        save_document(self._document(), self._output)
+    def _report(self, url: str, model: str, arrays: Mapping[str, Array], load: Load) -> Report:
+        self._say(f"{model}, {load}")
+        return bench_served(url, model, arrays, duration_s=self._seconds, warmup_s=1.0, load=load)
 
-    def _part(self, what: str, run: Callable[[], None]) -> None:
-        try:
-            run()
-        except Exception as error:
-            # A long run is not thrown away for one part; the report says what is missing.
-            traceback.print_exc(file=sys.stderr)
-            self._failures.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
-            save_document(self._document(), self._output)
+    @contextlib.contextmanager
+    def _server(self, models: Mapping[str, tuple[Path, Settings]]) -> Iterator[str]:
+        """A server with these models; yields its address."""
+        directory = Path(tempfile.mkdtemp(dir=self._folder))
+        for name, (exported, settings) in models.items():
+            repository.add(name, exported, directory, settings=settings)
+        options = ServerOptions(directory, grpc_port=free_port(), http_port=None, metrics_port=None)
+        self._say("starting the server")
+        with running(options) as server:
+            yield server.url
 
-    def _document(self) -> Document:
-        return Document(
-            title="Latency of bilateral-serve",
-            items=tuple(self._items),
-            failures=tuple(self._failures),
-        )
+    def _export(self, name: str, size: Size) -> tuple[Checkpoint, Path]:
+        if (name, size) not in self._exports:
+            self._say(f"exporting {name}")
+            folder = self._scratch(f"{name} {size}")
+            checkpoint = checkpoint_of(name, folder, size)
+            exported = folder / f"{name}.onnx"
+            export_onnx(checkpoint, exported, opset=OPSET)
+            self._exports[name, size] = checkpoint, exported
+        return self._exports[name, size]
+
+    def _scratch(self, name: str) -> Path:
+        folder = self._folder / name.replace(" ", "_")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _by_part(document: Document) -> dict[str, tuple[Part, tuple[Item, ...]]]:
+    """A document's items by the part that made them."""
+    found = {}
+    at = 0
+    for part in document.parts:
+        found[part.name] = (part, document.items[at : at + part.items])
+        at += part.items
+    return found

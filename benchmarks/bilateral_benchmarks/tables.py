@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison, Row
+from bilateral_benchmarks.crossover import Crossover
 from bilateral_benchmarks.document import Item
 from bilateral_benchmarks.growth import Growth
+from bilateral_benchmarks.limit import Goal
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import ScenarioResult
+from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 
 
@@ -30,6 +33,8 @@ def tables_of(item: Item) -> list[Table]:
         return [report_table(item)]
     if isinstance(item, Comparison):
         return [comparison_table(item)]
+    if isinstance(item, Crossover):
+        return [crossover_table(item)]
     if isinstance(item, Growth):
         return [growth_table(item)]
     if isinstance(item, Breakdown):
@@ -38,6 +43,8 @@ def tables_of(item: Item) -> list[Table]:
         return [overhead_table(item)]
     if isinstance(item, ScenarioResult):
         return [scenario_table(item)]
+    if isinstance(item, Stages):
+        return [stages_table(item)]
     return [sweep_table(item)]
 
 
@@ -74,19 +81,37 @@ def comparison_table(comparison: Comparison) -> Table:
         ">fastest",
         f">times {comparison.baseline}",
         ">95% interval",
-        ">of torch's GEMM",
+        ">of the GEMM limit",
         ">parity error",
         ">budget",
         "parity",
         ">MiB per call",
     )
-    notes = (
-        f"{comparison.gflop:.2f} GFLOP per call; the matrix product reached"
-        f" {comparison.gemm_gflops:.0f} GFLOP/s in the same rounds; {comparison.rounds} rounds.",
-    )
+    rates = "; ".join(f"{rate}, {rate.gflops:.0f}" for rate in comparison.gemm_rates)
+    notes = [
+        f"{comparison.gflop:.2f} GFLOP per call; {comparison.rounds} rounds. The GEMM limit is"
+        f" {comparison.gemm_gflops:.0f} GFLOP/s in the same rounds, the fastest of the libraries'"
+        f" products: {rates}."
+    ]
+    notes += goal_notes(comparison)
     rows = tuple(_comparison_row(row, len(columns)) for row in comparison.rows)
     title = f"{comparison.title}, batch {comparison.batch}"
-    return Table(title, columns, rows, notes)
+    return Table(title, columns, rows, tuple(notes))
+
+
+def goal_notes(comparison: Comparison) -> list[str]:
+    """What became of each goal, in a sentence."""
+    rows = {row.name: row for row in comparison.rows}
+    return [_goal(goal, rows[goal.row]) for goal in comparison.goals if goal.row in rows]
+
+
+def _goal(goal: Goal, row: Row) -> str:
+    aim = f"Goal for {goal.row}: {goal.share:.0%} of the GEMM limit"
+    if row.gemm_share is None:
+        return f"{aim}; not measured ({row.absent})."
+    points = 100 * (row.gemm_share - goal.share)
+    judged = f"met, by {points:.0f}" if points >= 0 else f"missed, by {-points:.0f}"
+    return f"{aim}; {judged} points."
 
 
 def _comparison_row(row: Row, width: int) -> tuple[str, ...]:
@@ -105,6 +130,31 @@ def _comparison_row(row: Row, width: int) -> tuple[str, ...]:
         {True: "pass", False: "FAIL", None: ""}[row.parity_passed],
         "" if row.run_mib is None else f"{row.run_mib:.0f}",
     )
+
+
+def crossover_table(crossover: Crossover) -> Table:
+    """Both forms by length."""
+    rows = tuple(
+        (
+            row.range_kernel,
+            f"{row.tokens:,}",
+            number(row.mask_ms),
+            number(row.augmented_ms),
+            number(row.ratio),
+            between(row.ratio_low, row.ratio_high),
+        )
+        for row in crossover.rows
+    )
+    found = ", ".join(
+        f"{kernel} range kernel, " + ("none of these" if first is None else f"{first:,} tokens")
+        for kernel, first in crossover.measured.items()
+    )
+    notes = (
+        f"The flash form is faster for certain from: {found}."
+        f" The lowering prefers it from {crossover.rule:,} tokens on.",
+    )
+    columns = ("range", ">tokens", ">mask ms", ">flash ms", ">times faster", ">95% interval")
+    return Table(f"Forms of attention by length: {crossover.layer}", columns, rows, notes)
 
 
 def growth_table(growth: Growth) -> Table:
@@ -177,6 +227,33 @@ def overhead_table(overhead: Overhead) -> Table:
     ]
     columns = ("", ">p50 ms", ">overhead ms", ">items/s", ">of in-process", ">95% interval")
     return Table(f"Serving overhead: {overhead.subject}", columns, tuple(rows))
+
+
+def stages_table(stages: Stages) -> Table:
+    """Time by kind of operator, and what of it the limit explains."""
+    limit = stages.gemm_gflops
+    total = sum(stage.ms for stage in stages.stages)
+    rows = [
+        (
+            stage.name,
+            number(stage.ms),
+            f"{stage.ms / total:.0%}",
+            number(stage.gflop) if stage.gflop else "",
+            f"{1e3 * stage.gflop / stage.ms / limit:.0%}" if stage.gflop else "",
+            number(1e3 * stage.gflop / limit) if stage.gflop else "0",
+        )
+        for stage in stages.stages
+    ]
+    work = sum(stage.gflop for stage in stages.stages)
+    rows.append(
+        ("all operators", number(total), "100%", number(work), "", number(1e3 * work / limit))
+    )
+    columns = ("", ">ms", ">share", ">GFLOP", ">of the GEMM limit", ">ms at the limit")
+    notes = (
+        f"A call takes {number(stages.whole_ms)} ms without the profiler, which adds a little to"
+        f" every operator; the GEMM limit is {limit:.0f} GFLOP/s in the same rounds.",
+    )
+    return Table(f"Stages on ONNX Runtime: {stages.subject}", columns, tuple(rows), notes)
 
 
 def scenario_table(result: ScenarioResult) -> Table:

@@ -55,3 +55,16 @@ def lower(
     ]
     title = f"{target}: {lowered.lowering.summary}"
     out.print(table(["attention", "form", ">error", ">budget", "not used"], rows, title=title))
+    stream, read = lowered.lowering.stream, lowered.lowering.rows
+    notes.print(
+        f"residual stream: error {stream.error:.1e}, budget {stream.budget:.1e}"
+        if stream.rewritten
+        else f"residual stream: as it was; {stream.refused}",
+        highlight=False,
+    )
+    notes.print(
+        f"tokens that are not read: left out of {read.nodes} nodes"
+        if read.nodes
+        else f"tokens that are not read: as they were; {read.refused}",
+        highlight=False,
+    )

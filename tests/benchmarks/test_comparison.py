@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bilateral_benchmarks import limit
 from bilateral_benchmarks.attention_model import write_attention
 from bilateral_benchmarks.comparison import run_comparison
 from bilateral_benchmarks.contenders import Absent, attention_forms, checkpoint_of
@@ -14,6 +15,7 @@ from bilateral_benchmarks.flops import model_flops
 from bilateral_benchmarks.growth import exponent
 from bilateral_benchmarks.interleave import interleave
 from bilateral_benchmarks.isolated import measure_isolated
+from bilateral_benchmarks.stages import measure_stages
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
@@ -22,6 +24,11 @@ from bilateral_export.lowering.lower import lower
 pytestmark = pytest.mark.timing
 
 CHECKPOINT = "export/checkpoints/digits_bilateral.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit, "SIZES", (64, 128))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,22 @@ def test_every_form_of_attention_is_judged_and_timed(exported: Path, tmp_path: P
     # Another model must not pass for ours.
     assert by_name["no spatial term (another model)"].parity_passed is False
     assert found.baseline == "torch eager"
+    # The limit is the fastest of all libraries.
+    assert {"torch", "numpy", "onnxruntime"} <= {rate.library for rate in found.gemm_rates}
+    assert found.gemm_gflops == max(rate.gflops for rate in found.gemm_rates)
     assert by_name["torch eager"].ratio == 1.0
+
+
+def test_stages_have_the_work_that_is_left_of_the_model(exported: Path, tmp_path: Path) -> None:
+    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx", form="augmented").path
+    found = measure_stages("digits", lowered, rounds=1)
+    stages = {stage.name: stage for stage in found.stages}
+    work = sum(stage.gflop for stage in found.stages) * 1e9
+    # Tokens that are not read are left out, the extra columns of the flash form come on top.
+    assert 0.8 * model_flops(exported) < work < 1.3 * model_flops(exported)
+    assert stages["attention"].gflop > 0
+    assert stages["norms"].gflop == 0
+    assert all(stage.ms > 0 for stage in found.stages)
 
 
 def test_what_is_not_here_is_listed_with_its_reason(exported: Path, tmp_path: Path) -> None:

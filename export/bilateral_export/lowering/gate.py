@@ -10,8 +10,9 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from bilateral_export.lowering.reference import attend_rows
+from bilateral_export.lowering.reference import attend_rows, stream_norms
 from bilateral_export.lowering.site import Site
+from bilateral_export.lowering.stream import Stream
 
 FACTOR = 4.0
 _ROWS = 48
@@ -55,11 +56,53 @@ def measure_sites(
         factor: How much larger than that of plain float32 an error may be.
         seed: Of the input and the sample.
     """
+    wanted = [name for site in sites for name in (site.tokens, site.merged)]
+    values, generator = _activations(lowered, wanted, seed)
+    return [_compare(site, values, factor, generator) for site in sites]
+
+
+def measure_norms(
+    lowered: onnx.ModelProto, stream: Stream, factor: float = FACTOR, seed: int = 0
+) -> list[SiteError]:
+    """Compare every norm of a rewritten stream with its definition, in the same way.
+
+    The definition starts from the model's own x0 and from what its branches' linear layers read.
+    """
+    branches = stream.branches.values()
+    wanted = [stream.root, *(b.tokens for b in branches), *(norm.name for norm in stream.norms)]
+    values, generator = _activations(lowered, wanted, seed)
+    rows = _sample(values[stream.root].shape[1], generator)
+    values = {name: value[:, rows] for name, value in values.items()}
+    exact, plain = (stream_norms(stream, values, dtype) for dtype in (np.float64, np.float32))
+    return [
+        _site_error(name, values[name].astype(np.float64), plain[name], exact[name], factor)
+        for name in exact
+    ]
+
+
+def measure_outputs(
+    rewritten: onnx.ModelProto, before: onnx.ModelProto, factor: float = FACTOR, seed: int = 0
+) -> tuple[float, float]:
+    """Largest relative difference of an output from what it was before a rewrite, and its budget.
+
+    For a rewrite that leaves the arithmetic as it is, so that only the shapes of products change
+    and with them the order of sums: the budget is four roundings, times the factor.
+    """
+    names = [value.name for value in before.graph.output]
+    got, was = (_activations(model, names, seed)[0] for model in (rewritten, before))
+    error = max(_largest(*(one[name].astype(np.float64) for one in (got, was))) for name in names)
+    return error, factor * 4 * float(np.finfo(np.float32).eps)
+
+
+def _activations(
+    lowered: onnx.ModelProto, wanted: Sequence[str], seed: int
+) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:
+    """Tensors of a model for a made-up input, by name, from ONNX Runtime."""
     probe = onnx.ModelProto()
     probe.CopyFrom(lowered)
     del probe.graph.output[:]
-    wanted = list(dict.fromkeys(name for site in sites for name in (site.tokens, site.merged)))
-    for name in wanted:
+    names = list(dict.fromkeys(wanted))
+    for name in names:
         probe.graph.output.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -67,8 +110,14 @@ def measure_sites(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     generator = np.random.default_rng(seed)
-    values = dict(zip(wanted, session.run(wanted, _inputs(session, generator)), strict=True))
-    return [_compare(site, values, factor, generator) for site in sites]
+    values = session.run(names, _inputs(session, generator))
+    return dict(zip(names, values, strict=True)), generator
+
+
+def _sample(length: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Some tokens, the first and the last among them."""
+    chosen = generator.choice(length, size=min(length, _ROWS), replace=False)
+    return np.asarray(np.unique([0, length - 1, *chosen]), dtype=np.int64)
 
 
 def _compare(
@@ -78,14 +127,22 @@ def _compare(
     generator: np.random.Generator,
 ) -> SiteError:
     tokens, merged = values[site.tokens], values[site.merged]
-    length = tokens.shape[1]
-    sample = generator.choice(length, size=min(length, _ROWS), replace=False)
-    rows = np.unique(np.concatenate([[0, length - 1], sample]))
-    exact = attend_rows(site, tokens, rows, np.float64)
-    plain_error = _largest(attend_rows(site, tokens, rows, np.float32), exact)
+    rows = _sample(tokens.shape[1], generator)
+    exact, plain = (attend_rows(site, tokens, rows, dtype) for dtype in (np.float64, np.float32))
+    return _site_error(site.node.name, merged[:, rows].astype(np.float64), plain, exact, factor)
+
+
+def _site_error(
+    name: str,
+    got: NDArray[np.float64],
+    plain: NDArray[np.float64],
+    exact: NDArray[np.float64],
+    factor: float,
+) -> SiteError:
+    plain_error = _largest(plain, exact)
     return SiteError(
-        name=site.node.name,
-        error=_largest(merged[:, rows].astype(np.float64), exact),
+        name=name,
+        error=_largest(got, exact),
         plain_error=plain_error,
         budget=factor * max(plain_error, float(np.finfo(np.float32).eps)),
     )

@@ -15,10 +15,16 @@ from bilateral_export.files import atomic_file, require_file, sha256
 from bilateral_export.lowering.attention import use_attention
 from bilateral_export.lowering.augmented import augment
 from bilateral_export.lowering.decomposed import decompose
-from bilateral_export.lowering.gate import FACTOR, measure_sites
+from bilateral_export.lowering.gate import (
+    FACTOR,
+    measure_norms,
+    measure_outputs,
+    measure_sites,
+)
 from bilateral_export.lowering.mask import fold_mask
 from bilateral_export.lowering.residual import fold_residual_scales
 from bilateral_export.lowering.rewrite import drop_unused
+from bilateral_export.lowering.rows import keep_read_rows
 from bilateral_export.lowering.site import (
     Graph,
     PreconditionError,
@@ -26,6 +32,7 @@ from bilateral_export.lowering.site import (
     attention_nodes,
     read_site,
 )
+from bilateral_export.lowering.stream import read_stream, rewrite_stream
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
 Form = Literal["augmented", "mask", "attention", "decomposed"]
@@ -33,8 +40,9 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 METADATA_KEY = "bilateral.lowering"
 
-# From this length on the flash form wins on ONNX Runtime's CPU provider, by the ablation under
-# benchmarks/results; below it the forms are equal there and the mask form rounds best.
+# From here on the flash form wins on ONNX Runtime's CPU provider: "Forms of attention by length" in
+# benchmarks/results/cpu.md, made by `bilateral bench suite --only crossover`. Up to 401 tokens the
+# two are equal and the mask form rounds best; from 577 on the flash form is faster.
 FLASH_LENGTH = 512
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
@@ -65,6 +73,42 @@ class LoweredSite(BaseModel):
     refused: tuple[str, ...] = ()
 
 
+class LoweredStream(BaseModel):
+    """What became of the residual stream.
+
+    Attributes:
+        rewritten: Whether it is one running sum.
+        error: Largest relative error of a norm that reads it, on the model's own activations.
+        budget: What it may be.
+        refused: Why it is as it was.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rewritten: bool
+    error: float | None = None
+    budget: float | None = None
+    refused: str = ""
+
+
+class LoweredRows(BaseModel):
+    """What became of tokens that no output reads.
+
+    Attributes:
+        nodes: How many nodes leave them out now.
+        error: Largest relative difference that this makes to an output.
+        budget: What it may be.
+        refused: Why none does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    nodes: int
+    error: float | None = None
+    budget: float | None = None
+    refused: str = ""
+
+
 class Lowering(BaseModel):
     """What was done to a file; kept in its metadata under METADATA_KEY."""
 
@@ -74,7 +118,9 @@ class Lowering(BaseModel):
     runtime: Runtime
     source_sha256: str
     sites: tuple[LoweredSite, ...]
+    stream: LoweredStream = LoweredStream(rewritten=False)
     residual_scales: int = 0
+    rows: LoweredRows = LoweredRows(nodes=0)
 
     @property
     def summary(self) -> str:
@@ -99,6 +145,8 @@ def lower(
     *,
     form: str | None = None,
     factor: float = FACTOR,
+    stream: bool = True,
+    rows: bool = True,
 ) -> LoweredModel:
     """Write the form of an exported model that is fastest on one runtime and still right.
 
@@ -108,6 +156,8 @@ def lower(
         output: The file to write; it must be another than `model`.
         form: Use this form wherever its conditions hold; None: the runtime's best.
         factor: The gate: how much larger than that of plain float32 an error may be.
+        stream: Whether the residual stream may become one running sum.
+        rows: Whether tokens that nothing reads may be left out.
 
     Raises:
         UserError: The file is no ONNX model, was lowered before, is too large to rewrite, or the
@@ -116,14 +166,22 @@ def lower(
     require_file(model, "model")
     if output.resolve() == model.resolve():
         raise UserError(f"{output} is the model itself", "Write to another file.")
-    proto, lowering = lowered_proto(model, runtime, form=form, factor=factor)
+    proto, lowering = lowered_proto(
+        model, runtime, form=form, factor=factor, stream=stream, rows=rows
+    )
     with atomic_file(output) as temporary:
         onnx.save(proto, temporary)
     return LoweredModel(output, lowering)
 
 
 def lowered_proto(
-    model: Path, runtime: str, *, form: str | None = None, factor: float = FACTOR
+    model: Path,
+    runtime: str,
+    *,
+    form: str | None = None,
+    factor: float = FACTOR,
+    stream: bool = True,
+    rows: bool = True,
 ) -> tuple[onnx.ModelProto, Lowering]:
     """The same as `lower`, in memory."""
     if runtime not in RUNTIMES:
@@ -149,8 +207,15 @@ def lowered_proto(
             refused[error.name].append(
                 f"{chosen[error.name]}: error {error.error:.1e}, budget {error.budget:.1e}"
             )
-    folded = fold_residual_scales(candidate)
-    rows = tuple(
+    running = LoweredStream(rewritten=False, refused="not wanted")
+    if stream:
+        running = _lower_stream(candidate, factor)
+    folded = 0 if running.rewritten else fold_residual_scales(candidate)
+    read = LoweredRows(nodes=0, refused="not wanted")
+    if rows:
+        read = _keep_read_rows(candidate, factor)
+    drop_unused(candidate)
+    done = tuple(
         LoweredSite(
             node=name,
             form=chosen[name],
@@ -160,7 +225,14 @@ def lowered_proto(
         )
         for name, reasons in refused.items()
     )
-    lowering = Lowering(runtime=runtime, source_sha256=source, sites=rows, residual_scales=folded)
+    lowering = Lowering(
+        runtime=runtime,
+        source_sha256=source,
+        sites=done,
+        stream=running,
+        residual_scales=folded,
+        rows=read,
+    )
     entry = candidate.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, lowering.model_dump_json()
     return candidate, lowering
@@ -237,6 +309,43 @@ def _rewrite(
         candidate = decompose(candidate)
     drop_unused(candidate)
     return candidate, rewritten, chosen
+
+
+def _lower_stream(candidate: onnx.ModelProto, factor: float) -> LoweredStream:
+    """Rewrite the residual stream in place, unless it is another or fails the gate."""
+    before = onnx.ModelProto()
+    before.CopyFrom(candidate)
+    try:
+        stream = read_stream(candidate)
+    except PreconditionError as error:
+        return LoweredStream(rewritten=False, refused=str(error))
+    rewrite_stream(candidate, stream)
+    worst = max(
+        measure_norms(candidate, stream, factor), key=lambda found: found.error / found.budget
+    )
+    if not worst.passed:
+        candidate.CopyFrom(before)
+    return LoweredStream(
+        rewritten=worst.passed,
+        error=worst.error,
+        budget=worst.budget,
+        refused="" if worst.passed else f"{worst.name}: its rounding fails the gate",
+    )
+
+
+def _keep_read_rows(candidate: onnx.ModelProto, factor: float) -> LoweredRows:
+    """Leave out tokens that nothing reads, in place, unless the outputs change by it."""
+    before = onnx.ModelProto()
+    before.CopyFrom(candidate)
+    try:
+        nodes = keep_read_rows(candidate)
+    except PreconditionError as error:
+        return LoweredRows(nodes=0, refused=str(error))
+    change, budget = measure_outputs(candidate, before, factor)
+    if change <= budget:
+        return LoweredRows(nodes=nodes, error=change, budget=budget)
+    candidate.CopyFrom(before)
+    return LoweredRows(nodes=0, error=change, budget=budget, refused="the outputs change")
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""The attention of a site on a few query rows, in float64 or float32: what a rewrite is held to."""
+"""Definitions in float64 or float32, on a few tokens: what a rewrite is held to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from bilateral_export.lowering.site import Site
+from bilateral_export.lowering.stream import Stream
 
 
 def attend_rows(
@@ -44,6 +45,36 @@ def attend_rows(
     weights /= weights.sum(axis=-1, keepdims=True)
     mixed = (weights @ value).transpose(0, 2, 1, 3)
     return np.asarray(mixed.reshape(batch, len(rows), -1), dtype=np.float64)
+
+
+def stream_norms(
+    stream: Stream, values: dict[str, NDArray[np.float32]], dtype: DTypeLike
+) -> dict[str, NDArray[np.float64]]:
+    """The output of every norm that reads a residual stream, term by term.
+
+    Args:
+        stream: The stream as it was.
+        values: `[B, rows, ...]` of x0 and of each branch's tokens, by name.
+        dtype: What everything is computed in.
+
+    Returns:
+        `[B, rows, dim]` by the name of the norm's output.
+    """
+    terms = {stream.root: values[stream.root].astype(dtype)}
+    for branch in stream.branches.values():
+        product = values[branch.tokens].astype(dtype) @ branch.weight.astype(dtype)
+        terms[branch.name] = product + branch.bias.astype(dtype)
+    results = {}
+    for norm in stream.norms:
+        total = np.zeros_like(terms[stream.root])
+        for name, factor in norm.combination.items():
+            total += np.asarray(factor, dtype) * terms[name]
+        total -= total.mean(axis=-1, keepdims=True)
+        variance = np.square(total).mean(axis=-1, keepdims=True)
+        total /= np.sqrt(variance + np.asarray(norm.epsilon, dtype))
+        result = total * norm.scale.astype(dtype) + norm.bias.astype(dtype)
+        results[norm.name] = np.asarray(result, dtype=np.float64)
+    return results
 
 
 def _spatial_rows(

@@ -79,18 +79,25 @@ class Graph:
         self.uses.update(value.name for value in graph.output)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
 
+    def value(self, name: str) -> Values | None:
+        """A constant's value in float64; None for what is computed."""
+        if name in self._constants:
+            return np.asarray(numpy_helper.to_array(self._constants[name]), dtype=np.float64)
+        node = self.producers.get(name)
+        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
+            return np.asarray(numpy_helper.to_array(node.attribute[0].t), dtype=np.float64)
+        return None
+
     def constant(self, name: str, what: str) -> Values:
         """A constant's value in float64.
 
         Raises:
             PreconditionError: It is computed in the graph; `what` is named.
         """
-        if name in self._constants:
-            return np.asarray(numpy_helper.to_array(self._constants[name]), dtype=np.float64)
-        node = self.producers.get(name)
-        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
-            return np.asarray(numpy_helper.to_array(node.attribute[0].t), dtype=np.float64)
-        raise PreconditionError(f"{what} is not constant")
+        value = self.value(name)
+        if value is None:
+            raise PreconditionError(f"{what} is not constant")
+        return value
 
     def is_float32(self, name: str) -> bool:
         """Whether a constant is float32."""

@@ -96,10 +96,21 @@ def test_a_long_mask_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch)
     assert all("would take" in site.refused[0] for site in done.sites)
 
 
-def test_residual_factors_go_into_the_linear_layers(exported: Path, tmp_path: Path) -> None:
-    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx")
+def test_residual_factors_go_into_the_linear_layers_where_the_stream_stays(
+    exported: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(exported)
+    # Something else than a norm reads the stream.
+    norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
+    model.graph.node.append(onnx.helper.make_node("Identity", [norm.input[0]], ["seen"]))
+    seen = onnx.helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, ["batch", 65, 64])
+    model.graph.output.append(seen)
+    changed = tmp_path / "seen.onnx"
+    onnx.save(model, changed)
+    _, done = lowered_proto(changed, "onnxruntime-cpu")
+    assert "reads the residual stream" in done.stream.refused
     # Two residual connections in each of four blocks.
-    assert lowered.lowering.residual_scales == 8
+    assert done.residual_scales == 8
 
 
 def test_openvino_gets_standard_operators_only(exported: Path, tmp_path: Path) -> None:

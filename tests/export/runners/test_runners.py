@@ -12,15 +12,17 @@ from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.runners.base import Runner
+from bilateral_export.runners.lowered_runner import LoweredRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.torch_runner import TorchRunner
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
+@pytest.fixture(params=["torch", "onnxruntime", "lowered"])
 def runner(request: pytest.FixtureRequest, digits: Checkpoint, digits_onnx: Path) -> Runner:
     made: dict[str, Runner] = {
         "torch": TorchRunner(digits),
         "onnxruntime": OnnxRuntimeRunner(digits_onnx, threads=1),
+        "lowered": LoweredRunner(digits_onnx, threads=1),
     }
     return made[request.param]
 
@@ -58,6 +60,26 @@ def test_arrays_that_do_not_fit_are_named_with_what_was_expected(
 ) -> None:
     with runner, pytest.raises(UserError, match=message):
         runner.run(arrays)
+
+
+def test_a_file_is_lowered_when_it_is_loaded_unless_it_is_wanted_as_it_is(
+    digits_onnx: Path,
+) -> None:
+    with LoweredRunner(digits_onnx) as lowered, LoweredRunner(digits_onnx, lower=False) as plain:
+        assert lowered.lowering is not None
+        assert plain.lowering is None
+
+
+def test_a_file_that_cannot_be_lowered_runs_as_it_is(
+    digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("too large", "leave it")
+
+    monkeypatch.setattr("bilateral_export.runners.lowered_runner.lower", refuse)
+    with LoweredRunner(digits_onnx) as runner:
+        assert runner.refused.startswith("too large")
+        assert runner.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["logits"].shape == (1, 10)
 
 
 def test_the_reference_is_float64_throughout(digits: Checkpoint) -> None:

@@ -1,0 +1,85 @@
+"""What is done with reports afterwards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilateral_cli.app import EXIT_FAILED
+from bilateral_cli.bench.app import bench
+from bilateral_cli.bench.output import write_pages
+from bilateral_cli.console import JsonOption, notes, out, print_json, table
+
+
+@bench.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="The older report (JSON).")],
+    after: Annotated[Path, typer.Argument(help="The newer report (JSON).")],
+    json: JsonOption = False,
+) -> None:
+    """Say what became faster, slower, or cannot be told apart. Exit code 1 if anything is slower.
+
+    Example: bilateral bench compare main.json branch.json
+    """
+    from bilateral_benchmarks.document import load_document
+    from bilateral_benchmarks.tables import between
+    from bilateral_benchmarks.verdict import compare_documents
+
+    verdicts = compare_documents(load_document(before), load_document(after))
+    if json:
+        print_json([vars(verdict) for verdict in verdicts])
+    else:
+        colours = {"faster": "green", "slower": "bold red", "indistinguishable": "dim"}
+        rows = [
+            (
+                v.what,
+                f"p{v.percent:g}",
+                f"{v.ratio:.3f}",
+                between(v.low, v.high),
+                f"[{colours[v.judgement]}]{v.judgement}[/]",
+            )
+            for v in verdicts
+        ]
+        columns = ["measurement", "", ">after / before", ">interval", ""]
+        out.print(table(columns, rows))
+    if any(verdict.judgement == "slower" for verdict in verdicts):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@bench.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="A report (JSON).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Name of the .md and .html files.")
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", help="Put the table of runtimes into this page instead."),
+    ] = None,
+) -> None:
+    """Turn a report into Markdown and a self-contained HTML page.
+
+    With --into, the table of runtimes goes between the marks of a page, such as README.md.
+
+    Example: bilateral bench report out/bench.json
+    """
+    from bilateral_benchmarks.document import load_document
+    from bilateral_benchmarks.summary import write_summary
+
+    document = load_document(results)
+    if into is None:
+        write_pages(document, output or results)
+    else:
+        write_summary(document, into)
+        notes.print(f"Wrote {into}")
+
+
+@bench.command()
+def schema() -> None:
+    """Print the JSON schema of the reports."""
+    from bilateral_benchmarks.document import schema as text
+
+    sys.stdout.write(text())

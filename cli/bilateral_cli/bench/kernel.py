@@ -1,0 +1,35 @@
+"""The fused kernel on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilateral_cli.app import EXIT_FAILED
+from bilateral_cli.bench.app import bench
+
+
+@bench.command()
+def kernel(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory for kernel.json and kernel.md.")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose block sizes by timing first.")
+    ] = False,
+    minutes: Annotated[
+        float, typer.Option(help="Nothing begins after so long; the same command again goes on.")
+    ] = 9.0,
+) -> None:
+    """Time the fused kernel against every other way to compute its answer. Needs an NVIDIA GPU.
+
+    Exit code 1 when a target is missed.
+
+    Example: bilateral bench kernel --tune --output benchmarks/results
+    """
+    from bilateral_benchmarks.kernel import bench_kernel
+
+    if not bench_kernel(output, tune, minutes):
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,47 @@
+"""How results are printed and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bilateral_cli.console import notes, out, print_json, table
+
+if TYPE_CHECKING:
+    from bilateral_benchmarks.document import Document
+    from bilateral_benchmarks.report import Report
+
+
+def finish_document(document: Document, output: Path | None, json: bool) -> None:
+    """Print a document, and write it where asked."""
+    from bilateral_benchmarks.document import save_document
+    from bilateral_benchmarks.tables import tables_of
+
+    if output is not None:
+        save_document(document, output)
+        notes.print(f"Wrote {output}")
+    if json:
+        print_json(document)
+        return
+    for item in document.items:
+        for found in tables_of(item):
+            out.print(table(found.columns, found.rows, title=found.title))
+            for note in found.notes:
+                notes.print(note, highlight=False)
+
+
+def finish(report: Report, output: Path | None, json: bool) -> None:
+    """Write and print the report of one measurement."""
+    from bilateral_benchmarks.document import Document
+
+    finish_document(Document(title=report.subject, items=(report,)), output, json)
+
+
+def write_pages(document: Document, path: Path) -> None:
+    """Write the .md and .html pages beside `path`."""
+    from bilateral_benchmarks.render import html, markdown
+    from bilateral_export.files import write_text
+
+    for suffix, text in ((".md", markdown(document)), (".html", html(document))):
+        write_text(path.with_suffix(suffix), text)
+        notes.print(f"Wrote {path.with_suffix(suffix)}")

@@ -1,0 +1,121 @@
+"""Comparisons by turns, in process, and growth."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bilateral_cli.bench.app import bench
+from bilateral_cli.bench.live import experiment
+from bilateral_cli.bench.options import BatchOption, OutputOption, numbers
+from bilateral_cli.bench.output import finish_document
+from bilateral_cli.console import JsonOption
+
+if TYPE_CHECKING:
+    from bilateral_benchmarks.document import Document
+
+
+@bench.command()
+def runtimes(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
+    batch: BatchOption = 1,
+    image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of every runtime, by turns.")] = 15,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = True,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare torch, ONNX Runtime, OpenVINO and TensorRT on one model, in process and by turns.
+
+    Example: bilateral bench runtimes deit_bilateral_small_patch16_224
+    """
+    from bilateral_benchmarks.contenders import usual_contenders
+
+    def contenders(*args: Any) -> list[Any]:
+        return list(usual_contenders(*args, compiled=compiled))
+
+    document = _compare(checkpoint, image_size, batch, rounds, contenders, False, "runtimes")
+    finish_document(document, output, json)
+
+
+@bench.command()
+def ablation(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
+    batch: BatchOption = 1,
+    image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of every form, by turns.")] = 15,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the forms of one model's attention: latency, memory and parity side by side.
+
+    Example: bilateral bench ablation export/checkpoints/digits_bilateral.safetensors
+    """
+    from bilateral_benchmarks.contenders import attention_forms
+
+    def contenders(*args: Any) -> list[Any]:
+        return list(attention_forms(*args))
+
+    document = _compare(checkpoint, image_size, batch, rounds, contenders, True, "forms")
+    finish_document(document, output, json)
+
+
+@bench.command()
+def growth(
+    lengths: Annotated[str, typer.Option(help="Numbers of tokens.")] = "197,577,1025,2048,4096",
+    seconds: Annotated[float, typer.Option(help="For each point.")] = 1.0,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure attention's time and peak memory against length, batch and depth.
+
+    Example: bilateral bench growth --lengths 1025,4096,16384
+    """
+    from bilateral_benchmarks.document import Document
+    from bilateral_benchmarks.growth import measure_growth
+
+    sizes = [int(value) for value in numbers(lengths)]
+    with experiment() as shown:
+        found = measure_growth(sizes, seconds=seconds, on_point=shown.step)
+    finish_document(Document(title="Growth of attention", items=(found,)), output, json)
+
+
+def _compare(
+    source: str,
+    image_size: int | None,
+    batch: int,
+    rounds: int,
+    contenders: Callable[..., list[Any]],
+    memory: bool,
+    what: str,
+) -> Document:
+    """Export a checkpoint and compare contenders on it."""
+    from bilateral_benchmarks.comparison import run_comparison
+    from bilateral_benchmarks.contenders import checkpoint_of, goals_of
+    from bilateral_benchmarks.document import Document
+    from bilateral_benchmarks.suite import OPSET
+    from bilateral_export.graph.export import export_onnx
+
+    with experiment() as shown, tempfile.TemporaryDirectory() as scratch:
+        shown.step("Exporting")
+        folder = Path(scratch)
+        checkpoint = checkpoint_of(source, folder, image_size)
+        exported = folder / "exported.onnx"
+        export_onnx(checkpoint, exported, opset=OPSET)
+        found = run_comparison(
+            f"{checkpoint.card.name}, {what}",
+            checkpoint,
+            exported,
+            contenders(checkpoint, exported, folder),
+            batch=batch,
+            rounds=rounds,
+            memory=memory,
+            goals=goals_of(checkpoint.card.name) if what == "runtimes" and batch == 1 else (),
+            on_step=shown.step,
+            on_round=shown.blocks,
+        )
+    return Document(title=found.title, items=(found,))
