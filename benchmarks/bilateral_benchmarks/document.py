@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison
 from bilateral_benchmarks.crossover import Crossover
+from bilateral_benchmarks.generator_limit import GeneratorLimit
 from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.report import Report
@@ -24,6 +25,7 @@ Item = Annotated[
     Report
     | Comparison
     | Crossover
+    | GeneratorLimit
     | Growth
     | Breakdown
     | Overhead

@@ -12,6 +12,7 @@ from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison
 from bilateral_benchmarks.crossover import Crossover
 from bilateral_benchmarks.document import Document, Item
+from bilateral_benchmarks.generator_limit import GeneratorLimit
 from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.overhead import Overhead
 from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
@@ -74,7 +75,7 @@ def plots_of(item: Item) -> list[Plot]:
     """What is drawn of one result."""
     if isinstance(item, Report):
         return _cdfs([item])
-    if isinstance(item, ScenarioResult):
+    if isinstance(item, (ScenarioResult, GeneratorLimit)):
         return _cdfs([item.report]) if item.report else []
     if isinstance(item, Sweep):
         reports = [point.report for point in item.points if point.report is not None]
@@ -136,7 +137,7 @@ def facts(context: Context) -> list[str]:
 def _context(item: Item) -> Context | None:
     if isinstance(item, Sweep):
         return next((p.report.context for p in item.points if p.report is not None), None)
-    if isinstance(item, ScenarioResult):
+    if isinstance(item, (ScenarioResult, GeneratorLimit)):
         return item.report.context if item.report else None
     return item.context
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bilateral_benchmarks.breakdown import Breakdown
 from bilateral_benchmarks.comparison import Comparison, Row
 from bilateral_benchmarks.crossover import Crossover
 from bilateral_benchmarks.document import Item
+from bilateral_benchmarks.generator_limit import GeneratorLimit
 from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.limit import Goal
 from bilateral_benchmarks.overhead import Overhead
+from bilateral_benchmarks.rate_search import Probe
 from bilateral_benchmarks.report import Report
 from bilateral_benchmarks.scenarios import ScenarioResult
 from bilateral_benchmarks.stages import Stages
@@ -41,6 +44,8 @@ def tables_of(item: Item) -> list[Table]:
         return [breakdown_table(item)]
     if isinstance(item, Overhead):
         return [overhead_table(item)]
+    if isinstance(item, GeneratorLimit):
+        return [limit_table(item)]
     if isinstance(item, ScenarioResult):
         return [scenario_table(item)]
     if isinstance(item, Stages):
@@ -259,14 +264,19 @@ def stages_table(stages: Stages) -> Table:
 def scenario_table(result: ScenarioResult) -> Table:
     """The result, and the rates tried."""
     value = "none" if result.value is None else number(result.value)
-    rows = [(result.metric, value, "")]
-    rows += [
-        (f"tried {probe.rate:.1f} requests/s", number(probe.p99_ms), probe.why)
-        for probe in result.probes
-    ]
+    rows = [(result.metric, value, ""), *_probe_rows(result.probes)]
     subject = f": {result.report.subject}" if result.report else ""
     notes = _doubts(result.report) if result.report else ()
     return Table(f"{result.scenario}{subject}", ("", ">value", ""), tuple(rows), notes)
+
+
+def limit_table(limit: GeneratorLimit) -> Table:
+    """The highest rate that one process sent on time, and the rates tried."""
+    value = "none" if limit.rate is None else f"{limit.rate:.0f}"
+    metric = f"requests/s with a p99 send delay of at most {limit.bound_ms:g} ms"
+    rows = [(metric, value, ""), *_probe_rows(limit.probes)]
+    title = f"The generator's limit, one process: {limit.subject}"
+    return Table(title, ("", ">value", ""), tuple(rows))
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -296,6 +306,13 @@ def between(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return ""
     return f"{'?' if low is None else number(low)} .. {'?' if high is None else number(high)}"
+
+
+def _probe_rows(probes: Sequence[Probe]) -> list[tuple[str, str, str]]:
+    return [
+        (f"tried {probe.rate:.1f} requests/s, p99 ms", number(probe.p99_ms), probe.why)
+        for probe in probes
+    ]
 
 
 def _doubts(report: Report) -> tuple[str, ...]:

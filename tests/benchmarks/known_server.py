@@ -1,8 +1,9 @@
 """A gRPC server whose latency is known: it speaks ModelInfer and holds each answer back.
 
 Run as a program: `known_server.py SERVICE_S DISTRIBUTION STALL_S SEED` prints its port when it
-listens. DISTRIBUTION is "constant" or "exponential" (mean SERVICE_S). With STALL_S, nothing is
-answered during the first STALL_S seconds of every second of the monotonic clock.
+listens. DISTRIBUTION is "constant", "exponential" (mean SERVICE_S), or "queue": constant, and one
+request at a time. With STALL_S, nothing is answered during the first STALL_S seconds of every
+second of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class _Handler(grpc.GenericRpcHandler):
     def __init__(self, service_s: float, distribution: str, stall_s: float, seed: int) -> None:
         self.service_s = service_s
         self.exponential = distribution == "exponential"
+        self.queue = distribution == "queue"
+        self.free = 0.0
         self.stall_s = stall_s
         self.random = random.Random(seed)
         self.answer = service_pb2.ModelInferResponse(model_name="known").SerializeToString()
@@ -51,6 +54,9 @@ class _Handler(grpc.GenericRpcHandler):
         ready = time.monotonic()
         if self.stall_s and (phase := ready - math.floor(ready)) < self.stall_s:
             ready += self.stall_s - phase
+        if self.queue:
+            ready = max(ready, self.free)
+            self.free = ready + self.service_s
         ready += self.random.expovariate(1 / self.service_s) if self.exponential else self.service_s
         await asyncio.sleep(max(0.0, ready - time.monotonic()))
         return self.answer

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from itertools import takewhile
+
 import numpy as np
 import pytest
 from known_server import known_server
 
+from bilateral_benchmarks import generator_limit
+from bilateral_benchmarks.distribution import Distribution
 from bilateral_benchmarks.load import Load, Plan
+from bilateral_benchmarks.rate_search import RATE_RESOLUTION, highest_rate
 from bilateral_benchmarks.report import Context, Report, summarise
 from bilateral_benchmarks.run import OverloadedError, run_load
-from bilateral_benchmarks.scenarios import RATE_RESOLUTION, highest_rate, named_scenario
+from bilateral_benchmarks.scenarios import named_scenario, within
 from bilateral_benchmarks.served import GrpcTarget
 from bilateral_benchmarks.sweep import sweep
 from bilateral_export.errors import UserError
@@ -46,7 +52,7 @@ def test_the_search_finds_the_highest_rate_that_holds(example: Report, limit: fl
             update={"response": response, "load": load, "valid": True, "problems": ()}
         )
 
-    best, probes = highest_rate(at_rate, 40.0, 50.0)
+    best, probes = highest_rate(at_rate, 40.0, within(50.0))
     assert best is not None
     assert best.load.rate is not None
     assert limit / RATE_RESOLUTION <= best.load.rate <= limit
@@ -66,9 +72,57 @@ def test_the_search_gives_up_on_a_server_that_is_always_too_slow(example: Report
             )
         }
     )
-    best, probes = highest_rate(lambda rate: slow, 40.0, 50.0)
+    best, probes = highest_rate(lambda rate: slow, 40.0, within(50.0))
     assert best is None
     assert {probe.why for probe in probes} == {"p99 over the bound"}
+
+
+def test_the_search_ends_with_what_it_has_when_its_time_is_over(example: Report) -> None:
+    def at_rate(rate: float) -> Report:
+        time.sleep(0.03)
+        return example.model_copy(update={"load": Load(rate=rate)})
+
+    began = time.monotonic()
+    best, probes = highest_rate(at_rate, 1.0, lambda report: (1.0, None), budget_s=0.1)
+    assert time.monotonic() - began < 0.2
+    assert best is not None
+    assert best.load.rate == max(probe.rate for probe in probes)
+
+
+def test_the_server_scenario_finds_the_capacity_of_a_known_queue() -> None:
+    """One request at a time, 2 ms each: Lindley's recursion says how long each of them waits.
+
+    It is given the very arrivals of each run: the p99 of some hundred requests near capacity
+    differs between arrivals of the same rate by a third.
+    """
+    service_s, bound_ms = 0.002, 15.0
+    reports: list[Report] = []
+
+    def predicted_p99_ms(report: Report) -> float:
+        end = report.warmup_s + report.duration_s
+        arrivals = np.array(list(takewhile(lambda at: at < end, report.load.offsets())))
+        walk = np.cumsum(service_s - np.diff(arrivals, prepend=0.0))
+        response = walk - np.minimum.accumulate(np.minimum(walk, 0.0)) + service_s
+        return 1e3 * float(np.quantile(response[arrivals >= report.warmup_s], 0.99))
+
+    arrays = {"x": np.zeros((1, 2), dtype=np.float32)}
+    with known_server(service_s, "queue") as url:
+
+        def at_rate(rate: float) -> Report:
+            load, plan = Load(rate=rate), Plan.lasting(420 / rate, 0.2)
+            outcome = run_load(GrpcTarget(url, b""), load, plan)
+            reports.append(summarise("served", "known", arrays, load, plan, outcome, Context.now()))
+            return reports[-1]
+
+        best, _ = highest_rate(at_rate, 300.0, within(bound_ms))
+    # What a round trip adds is allowed; and one run in three for what else the machine does.
+    agree = [r.p99_ms == pytest.approx(predicted_p99_ms(r), rel=0.1, abs=2.0) for r in reports]
+    assert np.mean(agree) >= 2 / 3
+    assert best is not None
+    assert predicted_p99_ms(best) <= bound_ms
+    undisturbed = [r for r, agrees in zip(reports, agree, strict=True) if agrees]
+    missed = min(r.load.rate or 0.0 for r in undisturbed if (r.p99_ms or 0.0) > bound_ms)
+    assert (best.load.rate or 0.0) < missed
 
 
 def test_closed_loop_throughput_grows_with_concurrency() -> None:
@@ -91,3 +145,16 @@ def test_unknown_names_are_refused() -> None:
         named_scenario("Batch")
     with pytest.raises(UserError, match="no values"):
         sweep("batch", [], "x", lambda value: pytest.fail("nothing to measure"))
+
+
+def test_the_generator_s_limit_is_judged_by_the_send_delay(example: Report) -> None:
+    assert example.lateness is not None
+
+    def late_by(delay_ms: float) -> Report:
+        delays = np.full(400, 1e-3 * delay_ms)
+        return example.model_copy(update={"lateness": Distribution.of(delays)})
+
+    assert generator_limit.judge(late_by(0.9))[1] is None
+    assert generator_limit.judge(late_by(1.1))[1] == "p99 of the send delay over the bound"
+    few = example.model_copy(update={"lateness": Distribution.of(np.full(9, 1e-4))})
+    assert generator_limit.judge(few) == (None, "too few requests to say")
