@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -22,46 +21,15 @@ from types import FrameType
 from bilateral_export.errors import UserError
 from bilateral_serving import preflight
 from bilateral_serving.client import Client
-from bilateral_serving.config import MODEL_FILES
-from bilateral_serving.installation import STUB, Installation, find, find_libpython
+from bilateral_serving.command import ServerOptions as ServerOptions
+from bilateral_serving.command import backend_directory, command_line, environment
+from bilateral_serving.installation import find, find_libpython
 from bilateral_serving.log import LogLine, loaded_model, parse, reasons
-from bilateral_serving.plan import launch_arguments
 from bilateral_serving.repository import Entry
 
 _LAUNCH = Path(__file__).with_name("_launch.py")
 _POLL_S = 0.05
 _KEPT_LINES = 400
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """What to serve and where.
-
-    Attributes:
-        repository: The model repository.
-        models: The models to load; empty: all that have a version.
-        tritonserver: The executable; None: look for one.
-        host: Address to listen on; "0.0.0.0" is every one of this machine.
-        grpc_port: Port of the gRPC service.
-        http_port: Port of the HTTP service; None: off.
-        metrics_port: Port of the Prometheus metrics; None: off.
-        gpu: Whether the server may use GPUs; None: if there is one.
-        start_timeout_s: Seconds until it must be ready.
-        stop_timeout_s: Seconds that requests under way get to finish when it stops.
-        arguments: Further arguments for tritonserver.
-    """
-
-    repository: Path
-    models: tuple[str, ...] = ()
-    tritonserver: Path | None = None
-    host: str = "127.0.0.1"
-    grpc_port: int = 8001
-    http_port: int | None = 8000
-    metrics_port: int | None = 8002
-    gpu: bool | None = None
-    start_timeout_s: float = 300.0
-    stop_timeout_s: float = 30.0
-    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -319,93 +287,18 @@ def _started(options: ServerOptions, on_log: OnLog | None) -> Iterator[_Server]:
     preflight.check_ports(options.host, ports)
 
     with tempfile.TemporaryDirectory(prefix="bilateral-backends-") as scratch:
-        backends = _backend_directory(installation, Path(scratch))
+        backends = backend_directory(installation, Path(scratch))
         server = _Server(
             options,
             entries,
-            _command(options, installation, backends, entries, gpu),
-            _environment(installation, libpython, gpu),
+            command_line(options, installation, backends, entries, gpu),
+            environment(installation, libpython, gpu),
             on_log,
         )
         try:
             yield server
         finally:
             server.stop()
-
-
-def _backend_directory(installation: Installation, scratch: Path) -> Path:
-    """The server's own backend directory, or for the wheel one of links with this Python's stub."""
-    if installation.stub is None:
-        return installation.backends
-    for backend in installation.backends.iterdir():
-        (scratch / backend.name).mkdir()
-        for file in backend.iterdir():
-            (scratch / backend.name / file.name).symlink_to(file)
-    if (scratch / "python").is_dir():
-        (scratch / "python" / STUB).symlink_to(installation.stub)
-    return scratch
-
-
-def _command(
-    options: ServerOptions,
-    installation: Installation,
-    backends: Path,
-    entries: Sequence[Entry],
-    gpu: bool,
-) -> list[str]:
-    command = [
-        str(installation.binary),
-        f"--model-repository={options.repository.resolve()}",
-        f"--backend-directory={backends}",
-        # Only what is named is loaded: a directory that is being written is not.
-        "--model-control-mode=explicit",
-        *(f"--load-model={entry.name}" for entry in entries),
-        "--disable-auto-complete-config",
-        f"--exit-timeout-secs={max(1, round(options.stop_timeout_s))}",
-        f"--grpc-address={options.host}",
-        f"--grpc-port={options.grpc_port}",
-    ]
-    if options.http_port is None:
-        command.append("--allow-http=false")
-    else:
-        command += [f"--http-address={options.host}", f"--http-port={options.http_port}"]
-    if options.metrics_port is None:
-        command.append("--allow-metrics=false")
-    else:
-        command += [f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}"]
-    if not gpu:
-        command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
-    command += launch_arguments(
-        version.directory / MODEL_FILES["tensorrt"]
-        for entry in entries
-        if entry.target == "tensorrt"
-        for version in entry.versions
-    )
-    return [*command, *options.arguments]
-
-
-def _environment(installation: Installation, libpython: Path | None, gpu: bool) -> dict[str, str]:
-    environment = dict(os.environ)
-    if not gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    if installation.is_wheel:
-        libraries = [*installation.libraries, *([libpython.parent] if libpython else [])]
-        _prepend(environment, "LD_LIBRARY_PATH", libraries)
-        # The stub embeds this Python: it must find the same interpreter and packages.
-        _prepend(environment, "PATH", [Path(sys.executable).parent])
-        _prepend(environment, "PYTHONPATH", _package_directories("numpy", "onnxruntime"))
-    return environment
-
-
-def _prepend(environment: dict[str, str], variable: str, directories: Sequence[Path]) -> None:
-    parts = [*map(str, directories), environment.get(variable, "")]
-    environment[variable] = os.pathsep.join(part for part in parts if part)
-
-
-def _package_directories(*packages: str) -> list[Path]:
-    specs = [importlib.util.find_spec(package) for package in packages]
-    parents = [Path(spec.origin).parent.parent for spec in specs if spec and spec.origin]
-    return list(dict.fromkeys(parents))
 
 
 def _has_gpu() -> bool:

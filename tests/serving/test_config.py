@@ -12,6 +12,7 @@ from tests.serving import tiny_models as models
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
+from bilateral_serving import configure
 from bilateral_serving.artifact import Artifact
 from bilateral_serving.config import Settings
 
@@ -46,7 +47,7 @@ settings = st.builds(
 
 @given(artifacts(), settings)
 def test_what_is_written_is_what_is_read(artifact: Artifact, chosen: Settings) -> None:
-    config = configs.build("m", artifact, "python", chosen)
+    config = configure.build("m", artifact, "python", chosen)
     configs.set_metadata(config, 3, artifact.metadata)
     read = configs.parse(configs.write(config), "config.pbtxt")
     assert read == config
@@ -56,7 +57,7 @@ def test_what_is_written_is_what_is_read(artifact: Artifact, chosen: Settings) -
 
 @given(artifacts(), st.data())
 def test_any_other_interface_is_noticed(artifact: Artifact, data: st.DataObject) -> None:
-    config = configs.build("m", artifact, "python", Settings())
+    config = configure.build("m", artifact, "python", Settings())
     spec = data.draw(st.sampled_from(artifact.inputs))
     changed = data.draw(
         st.sampled_from(
@@ -76,12 +77,12 @@ def test_any_other_interface_is_noticed(artifact: Artifact, data: st.DataObject)
 def test_an_unknown_target_is_refused() -> None:
     artifact = Artifact(Path("m.onnx"), (), (), (), None)
     with pytest.raises(UserError, match="unknown target 'openvino'"):
-        configs.build("m", artifact, "openvino", Settings())  # type: ignore[arg-type]
+        configure.build("m", artifact, "openvino", Settings())  # type: ignore[arg-type]
 
 
 def test_bfloat16_is_refused_where_numpy_carries_the_tensors() -> None:
     spec = TensorSpec("x", "bfloat16", ("batch", 3))
     artifact = Artifact(Path("m.onnx"), (), (spec,), (spec,), None)
     with pytest.raises(UserError, match="bfloat16"):
-        configs.build("m", artifact, "python", Settings())
-    assert configs.build("m", artifact, "tensorrt", Settings()).input[0].data_type
+        configure.build("m", artifact, "python", Settings())
+    assert configure.build("m", artifact, "tensorrt", Settings()).input[0].data_type
