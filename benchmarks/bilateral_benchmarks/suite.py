@@ -23,6 +23,7 @@ from bilateral_benchmarks.contenders import (
 )
 from bilateral_benchmarks.crossover import LENGTHS, measure_crossover
 from bilateral_benchmarks.document import Document, Item, Part, load_document, save_document
+from bilateral_benchmarks.generator_limit import limit_on_this_machine
 from bilateral_benchmarks.growth import measure_growth
 from bilateral_benchmarks.inputs import made_up
 from bilateral_benchmarks.interleave import OnRound
@@ -301,16 +302,8 @@ class Suite:
 
     def _generator(self) -> Iterator[Item]:
         """How many requests a second one process of ours can send on schedule."""
-        _, exported = self._export(DIGITS, None)
-        served = {DIGITS: (exported, WAYS[DEFAULTS])}
-        with self._server(served) as url, LoweredRunner(exported) as runner:
-            arrays = made_up(runner.inputs)
-            yield sweep(
-                "rate",
-                [200.0] if self._quick else [500.0, 1000.0, 2000.0, 3000.0],
-                "digits, one generator process",
-                lambda rate: self._report(url, DIGITS, arrays, Load(rate=rate)),
-            )
+        seconds = 0.6 if self._quick else 3.0
+        yield limit_on_this_machine(duration_s=seconds, on_step=self._say)
 
     @property
     def _seconds(self) -> float:

@@ -47,6 +47,13 @@ def served(
     length: LengthOption = 128,
     inputs: InputsOption = None,
     timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 60.0,
+    shared_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="For large inputs. Default: where the server is on this machine.",
+        ),
+    ] = None,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -77,6 +84,7 @@ def served(
             warmup_s=warmup,
             load=load,
             timeout_s=timeout,
+            shared_memory=shared_memory,
             on_progress=on_progress,
         )
     finish(report, output, json)

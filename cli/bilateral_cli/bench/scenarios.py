@@ -69,6 +69,28 @@ def scenario(
 
 
 @bench.command()
+def limit(
+    duration: Annotated[
+        float, typer.Option("--duration", metavar="SECONDS", help="Of each measurement.")
+    ] = 3.0,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find how many requests a second one generating process sends on time.
+
+    It starts a server with the small digits model. On time: a p99 send delay of at most 1 ms.
+
+    Example: bilateral bench limit
+    """
+    from bilateral_benchmarks.document import Document
+    from bilateral_benchmarks.generator_limit import limit_on_this_machine
+
+    with experiment() as shown:
+        found = limit_on_this_machine(duration_s=duration, on_step=shown.step)
+    finish_document(Document(title="The generator's limit", items=(found,)), output, json)
+
+
+@bench.command()
 def sweep(
     axis: Annotated[str, typer.Argument(help="concurrency, rate, batch or length.")],
     values: Annotated[str, typer.Argument(help="Such as 1,2,4,8.")],
