@@ -15,6 +15,7 @@ import pytest
 
 from bilateral_benchmarks.distribution import Distribution
 from bilateral_benchmarks.document import Document, load_document, save_document, schema
+from bilateral_benchmarks.generator_limit import GeneratorLimit
 from bilateral_benchmarks.in_process import bench_runner
 from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
 from bilateral_benchmarks.render import html, markdown
@@ -61,12 +62,18 @@ def slowed(report: Report, factor: float, seed: int) -> Report:
 def test_a_document_survives_its_file_and_fits_its_schema(report: Report, tmp_path: Path) -> None:
     points = (Point(value=1, report=report), Point(value=2, report=None))
     document = Document(
-        title="t", items=(report, Sweep(axis="batch", subject="echo", points=points))
+        title="t",
+        items=(
+            report,
+            Sweep(axis="batch", subject="echo", points=points),
+            GeneratorLimit(subject="echo", rate=None, probes=(), report=None),
+        ),
     )
     save_document(document, tmp_path / "d.json")
     assert load_document(tmp_path / "d.json") == document
     described = json.loads(schema())
-    assert set(described["properties"]) == {"schema_version", "title", "items", "failures"}
+    known = {"schema_version", "title", "items", "failures", "parts"}
+    assert set(described["properties"]) == known
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
