@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.contenders import checkpoint_of
 from bilateral_benchmarks.isolated import status_mib
+from bilateral_benchmarks.machine import git_revision
 from bilateral_benchmarks.pipeline.questions import Answer, ask, streamed
 from bilateral_benchmarks.ports import free_port
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
@@ -84,6 +85,7 @@ class Journey(BaseModel):
         peak_mib: Peak of this process's resident memory; the FP64 reference needs most of it.
         server_mib: The same of the server and of the processes that run the model for it.
         seconds: Wall time of each step.
+        revision: Of the source tree.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -100,6 +102,7 @@ class Journey(BaseModel):
     peak_mib: float
     server_mib: float
     seconds: dict[str, float]
+    revision: str | None
 
     @property
     def passed(self) -> bool:
@@ -171,6 +174,7 @@ def travel(name: str, checkpoints: Path, folder: Path) -> Journey:
         peak_mib=status_mib("VmHWM"),
         server_mib=server_mib,
         seconds=seconds,
+        revision=git_revision(),
     )
 
 

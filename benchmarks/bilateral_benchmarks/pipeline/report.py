@@ -66,13 +66,14 @@ def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[st
     )
     steps = list(journeys[0].seconds) if journeys else []
     spent = _table(
-        ("model", *steps, "peak here, MiB", "peak of the server, MiB"),
+        ("model", *steps, "peak here, MiB", "peak of the server, MiB", "source"),
         (
             (
                 one.name,
                 *(f"{one.seconds[step]:.1f}" for step in steps),
                 f"{one.peak_mib:.0f}",
                 f"{one.server_mib:.0f}",
+                one.revision or "unknown",
             )
             for one in journeys
         ),

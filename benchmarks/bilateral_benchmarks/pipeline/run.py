@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bilateral_benchmarks.machine import Machine, git_revision
+from bilateral_benchmarks.machine import Machine
 from bilateral_benchmarks.pipeline.journey import Journey
 from bilateral_benchmarks.pipeline.report import markdown
 from bilateral_export.errors import UserError
@@ -27,7 +27,6 @@ class Pipeline(BaseModel):
 
     Attributes:
         machine: Where it ran last.
-        revision: Of the source tree then.
         journeys: One per model that arrived, in the order of `bilateral models`.
         failures: Why the others did not, by name.
     """
@@ -35,7 +34,6 @@ class Pipeline(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     machine: Machine
-    revision: str | None
     journeys: tuple[Journey, ...] = ()
     failures: dict[str, str] = {}
 
@@ -113,7 +111,6 @@ def _travel(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Jou
 def _save(output: Path, journeys: dict[str, Journey], failures: dict[str, str]) -> Pipeline:
     document = Pipeline(
         machine=Machine.here(),
-        revision=git_revision(),
         journeys=tuple(journeys[name] for name in MODELS if name in journeys),
         failures=failures,
     )
