@@ -17,6 +17,7 @@ import pytest
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
 from bilateral_export.engine.options import BuildOptions
+from bilateral_export.engine.soname import shared_object
 from bilateral_export.errors import UserError
 from bilateral_export.op.function import Configuration
 from bilateral_export.plugin import (
@@ -161,6 +162,63 @@ def test_an_embedded_plugin_makes_the_plan_larger_by_about_its_size(
     assert plugin.stat().st_size <= growth < plugin.stat().st_size + 65536
 
 
+# As Triton's TensorRT backend does with `plugins=`: it opens the library, and that is all.
+OPENED = """
+import ctypes, sys
+nvinfer, plugin, *libraries = sys.argv[1:]
+opened = [ctypes.CDLL(library) for library in libraries]
+tensorrt = ctypes.CDLL(nvinfer)
+ctypes.CDLL(plugin)
+if hasattr(tensorrt, "fakeNvinferLoaded"):
+    tensorrt.fakeNvinferLoaded.restype = ctypes.c_char_p
+    print(tensorrt.fakeNvinferLoaded().decode(), end="")
+else:
+    import tensorrt_rtx
+    registry = tensorrt_rtx.get_plugin_registry()
+    print(registry.get_creator("BilateralAttention", "1", "ai.bilateral"), end="")
+"""
+
+
+class TestOpenedByTriton:
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Path:
+        path = tmp_path / "libtriton_tensorrt.so"
+        path.write_bytes(shared_object(path.name, "libc.so.6"))
+        return path
+
+    def open(self, nvinfer: Path, plugin: Path, *libraries: Path) -> str:
+        command = [sys.executable, "-c", OPENED, nvinfer, plugin, *libraries]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def test_it_has_tensorrt_load_and_register_it(
+        self, plugin_build: Path, plugin: Path, tmp_path: Path, backend: Path
+    ) -> None:
+        (nvinfer,) = (plugin_build / "fake").glob("libnvinfer.so.*")
+        assert self.open(nvinfer, plugin, backend) == str(plugin)
+
+    def test_elsewhere_whoever_loads_it_registers_it(
+        self, plugin_build: Path, plugin: Path, tmp_path: Path, backend: Path
+    ) -> None:
+        (nvinfer,) = (plugin_build / "fake").glob("libnvinfer.so.*")
+        assert self.open(nvinfer, plugin) == ""
+        unpacked = tmp_path / "from_a_plan.so"  # TensorRT gives it a name of its own
+        shutil.copy(plugin, unpacked)
+        assert self.open(nvinfer, unpacked, backend) == ""
+
+    def test_the_registry_of_tensorrt_11_takes_it(
+        self, plugin: Path, tmp_path: Path, backend: Path
+    ) -> None:
+        """TensorRT for RTX has that registry: here it goes by the name of the full library."""
+        libraries = pytest.importorskip("tensorrt_rtx_libs")
+        real = Path(libraries.__path__[0]) / "libtensorrt_rtx.so.1"
+        nvinfer = tmp_path / "libnvinfer.so.11"
+        nvinfer.write_bytes(shared_object(nvinfer.name, real.name))
+        creator = self.open(nvinfer, plugin, backend, real)
+        assert "IPluginCreatorV3One" in creator
+
+
 def test_what_the_kernel_cannot_do_is_said_in_the_builders_error(
     rtx, plugin: Path, make_model, tmp_path: Path
 ) -> None:
@@ -234,6 +292,7 @@ import zipfile
 from pathlib import Path
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.options import BuildOptions
+from bilateral_export.engine.soname import shared_object
 model, plan, plugin = map(Path, sys.argv[1:])
 print(build_plan(model, plan, BuildOptions(targets=(86,), plugin=plugin)).attention.path)
 """
