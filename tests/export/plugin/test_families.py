@@ -1,7 +1,7 @@
-"""Every family's exported model through the plugin and through the function body: real builds.
+"""Every family in every precision, through the plugin and through the function body: real builds.
 
-A reduced set: small members, two GPUs in one plan. `python -m bilateral_export.engine.matrix` has
-them all at their real sizes.
+Small members of the families, two GPUs in one plan. `python -m bilateral_export.engine.matrix` has
+their real sizes and more GPUs.
 """
 
 from __future__ import annotations
@@ -9,34 +9,49 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.models.attention import AttentionConfig
+from bilateral_export.models.segmenter import SegmenterConfig
+from bilateral_export.models.zoo import build, named
 from bilateral_export.plugin import FILE_NAME
 
-CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
+FAMILIES = {
+    config.family: config
+    for config in (
+        named("digits_bilateral").model_copy(update={"depth": 1}),
+        named("listops_bilateral").model_copy(update={"depth": 1, "length": 32}),
+        named("pydoc_bilateral").model_copy(update={"depth": 1, "context": 32}),
+        SegmenterConfig(
+            image_size=32,
+            patch_size=8,
+            dim=48,
+            depth=1,
+            decoder_depth=1,
+            num_classes=4,
+            attention=AttentionConfig(range_kernel="gaussian", spatial_kernel="gaussian"),
+        ),
+    )
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        ("digits_bilateral", "fp32"),
-        ("digits_bilateral", "fp16"),
-        ("digits_bilateral", "bf16"),
-        ("listops_bilateral", "fp16"),
-        ("pydoc_bilateral", "bf16"),
-    ],
-)
-def test_family(name: str, precision: str, plugin_build: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family: str, precision: str, plugin_build: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     library = load_library("tensorrt_rtx")
+    torch.manual_seed(0)
+    config = FAMILIES[family]
+    card = CheckpointCard(name=family, model=config)
+    checkpoint = Checkpoint(tmp_path / family, "0" * 64, card, dict(build(config).state_dict()))
     onnx = tmp_path / "model.onnx"
-    exported = export_onnx(
-        load_checkpoint(CHECKPOINTS / f"{name}.safetensors"), onnx, precision=precision
-    )
+    exported = export_onnx(checkpoint, onnx, precision=precision)
     options = {
         "plugin": BuildOptions(targets=(86, 120), plugin=plugin_build / FILE_NAME),
         "function": BuildOptions(targets=(86, 120), attention="function"),
