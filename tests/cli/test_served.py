@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.cli.test_bad_input import refused
+from tritonclient.grpc import InferenceServerClient
 
 from bilateral_benchmarks.ports import free_port
+from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.graph.export import export_onnx
 from bilateral_serving import repository
 from bilateral_serving.server import ServerOptions, running
 
@@ -25,6 +29,10 @@ IMAGES = [CHECKPOINTS / "digits" / f"{digit}-0.png" for digit in (3, 7)]
 def models(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository") / "models"
     repository.add("digits", digits_onnx, root)
+    trained = load_checkpoint(DIGITS)
+    state = {name: tensor * 1.001 for name, tensor in trained.state.items()}
+    stale = export_onnx(replace(trained, state=state), root.parent / "stale.onnx")
+    repository.add("stale", stale.path, root)
     return root
 
 
@@ -48,17 +56,36 @@ def test_infer_prints_the_labels_of_real_images(bilateral: Bilateral, url: str) 
 def test_parity_judges_the_served_model_too(
     bilateral: Bilateral, digits_onnx: Path, url: str
 ) -> None:
-    outcome = bilateral("parity", DIGITS, digits_onnx, "--served", "digits", "--url", url)
+    outcome = bilateral("parity", DIGITS, digits_onnx, "--served", "digits", "--url", url, "--json")
     assert outcome.code == 0
-    assert "triton" in outcome.out
+    held = {c["name"] for c in outcome.json["checks"] if c["stage"] == "triton digits"}
+    assert held >= {"batch of items", "repeated calls", "concurrent calls", "extreme: NaN"}
+    # The concurrent requests did meet in dynamic batches: fewer executions than requests.
+    with InferenceServerClient(url) as client:
+        (model,) = client.get_inference_statistics("digits").model_stats
+    assert model.execution_count < model.inference_stats.success.count
 
 
 def test_bench_measures_the_served_model(bilateral: Bilateral, url: str) -> None:
     timed = ("--duration", 0.5, "--warmup", 0.2, "--json")
-    document = bilateral("bench", "served", "digits", "--url", url, *timed).json
+    outcome = bilateral("bench", "served", "digits", "--url", url, *timed)
+    assert outcome.code == 0, outcome.err
+    document = outcome.json
     (report,) = document["items"]
     assert report["requests"] > 0
     assert report["errors"] == 0
+
+
+def test_weights_that_are_stale_in_the_repository_only_fail_the_served_row_only(
+    bilateral: Bilateral, digits_onnx: Path, url: str
+) -> None:
+    arguments = (DIGITS, digits_onnx, "--served", "stale", "--url", url, "--batches", "1,8,32")
+    outcome = bilateral("parity", *arguments, "--json")
+    assert outcome.code == 1
+    rows = outcome.json["rows"]
+    assert [row["stage"] for row in rows if not row["passed"]] == ["triton stale"]
+    failed = {check["stage"] for check in outcome.json["checks"] if not check["passed"]}
+    assert failed == {"triton stale"}
 
 
 def test_what_a_server_refuses_is_one_line(

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -104,6 +105,17 @@ def test_the_committed_schema_is_current() -> None:
     assert SCHEMA_PATH.read_text(encoding="utf-8") == schema(), (
         "run python -m bilateral_export.parity.report"
     )
+
+
+def test_reports_are_valid_by_the_schema(healthy: ParityReport, faulty: ParityReport) -> None:
+    schema_read = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema_read)
+    for report in (healthy, faulty):
+        jsonschema.validate(json.loads(report.model_dump_json()), schema_read)
+    broken = json.loads(faulty.model_dump_json())
+    del broken["rows"][0]["budget"]
+    with pytest.raises(jsonschema.ValidationError, match="budget"):
+        jsonschema.validate(broken, schema_read)
 
 
 def test_a_report_survives_json(faulty: ParityReport, tmp_path: Path) -> None:
