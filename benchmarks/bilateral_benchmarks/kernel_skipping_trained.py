@@ -131,11 +131,11 @@ def language() -> list[Operands]:
 
 
 def sequence() -> list[Operands]:
-    """The ListOps classifier at its full length."""
+    """The ListOps classifier on an expression of its full length, 128 tokens at most."""
     checkpoint = load_checkpoint(CHECKPOINTS / "listops_bilateral.safetensors")
-    rows = (CHECKPOINTS / "listops_heldout.tsv").read_text(encoding="utf-8").splitlines()
-    longest = max((row.split("\t")[0] for row in rows), key=lambda row: len(listops.parse(row)))
-    tokens = torch.from_numpy(listops.encode(listops.parse(longest)))[None]
+    config = listops.ListOpsConfig(max_depth=10, max_args=10, min_length=119, max_length=129)
+    symbols, _ = listops.generate(config, np.random.default_rng(0))
+    tokens = torch.from_numpy(listops.encode(symbols))[None]
     return watched(checkpoint.build_model(), tokens)
 
 
