@@ -36,9 +36,9 @@ wheel: plugin  ## a wheel for this platform that carries the plugin, in dist/
 
 # Needs the headers and no build. Without a C++ compiler there is no standard library to read.
 plugin-lint: | $(PLUGIN_INSTALLED)  ## clang-format and clang-tidy
-	$(PLUGIN_BIN)clang-format --dry-run --Werror $(wildcard $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/tests/*)
+	$(PLUGIN_BIN)clang-format --dry-run --Werror $(wildcard $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/harness/* $(PLUGIN_DIR)/tests/*)
 	if command -v c++ >/dev/null; then \
-	  $(PLUGIN_BIN)clang-tidy --quiet $(wildcard $(PLUGIN_DIR)/src/*.cpp) -- -std=c++17 \
+	  $(PLUGIN_BIN)clang-tidy --quiet $(wildcard $(PLUGIN_DIR)/src/*.cpp $(PLUGIN_DIR)/harness/*.cpp) -- -std=c++17 \
 	    $(PLUGIN_INCLUDES) $$($(PLUGIN_PYTHON) $(PLUGIN_DIR)/cmake/wheel_headers.py \
 	      | sed 's/^/-isystem /'); \
 	else echo "clang-tidy left out: no C++ compiler"; fi
