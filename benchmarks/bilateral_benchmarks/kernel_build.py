@@ -16,7 +16,7 @@ from typing import Any
 from bilateral_benchmarks.report import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, write_text
-from bilateral_export.op.kernel.compile import problems
+from bilateral_export.op.kernel.manifest import problems
 
 COMMAND = "python -m bilateral_benchmarks.kernel_build DIR --output benchmarks/results"
 _FACTS = (

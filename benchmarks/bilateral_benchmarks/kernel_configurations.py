@@ -12,31 +12,27 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
 from bilateral_export.op.contract import SPATIAL_KERNELS
-from bilateral_export.op.kernel.compile import (
-    SHARED_LIMIT,
-    Specialisation,
-    compile_one,
-)
 from bilateral_export.op.kernel.configurations import (
     ARCHITECTURES,
     HEAD_DIMS,
-    LARGEST_HEAD,
     TABLE,
     Case,
     Configuration,
     table,
 )
+from bilateral_export.op.kernel.cubin import compile_one
+from bilateral_export.op.kernel.manifest import SHARED_LIMIT
+from bilateral_export.op.kernel.specialisations import Specialisation
+from bilateral_export.op.kernel.workers import worker_pool
 
 # In order of preference: many rows per program, so that each key tile is read from L2 less often;
 # 64 keys per tile, so that rescaling the accumulator is rare; 128 registers, so that two programs
@@ -115,8 +111,7 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
         for bits in CANDIDATES:
             for spatial_kernel in SPATIAL_KERNELS:
                 for head_dim in HEAD_DIMS:
-                    if head_dim <= LARGEST_HEAD[bits]:
-                        yield Case(architecture, bits, spatial_kernel, head_dim)
+                    yield Case(architecture, bits, spatial_kernel, head_dim)
 
 
 def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
@@ -215,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for _, group in groupby(cases(options.sm), key=lambda case: replace(case, head_dim=0))
     ]
     wanted = [group for group in groups if group]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+    with worker_pool(options.workers) as pool:
         for chosen in pool.map(choose, wanted):
             for case, configuration in chosen.items():
                 print(case, configuration, flush=True)

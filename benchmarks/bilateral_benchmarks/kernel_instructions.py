@@ -26,8 +26,9 @@ from pathlib import Path
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import SpatialKernel
-from bilateral_export.op.kernel.compile import Cubin, Specialisation, compile_one
 from bilateral_export.op.kernel.configurations import Configuration, configuration
+from bilateral_export.op.kernel.cubin import Cubin, compile_one
+from bilateral_export.op.kernel.specialisations import Specialisation
 
 # Of one multiprocessor of 9.0, each cycle.
 LANES, EXPONENTIALS, PRODUCTS = 128, 16, 2048

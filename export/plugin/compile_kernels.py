@@ -16,14 +16,10 @@ import sys
 from pathlib import Path
 
 from bilateral_export.errors import UserError
-from bilateral_export.op.kernel.compile import (
-    DTYPES,
-    Specialisation,
-    compile_all,
-    problems,
-    specialisations,
-)
+from bilateral_export.op.kernel.compile import compile_all
 from bilateral_export.op.kernel.configurations import ARCHITECTURES
+from bilateral_export.op.kernel.manifest import problems
+from bilateral_export.op.kernel.specialisations import DTYPES, Specialisation, specialisations
 
 
 def main() -> int:

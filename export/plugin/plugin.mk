@@ -39,7 +39,7 @@ plugin-lint: | $(PLUGIN_INSTALLED)  ## clang-format and clang-tidy
 	$(PLUGIN_BIN)clang-format --dry-run --Werror \
 	  $(wildcard $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/harness/* $(PLUGIN_DIR)/tests/*)
 	if command -v c++ >/dev/null; then \
-	  $(PLUGIN_BIN)clang-tidy --quiet $(wildcard $(PLUGIN_DIR)/src/*.cpp) -- -std=c++17 \
+	  $(PLUGIN_BIN)clang-tidy --quiet $(wildcard $(PLUGIN_DIR)/src/*.cpp $(PLUGIN_DIR)/harness/*.cpp) -- -std=c++17 \
 	    $(PLUGIN_INCLUDES) $$($(PLUGIN_PYTHON) $(PLUGIN_DIR)/cmake/wheel_headers.py \
 	      | sed 's/^/-isystem /'); \
 	else echo "clang-tidy left out: no C++ compiler"; fi

@@ -54,13 +54,14 @@ nvinfer1::IPluginCreatorV3One& creatorOf(const char* path) {
   }
   static Logger logger;
   find<void (*)(nvinfer1::ILoggerFinder*)>(library, "setLoggerFinder")(&logger);
-  int32_t count = 0;
+  int32_t count = 0;  // NOLINT(misc-const-correctness): the function called changes it
   auto* const* creators =
       find<nvinfer1::IPluginCreatorInterface* const* (*)(int32_t&)>(library, "getCreators")(count);
   if (count != 1 ||
       std::strcmp(creators[0]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") != 0) {
     throw std::runtime_error("the library does not offer one creator of IPluginV3");
   }
+  // NOLINTNEXTLINE(*-static-cast-downcast): its kind was read; type information is TensorRT's
   return *static_cast<nvinfer1::IPluginCreatorV3One*>(creators[0]);
 }
 
@@ -122,6 +123,7 @@ struct Harness {
   void build(IPluginV3& built, int32_t inputs) {
     auto& phase = capability<nvinfer1::IPluginV3OneBuild>(built, PluginCapabilityType::kBUILD);
     std::vector<DynamicPluginTensorDesc> dynamic;
+    dynamic.reserve(tensors.size());
     for (const PluginTensorDesc& one : tensors) {
       dynamic.push_back({one, one.dims, one.dims, one.dims});
     }
@@ -170,6 +172,7 @@ Harness* harnessCreate(const char* library, const HarnessNode* node, const Harne
 
 size_t harnessWorkspaceBytes(const Harness* harness) { return harness->workspaceBytes; }
 
+// NOLINTNEXTLINE(misc-const-correctness): the interface's type
 double harnessEnqueue(Harness* harness, const void* const* inputs, void* output, void* workspace,
                       void* stream, int32_t repetitions) {
   lastError().clear();
@@ -186,6 +189,7 @@ double harnessEnqueue(Harness* harness, const void* const* inputs, void* output,
   return passed.count() / std::max(repetitions, 1);
 }
 
-void harnessDestroy(Harness* harness) { delete harness; }
+// NOLINTNEXTLINE(misc-const-correctness): the interface's type
+void harnessDestroy(Harness* harness) { const std::unique_ptr<Harness> owned(harness); }
 
 const char* harnessError() { return lastError().c_str(); }

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import RANGE_KERNELS
-from bilateral_export.op.kernel.compile import Specialisation, kernel_of
 from bilateral_export.op.kernel.configurations import Configuration
+from bilateral_export.op.kernel.cubin import kernel_of
+from bilateral_export.op.kernel.specialisations import Specialisation
 from bilateral_export.plugin import FILE_NAME
 from bilateral_export.plugin_check import DTYPES, Case, Result, judge, operands_of
 from bilateral_export.plugin_harness import PluginCall

@@ -309,5 +309,5 @@ def test_the_sources_are_formatted() -> None:
     formatter = shutil.which("clang-format", path=str(Path(sys.executable).parent))
     if formatter is None:
         pytest.skip("clang-format is not installed")
-    files = [*SOURCES.glob("src/*"), *SOURCES.glob("tests/*")]
+    files = [file for folder in ("src", "harness", "tests") for file in SOURCES.glob(f"{folder}/*")]
     subprocess.run([formatter, "--dry-run", "--Werror", *files], check=True)

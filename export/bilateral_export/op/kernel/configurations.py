@@ -21,8 +21,7 @@ ARCHITECTURES: dict[int, tuple[int, ...]] = {
     100: (100,),
     120: (120,),
 }
-# Largest D per width of T: three TF32 products of a longer float32 head do not fit the registers.
-LARGEST_HEAD = {16: 256, 32: 128}
+LARGEST_HEAD = 256
 HEAD_DIMS = (16, 32, 64, 128, 256)
 FEATURES = (16, 32, 64, 128)
 

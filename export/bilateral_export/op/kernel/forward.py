@@ -1,8 +1,8 @@
 """The fused kernel: bilateral attention as one pass of an online softmax, memory O(N).
 
 One program computes `BLOCK_M` rows of the output of one head. It walks over the keys in tiles of
-`BLOCK_N`; nothing of size Nq x Nk ever leaves the registers. `tile_logits` and `attend_tile` are
-the arithmetic of one tile; the rest loads tiles and decides which there are.
+`BLOCK_N`; nothing of size Nq x Nk ever leaves the registers. `other_logits`, a product with the
+keys and `attend_tile` are the arithmetic of one tile; the rest loads tiles and decides which.
 
 Algebra
     The weights are 2^(L_ij) / sum_j 2^(L_ij) with L = log2(e) * logits. Any term of L that is the
@@ -53,6 +53,10 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 # A finite stand-in for -inf as the first running maximum: (-inf) - (-inf) would be NaN.
 LOWEST = tl.constexpr(-3.0e38)
+# Columns that `streamed_product` reads at a time.
+PART = tl.constexpr(64)
+# The longest float32 head whose queries a program keeps in its registers.
+KEPT = tl.constexpr(64)
 
 # Numbers the kernels are not recompiled for, whatever their values.
 NUMBERS = [
@@ -65,34 +69,30 @@ NUMBERS = [
 
 
 @triton.jit
-def tile_logits(
-    q, k, term, coefficient, point, key_point, features, key_features, visible,
-    KEY_TERM: tl.constexpr, SPATIAL: tl.constexpr, C: tl.constexpr, EDGE: tl.constexpr,
-    PRECISION: tl.constexpr,
+def other_logits(
+    term, coefficient, point, key_point, features, key_features,
+    KEY_TERM: tl.constexpr, SPATIAL: tl.constexpr, C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """s_ij of one tile of keys, `[BLOCK_M, BLOCK_N]` float32: the logits in units of `scale`.
+    """s_ij of one tile of keys without q.k, `[BLOCK_M, BLOCK_N]` float32: logits over `scale`.
+
+    The product of queries and keys is added to it, by the tensor cores.
 
     Args:
-        q: `[BLOCK_M, BLOCK_D]`, T.
-        k: `[BLOCK_N, BLOCK_D]`, T.
         term: t_j / scale, `[BLOCK_N]`, if KEY_TERM.
         coefficient: g_i, `[BLOCK_M, 1]`, or `[BLOCK_M, BLOCK_N]` where a key has no position.
         point: Coordinates of the queries, C used.
         key_point: Coordinates of the keys, C used.
         features: Features of the queries, `[BLOCK_M, P]`, T.
         key_features: Features of the keys, `[BLOCK_N, P]`, T.
-        visible: Which keys a query sees, `[BLOCK_M, BLOCK_N]`, if EDGE.
     """
-    s = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
+    s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if KEY_TERM:
         s += term[None, :]
     if SPATIAL == "gaussian":
         s -= coefficient * squared_distance(point, key_point, C)
     if SPATIAL == "dot":
         s = product(features, tl.trans(key_features), s, PRECISION)
-    s = product(q, tl.trans(k), s, PRECISION)
-    if EDGE:
-        s = tl.where(visible, s, float("-inf"))
     return s
 
 
@@ -104,7 +104,7 @@ def attend_tile(accumulator, largest, total, s, v, unit, PRECISION: tl.constexpr
         accumulator: `[BLOCK_M, BLOCK_D]` float32, sum of weight times value so far.
         largest: `[BLOCK_M]`, the largest L seen, which the weights are relative to.
         total: `[BLOCK_M]`, the sum of the weights so far.
-        s: `tile_logits`.
+        s: The logits over `scale`, -inf where a query does not see a key.
         v: `[BLOCK_N, BLOCK_D]`, T.
         unit: scale log2(e).
 
@@ -130,6 +130,30 @@ def product(a, b, accumulator, PRECISION: tl.constexpr):
         return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator)
     else:
         return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def streamed_product(
+    query_rows, key_rows, key_inside, head_dim, accumulator,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add q k^T for heads whose queries do not fit the registers, `PART` columns at a time.
+
+    Args:
+        query_rows: Where each query begins, `[BLOCK_M, 1]`.
+        key_rows: Where each key begins, `[BLOCK_N, 1]`.
+        key_inside: Which keys there are, `[BLOCK_N, 1]`.
+        head_dim: D.
+        accumulator: `[BLOCK_M, BLOCK_N]` float32.
+    """
+    for part in tl.range(0, BLOCK_D // PART, num_stages=1):
+        columns = part * PART + tl.arange(0, PART)[None, :]
+        column_inside = columns < head_dim
+        # Volatile: else the compiler reads all of q before the loops, and keeps it.
+        q = tl.load(query_rows + columns, mask=column_inside, other=0.0, volatile=True)
+        k = tl.load(key_rows + columns, mask=key_inside & column_inside, other=0.0)
+        accumulator = product(q, tl.trans(k), accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit
@@ -190,13 +214,16 @@ def multiple_of_8(number):
 @triton.jit
 def attend_tiles(
     state, q, coefficient, point, features, last_key, column_inside,
-    key, value, key_positions, key_term, stride_kn, stride_vn, n_key, n_features, key_prefix,
-    scale, begin, end, jump_from, jump,
+    key, value, key_positions, key_term, stride_kn, stride_vn, n_key, head_dim, n_features,
+    key_prefix, scale, begin, end, jump_from, jump,
     SPATIAL: tl.constexpr, KEY_TERM: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
-    EDGE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STREAMED: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Attend to key tiles `begin` to `end`; from number `jump_from` on, to tiles `jump` later."""
+    """Attend to key tiles `begin` to `end`; from number `jump_from` on, to tiles `jump` later.
+
+    `q` holds the queries, `[BLOCK_M, BLOCK_D]`; if STREAMED, pointers to their rows.
+    """
     accumulator, largest, total = state
     lanes = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
@@ -217,16 +244,17 @@ def attend_tiles(
         feature_mask = feature_inside
         inside = None
         visible = None
+        key_inside = True
         g = coefficient
         if EDGE:
             inside = start + lanes < n_key
-            token_mask = inside[:, None] & column_inside
+            key_inside = inside[:, None]
+            token_mask = key_inside & column_inside
             feature_mask = inside[:, None] & feature_inside
             visible = (start + lanes)[None, :] <= last_key[:, None]
             if SPATIAL == "gaussian":
                 g = coefficient * (start + lanes >= key_prefix).to(tl.float32)[None, :]
 
-        k = tl.load(key + far * stride_kn + key_offsets, mask=token_mask, other=0.0)
         term = 0.0
         key_point = 0.0
         key_features = 0.0
@@ -238,10 +266,18 @@ def attend_tiles(
             key_features = tl.load(
                 key_positions + far * n_features + feature_offsets, mask=feature_mask, other=0.0
             )
-        s = tile_logits(
-            q, k, term, g, point, key_point, features, key_features, visible,
-            KEY_TERM, SPATIAL, C, EDGE, PRECISION,
+        s = other_logits(
+            term, g, point, key_point, features, key_features,
+            KEY_TERM, SPATIAL, C, BLOCK_M, BLOCK_N, PRECISION,
         )  # fmt: skip
+        if STREAMED:
+            key_rows = key + far * stride_kn + lanes[:, None] * stride_kn
+            s = streamed_product(q, key_rows, key_inside, head_dim, s, BLOCK_D, PRECISION)
+        else:
+            k = tl.load(key + far * stride_kn + key_offsets, mask=token_mask, other=0.0)
+            s = product(q, tl.trans(k), s, PRECISION)
+        if EDGE:
+            s = tl.where(visible, s, float("-inf"))
         v = tl.load(value + far * stride_vn + value_offsets, mask=token_mask, other=0.0)
         accumulator, largest, total = attend_tile(
             accumulator, largest, total, s, v, unit, PRECISION
@@ -265,6 +301,7 @@ def bilateral_attention_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Bilateral attention, forward. README.md in this folder explains the arguments (the ABI)."""
+    STREAMED: tl.constexpr = BLOCK_D > KEPT and query.dtype.element_ty == tl.float32  # noqa: N806
     # Consecutive programs share a head, so that its keys stay in the L2 cache.
     n_row_tiles = tl.cdiv(n_query, BLOCK_M)
     first_row = (tl.program_id(0) % n_row_tiles) * BLOCK_M
@@ -286,7 +323,12 @@ def bilateral_attention_kernel(
     columns = tl.arange(0, BLOCK_D)
     column_inside = (columns < multiple_of_8(head_dim))[None, :]
     query_offsets = lanes[:, None] * multiple_of_8(stride_qn) + columns[None, :]
-    q = tl.load(query + query_offsets, mask=inside[:, None] & column_inside, other=0.0)
+    if STREAMED:
+        # Rows beyond the last repeat it: they are read, and not stored.
+        row = tl.minimum(lanes, n_query - 1 - first_row)[:, None]
+        q = query + row * multiple_of_8(stride_qn)
+    else:
+        q = tl.load(query + query_offsets, mask=inside[:, None] & column_inside, other=0.0)
     coefficient = 0.0
     point = 0.0
     features = 0.0
@@ -323,14 +365,16 @@ def bilateral_attention_kernel(
     state = attend_tiles(
         state, q, coefficient, point, features, last_key, column_inside,
         key, value, key_positions, key_term, multiple_of_8(stride_kn), multiple_of_8(stride_vn),
-        n_key, n_features, key_prefix, scale, 0, first + stop - whole, first, whole - first,
-        SPATIAL, KEY_TERM, C, P, BLOCK_D, BLOCK_N, STAGES, PRECISION, True,
+        n_key, multiple_of_8(head_dim), n_features, key_prefix, scale,
+        0, first + stop - whole, first, whole - first,
+        SPATIAL, KEY_TERM, C, P, BLOCK_D, BLOCK_M, BLOCK_N, STAGES, PRECISION, STREAMED, True,
     )  # fmt: skip
     accumulator, _, total = attend_tiles(
         state, q, coefficient, point, features, last_key, column_inside,
         key, value, key_positions, key_term, multiple_of_8(stride_kn), multiple_of_8(stride_vn),
-        n_key, n_features, key_prefix, scale, low, high, 0, 0,
-        SPATIAL, KEY_TERM, C, P, BLOCK_D, BLOCK_N, STAGES, PRECISION, False,
+        n_key, multiple_of_8(head_dim), n_features, key_prefix, scale,
+        low, high, 0, 0,
+        SPATIAL, KEY_TERM, C, P, BLOCK_D, BLOCK_M, BLOCK_N, STAGES, PRECISION, STREAMED, False,
     )  # fmt: skip
 
     # A row that sees no key (causal, with more queries than keys) gives zeros.

@@ -42,7 +42,7 @@ def unsupported(operands: Operands) -> str:
     query, query_positions = operands.query, operands.query_positions
     if query.dtype not in BUDGET:
         return f"{query.dtype} is not float32, float16 or bfloat16"
-    largest = configurations.LARGEST_HEAD[8 * query.element_size()]
+    largest = configurations.LARGEST_HEAD
     if query.shape[-1] > largest:
         return f"head dimension {query.shape[-1]} is above {largest}, the most for {query.dtype}"
     if operands.spatial_kernel == "dot" and query_positions is not None:

@@ -16,8 +16,9 @@ from bilateral_export.op.kernel.forward import (
     key_tiles,
     load_point,
     multiple_of_8,
+    other_logits,
+    product,
     spatial_coefficient,
-    tile_logits,
 )
 
 # Squared distances are cut here, so that no product with a coefficient can be 0 * inf.
@@ -93,11 +94,12 @@ def bilateral_plan_kernel(
         term = tl.load(key_term + keys, mask=key_inside, other=0.0) / scale
         key_point = load_point(key_positions, keys, key_inside, C)
         g = coefficient[:, None] * (keys >= key_prefix).to(tl.float32)[None, :]
+        s = other_logits(
+            term, g, point, key_point, 0.0, 0.0, True, "gaussian", C, BLOCK_M, BLOCK_N, PRECISION
+        )
+        s = product(q, tl.trans(k), s, PRECISION)
         seen = tl.minimum(rows + diagonal, n_key - 1)
-        s = unit * tile_logits(
-            q, k, term, g, point, key_point, 0.0, 0.0, keys[None, :] <= seen[:, None],
-            True, "gaussian", C, True, PRECISION,
-        )  # fmt: skip
+        s = tl.where(keys[None, :] <= seen[:, None], unit * s, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(s, 1))
         total = total * tl.exp2(largest - new_largest)
         total += tl.sum(tl.exp2(s - new_largest[:, None]), 1)

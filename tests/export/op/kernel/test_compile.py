@@ -7,22 +7,25 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bilateral_export.op.contract import SPATIAL_KERNELS
-from bilateral_export.op.kernel.compile import SHARED_LIMIT, specialisations
-from bilateral_export.op.kernel.configurations import ARCHITECTURES, HEAD_DIMS, LARGEST_HEAD, table
+from bilateral_export.op.kernel.configurations import ARCHITECTURES, HEAD_DIMS, table
+from bilateral_export.op.kernel.manifest import SHARED_LIMIT
+from bilateral_export.op.kernel.specialisations import specialisations
 
 ROOT = Path(__file__).parents[4]
 # Triton decides at import whether it compiles; this process may have it as an interpreter.
 COMPILE = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
-from bilateral_export.op.kernel.compile import *
+from bilateral_export.op.kernel.compile import compile_all, problems
+from bilateral_export.op.kernel.specialisations import specialisations
 wanted = [item for item in specialisations() if item.name in sys.argv[2:]]
 assert len(wanted) == len(sys.argv) - 2, wanted
 print(json.dumps(problems(compile_all(Path(sys.argv[1]), wanted, 1))))
@@ -38,9 +41,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def representative() -> list[str]:
-    """One gaussian kernel per architecture, and the helpers once."""
-    chosen = {}
+    """One gaussian kernel per architecture, the longest float32 head, and the helpers once."""
+    chosen: dict[object, str] = {}
     for item in specialisations():
+        if item.name == "attention_sm90_fp32_d256_gaussian2_term":
+            chosen["longest float32"] = item.name
         if (item.dtype, item.head_dim) == ("bf16", 64) and item.coordinates in (0, 2):
             if item.kernel == "attention" and item.spatial == "gaussian":
                 chosen[item.architecture, item.spatial] = item.name
@@ -74,7 +79,7 @@ def test_every_architecture_uses_its_own_matrix_instructions(built: Built) -> No
     kinds = {
         cubin["architecture"]: cubin["matrix_instructions"]
         for cubin in manifest["cubins"]
-        if cubin["kernel"] == "attention"
+        if cubin["kernel"] == "attention" and cubin["dtype"] == "bf16"
     }
 
     assert kinds[80] == kinds[86] == kinds[120] == ["mma"]
@@ -100,6 +105,38 @@ def test_the_arguments_are_those_of_the_launch_abi(built: Built) -> None:
         assert arguments[-2:] == [["global_scratch", "pointer"], ["profile_scratch", "pointer"]]
         for name, _ in arguments[:-2]:
             assert f"`{name}`" in readme, f"README.md does not explain {name}"
+
+
+def test_no_worker_outlives_its_parent() -> None:
+    """Not even where the parent has no time to say so."""
+    code = """
+import os
+from bilateral_export.op.kernel.workers import worker_pool
+if __name__ == "__main__":
+    pool = worker_pool(1)
+    print(pool.submit(os.getpid).result(), flush=True)
+    input()
+"""
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(code)
+        script.flush()
+        parent = subprocess.Popen(
+            [sys.executable, script.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(ROOT / "export")),
+        )
+        assert parent.stdout is not None
+        worker = Path("/proc") / parent.stdout.readline().strip()
+        assert worker.exists()
+        parent.kill()
+        parent.wait()
+    for _ in range(100):
+        if not worker.exists() or "State:\tZ" in (worker / "status").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{worker} still runs")
 
 
 def test_the_interpreter_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -128,7 +165,7 @@ def test_every_case_has_a_configuration() -> None:
                     if (case.architecture, case.bits, case.spatial_kernel)
                     == (architecture, bits, spatial_kernel)
                 }
-                assert have == {size for size in HEAD_DIMS if size <= LARGEST_HEAD[bits]}
+                assert have == set(HEAD_DIMS)
 
 
 def test_every_device_of_the_table_has_a_limit_of_shared_memory() -> None:
