@@ -40,9 +40,9 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 METADATA_KEY = "bilateral.lowering"
 
-# From here on the flash form wins on ONNX Runtime's CPU provider: "Forms of attention by length" in
-# benchmarks/results/cpu.md, made by `bilateral bench suite --only crossover`. Up to 401 tokens the
-# two are equal and the mask form rounds best; from 577 on the flash form is faster.
+# About where the flash form begins to win on ONNX Runtime's CPU provider, which
+# `bilateral bench suite --only crossover` measures by turns: a tie up to 401 tokens, where the mask
+# form rounds best; faster at 785 and beyond. Between them the two are near enough for either.
 FLASH_LENGTH = 512
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
