@@ -32,7 +32,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
 
 BANDWIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, math.inf)
-# Less than the ten minutes that one command may take on a lent machine.
+# Machines with such a GPU are often had for ten minutes at a time.
 MINUTES = 9.0
 
 

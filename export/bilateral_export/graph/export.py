@@ -20,6 +20,7 @@ from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 from bilateral_export.graph.attach import attach_functions, attention_nodes
+from bilateral_export.graph.optimise import optimise
 from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.graph.translation import translation_table
@@ -130,13 +131,15 @@ def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXP
             tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs),
             dynamo=True,
             verbose=False,
+            optimize=False,
             opset_version=opset,
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in described.outputs()],
             dynamic_shapes=shapes,
             custom_translation_table=translation_table(),
         )
-    assert program is not None
+        assert program is not None
+        optimise(program.model)
     return program
 
 

@@ -193,7 +193,8 @@ def _apply(
 ) -> None:
     indices = "rows_read"
     new = {indices: np.array(rows, dtype=np.int64)}
-    renamed = {cut.name: f"{cut.name}.read" for cut in gathers}
+    # Fewer tokens get another name: parity compares what kept its own.
+    renamed = {name: f"{name}.read" for name in [*smaller, *(cut.name for cut in gathers)]}
     behind = {
         cut.name: helper.make_node(
             "Gather", [cut.name, indices], [renamed[cut.name]], renamed[cut.name], axis=cut.axis
@@ -213,7 +214,9 @@ def _apply(
                 entry = node.input[position]
                 if entry in renamed and entry in cuts:
                     node.input[position] = renamed[entry]
+            node.output[0] = renamed[name]
         elif name in readers:
+            node.input[0] = renamed[node.input[0]]
             place = rows.index(int(numpy_helper.to_array(graph.constants[node.input[1]])))
             new[f"{name}.place"] = np.array(place, dtype=np.int64)
             node.input[1] = f"{name}.place"

@@ -129,8 +129,9 @@ def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
         made = []
         while done < len(order) and order[done] in norm.combination:
             name = order[done]
-            made.append(helper.make_node("Sub", [running, name], [f"{name}.sum"], f"{name}.sum"))
-            running, done = f"{name}.sum", done + 1
+            inputs, output = [running, f"{name}.weighted"], f"{name}.sum"
+            made.append(helper.make_node("Sub", inputs, [output], output))
+            running, done = output, done + 1
         source = running
         extra = norm.combination[stream.root] / factor - 1
         if abs(extra) > _NOTHING:
@@ -153,7 +154,10 @@ def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
         product = next(name for name in add.input if name in producers)
         weight, bias = f"{branch.name}.weight", f"{branch.name}.bias"
         producers[product].input[1] = weight
-        add.input[:] = [product, bias]
+        # Other values than before get other names: parity compares what kept its own.
+        producers[product].output[0] = f"{product}.weighted"
+        add.input[:] = [f"{product}.weighted", bias]
+        add.output[0] = f"{branch.name}.weighted"
         constants[weight] = -weights[branch.name] * branch.weight
         constants[bias] = -weights[branch.name] * branch.bias
     kept: list[onnx.NodeProto] = []

@@ -28,6 +28,7 @@ from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build
+from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.op import contract
 from bilateral_export.tensors import Array
 
@@ -70,6 +71,24 @@ def test_the_body_is_in_the_file_and_imports_the_models_opset(digits_onnx: Path)
     assert (function.domain, function.name) == (contract.DOMAIN, contract.OP_TYPE)
     standard = {o.domain: o.version for o in model.opset_import}[""]
     assert [(o.domain, o.version) for o in function.opset_import] == [("", standard)]
+
+
+def test_a_learned_factor_that_is_almost_one_is_kept(tmp_path: Path) -> None:
+    """PyTorch's exporter, left to optimise, takes what is within 1e-5 of 1 for 1."""
+    checkpoint = fresh_checkpoint(
+        SMALL.model_copy(update={"residual": ResidualConfig(preset="standard", learned=True)})
+    )
+    name = "blocks.0.residual1.coefficients"
+    checkpoint.state[name][:2] = torch.tensor([0.999992, 1.000008])
+    model = onnx.load(export_onnx(checkpoint, tmp_path / "small.onnx").path)
+    factors = [
+        onnx.numpy_helper.to_array(initializer).item()
+        for node in model.graph.node
+        if node.op_type == "Mul" and node.name.startswith("blocks.0.residual1/")
+        for initializer in model.graph.initializer
+        if initializer.name in node.input
+    ]
+    assert np.float32([0.999992, 1.000008]).tolist() == sorted(factors)[-3:][::2]
 
 
 def test_nodes_say_which_module_and_line_they_come_from(digits_onnx: Path) -> None:

@@ -18,8 +18,9 @@ from bilateral_export.engine.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
+from bilateral_export.models.family import build
 from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.zoo import build, named
+from bilateral_export.models.zoo import named
 from bilateral_export.plugin import FILE_NAME
 
 FAMILIES = {

@@ -13,7 +13,7 @@ from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.zoo import exportable
+from bilateral_export.models.family import exportable
 from bilateral_export.parity.bisection import bisect
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.reference import Ground
