@@ -15,7 +15,7 @@ from bilateral_benchmarks.load import Load, Plan
 from bilateral_benchmarks.rate_search import RATE_RESOLUTION, highest_rate
 from bilateral_benchmarks.report import Context, Report, summarise
 from bilateral_benchmarks.run import OverloadedError, run_load
-from bilateral_benchmarks.scenarios import named_scenario, within
+from bilateral_benchmarks.scenarios import kept_schedule, named_scenario, within
 from bilateral_benchmarks.served import GrpcTarget
 from bilateral_benchmarks.sweep import sweep
 from bilateral_export.errors import UserError
@@ -75,6 +75,29 @@ def test_the_search_gives_up_on_a_server_that_is_always_too_slow(example: Report
     best, probes = highest_rate(lambda rate: slow, 40.0, within(50.0))
     assert best is None
     assert {probe.why for probe in probes} == {"p99 over the bound"}
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "errors", "pause_ms", "kept"),
+    [(4.0, 0, 5.0, True), (6.0, 0, 5.0, False), (4.0, 1, 5.0, False), (4.0, 0, 200.0, False)],
+)
+def test_sends_late_by_a_tenth_of_the_bound_count_and_failures_and_pauses_do_not(
+    example: Report, late_ms: float, errors: int, pause_ms: float, kept: bool
+) -> None:
+    assert example.lateness is not None
+    percentiles = tuple(
+        p.model_copy(update={"value_ms": late_ms}) for p in example.lateness.percentiles
+    )
+    lateness = example.lateness.model_copy(update={"percentiles": percentiles})
+    report = example.model_copy(
+        update={
+            "lateness": lateness,
+            "errors": errors,
+            "longest_pause_ms": pause_ms,
+            "valid": False,
+        }
+    )
+    assert kept_schedule(report, bound_ms=50.0) is kept
 
 
 def test_the_search_ends_with_what_it_has_when_its_time_is_over(example: Report) -> None:
