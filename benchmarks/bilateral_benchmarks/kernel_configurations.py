@@ -23,6 +23,7 @@ from bilateral_export.files import write_text
 from bilateral_export.op.contract import SPATIAL_KERNELS
 from bilateral_export.op.kernel.configurations import (
     ARCHITECTURES,
+    FEATURE_ROWS,
     HEAD_DIMS,
     TABLE,
     Case,
@@ -96,6 +97,7 @@ COLUMNS = (
     "bits",
     "spatial_kernel",
     "head_dim",
+    "features",
     "block_m",
     "block_n",
     "num_warps",
@@ -110,8 +112,9 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
     for architecture in architectures:
         for bits in CANDIDATES:
             for spatial_kernel in SPATIAL_KERNELS:
-                for head_dim in HEAD_DIMS:
-                    yield Case(architecture, bits, spatial_kernel, head_dim)
+                for features in FEATURE_ROWS if spatial_kernel == "dot" else (0,):
+                    for head_dim in HEAD_DIMS:
+                        yield Case(architecture, bits, spatial_kernel, head_dim, features)
 
 
 def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
@@ -127,14 +130,14 @@ def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
         head_dim=case.head_dim,
         spatial=case.spatial_kernel,
         coordinates=3 if case.spatial_kernel == "gaussian" else 0,
-        features=128 if case.spatial_kernel == "dot" else 0,
+        features=case.features,
         key_term=True,
     )
     yield most
-    if case.spatial_kernel == "none":
+    if case.spatial_kernel != "gaussian":
         yield replace(most, key_term=False)
-    if case.spatial_kernel == "dot":
-        yield replace(most, features=16)
+    if case.features > 16:
+        yield replace(most, features=64)
 
 
 def fits(specialisation: Specialisation) -> bool:
@@ -178,12 +181,13 @@ def write(rows: Mapping[Case, Configuration]) -> None:
             row[0].architecture,
             row[0].bits,
             order[row[0].spatial_kernel],
+            row[0].features,
             row[0].head_dim,
         ),
     ):
         writer.writerow(
             (
-                *(case.architecture, case.bits, case.spatial_kernel, case.head_dim),
+                *(case.architecture, case.bits, case.spatial_kernel, case.head_dim, case.features),
                 *(chosen.block_m, chosen.block_n, chosen.num_warps, chosen.num_stages),
                 *(chosen.max_registers, chosen.status),
             )

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plain = 0.0
     try:
         for spatial, coordinates, features, key_term in cases:
-            chosen = configuration(options.sm, 16, spatial, options.head_dim)
+            chosen = configuration(options.sm, 16, spatial, options.head_dim, features)
             if options.block:
                 chosen = Configuration(*options.block)
             item = Specialisation(

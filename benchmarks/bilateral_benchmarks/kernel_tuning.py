@@ -57,8 +57,9 @@ def tune(in_time: Callable[[], bool], output: Path | None = None) -> bool:
 def _fastest(case: Case) -> tuple[Configuration | None, float]:
     dtype = torch.bfloat16 if case.bits == 16 else torch.float32
     shape = Shape(
-        "tuning", 4, 8, 4096, case.head_dim, dtype=dtype, spatial_kernel=case.spatial_kernel
-    )
+        "tuning", 4, 8, 4096, case.head_dim,
+        dtype=dtype, spatial_kernel=case.spatial_kernel, features=case.features,
+    )  # fmt: skip
     given = problem(shape, "cuda")
     fastest, best = None, math.inf
     for candidate in (*TO_BE_TIMED[case.bits], *CANDIDATES[case.bits]):

@@ -36,6 +36,7 @@ class Shape:
         causal: Whether it is a causal language model.
         prefix: Tokens without position.
         bandwidth: Sigma as a share of the extent of the positions.
+        features: P of a dot spatial kernel; 0 for D.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Shape:
     causal: bool = False
     prefix: int = 0
     bandwidth: float = 0.2
+    features: int = 0
 
     @property
     def flops(self) -> float:
@@ -112,7 +114,7 @@ def problem(shape: Shape, device: str, seed: int = 0) -> Problem:
         extent = float(positions.max() - positions.min()) or 1.0
         bandwidth = torch.full((shape.heads,), shape.bandwidth * extent, device=device)
     elif shape.spatial_kernel == "dot":
-        features = shape.head_dim
+        features = shape.features or shape.head_dim
         positions = torch.randn(
             (shape.heads, shape.tokens, features), generator=generator, device=device
         ) / math.sqrt(math.sqrt(features))

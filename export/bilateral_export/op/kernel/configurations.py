@@ -24,6 +24,10 @@ ARCHITECTURES: dict[int, tuple[int, ...]] = {
 LARGEST_HEAD = 256
 HEAD_DIMS = (16, 32, 64, 128, 256)
 FEATURES = (16, 32, 64, 128)
+# A dot kernel has two rows: coordinates made features (`features.py`) are few, learned ones more.
+FEATURE_ROWS = (16, 128)
+# The plan kernel states the most there is: left to itself, ptxas spills to fit one more program.
+PLAN_REGISTERS = 255
 
 Status = Literal["measured", "predicted"]
 
@@ -52,12 +56,16 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Case:
-    """What a row of the table is for; `bits` is the width of T."""
+    """What a row of the table is for.
+
+    `bits` is the width of T; `features` is the most features of a dot kernel, 0 for the others.
+    """
 
     architecture: int
     bits: int
     spatial_kernel: SpatialKernel
     head_dim: int
+    features: int = 0
 
 
 @cache
@@ -71,6 +79,7 @@ def table() -> dict[Case, Configuration]:
             int(row["bits"]),
             row["spatial_kernel"],  # type: ignore[arg-type]
             int(row["head_dim"]),
+            int(row["features"]),
         ): Configuration(
             int(row["block_m"]),
             int(row["block_n"]),
@@ -108,7 +117,7 @@ def plan_warps(capability: int, chosen: Configuration, head_dim: int) -> int:
 
 
 def configuration(
-    capability: int, bits: int, spatial_kernel: SpatialKernel, head_dim: int
+    capability: int, bits: int, spatial_kernel: SpatialKernel, head_dim: int, features: int = 0
 ) -> Configuration:
     """The configuration for a device and a problem.
 
@@ -117,9 +126,10 @@ def configuration(
         bits: 16 or 32, the width of T.
         spatial_kernel: The spatial kernel.
         head_dim: D, at most `LARGEST_HEAD`.
+        features: P of a dot spatial kernel.
 
     Raises:
-        UserError: The device is older than every row, or D is too large.
+        UserError: The device is older than every row, or D or P is too large.
     """
     known = [architecture for architecture in ARCHITECTURES if architecture <= capability]
     if not known:
@@ -128,4 +138,5 @@ def configuration(
             "Use the composite implementation, bilateral_export.op.attention.",
         )
     size = class_of(head_dim, HEAD_DIMS, "head dimension")
-    return table()[Case(max(known), bits, spatial_kernel, size)]
+    columns = class_of(features, FEATURE_ROWS, "P") if spatial_kernel == "dot" else 0
+    return table()[Case(max(known), bits, spatial_kernel, size, columns)]

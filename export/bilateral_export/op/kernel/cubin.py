@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.kernel.configurations import PLAN_REGISTERS
 from bilateral_export.op.kernel.specialisations import Specialisation
 
 FEATURE_BLOCK = 1024
@@ -129,6 +130,7 @@ def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict
         return prepare.bilateral_key_tiles_kernel, blocks, options
     if specialisation.kernel == "plan":
         constants = {"C": specialisation.coordinates, "PRECISION": "tf32x3", **blocks}
+        options["maxnreg"] = PLAN_REGISTERS
         return plan.bilateral_plan_kernel, constants, options
     if chosen.max_registers:
         options["maxnreg"] = chosen.max_registers

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.kernel import configurations
-from bilateral_export.op.kernel.configurations import Configuration, class_of, plan_warps
+from bilateral_export.op.kernel.configurations import (
+    PLAN_REGISTERS,
+    Configuration,
+    class_of,
+    plan_warps,
+)
 from bilateral_export.op.kernel.forward import bilateral_attention_kernel
 from bilateral_export.op.kernel.plan import bilateral_plan_kernel
 from bilateral_export.op.kernel.prepare import (
@@ -237,7 +242,7 @@ class Launch:
             C=self.coordinates, BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
             BLOCK_N=self.configuration.block_n, PRECISION=self.precision,
             num_warps=plan_warps(_capability(query.device), self.configuration, self.block_d),
-            enable_fp_fusion=True,
+            maxnreg=PLAN_REGISTERS, enable_fp_fusion=True,
         )  # fmt: skip
         return ranges
 
@@ -272,9 +277,11 @@ def prepare(
     """Bring operands into the form of the ABI; arguments as `bilateral_attention_forward`."""
     query, scale, spatial_kernel = operands.query, operands.scale, operands.spatial_kernel
     if configuration is None:
+        learned = operands.query_positions if spatial_kernel == "dot" else None
         configuration = configurations.configuration(
-            _capability(query.device), query.element_size() * 8, spatial_kernel, query.shape[-1]
-        )
+            _capability(query.device), query.element_size() * 8, spatial_kernel, query.shape[-1],
+            0 if learned is None else learned.shape[-1],
+        )  # fmt: skip
     if skip_tiles is None:
         skip_tiles = operands.key.shape[2] >= SKIP_FROM
     query, key, value = (

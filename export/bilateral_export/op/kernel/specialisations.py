@@ -62,7 +62,9 @@ def specialisations(
 
 def _attention(architecture: int, dtype: str, head_dim: int) -> Iterator[Specialisation]:
     def make(kernel: Kernel, spatial: SpatialKernel, **fields: Any) -> Specialisation:
-        chosen = configurations.configuration(architecture, DTYPES[dtype], spatial, head_dim)
+        chosen = configurations.configuration(
+            architecture, DTYPES[dtype], spatial, head_dim, fields.get("features", 0)
+        )
         if kernel == "plan":
             warps = configurations.plan_warps(architecture, chosen, head_dim)
             chosen = replace(chosen, num_warps=warps, num_stages=1)

@@ -9,17 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bilateral_export.op.contract import SPATIAL_KERNELS
-from bilateral_export.op.kernel.configurations import ARCHITECTURES, HEAD_DIMS, table
+from bilateral_export.op.kernel.configurations import (
+    ARCHITECTURES,
+    FEATURE_ROWS,
+    HEAD_DIMS,
+    table,
+)
 from bilateral_export.op.kernel.manifest import SHARED_LIMIT
 from bilateral_export.op.kernel.specialisations import specialisations
 
 ROOT = Path(__file__).parents[4]
+REPORT = json.loads((ROOT / "benchmarks/results/kernel_build.json").read_text())
 # Triton decides at import whether it compiles; this process may have it as an interpreter.
 COMPILE = """
 import json, sys
@@ -41,7 +48,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def representative() -> list[str]:
-    """One gaussian kernel per architecture, the longest float32 head, and the helpers once."""
+    """One gaussian kernel per architecture, the longest float32 head, the rest once for 9.0."""
     chosen: dict[object, str] = {}
     for item in specialisations():
         if item.name == "attention_sm90_fp32_d256_gaussian2_term":
@@ -51,6 +58,8 @@ def representative() -> list[str]:
                 chosen[item.architecture, item.spatial] = item.name
             if item.architecture == 90 and (item.kernel != "attention" or item.spatial == "none"):
                 chosen[item.kernel, item.key_term] = item.name
+            if item.architecture == 90 and item.features == 64:
+                chosen["features"] = item.name
     return list(chosen.values())
 
 
@@ -72,6 +81,33 @@ def test_nothing_spills_and_everything_fits(built: Built) -> None:
     assert problems == []
     assert all(0 < cubin["registers"] <= 255 for cubin in manifest["cubins"])
     assert {cubin["architecture"] for cubin in manifest["cubins"]} == set(ARCHITECTURES)
+
+
+def test_the_committed_report_has_every_kernel_without_spills() -> None:
+    """At the configurations of the table; with Hopper's instructions in what is fast on 9.0."""
+    reported = {cubin["file"]: cubin for cubin in REPORT["cubins"]}
+
+    assert REPORT["problems"] == []
+    assert set(reported) == {f"{item.name}.cubin" for item in specialisations()}
+    for item in specialisations():
+        cubin = reported[f"{item.name}.cubin"]
+        for size in ("block_m", "block_n", "num_warps", "num_stages"):
+            assert cubin[size] == getattr(item.configuration, size), item.name
+        assert cubin["spill_bytes"] == 0, item.name
+        if (item.kernel, item.architecture) == ("attention", 90) and item.dtype != "fp32":
+            assert "wgmma" in cubin["matrix_instructions"], item.name
+
+
+def test_the_committed_report_is_of_this_code(built: Built) -> None:
+    """The full build takes too long for a test; what it reported has to be what these report."""
+    _, manifest, _ = built
+    if REPORT["triton"] != [manifest["triton"]]:
+        pytest.skip(f"the report is of Triton {REPORT['triton']}, here is {manifest['triton']}")
+    reported = {cubin["file"]: cubin for cubin in REPORT["cubins"]}
+
+    for cubin in manifest["cubins"]:
+        for fact in ("registers", "shared_bytes", "bytes"):
+            assert cubin[fact] == reported[cubin["file"]][fact], cubin["file"]
 
 
 def test_every_architecture_uses_its_own_matrix_instructions(built: Built) -> None:
@@ -160,12 +196,13 @@ def test_every_case_has_a_configuration() -> None:
         for bits in (16, 32):
             for spatial_kernel in SPATIAL_KERNELS:
                 have = {
-                    case.head_dim
+                    (case.head_dim, case.features)
                     for case in table()
                     if (case.architecture, case.bits, case.spatial_kernel)
                     == (architecture, bits, spatial_kernel)
                 }
-                assert have == set(HEAD_DIMS)
+                rows = FEATURE_ROWS if spatial_kernel == "dot" else (0,)
+                assert have == set(product(HEAD_DIMS, rows))
 
 
 def test_every_device_of_the_table_has_a_limit_of_shared_memory() -> None:
