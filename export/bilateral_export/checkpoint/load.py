@@ -21,9 +21,6 @@ from bilateral_export.files import require_file, sha256
 from bilateral_export.models.family import ModelConfig, build
 from bilateral_export.models.zoo import MODELS, named
 
-# Tensors named where whole sizes differ.
-_SHOWN = 4
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -147,12 +144,11 @@ def _check_fit(state: dict[str, Tensor], card: CheckpointCard, path: Path) -> No
 
 
 def _misfit(sizes: list[str], tensors: list[str]) -> str:
-    """In whole sizes where there are any, which many tensors follow from; else every tensor."""
+    """In whole sizes where there are any, from which many tensors follow; else every tensor."""
     if not sizes:
         return "; ".join(tensors)
-    some, more = tensors[:_SHOWN], len(tensors) - _SHOWN
-    listed = "; ".join(some) + (f"; and {more} more tensors" if more > 0 else "")
-    return f"the configuration has {'; '.join(sizes)} ({listed})"
+    count = f"{len(tensors)} tensor{'s do' if len(tensors) > 1 else ' does'} not fit"
+    return f"the configuration has {'; '.join(sizes)} ({count}, such as: {tensors[0]})"
 
 
 def _finite(tensor: Tensor) -> bool:
