@@ -121,7 +121,7 @@ def _activation_bytes(model: CheckedModel) -> int:
     """Of all instances on one GPU: they share weights, and each has a context of its own."""
     assert model.config is not None
     groups = [g for g in model.config.instance_group if g.kind == pb.ModelInstanceGroup.KIND_GPU]
-    instances = sum(max(1, group.count) for group in groups)
+    instances = sum(max(1, int(group.count)) for group in groups)
     return instances * sum(manifest.activation_bytes or 0 for manifest in model.manifests)
 
 
