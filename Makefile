@@ -8,7 +8,9 @@ TORCH ?= torch==2.13.0
 # Where torch comes from, if not from the index pip is set to: PyTorch's CPU index, for one.
 TORCH_INDEX ?=
 
-.PHONY: quickstart test lint format bench clean
+ROBUSTNESS_OUTPUT ?= benchmarks/results
+
+.PHONY: quickstart test lint format bench robustness clean
 
 quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRPC, on the CPU
 	$(BIN)/bilateral quickstart
@@ -31,6 +33,14 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev  ## everything that benchmarks/results holds; about 25 minutes
 	$(BIN)/bilateral bench suite --output benchmarks/results/cpu.json
 	$(BIN)/bilateral bench report benchmarks/results/cpu.json --into README.md
+
+# Four models of three training seeds each; those of seed 0 are committed.
+robustness: $(VENV)/.installed-dev  ## the robustness study from its training on
+	for seed in 1 2; do \
+	  $(BIN)/python export/checkpoints/train_digits.py --seed $$seed --out out/seeds/$$seed || exit 1; \
+	done
+	$(BIN)/python -m bilateral_benchmarks.robustness --out $(ROBUSTNESS_OUTPUT) \
+	  export/checkpoints/digits_*.safetensors out/seeds/[12]/*.safetensors
 
 # On a machine with an NVIDIA GPU; each takes less than ten minutes, and they are independent:
 # `make -k gpu-check` goes on after a miss. Where one command may take no longer, run them singly.

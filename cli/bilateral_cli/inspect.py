@@ -101,6 +101,7 @@ def _plan_rows(summary: PlanSummary) -> Rows:
             ("for", ", ".join(manifest.targets)),
             ("precision", f"{manifest.precision} ({types}), TF32 {_on(manifest.tf32)}"),
             ("attention", f"{attention.nodes} nodes, {attention.path}{fused}"),
+            ("activations", _activations(manifest.activation_bytes)),
             *_tensor_rows(manifest.inputs, manifest.outputs),
         ]
         for number, profile in enumerate(manifest.profiles, 1):
@@ -132,6 +133,10 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
+
+
+def _activations(count: int | None) -> str:
+    return "unknown" if count is None else f"{_size(count)} on the GPU for each instance"
 
 
 def _on(value: bool) -> str:

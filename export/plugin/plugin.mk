@@ -39,7 +39,8 @@ plugin-lint: | $(PLUGIN_INSTALLED)  ## clang-format and clang-tidy
 	$(PLUGIN_BIN)clang-format --dry-run --Werror \
 	  $(wildcard $(PLUGIN_DIR)/src/* $(PLUGIN_DIR)/harness/* $(PLUGIN_DIR)/tests/*)
 	if command -v c++ >/dev/null; then \
-	  $(PLUGIN_BIN)clang-tidy --quiet $(wildcard $(PLUGIN_DIR)/src/*.cpp $(PLUGIN_DIR)/harness/*.cpp) -- -std=c++17 \
-	    $(PLUGIN_INCLUDES) $$($(PLUGIN_PYTHON) $(PLUGIN_DIR)/cmake/wheel_headers.py \
-	      | sed 's/^/-isystem /'); \
+	  includes=$$($(PLUGIN_PYTHON) $(PLUGIN_DIR)/cmake/wheel_headers.py | sed 's/^/-isystem /'); \
+	  printf '%s\n' $(wildcard $(addprefix $(PLUGIN_DIR)/,src/*.cpp harness/*.cpp tests/*.cpp)) \
+	    | xargs -P 2 -I FILE $(PLUGIN_BIN)clang-tidy --quiet FILE -- -std=c++17 \
+	      -I$(PLUGIN_DIR)/src -I$(PLUGIN_DIR)/tests $(PLUGIN_INCLUDES) $$includes; \
 	else echo "clang-tidy left out: no C++ compiler"; fi

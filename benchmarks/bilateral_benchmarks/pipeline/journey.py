@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.library import load_library
 from bilateral_export.engine.manifest import AttentionPath
 from bilateral_export.engine.options import BuildOptions
+from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import build, exportable
 from bilateral_export.models.language import LanguageModelConfig
@@ -86,6 +86,7 @@ class Journey(BaseModel):
         server_mib: The same of the server and of the processes that run the model for it.
         seconds: Wall time of each step.
         revision: Of the source tree.
+        first_failure: Why an earlier try failed; None where this was the first.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -103,6 +104,7 @@ class Journey(BaseModel):
     server_mib: float
     seconds: dict[str, float]
     revision: str | None
+    first_failure: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -247,10 +249,15 @@ def _peak_of(server: RunningServer) -> float:
 
 
 def main() -> None:
-    """Take a model's name, the directory of checkpoints and the file for the journey as JSON."""
+    """Take a model's name, the directory of checkpoints and the file for the journey as JSON.
+
+    Everything else that is made lies beside that file, for the caller to delete.
+    """
     name, checkpoints, result = sys.argv[1:]
-    with tempfile.TemporaryDirectory(prefix="bilateral-pipeline-") as scratch:
-        journey = travel(name, Path(checkpoints), Path(scratch))
+    try:
+        journey = travel(name, Path(checkpoints), Path(result).parent)
+    except UserError as error:
+        sys.exit(str(error))
     Path(result).write_text(journey.model_dump_json(), encoding="utf-8")
 
 

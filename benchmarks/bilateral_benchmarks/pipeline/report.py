@@ -34,7 +34,7 @@ def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[st
             "built in, s",
             "verdict",
         ),
-        (
+        [
             (
                 one.name,
                 one.weights,
@@ -45,10 +45,11 @@ def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[st
                 _worst(one, served=True),
                 f"{one.plan.mb:.1f}",
                 f"{one.plan.seconds:.1f}",
-                "pass" if one.passed else "FAIL",
+                _verdict(one),
             )
             for one in journeys
-        ),
+        ]
+        + [(name, *[""] * 8, f"FAILED {_cell(reason)}") for name, reason in failures.items()],
     )
     said = _table(
         ("model", "asked", "said", "agrees with PyTorch", "largest difference"),
@@ -56,7 +57,7 @@ def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[st
             (
                 one.name,
                 answer.asked,
-                " ".join(answer.said.split()).replace("|", "\\|").replace("<", "\\<"),
+                _cell(answer.said),
                 f"{answer.agreement:.4%}",
                 "" if answer.difference is None else f"{answer.difference:.1e}",
             )
@@ -83,7 +84,6 @@ def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[st
         _HEAD,
         f"- {machine.summary}, {machine.memory_gib} GiB, {machine.system}\n"
         f"- plans: {'; '.join(sorted(plans))}",
-        *(f"- FAILED: {name}: {reason}" for name, reason in failures.items()),
         "## What was made",
         made,
         "## What the served models said to real inputs",
@@ -91,11 +91,24 @@ def markdown(machine: Machine, journeys: Sequence[Journey], failures: Mapping[st
         "\nThe largest difference is that of a probability or of a log-likelihood.",
         said,
         "## Seconds of each step, and memory",
-        "The peak here is mostly the FP64 reference's. The seconds are of a machine that did other"
-        f" things\nmeanwhile: its load at the end was {machine.load_average}.",
+        "The peak here is mostly the FP64 reference's. The machine's load at the end was"
+        f" {machine.load_average}:\nwell above its cores, it did other things meanwhile.",
         spent,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _verdict(journey: Journey) -> str:
+    """Of the comparison with PyTorch, and whether it took a second try to get there."""
+    word = "pass" if journey.passed else "FAIL"
+    if journey.first_failure is None:
+        return word
+    return f"{word} at the second try; the first: {_cell(journey.first_failure)}"
+
+
+def _cell(text: str) -> str:
+    """Text of any kind on one line of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")
 
 
 def _worst(journey: Journey, *, served: bool) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from bilateral_export.models.zoo import MODELS, named
 
 # The models of the paper: every named one that is bilateral.
 NAMES = tuple(name for name in MODELS if "bilateral" in name)
+# Of one try. The slowest model takes two to seven minutes, depending on what else runs.
+LIMIT_S = 1200.0
 
 
 class Pipeline(BaseModel):
@@ -53,6 +58,9 @@ def run_pipeline(
 ) -> Pipeline:
     """Take models from checkpoint to gRPC, each in a process of its own.
 
+    A model that fails is tried once more, from the start, and its result says so: tritonserver can
+    die by a signal while it loads, which says nothing about the model.
+
     Args:
         output: Directory of `pipeline.json` and `pipeline.md`, which are written after each model.
         checkpoints: Directory of the committed checkpoints.
@@ -75,7 +83,7 @@ def run_pipeline(
             continue
         journeys.pop(name, None)
         failures.pop(name, None)
-        result = _travel(name, checkpoints, on_step)
+        result = _travel_twice(name, checkpoints, on_step)
         if isinstance(result, Journey):
             journeys[name] = result
         else:
@@ -85,27 +93,52 @@ def run_pipeline(
     return found or _save(output, journeys, failures)
 
 
+def _travel_twice(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Journey | str:
+    """The journey, or why there is none: it failed twice."""
+    first = _travel(name, checkpoints, on_step)
+    if isinstance(first, Journey):
+        return first
+    on_step(f"{name}: second try, after: {first}")
+    second = _travel(name, checkpoints, on_step)
+    if isinstance(second, Journey):
+        return second.model_copy(update={"first_failure": first})
+    return f"twice: {first}" if first == second else f"{first}; the second time: {second}"
+
+
 def _travel(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Journey | str:
-    """The journey in a fresh process, or why there is none."""
-    with tempfile.TemporaryDirectory() as scratch:
+    """The journey in a fresh process, or why there is none. What it wrote is deleted."""
+    # The process may die, and a server that died with it may still be writing.
+    with tempfile.TemporaryDirectory(
+        prefix="bilateral-pipeline-", ignore_cleanup_errors=True
+    ) as scratch:
         result = Path(scratch) / "journey.json"
         arguments = [name, str(checkpoints), str(result)]
+        start, last = time.monotonic(), ""
         process = subprocess.Popen(
             [sys.executable, "-m", "bilateral_benchmarks.pipeline.journey", *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": scratch},
         )
-        last = ""
-        with process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                last = line.strip() or last
-                if last.startswith(f"{name}: "):
-                    on_step(last)
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
+        try:
+            with process:
+                assert process.stderr is not None
+                for line in process.stderr:
+                    last = line.strip() or last
+                    if last.startswith(f"{name}: "):
+                        on_step(last)
+        finally:
+            limit.cancel()
         if process.returncode == 0:
             return Journey.model_validate_json(result.read_bytes())
-    return last if process.returncode > 0 else f"died with signal {-process.returncode}: {last}"
+    if process.returncode > 0:
+        return last
+    if time.monotonic() - start >= LIMIT_S:
+        return f"took longer than {LIMIT_S:g} s; {last}"
+    return f"died by {signal.Signals(-process.returncode).name}; {last}"
 
 
 def _save(output: Path, journeys: dict[str, Journey], failures: dict[str, str]) -> Pipeline:

@@ -15,6 +15,7 @@ from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_car
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.native import read_native
 from bilateral_export.checkpoint.pickled import read_pickled
+from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
 from bilateral_export.models.family import ModelConfig, build
@@ -56,8 +57,8 @@ def load_checkpoint(path: Path, model: str | None = None, weights: str | None = 
 
     Raises:
         UserError: The file cannot be read, is unsafe, does not say which model it is, does not fit
-            its configuration (every missing, unexpected and wrongly shaped tensor is listed), or
-            holds values that are not finite.
+            its configuration (sizes that differ are shown with both values, else every missing,
+            unexpected and wrongly shaped tensor), or holds values that are not finite.
     """
     require_file(path, "checkpoint")
     card: CheckpointCard | None
@@ -130,7 +131,8 @@ def _check_fit(state: dict[str, Tensor], card: CheckpointCard, path: Path) -> No
     ]
     if problems:
         raise UserError(
-            f"checkpoint {path} does not fit model {card.name}: {'; '.join(sorted(problems))}",
+            f"checkpoint {path} does not fit model {card.name}: "
+            + _misfit(differences(expected, state), sorted(problems)),
             "Give the configuration it was trained with.",
         )
     broken = [name for name, tensor in state.items() if not _finite(tensor)]
@@ -139,6 +141,14 @@ def _check_fit(state: dict[str, Tensor], card: CheckpointCard, path: Path) -> No
             f"checkpoint {path} has values that are NaN or infinite in {', '.join(broken)}",
             "The training run diverged; take an earlier checkpoint.",
         )
+
+
+def _misfit(sizes: list[str], tensors: list[str]) -> str:
+    """In whole sizes where there are any, from which many tensors follow; else every tensor."""
+    if not sizes:
+        return "; ".join(tensors)
+    count = f"{len(tensors)} tensor{'s do' if len(tensors) > 1 else ' does'} not fit"
+    return f"the configuration has {'; '.join(sizes)} ({count}, such as: {tensors[0]})"
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -78,6 +78,7 @@ def build_plan(
         profiles = _profiles(source, facts, options)
         config = configure(builder, options, targets, profiles, source.plugin, library)
         plan = _build(builder, network, config, progress, library)
+        activation_bytes = library.log.activation_bytes
     seconds = time.monotonic() - started
 
     with atomic_file(plan_path) as temporary:
@@ -103,6 +104,7 @@ def build_plan(
             ),
             max_batch=max_batch(profiles, _shapes(facts.inputs)),
             workspace_bytes=None if options.workspace_mib is None else options.workspace_mib << 20,
+            activation_bytes=activation_bytes,
             options=_remaining_options(options),
             built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),

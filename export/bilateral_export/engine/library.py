@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from bilateral_export.errors import UserError
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 # The parser of TensorRT for RTX opens the first name; its wheel has only the second.
 _RTX_SONAMES = ("libtensorrt_rtx.so", "libtensorrt_rtx.so.1")
+# Said at severity INFO when a plan is built; TensorRT for RTX was seen to.
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Log:
         """The messages of errors."""
         return [message for severity, message in self.lines if "ERROR" in severity]
 
+    @property
+    def activation_bytes(self) -> int | None:
+        """Device memory of one execution context, as a builder told it; None if none did."""
+        told = [_ACTIVATIONS.match(message) for _, message in self.lines]
+        return max((int(match[1]) for match in told if match), default=None)
+
 
 @functools.cache
 def load_library(name: LibraryName | None = None) -> Library:
@@ -115,7 +124,7 @@ def _logger(trt: Any, log: Log) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
+            if severity <= trt.ILogger.Severity.INFO:
                 log.add(severity.name, message)
 
     return Collector()

@@ -97,6 +97,8 @@ class PlanManifest(_Record):
         profiles: Shapes by input.
         max_batch: Largest batch of any profile; 0 when the first dimension is fixed.
         workspace_bytes: The limit that was set; None for the library's own.
+        activation_bytes: Device memory that each execution context takes, scratch memory included,
+            at the profiles' largest shapes; None where the builder did not say.
         options: The remaining build options, as they were given.
         built: When it was built, ISO 8601, UTC.
         seconds: How long the build took.
@@ -121,6 +123,7 @@ class PlanManifest(_Record):
     profiles: tuple[Mapping[str, RangeRecord], ...]
     max_batch: int = Field(ge=0)
     workspace_bytes: int | None = None
+    activation_bytes: int | None = Field(default=None, ge=0)
     options: Mapping[str, Any] = Field(default_factory=dict)
     built: str
     seconds: float = Field(ge=0)

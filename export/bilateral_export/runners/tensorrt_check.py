@@ -117,6 +117,8 @@ def judge(checkpoint_path: Path, case: Case, plan: Path) -> tuple[bool, str]:
     notes = [
         f"error {worst.error:.2e} of {worst.budget:.2e}",
         f"{repeated.milliseconds:.3f} ms at batch {BATCHES[0]}",
+        f"{repeated.activation_bytes} bytes of activations, manifest"
+        f" {runner.manifest.activation_bytes}",
     ]
     if case.cuda_graphs and not repeated.replayed:
         notes.append("no graph could be captured")
@@ -127,11 +129,12 @@ def judge(checkpoint_path: Path, case: Case, plan: Path) -> tuple[bool, str]:
 
 @dataclass(frozen=True)
 class _Repeated:
-    """Whether repeated runs gave the same bits and replayed a graph; the mean time of one."""
+    """Whether repeated runs gave the same bits and replayed a graph; time of one, memory."""
 
     same: bool
     replayed: bool
     milliseconds: float
+    activation_bytes: int
 
 
 def check(checkpoint_path: Path, case: Case, folder: Path, target: int) -> tuple[bool, str]:
@@ -161,7 +164,7 @@ def _repeat(plan: Path, case: Case, sample: Sample) -> _Repeated:
             last = runner.run(arrays)
         milliseconds = (time.perf_counter() - started) / TIMED_RUNS * 1e3
         same = all(first[name].tobytes() == last[name].tobytes() for name in first)
-        return _Repeated(same, runner.replays_graphs, milliseconds)
+        return _Repeated(same, runner.replays_graphs, milliseconds, runner.activation_bytes)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -99,6 +99,12 @@ class TensorRTRunner:
         """Whether the last run replayed a CUDA graph."""
         return self._loaded is not None and self._loaded.replayed
 
+    @property
+    def activation_bytes(self) -> int:
+        """Device memory of one context as the loaded engine says it."""
+        assert self._loaded is not None, "use the runner as a context manager"
+        return self._loaded.activation_bytes
+
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see `Runner.run`.
 
@@ -241,6 +247,7 @@ class _LoadedPlan:
                     f"{library.name} {library.version} does not load {path}: {reason}",
                     "Run `bilateral doctor` to see why.",
                 )
+        self.activation_bytes = int(self._engine.device_memory_size_v2)
         # One set of buffers, one stream: runs of several threads follow one another.
         self._lock = threading.Lock()
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()

@@ -40,7 +40,7 @@ void equal(const A& got, const B& expected, const char* expression, const char* 
 }
 
 // Runs the named cases, all if none is named; the number of failures.
-inline int run(int count, char** names) {
+inline int run(int count, const char* const* names) {
   int failures = 0;
   for (const Case& one : cases()) {
     bool wanted = count == 0;

@@ -36,7 +36,7 @@ TEST(the_plugin_has_the_creators_name_and_all_capabilities) {
 TEST(integers_of_64_bits_and_doubles_are_read_too) {
   const int64_t one = 1;
   const double scale = 0.5;
-  Attributes attributes;
+  const Attributes attributes;
   auto fields = attributes.fields();
   fields[0] = {"scale", &scale, PluginFieldType::kFLOAT64, 1};
   fields[3] = {"query_prefix", &one, PluginFieldType::kINT64, 1};
@@ -47,7 +47,7 @@ TEST(integers_of_64_bits_and_doubles_are_read_too) {
 }
 
 TEST(a_string_may_count_its_terminating_zero) {
-  Attributes attributes;
+  const Attributes attributes;
   auto fields = attributes.fields();
   fields[1].length += 1;
   CHECK(create(fields) != nullptr);
@@ -64,7 +64,7 @@ TEST(attributes_that_are_missing_unknown_or_out_of_range_are_refused_by_name) {
   }
   struct Bad {
     Attributes attributes;
-    const char* name;
+    const char* name = nullptr;
   };
   std::vector<Bad> wrong(6);
   wrong[0].attributes.scale = NAN, wrong[0].name = "scale";

@@ -51,7 +51,7 @@ TEST(driver_enqueue_launches_in_order_on_the_stream_with_packed_arguments) {
   void* output = const_cast<void*>(pointer(0xA000));
   void* workspace = const_cast<void*>(pointer(0x100000));
   auto* stream = reinterpret_cast<cudaStream_t>(0x5EA);
-  auto enqueue = [&] {
+  const auto enqueue = [&] {
     return runtime(plugin).enqueue(inputs.data(), inputs.data(), fake.inputs.data(), &output,
                                    workspace, stream);
   };
@@ -79,7 +79,7 @@ TEST(driver_enqueue_launches_in_order_on_the_stream_with_packed_arguments) {
 }
 
 TEST(driver_zeros_are_written_before_the_launch) {
-  FakeCuda& driver = fakeDriver();
+  const FakeCuda& driver = fakeDriver();
   Attributes attributes;
   attributes.range = "dot";
   const PluginPointer plugin = create(attributes);
@@ -122,7 +122,7 @@ TEST(driver_errors_carry_the_drivers_reason) {
   CHECK_EQUAL(onShapeChange(plugin, inputs), 0);
   FakeTensors fake;
   void* output = nullptr;
-  auto enqueue = [&] {
+  const auto enqueue = [&] {
     return runtime(plugin).enqueue(inputs.data(), inputs.data(), fake.inputs.data(), &output,
                                    nullptr, nullptr);
   };

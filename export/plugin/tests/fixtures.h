@@ -69,7 +69,7 @@ struct Attributes {
   int32_t keyPrefix = 1;
   int32_t causal = 0;
 
-  std::vector<PluginField> fields() const {
+  [[nodiscard]] std::vector<PluginField> fields() const {
     return {
         {"scale", &scale, PluginFieldType::kFLOAT32, 1},
         {"range_kernel", range.data(), PluginFieldType::kCHAR, static_cast<int32_t>(range.size())},
@@ -160,6 +160,7 @@ inline std::vector<PluginTensorDesc> inputsOf(const std::string& spatial, const 
 
 inline std::vector<DynamicPluginTensorDesc> dynamic(const std::vector<PluginTensorDesc>& tensors) {
   std::vector<DynamicPluginTensorDesc> result;
+  result.reserve(tensors.size());
   for (const PluginTensorDesc& one : tensors) {
     result.push_back({one, one.dims, one.dims, one.dims});
   }

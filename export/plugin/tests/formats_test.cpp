@@ -15,7 +15,7 @@ TEST(tokens_have_one_type_and_everything_spatial_is_float32) {
         tensors.push_back(tensors[0]);
         for (int32_t position = 0; position <= nbInputs; ++position) {
           auto described = dynamic(tensors);
-          auto supports = [&] {
+          const auto supports = [&] {
             return build(plugin).supportsFormatCombination(position, described.data(), nbInputs, 1);
           };
           CHECK(supports());
@@ -26,9 +26,8 @@ TEST(tokens_have_one_type_and_everything_spatial_is_float32) {
           changed.type = DataType::kINT32;
           CHECK(!supports());
           const bool spatialInput = position > 2 && position < nbInputs;
-          changed.type = spatialInput               ? DataType::kHALF
-                         : type == DataType::kFLOAT ? DataType::kHALF
-                                                    : DataType::kFLOAT;
+          const bool usual = spatialInput || type == DataType::kFLOAT;
+          changed.type = usual ? DataType::kHALF : DataType::kFLOAT;
           CHECK_EQUAL(supports(), position == 0);
         }
       }

@@ -25,12 +25,14 @@ struct PlainForm {
 // As from TensorRT 11 on: versioned interfaces.
 struct VersionedForm {
   struct Logger : nvinfer1::IVersionedInterface {
-    nvinfer1::InterfaceInfo getInterfaceInfo() const noexcept override { return {"ILogger", 1, 0}; }
+    [[nodiscard]] nvinfer1::InterfaceInfo getInterfaceInfo() const noexcept override {
+      return {"ILogger", 1, 0};
+    }
     virtual void log(Severity /*severity*/, const AsciiChar* message) noexcept { last = message; }
     std::string last;
   };
   struct Finder : nvinfer1::IVersionedInterface {
-    nvinfer1::InterfaceInfo getInterfaceInfo() const noexcept override {
+    [[nodiscard]] nvinfer1::InterfaceInfo getInterfaceInfo() const noexcept override {
       return {"ILoggerFinder", 1, 0};
     }
     virtual Logger* findLogger() { return logger; }

@@ -1,10 +1,14 @@
 // Scratch memory, and the launches of one call with their arguments.
+#include <map>
+#include <set>
+#include <tuple>
+
 #include "fixtures.h"
 
 namespace {
 
 TEST(scratch_memory_is_asked_for_the_largest_shapes_and_only_where_it_is_used) {
-  auto workspace = [](const char* range, const std::string& spatial, Shape shape) {
+  const auto workspace = [](const char* range, const std::string& spatial, Shape shape) {
     Attributes attributes;
     attributes.range = range;
     attributes.spatial = spatial;
@@ -36,7 +40,7 @@ TEST(a_plan_for_far_tiles_is_made_from_4096_keys_on) {
   CHECK_EQUAL(bilateral::workspaceBytes(attention, operands, problem), 16384U);  // zeros alone
   problem.keys = 4096;
   // Key terms, norm and term of 4096 / 32 tiles, boxes, ranges of 4096 / 64 rows of tiles.
-  const size_t expected = 2 * 4096 * 4 + 2 * (2 * 128 * 4) + 128 * 2 * 2 * 4 + 2 * 64 * 2 * 4;
+  const size_t expected = (2 * 4096 * 4) + (2 * 2 * 128 * 4) + (128 * 2 * 2 * 4) + (2 * 64 * 2 * 4);
   CHECK_EQUAL(bilateral::workspaceBytes(attention, operands, problem), expected);
 }
 
@@ -194,45 +198,68 @@ TEST(many_keys_under_a_gaussian_spatial_kernel_are_planned) {
               number(plan.arguments, Argument::tile_ranges));
 }
 
-TEST(scratch_buffers_lie_within_what_was_asked_for_and_do_not_overlap) {
-  for (const int32_t keys : {64, 5000}) {
-    for (const int32_t spatialInputs : {3, 6, 5}) {
-      const SpatialKernel spatial = spatialInputs == 3   ? SpatialKernel::kNone
-                                    : spatialInputs == 6 ? SpatialKernel::kGaussian
-                                                         : SpatialKernel::kDot;
-      Attention attention;
-      attention.range = RangeKernel::kGaussian;
-      attention.spatial = spatial;
-      const Operands operands = bilateral::operandsOf(spatial, spatialInputs);
-      const Problem problem{DataType::kFLOAT,
-                            2,
-                            3,
-                            100,
-                            keys,
-                            64,
-                            spatial == SpatialKernel::kDot    ? 16
-                            : spatial == SpatialKernel::kNone ? 0
-                                                              : 2};
-      FakeTensors fake;
-      bilateral::Schedule schedule =
-          bilateral::makeSchedule(attention, operands, problem, fake.tensors(), 86);
-      const size_t bytes = bilateral::workspaceBytes(attention, operands, problem);
-      std::vector<uint64_t> begins;
-      for (int32_t i = 0; i < schedule.count; ++i) {
-        auto& arguments = schedule.launches[static_cast<size_t>(i)].arguments;
-        for (const Argument name :
-             {Argument::target, Argument::key_term, Argument::tile_norm, Argument::tile_term,
-              Argument::tile_boxes, Argument::tile_ranges}) {
-          const uint64_t value = number(arguments, name);
-          if (value >= 0x100000U) {
-            CHECK(value < 0x100000U + bytes);
-            CHECK_EQUAL(value % 256, 0U);
-            begins.push_back(value);
-          }
-        }
+struct Buffer {
+  uint64_t begin;
+  size_t bytes;
+};
+
+bool operator<(const Buffer& a, const Buffer& b) {
+  return std::tie(a.begin, a.bytes) < std::tie(b.begin, b.bytes);
+}
+
+// What the launches read and write of scratch memory, from 0x100000 on; `sizes` are the buffers'.
+std::set<Buffer> scratchBuffers(bilateral::Schedule& schedule,
+                                const std::map<Argument, size_t>& sizes) {
+  std::set<Buffer> buffers;
+  for (int32_t i = 0; i < schedule.count; ++i) {
+    auto& arguments = schedule.launches[static_cast<size_t>(i)].arguments;
+    for (const auto& [name, bytes] : sizes) {
+      const uint64_t value = number(arguments, name);
+      if (value >= 0x100000U) {
+        buffers.insert({value, bytes});
       }
-      CHECK(!begins.empty());
     }
+  }
+  return buffers;
+}
+
+TEST(scratch_buffers_lie_within_what_was_asked_for_and_do_not_overlap) {
+  struct Case {
+    SpatialKernel spatial;
+    int32_t inputs, features, keys;
+    size_t buffers;
+  };
+  for (const Case& one :
+       {Case{SpatialKernel::kNone, 3, 0, 64, 1}, Case{SpatialKernel::kDot, 5, 16, 64, 3},
+        Case{SpatialKernel::kGaussian, 6, 2, 64, 1},
+        Case{SpatialKernel::kGaussian, 6, 2, 5000, 5}}) {
+    Attention attention;
+    attention.range = RangeKernel::kGaussian;
+    attention.spatial = one.spatial;
+    const Operands operands = bilateral::operandsOf(one.spatial, one.inputs);
+    const Problem problem{DataType::kHALF, 2, 3, 64, one.keys, 64, one.features};
+    FakeTensors fake;
+    bilateral::Schedule schedule =
+        bilateral::makeSchedule(attention, operands, problem, fake.tensors(), 86);
+    const auto keys = static_cast<size_t>(one.keys);
+    const size_t tiles = (keys + 31) / 32;
+    const std::map<Argument, size_t> sizes{
+        {Argument::target, size_t{3} * 64 * 16 * 2},     // H N P, of queries and of keys
+        {Argument::key_term, size_t{2} * 3 * keys * 4},  // B H Nk
+        {Argument::tile_norm, size_t{2} * 3 * tiles * 4},
+        {Argument::tile_term, size_t{2} * 3 * tiles * 4},
+        {Argument::tile_boxes, tiles * 2 * 2 * 4},       // least and largest of two coordinates
+        {Argument::tile_ranges, size_t{2} * 3 * 2 * 4},  // first and last, for one row of tiles
+    };
+    const std::set<Buffer> buffers = scratchBuffers(schedule, sizes);
+    CHECK_EQUAL(buffers.size(), one.buffers);
+    uint64_t end = 0x100000;
+    for (const Buffer& buffer : buffers) {
+      CHECK(buffer.begin >= end);
+      CHECK_EQUAL(buffer.begin % 256, 0U);
+      end = buffer.begin + buffer.bytes;
+    }
+    CHECK(end <= 0x100000 + bilateral::workspaceBytes(attention, operands, problem));
   }
 }
 

@@ -98,14 +98,18 @@ def _check_gpu(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Fin
             )
     if not devices:
         return
-    need = sum(_least_memory(model) for model in wanting)
+    weights = sum(manifest.plan.bytes for model in wanting for manifest in model.manifests)
+    activations = sum(map(_activation_bytes, wanting))
     free = max(device.free_bytes for device in devices)
-    if need and need + _RUNTIME_BYTES > free:
+    if weights and weights + activations + _RUNTIME_BYTES > free:
         yield error(
             "machine",
-            f"the plans hold {need >> 20} MiB of weights, and the GPU has {free >> 20} MiB free",
-            "Loading would run out of memory; activations come on top.",
-            "Stop what else uses the GPU (nvidia-smi), or serve fewer instances.",
+            f"the plans need at least {weights >> 20} MiB for weights, {activations >> 20} MiB for"
+            f" activations and about {_RUNTIME_BYTES >> 20} MiB for TensorRT itself, and the GPU"
+            f" has {free >> 20} MiB free",
+            "Loading would run out of memory.",
+            "Stop what else uses the GPU (nvidia-smi), serve fewer instances, or build plans with a"
+            " smaller --max-batch.",
         )
 
 
@@ -113,9 +117,12 @@ def _wants_gpu(config: pb.ModelConfig) -> bool:
     return any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
 
 
-def _least_memory(model: CheckedModel) -> int:
-    """Weights alone, in bytes: instances share them."""
-    return sum(manifest.plan.bytes for manifest in model.manifests)
+def _activation_bytes(model: CheckedModel) -> int:
+    """Of all instances on one GPU: they share weights, and each has a context of its own."""
+    assert model.config is not None
+    groups = [g for g in model.config.instance_group if g.kind == pb.ModelInstanceGroup.KIND_GPU]
+    instances = sum(max(1, int(group.count)) for group in groups)
+    return instances * sum(manifest.activation_bytes or 0 for manifest in model.manifests)
 
 
 def _check_server(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:

@@ -111,6 +111,21 @@ def test_two_profiles_are_built_and_the_largest_batch_is_known(make_model) -> No
     assert manifest.profiles[1]["x"].range() == profiles[1]["x"]
 
 
+def test_memory_for_activations_is_that_of_the_largest_shapes(make_model) -> None:
+    found = [
+        build(
+            make_model(GAUSSIAN, name=f"up_to_{batch}"),
+            BuildOptions(targets=targets, attention="function", max_batch=batch),
+        ).activation_bytes
+        for batch, targets in ((1, (86,)), (512, (86,)), (512, (80, 86)))
+    ]
+    one, many, for_two = (count or 0 for count in found)
+    values = 16 * 64 * 4  # of one item's x
+    assert one > values
+    assert many - one > 500 * values
+    assert for_two >= many
+
+
 def test_progress_comes_to_its_end(make_model) -> None:
     steps: list[tuple[str, int, int]] = []
     build(make_model(GAUSSIAN), progress=lambda *step: steps.append(step))

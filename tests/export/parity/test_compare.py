@@ -25,6 +25,7 @@ from bilateral_export.parity.compare import (
     truth_of,
 )
 from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.report import ParityRow
 from bilateral_export.parity.samples import Sample, random_samples
 from bilateral_export.parity.widen import widen_file
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -59,6 +60,34 @@ def _native(path: Path, precision: Precision) -> Candidate:
     return Candidate(OnnxRuntimeRunner(path, threads=1), precision)
 
 
+def _failed_seeds(
+    checkpoint: Checkpoint, candidate: Candidate, lengths: dict[str, tuple[int, ...]]
+) -> list[tuple[int, ParityRow]]:
+    """Rows that fail, by seed. Each seed is judged alone; all are run in one go."""
+    model = exportable(checkpoint.build_model())
+    samples = [
+        sample for seed in SEEDS for sample in random_samples(model, (1, 2, 29), lengths, seed=seed)
+    ]
+    per_seed = len(samples) // len(SEEDS)
+    truth = truth_of(checkpoint, candidate.ground, samples)
+    with candidate.runner as runner:
+        outputs = outputs_of(runner, samples)
+    failed = []
+    for seed in SEEDS:
+        cut = slice(seed * per_seed, (seed + 1) * per_seed)
+        rows = judge(
+            candidate,
+            {name: pieces[cut] for name, pieces in outputs.items()},
+            Truth(
+                {name: pieces[cut] for name, pieces in truth.reference.items()},
+                {name: pieces[cut] for name, pieces in truth.eager.items()},
+            ),
+            samples[cut],
+        )
+        failed += [(seed, row) for row in rows if not row.passed]
+    return failed
+
+
 @pytest.mark.parametrize("family", ["digits", "sequence", "language"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("widened", [False, True])
@@ -80,30 +109,7 @@ def test_a_healthy_model_passes_fifty_seeds(
         candidate = Candidate(runner, precision, widened=True)
     else:
         candidate = _native(path, precision)
-    model = exportable(checkpoint.build_model())
-    samples = [
-        sample
-        for seed in SEEDS
-        for sample in random_samples(model, (1, 2, 29), subjects[family].lengths, seed=seed)
-    ]
-    per_seed = len(samples) // len(SEEDS)
-    truth = truth_of(checkpoint, candidate.ground, samples)
-    with candidate.runner as runner:
-        outputs = outputs_of(runner, samples)
-    failed = []
-    for seed in SEEDS:
-        cut = slice(seed * per_seed, (seed + 1) * per_seed)
-        rows = judge(
-            candidate,
-            {name: pieces[cut] for name, pieces in outputs.items()},
-            Truth(
-                {name: pieces[cut] for name, pieces in truth.reference.items()},
-                {name: pieces[cut] for name, pieces in truth.eager.items()},
-            ),
-            samples[cut],
-        )
-        failed += [(seed, row) for row in rows if not row.passed]
-    assert failed == []
+    assert _failed_seeds(checkpoint, candidate, subjects[family].lengths) == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -117,14 +123,7 @@ def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Preci
     card = CheckpointCard(name="segmenter", model=config)
     checkpoint = Checkpoint(tmp_path, "0" * 64, card, model.state_dict())
     exported = export_onnx(checkpoint, tmp_path / "segmenter.onnx", precision=precision)
-    candidate = _native(exported.path, precision)
-    failed = []
-    for seed in SEEDS:
-        samples = random_samples(exportable(model), (1, 2, 29), seed=seed)
-        failed += [
-            (seed, row) for row in compare(checkpoint, [candidate], samples).rows if not row.passed
-        ]
-    assert failed == []
+    assert _failed_seeds(checkpoint, _native(exported.path, precision), {}) == []
 
 
 @pytest.mark.parametrize("name", SERVING_FAULTS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -18,7 +20,7 @@ from tests.export.parity.models import Subject
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.parity.baseline import regressions
-from bilateral_export.parity.html import render_html, write_html
+from bilateral_export.parity.html import render_html
 from bilateral_export.parity.identity import body_check, identity_checks, misplaced, read_metadata
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
@@ -162,35 +164,98 @@ def test_the_page_loads_nothing_and_shows_the_verdict(
     assert FAULT.node in page
 
 
-def test_the_page_renders_in_a_browser(
-    faulty: ParityReport, subjects: dict[str, Subject], tmp_path: Path
-) -> None:
+# What a reader sees of the page, in a wide and in a narrow window, measured by the browser.
+MEASURE = """
+const middle = (box) => (box.top + box.bottom) / 2;
+const seen = (frame) => {
+  const page = frame.contentDocument, style = (e) => frame.contentWindow.getComputedStyle(e);
+  const plots = [...page.querySelectorAll("svg.layers")].map((plot) => ({
+    width: plot.getBoundingClientRect().width,
+    powers: [...plot.querySelectorAll("text[text-anchor=end]")].map((text) => [
+      Number(text.textContent.slice(2)),
+      middle(text.previousElementSibling.getBoundingClientRect())]),
+    points: [...plot.querySelectorAll("circle")].map((point) => ({
+      tip: point.textContent, height: middle(point.getBoundingClientRect()),
+      fill: style(point).fill}))}));
+  const images = [...page.querySelectorAll("figure img")].map((image) => {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 8;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    context.drawImage(image, 0, 0, 8, 8);
+    const data = context.getImageData(0, 0, 8, 8).data;
+    return {title: image.alt, pixels: [...data].filter((_, i) => i % 4 == 0)}});
+  return {plots, images, text: style(page.body).color,
+    verdict: page.querySelector("#verdict").textContent,
+    shown: page.documentElement.clientWidth, wide: page.documentElement.scrollWidth}};
+window.onload = () => {
+  const found = document.createElement("pre");
+  found.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(seen));
+  document.body.replaceChildren(found)};
+"""
+
+
+def _looked_at(page: str, folder: Path, dark: bool) -> list[dict[str, Any]]:
+    """What the browser shows of the page, 1200 and 390 pixels wide."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")
-    page = tmp_path / "report.html"
-    write_html(page, faulty, subjects["digits"].samples)
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="{html.escape(page)}"></iframe>'
+        for width in (1200, 390)
+    )
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(f"<!doctype html><script>{MEASURE}</script><body>{frames}</body>")
     shown = subprocess.run(
         [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--screenshot={tmp_path / 'page.png'}",
-            "--window-size=1200,1600",
-            page.as_uri(),
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            f"--user-data-dir={folder / 'profile'}",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--window-size=1300,1000",
+            wrapper.as_uri(),
         ],
         capture_output=True,
+        text=True,
         timeout=120,
-        check=False,
+        check=True,
     )
-    assert shown.returncode == 0
-    from PIL import Image
+    found: list[dict[str, Any]] = json.loads(
+        html.unescape(shown.stdout.partition("<pre>")[2].partition("</pre>")[0])
+    )
+    return found
 
-    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3)
-    # The verdict and the broken nodes are drawn in this red (--bad in the page's style).
-    assert (pixels == (0xCF, 0x22, 0x2E)).all(axis=1).sum() > 100
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_what_the_report_says(
+    faulty: ParityReport, subjects: dict[str, Subject], tmp_path: Path, dark: bool
+) -> None:
+    samples = {sample.origin: sample for sample in subjects["digits"].samples}
+    page = render_html(faulty, list(samples.values()))
+    wide, narrow = _looked_at(page, tmp_path, dark)
+    for seen in (wide, narrow):
+        assert seen["verdict"] == "FAIL"
+        assert seen["wide"] <= seen["shown"]
+        assert seen["text"] == ("rgb(255, 255, 255)" if dark else "rgb(0, 0, 0)")
+        for plot, bisection in zip(seen["plots"], faulty.bisections, strict=True):
+            assert 300 < plot["width"] <= seen["shown"]
+            (low, bottom), *_, (high, top) = plot["powers"]
+            for point, node in zip(plot["points"], bisection.nodes, strict=True):
+                assert point["tip"].startswith(f"{node.node}: error {node.error:.2e}")
+                power = low + (bottom - point["height"]) / (bottom - top) * (high - low)
+                if 10**low <= node.error <= 10**high:
+                    assert power == pytest.approx(np.log10(node.error), abs=0.1)
+                broken = point["fill"] == "rgb(207, 34, 46)"
+                assert broken == (node.error > node.limit)
+        rows = {
+            f"{row.stage}, {row.output}: {row.worst.sample}, item {row.worst.item}": row.worst
+            for row in faulty.rows
+        }
+        assert seen["images"]
+        for image in seen["images"]:
+            worst = rows[image["title"]]
+            pixels = samples[worst.sample].arrays["image"][worst.item].ravel()
+            stretched = 255 * (pixels - pixels.min()) / np.ptp(pixels)
+            np.testing.assert_allclose(image["pixels"], stretched, atol=1.5)
 
 
 def test_a_file_must_be_of_the_checkpoint_it_is_compared_with(

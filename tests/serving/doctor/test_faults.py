@@ -260,6 +260,13 @@ def full_gpu(scene: Scene) -> None:
     scene.change(driver=Driver((13, 0), (dataclasses.replace(H100, free_bytes=100 << 20),)))
 
 
+def activations_beyond_the_gpu(scene: Scene) -> None:
+    """One instance fits, four do not."""
+    scene.edit_manifest(activation_bytes=20 << 30)
+    assert diagnose(scene.root, scene.machine).healthy
+    scene.edit("count: 1", "count: 4", "planned")
+
+
 def no_server(scene: Scene) -> None:
     scene.change(tritonserver=None)
 
@@ -324,6 +331,7 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (no_gpu, "planned", "no NVIDIA driver"),
     (driver_without_gpu, "planned", "no GPU is visible"),
     (full_gpu, "machine", "100 MiB free"),
+    (activations_beyond_the_gpu, "machine", "81920 MiB for activations"),
     (no_server, "server", "no tritonserver"),
     (missing_backend, "planned", "backend 'tensorrt'"),
     (missing_stub, "server", "no stub"),
