@@ -40,10 +40,10 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 METADATA_KEY = "bilateral.lowering"
 
-# From here on the flash form is faster on ONNX Runtime's CPU provider: `bilateral bench suite --only
-# crossover` measures both by turns. Two cores of an EPYC with AVX-512: at 401 tokens 1.05 times as
-# fast (95% interval 1.04 .. 1.07; dot range kernel 1.03, 1.02 .. 1.04), at 197 tokens no difference
-# that can be told, at 65 slower.
+# From here on the flash form is faster on ONNX Runtime's CPU provider, which `bilateral bench suite
+# --only crossover` measures by turns. On two cores of an EPYC with AVX-512 it is 1.05 times as fast
+# at 401 tokens (95% interval 1.04 .. 1.07; dot range kernel 1.03, 1.02 .. 1.04), not to be told
+# apart at 197, slower at 65.
 FLASH_LENGTH = 400
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
