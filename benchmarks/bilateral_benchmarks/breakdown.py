@@ -12,8 +12,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import service_pb2
 
+from bilateral_benchmarks.generator import TICK_S
 from bilateral_benchmarks.report import Context
 from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
+from bilateral_benchmarks.run import OnProgress
 from bilateral_benchmarks.served import try_out
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
@@ -66,6 +68,7 @@ def measure_breakdown(
     *,
     duration_s: float = 5.0,
     in_process: Callable[[], object] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Breakdown:
     """Send requests one at a time and ask the server how long each of its steps took.
 
@@ -78,6 +81,7 @@ def measure_breakdown(
         arrays: One request.
         duration_s: How long.
         in_process: Calls the same model without a server; timed after the requests.
+        on_progress: Called about ten times a second while requests are sent.
 
     Raises:
         UserError: The server or model is not there, refuses the arrays, or served others too.
@@ -94,8 +98,13 @@ def measure_breakdown(
         before = _statistics(channel, model)
         times: list[tuple[float, float, float]] = []
         network: list[float] = []
-        end = time.monotonic() + duration_s
-        while time.monotonic() < end:
+        begun = shown = time.monotonic()
+        while (now := time.monotonic()) < begun + duration_s:
+            if on_progress and now - shown >= TICK_S:
+                on_progress(
+                    now - begun, float(np.median(np.sum(times[-100:], axis=1))) if times else None
+                )
+                shown = time.monotonic()
             times.append(_request(infer, model, arrays, region))
             network.append(_refused(infer, arrays, region))
         after = _statistics(channel, model)

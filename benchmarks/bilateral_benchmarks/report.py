@@ -38,13 +38,19 @@ class Context(BaseModel):
     @staticmethod
     def now() -> Context:
         """Of this process, at this moment."""
-        program = Path(sys.argv[0]).name or "python"
         return Context(
             machine=Machine.here(),
-            command=" ".join([program, *sys.argv[1:]]),
+            command=" ".join([_program(Path(sys.argv[0])), *sys.argv[1:]]),
             git_revision=git_revision(),
             started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
+
+
+def _program(path: Path) -> str:
+    """What a person types to start the program at `path`."""
+    if path.parts[-2:] == ("bilateral_cli", "__main__.py"):  # python -m bilateral_cli
+        return "bilateral"
+    return path.name or "python"
 
 
 class WindowRow(BaseModel):

@@ -11,7 +11,7 @@ Only the arrivals and the metrics are MLPerf's: no accuracy run, no prescribed m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -73,6 +73,7 @@ def run_scenario(
     bound_ms: float = 50.0,
     max_batch: int = 8,
     on_progress: OnProgress | None = None,
+    on_measurement: Callable[[str, float], None] | None = None,
 ) -> ScenarioResult:
     """Run one scenario.
 
@@ -86,6 +87,7 @@ def run_scenario(
         bound_ms: Server: what the p99 latency must not exceed.
         max_batch: Offline: samples in one request.
         on_progress: Called about ten times a second.
+        on_measurement: Called before each measurement with its load and its planned seconds.
 
     Raises:
         UserError: The server or the model is not there or refuses the inputs.
@@ -93,6 +95,8 @@ def run_scenario(
 
     def measure(samples: int, load: Load, seconds: float = duration_s) -> Report:
         arrays = {name: np.repeat(array, samples, axis=0) for name, array in sample.items()}
+        if on_measurement:
+            on_measurement(str(load), seconds + warmup_s)
         return bench_served(
             url,
             model,

@@ -19,7 +19,7 @@ from bilateral_benchmarks.generator_limit import GeneratorLimit
 from bilateral_benchmarks.in_process import bench_runner
 from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
 from bilateral_benchmarks.render import html, markdown
-from bilateral_benchmarks.report import Report
+from bilateral_benchmarks.report import Context, Report
 from bilateral_benchmarks.sweep import Point, Sweep
 from bilateral_benchmarks.verdict import compare_documents
 from bilateral_export.errors import UserError
@@ -74,6 +74,12 @@ def test_a_document_survives_its_file_and_fits_its_schema(report: Report, tmp_pa
     described = json.loads(schema())
     known = {"schema_version", "title", "items", "failures", "parts"}
     assert set(described["properties"]) == known
+
+
+@pytest.mark.parametrize("program", ["/bin/bilateral", "/site-packages/bilateral_cli/__main__.py"])
+def test_the_command_is_what_a_person_types(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "bench", "limit"])
+    assert Context.now().command == "bilateral bench limit"
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

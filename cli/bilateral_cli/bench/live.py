@@ -33,9 +33,26 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def one_measurement(what: str, seconds: float) -> Iterator[OnProgress]:
     """Show one measurement of so many seconds; yields its `on_progress`."""
+    with measurements() as (begin, update):
+        begin(what, seconds)
+        yield update
+
+
+@contextlib.contextmanager
+def measurements() -> Iterator[tuple[Callable[[str, float], None], OnProgress]]:
+    """Show measurements one after the other.
+
+    Yields what to call before each, with its name and planned seconds, and its `on_progress`.
+    """
     progress = _progress()
-    task = progress.add_task(what, total=seconds)
+    task = progress.add_task("Starting", total=None)
+    what, seconds = "", 0.0
     with Live(Group(progress), console=notes, transient=True) as live:
+
+        def begin(name: str, planned: float) -> None:
+            nonlocal what, seconds
+            what, seconds = name, planned
+            progress.reset(task, description=what, total=seconds)
 
         def update(elapsed: float, median_s: float | None) -> None:
             # Windows that do not agree make it longer than was planned.
@@ -45,7 +62,7 @@ def one_measurement(what: str, seconds: float) -> Iterator[OnProgress]:
             row = (what, now, f"{elapsed:.1f}", f"{seconds:.1f}")
             live.update(Group(progress, table(columns, [row])))
 
-        yield update
+        yield begin, update
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bilateral_cli.bench.app import bench
-from bilateral_cli.bench.live import experiment, one_measurement
+from bilateral_cli.bench.live import experiment, measurements, one_measurement
 from bilateral_cli.bench.options import (
     BatchOption,
     DurationOption,
@@ -20,7 +20,7 @@ from bilateral_cli.bench.options import (
     numbers,
 )
 from bilateral_cli.bench.output import finish_document
-from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, notes
+from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def scenario(
     chosen = named_scenario(which)
     with Client(url) as client:
         info = client.model_metadata(name)
-    with one_measurement(f"{chosen}, {name}", duration + warmup) as on_progress:
+    with measurements() as (begin, on_progress):
         result = run_scenario(
             chosen,
             url,
@@ -64,6 +64,7 @@ def scenario(
             bound_ms=bound,
             max_batch=max(1, info.max_batch_size),
             on_progress=on_progress,
+            on_measurement=lambda load, seconds: begin(f"{chosen}, {name}: {load}", seconds),
         )
     finish_document(Document(title=f"{chosen}: {name}", items=(result,)), output, json)
 
@@ -164,10 +165,15 @@ def breakdown(
 
     with Client(url) as client:
         arrays = made_up(client.model_metadata(name).inputs, batch, length)
-    with notes.status("Measuring"), contextlib.ExitStack() as stack:
+    with (
+        one_measurement(f"parts of a request, {name}", duration) as on_progress,
+        contextlib.ExitStack() as stack,
+    ):
         call = None
         if model is not None:
             opened = stack.enter_context(LoweredRunner(model))
             call = functools.partial(opened.run, arrays)
-        found = measure_breakdown(url, name, arrays, duration_s=duration, in_process=call)
+        found = measure_breakdown(
+            url, name, arrays, duration_s=duration, in_process=call, on_progress=on_progress
+        )
     finish_document(Document(title=f"Breakdown of {name}", items=(found,)), output, json)

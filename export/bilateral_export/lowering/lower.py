@@ -40,10 +40,11 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 METADATA_KEY = "bilateral.lowering"
 
-# About where the flash form begins to win on ONNX Runtime's CPU provider, which
-# `bilateral bench suite --only crossover` measures by turns: a tie up to 401 tokens, where the mask
-# form rounds best; faster at 785 and beyond. Between them the two are near enough for either.
-FLASH_LENGTH = 512
+# From here on the flash form is faster on ONNX Runtime's CPU provider, which `bilateral bench suite
+# --only crossover` measures by turns. On two cores of an EPYC with AVX-512 it is 1.05 times as fast
+# at 401 tokens (95% interval 1.04 .. 1.07; dot range kernel 1.03, 1.02 .. 1.04), not to be told
+# apart at 197, slower at 65.
+FLASH_LENGTH = 400
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
     "augmented": augment,
