@@ -100,7 +100,8 @@ def _write_backend(directory: Path, artifact: Artifact) -> None:
     about = artifact.metadata.preprocessing if artifact.metadata else None
     if isinstance(about, TextPreprocessing) and about.vocabulary:
         (directory / VOCABULARY_FILE).write_text("\n".join(about.vocabulary), encoding="utf-8")
-        (directory / "stream.py").write_bytes((backend / "stream.py").read_bytes())
+        for name in ("stream.py", "instances.py"):
+            (directory / name).write_bytes((backend / name).read_bytes())
         text = resources.files("bilateral_export") / "text.py"
         (directory / "bilateral_text.py").write_bytes(text.read_bytes())
 
