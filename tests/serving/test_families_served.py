@@ -104,8 +104,6 @@ def served(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
         repository.add(name, root / f"{name}.onnx", root / "models", settings=one)
     stream = Settings(threads=1, stream=True)
     repository.add("pydoc-words", root / "pydoc.onnx", root / "models", settings=stream)
-    two = Settings(threads=1, stream=True, instances=2)
-    repository.add("pydoc-two", root / "pydoc.onnx", root / "models", settings=two)
     return root / "models"
 
 
@@ -257,18 +255,18 @@ def test_words_arrive_one_by_one_and_a_closed_stream_frees_the_server(client: Cl
 def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
     served: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """More of them at once than a model answers; several instances share the work."""
+    """More of them at once than a model answers."""
     log: list[str] = []
 
     def read(number: int) -> None:
-        words = client.generate("pydoc-two", "A", max_tokens=20 if number % 2 else 100_000)
+        words = client.generate("pydoc-words", "A", max_tokens=20 if number % 2 else 100_000)
         for _ in range(number % 20):
             next(words)
         words.close()
 
     async def read_async(connected: AsyncClient, number: int) -> None:
         async def read() -> None:
-            async for _ in connected.generate("pydoc-two", "A", max_tokens=100_000):
+            async for _ in connected.generate("pydoc-words", "A", max_tokens=100_000):
                 pass
 
         with pytest.raises(asyncio.TimeoutError):
@@ -279,14 +277,14 @@ def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
             await asyncio.gather(*(read_async(connected, number) for number in range(20)))
 
     started = running(
-        server_options(served, "pydoc-two"), on_log=lambda line: log.append(line.text)
+        server_options(served, "pydoc-words"), on_log=lambda line: log.append(line.text)
     )
     with started as server, Client(server.url, timeout_s=30) as client:
         with ThreadPoolExecutor(10) as pool:
             list(pool.map(read, range(100)))
         asyncio.run(read_together())
         with pytest.raises(UserError, match="no word"):
-            client.score("pydoc-two", "")
+            client.score("pydoc-words", "")
     assert any("unloading models" in text for text in log)
     assert not any("timeout expired" in text for text in log)
     assert not caplog.records  # no stream had to be cancelled
