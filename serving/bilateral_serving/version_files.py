@@ -100,8 +100,7 @@ def _write_backend(directory: Path, artifact: Artifact) -> None:
     about = artifact.metadata.preprocessing if artifact.metadata else None
     if isinstance(about, TextPreprocessing) and about.vocabulary:
         (directory / VOCABULARY_FILE).write_text("\n".join(about.vocabulary), encoding="utf-8")
-        for name in ("stream.py", "instances.py"):
-            (directory / name).write_bytes((backend / name).read_bytes())
+        (directory / "stream.py").write_bytes((backend / "stream.py").read_bytes())
         text = resources.files("bilateral_export") / "text.py"
         (directory / "bilateral_text.py").write_bytes(text.read_bytes())
 

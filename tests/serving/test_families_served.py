@@ -290,6 +290,17 @@ def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
     assert not caplog.records  # no stream had to be cancelled
 
 
+def test_a_stream_has_one_instance(served: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="served by one instance, not 2"):
+        repository.add(
+            "words",
+            served.parent / "pydoc.onnx",
+            tmp_path,
+            settings=Settings(stream=True, instances=2),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_streams_of_several_clients_do_not_mix(client: Client) -> None:
     alone = {
         seed: [w.token for w in client.generate("pydoc-words", "A", max_tokens=30, seed=seed)]

@@ -1,12 +1,13 @@
 """A language model as text in, words out: Triton's decoupled mode, many responses a request.
 
 It lies beside `model.py`, which uses it for a model that config.pbtxt declares decoupled, together
-with `instances.py`, `vocabulary.txt` and `bilateral_text.py` (`bilateral_export/text.py`, copied).
+with `vocabulary.txt` and `bilateral_text.py` (`bilateral_export/text.py`, copied).
 
 Requests run in threads, so that the streams of several clients advance side by side. A client
 leaves a stream by a second request on it, whose parameter `leave` is the id of the first: the
-stream then ends at its next word. The second request has no answer. A client that cancels instead
-stops the work as well, but Triton can die of that (serving/README.md).
+stream then ends at its next word. The second request has no answer, and has to come to the same
+process: such a model has one instance. A client that cancels instead stops the work as well, but
+Triton can die of that (serving/README.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # provided by the server
 from bilateral_text import Reader, Sampling, Tokenizer, Word, generate, score
-from instances import Others
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array], Sequence[str]], Sequence[Array]]
@@ -86,9 +85,6 @@ class Streamer:
         self._waiting: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._streams: dict[str, Stream] = {}
-        # Another instance's, or left before their requests came here.
-        self._left: deque[str] = deque(maxlen=1024)
-        self._others = Others(directory, self._leave)
         # Daemons: a thread that waits for a server which is going away must not keep this process.
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(STREAMS)]
         for thread in self._threads:
@@ -101,8 +97,7 @@ class Streamer:
             if left is None:
                 self._start(Stream(request))
             else:
-                if not self._leave(left):
-                    self._others.tell(left)
+                self._leave(left)
                 request.get_response_sender().send(flags=FINAL)
 
     def close(self) -> None:
@@ -111,22 +106,15 @@ class Streamer:
 
     def _start(self, stream: Stream) -> None:
         with self._lock:
-            left = stream.id in self._left
             if stream.id:
                 self._streams[stream.id] = stream
-        if left:
-            stream.leave()
         self._waiting.put(stream)
 
-    def _leave(self, name: str) -> bool:
-        """Whether the stream of that id is one of this instance."""
+    def _leave(self, name: str) -> None:
         with self._lock:
             stream = self._streams.get(name)
-            if stream is None:
-                self._left.append(name)
-                return False
-        stream.leave()
-        return True
+        if stream is not None:  # it has not ended
+            stream.leave()
 
     def _work(self) -> None:
         while not self._closing.is_set():
