@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -38,17 +39,22 @@ def generate(
     """
     from bilateral_serving.client import Client
 
-    with Client(url, timeout_s=timeout) as client:
-        words = client.generate(
-            name,
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop or (),
-        )
+    with (
+        Client(url, timeout_s=timeout) as client,
+        # Closed also on Ctrl-C, so that the server stops its work.
+        closing(
+            client.generate(
+                name,
+                prompt,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                stop=stop or (),
+            )
+        ) as words,
+    ):
         if json:
             print_json({"prompt": prompt, "words": [vars(word) for word in words]})
             return

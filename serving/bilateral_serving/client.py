@@ -7,7 +7,7 @@ with Client("localhost:8001") as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -175,11 +175,12 @@ class Client:
         stop: Sequence[str] = (),
         version: int | None = None,
         timeout_s: float | None = None,
-    ) -> Iterator[Word]:
+    ) -> Generator[Word, None, None]:
         """New words after a prompt, each as soon as the server has it.
 
         The options are those of `bilateral_export.text.Sampling`; the same seed gives the same
-        words. Closing the iterator stops the server's work. The deadline covers the whole stream.
+        words. Closing the iterator stops the server's work. The deadline covers the whole stream;
+        a stream that is left, or late, is waited for until the model has ended it (5 s at most).
         """
         options = language.sampling(
             max_tokens=max_tokens,
@@ -201,7 +202,7 @@ class Client:
 
     def _stream(
         self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
-    ) -> Iterator[Word]:
+    ) -> Generator[Word, None, None]:
         self._run(self._flows.check_stream(model, version, deadline))
         return streams.read(self.url, model, text, options, version, deadline)
 

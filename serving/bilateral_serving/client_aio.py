@@ -3,14 +3,14 @@
     async with AsyncClient("localhost:8001") as client:
         outputs = await client.infer("digits", {"pixel_values": images})
 
-Cancelling the task that waits for a call cancels the call.
+Cancelling the task that waits for a call cancels the call; a stream is left instead (streams.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -132,7 +132,7 @@ class AsyncClient:
         version: int | None = None,
         timeout_s: float | None = None,
         **options: Any,
-    ) -> AsyncIterator[Word]:
+    ) -> AsyncGenerator[Word, None]:
         """New words after a prompt, as they come; the options are those of `Client.generate`."""
         deadline = self._flows.deadline(timeout_s)
         sampling = language.sampling(**options)

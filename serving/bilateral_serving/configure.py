@@ -84,13 +84,17 @@ def _build_stream(
             f"{artifact.path} cannot be served as a stream of words by target {target}",
             "Give a language model that was exported with its vocabulary, and target python.",
         )
+    if settings.instances != 1:
+        raise UserError(
+            f"a stream of words is served by one instance, not {settings.instances}: the message"
+            " that ends a stream has to reach the process that writes it",
+            "Leave the instances out; one answers eight streams at once.",
+        )
     config = pb.ModelConfig(
         name=name,
         backend=target,
         version_policy=version_policy(settings.versions),
-        instance_group=[
-            pb.ModelInstanceGroup(kind=f"KIND_{settings.device.upper()}", count=settings.instances)
-        ],
+        instance_group=[pb.ModelInstanceGroup(kind=f"KIND_{settings.device.upper()}", count=1)],
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
     )
     for key, (kind, size) in _STREAM_INPUTS.items():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import service_pb2 as pb
 
 from bilateral_export.errors import UserError
-from bilateral_export.tensors import Array
 from bilateral_export.text import Sampling, Word, perplexity
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_stream",
     "is_final",
     "sampling",
+    "to_leave",
     "to_request",
     "words",
 ]
@@ -67,25 +68,36 @@ def check_stream(config: Any) -> None:
         )
 
 
-def to_request(text: str, options: Sampling) -> list[InferInput]:
-    """A text and the options as Triton's inputs; `max_tokens` 0 asks for the text's score."""
-    arrays: dict[str, tuple[str, Array]] = {
-        "text": ("BYTES", np.array([text.encode()], dtype=object)),
-        "max_tokens": ("INT32", np.array([options.max_tokens], dtype=np.int32)),
-        "temperature": ("FP32", np.array([options.temperature], dtype=np.float32)),
-        "top_k": ("INT32", np.array([options.top_k], dtype=np.int32)),
-        "top_p": ("FP32", np.array([options.top_p], dtype=np.float32)),
-        "seed": ("INT64", np.array([options.seed], dtype=np.int64)),
-    }
+def to_request(
+    model: str, version: str, name: str, text: str, options: Sampling
+) -> pb.ModelInferRequest:
+    """A text and the options as a request called `name`; `max_tokens` 0 asks for its score."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version, id=name)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+
+    def give(tensor: str, datatype: str, **contents: Sequence[Any]) -> None:
+        size = len(next(iter(contents.values())))
+        request.inputs.add(name=tensor, datatype=datatype, shape=[size], contents=contents)
+
+    give("text", "BYTES", bytes_contents=[text.encode()])
+    give("max_tokens", "INT32", int_contents=[options.max_tokens])
+    give("temperature", "FP32", fp32_contents=[options.temperature])
+    give("top_k", "INT32", int_contents=[options.top_k])
+    give("top_p", "FP32", fp32_contents=[options.top_p])
+    give("seed", "INT64", int64_contents=[options.seed])
     if options.stop:
-        stop = np.array([text.encode() for text in options.stop], dtype=object)
-        arrays["stop"] = ("BYTES", stop)
-    inputs = []
-    for name, (kind, array) in arrays.items():
-        tensor = InferInput(name, list(array.shape), kind)
-        tensor.set_data_from_numpy(array)
-        inputs.append(tensor)
-    return inputs
+        give("stop", "BYTES", bytes_contents=[stop.encode() for stop in options.stop])
+    return request
+
+
+def to_leave(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    """The message that ends a request's stream early, see `python_backend/stream.py`.
+
+    It has no text to score either: a model that does not know the message refuses it.
+    """
+    message = to_request(request.model_name, request.model_version, "", "", Sampling(max_tokens=0))
+    message.parameters["leave"].string_param = request.id
+    return message
 
 
 def words(result: Any) -> list[Word]:

@@ -1,22 +1,24 @@
 """Reading a stream of words over gRPC, for the synchronous and for the asyncio client.
 
-Only a stream that is left early is cancelled, and only if it does not end by itself in a moment: a
-request whose cancellation meets its last response is never released by Triton (2.51), which then
-cannot unload the model when it is told to stop.
+A stream that is left early is ended by a message to the model, never cancelled: Triton (2.51) can
+die of a cancelled stream. So that neither an interrupt nor the end of an event loop cancels one
+either, each stream has a thread of its own, which reads it to its end whatever becomes of the
+caller.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Any
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, TypeAlias
 
 import grpc
-import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import InferResult, service_pb2_grpc
 from tritonclient.grpc._utils import get_error_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -24,102 +26,161 @@ from bilateral_serving import calls, failures, language
 from bilateral_serving.deadline import Deadline
 from bilateral_serving.language import Sampling, Word
 
-Answer = tuple[Any, InferenceServerException | None]
-_MOMENT_S = 0.1
+logger = logging.getLogger(__name__)
+
+# None: the stream has ended.
+Answer: TypeAlias = "InferResult | InferenceServerException | None"
+
+# How long a model may take to end a stream that was left; it does so after its next word.
+_PATIENCE_S = 5.0
 
 
 def read(
     url: str, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
-) -> Iterator[Word]:
-    """Ask a model for words and yield each as it comes; closing the iterator cancels the request.
+) -> Generator[Word, None, None]:
+    """Ask a model for words and yield each as it comes; closing the iterator stops the model.
 
     Raises:
         UserError: The server's error, or that the deadline has passed.
     """
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    # A connection has one stream at most: each call opens its own.
-    with triton.InferenceServerClient(url) as server:
-        server.start_stream(
-            lambda result, error: answers.put((result, error)), stream_timeout=deadline.left_s
-        )
-        ended = False
-        try:
-            server.async_stream_infer(
-                model,
-                language.to_request(text, options),
-                model_version=calls.version_text(version),
-                enable_empty_final_response=True,
-            )
-            while not ended:
-                try:
-                    result, error = answers.get(timeout=deadline.left_s)
-                    ended = error is not None or language.is_final(result)
-                except queue.Empty:
-                    result, error = None, _late()
-                if error is not None:
-                    what = calls.named(model, version)
-                    raise failures.explain(error, url, deadline, what) from error
-                yield from language.words(result)
-        finally:
-            # Uncancelled, this waits until the server has ended the stream, or for the deadline.
-            server.stop_stream(cancel_requests=not (ended or _is_ending(answers)))
-
-
-def _is_ending(answers: queue.SimpleQueue[Answer]) -> bool:
-    """Whether the last response comes within a moment."""
-    end = time.monotonic() + _MOMENT_S
-    with contextlib.suppress(queue.Empty):
-        while (left := end - time.monotonic()) > 0:
-            result, error = answers.get(timeout=left)
-            if error is not None or language.is_final(result):
-                return True
-    return False
+    exchange = _Exchange(url, model, text, options, version, deadline, answers.put)
+    try:
+        while True:
+            try:
+                answer = answers.get(timeout=deadline.left_s)
+            except queue.Empty:
+                answer = _late()
+            if answer is None:
+                return
+            yield from exchange.words(answer)
+    finally:
+        exchange.leave()
+        exchange.join()
 
 
 async def read_async(
     url: str, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
 ) -> AsyncGenerator[Word, None]:
     """The same for asyncio."""
+    answers: asyncio.Queue[Answer] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
 
-    async def requests() -> AsyncIterator[dict[str, Any]]:
-        yield {
-            "model_name": model,
-            "inputs": language.to_request(text, options),
-            "model_version": calls.version_text(version),
-        }
+    def deliver(answer: Answer) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(answers.put_nowait, answer)
 
-    async with triton_aio.InferenceServerClient(url) as server:
-        # The one request sent, this side of the stream closes, and the server's after its answers.
-        stream = server.stream_infer(requests())
-        failure: InferenceServerException | None = None
+    exchange = _Exchange(url, model, text, options, version, deadline, deliver)
+    # Timers, not asyncio.wait_for, which can swallow a cancellation (before Python 3.12).
+    late = loop.call_later(deadline.left_s, answers.put_nowait, _late())
+    ended = False
+    try:
+        while not ended:
+            answer = await answers.get()
+            if answer is None:
+                ended = True
+            else:
+                for word in exchange.words(answer):
+                    yield word
+    finally:
+        late.cancel()
+        exchange.leave()
+        drop = loop.call_later(_PATIENCE_S, exchange.drop)
+        while not ended:
+            ended = await answers.get() is None
+        drop.cancel()
+
+
+class _Exchange:
+    """One request and its answers.
+
+    Args:
+        url: The server's address.
+        model: Its name.
+        text: The prompt.
+        options: How words are drawn.
+        version: The model's version.
+        deadline: When the last answer must be there.
+        deliver: Takes each answer, in the exchange's own thread.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        text: str,
+        options: Sampling,
+        version: int | None,
+        deadline: Deadline,
+        deliver: Callable[[Answer], None],
+    ) -> None:
+        self._url, self._deadline, self._deliver = url, deadline, deliver
+        self._what = calls.named(model, version)
+        self._request = language.to_request(
+            model, calls.version_text(version), uuid.uuid4().hex, text, options
+        )
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._outgoing.put(self._request)
+        # The score of a long text is one long message.
+        self._channel = grpc.insecure_channel(
+            url, options=[("grpc.max_receive_message_length", -1)]
+        )
+        # gRPC's own deadline cancels, too: it is the last resort.
+        self._call = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer(
+            iter(self._outgoing.get, None), timeout=deadline.left_s + _PATIENCE_S
+        )
+        self._thread = threading.Thread(target=self._receive, name="stream of words")
+        self._thread.start()
+
+    def words(self, answer: InferResult | InferenceServerException) -> list[Word]:
+        """The words of an answer.
+
+        Raises:
+            UserError: It is an error.
+        """
+        if isinstance(answer, InferenceServerException):
+            raise failures.explain(answer, self._url, self._deadline, self._what) from answer
+        return language.words(answer)
+
+    def leave(self) -> None:
+        """Ask the model to end the stream; nothing is sent if it has ended."""
+        self._outgoing.put(language.to_leave(self._request))
+        self._outgoing.put(None)
+
+    def join(self) -> None:
+        """Wait until the stream has ended, or drop it."""
+        self._thread.join(_PATIENCE_S)
+        self.drop()
+
+    def drop(self) -> None:
+        """Cancel the stream, unless it has ended."""
+        if not self._thread.is_alive():
+            return
+        logger.warning(
+            "%s: %s did not end a stream within %g s; it is cancelled",
+            self._what,
+            self._url,
+            _PATIENCE_S,
+        )
+        self._call.cancel()
+
+    def _receive(self) -> None:
         try:
-            while True:
-                try:
-                    result, error = await asyncio.wait_for(stream.__anext__(), deadline.left_s)
-                except StopAsyncIteration:
-                    break
-                except asyncio.TimeoutError:
-                    failure = failure or _late()
-                    break
-                except grpc.RpcError as broken:
-                    failure = failure or get_error_grpc(broken)
-                    break
-                failure = failure or error
-                if failure is None:
-                    for word in language.words(result):
-                        yield word
-            if failure is not None:
-                what = calls.named(model, version)
-                raise failures.explain(failure, url, deadline, what) from failure
+            with self._channel:
+                for response in self._call:
+                    self._take(response)
+        except grpc.RpcError as broken:
+            self._deliver(get_error_grpc(broken))
         finally:
-            with contextlib.suppress(asyncio.TimeoutError, grpc.RpcError):
-                await asyncio.wait_for(_read_rest(stream), _MOMENT_S)
-            stream.cancel()
+            self._outgoing.put(None)
+            self._deliver(None)
 
-
-async def _read_rest(stream: Any) -> None:
-    async for _ in stream:
-        pass
+    def _take(self, response: Any) -> None:
+        result = InferResult(response.infer_response)
+        failed = bool(response.error_message)
+        if failed or language.is_final(result):
+            self._outgoing.put(None)  # this side of the stream closes, and then the server's
+        self._deliver(InferenceServerException(response.error_message) if failed else result)
 
 
 def _late() -> InferenceServerException:

@@ -244,45 +244,61 @@ def test_served_generation_equals_torchs_without_a_cache_token_for_token(
     assert [word.text for word in served] == [word.text for word in plain]
 
 
-def test_words_arrive_one_by_one_and_a_closed_stream_frees_the_server(served: Path) -> None:
-    """On a server of its own: Triton 2.51 sometimes dies of a stream that is cancelled."""
-    with running(server_options(served, "pydoc-words")) as server, Client(server.url) as client:
-        stream = client.generate("pydoc-words", "A", max_tokens=100_000)
-        first = [next(stream) for _ in range(3)]
-        assert len(first) == 3
-        stream.close()  # type: ignore[attr-defined]
-        try:
-            again = list(client.generate("pydoc-words", "A", max_tokens=3))
-        except UserError as error:
-            if "broke" not in str(error) and "no Triton server answers" not in str(error):
-                raise
-            pytest.xfail("tritonserver died of the cancelled stream (serving/README.md)")
+def test_words_arrive_one_by_one_and_a_closed_stream_frees_the_server(client: Client) -> None:
+    stream = client.generate("pydoc-words", "A", max_tokens=100_000)
+    first = [next(stream) for _ in range(3)]
+    stream.close()
+    again = list(client.generate("pydoc-words", "A", max_tokens=3))
     assert [word.token for word in again] == [word.token for word in first]
 
 
-def test_streams_that_have_ended_do_not_keep_the_server_from_stopping(served: Path) -> None:
-    """Triton never unloads a model whose request was cancelled as it sent its last response."""
+def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
+    served: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More of them at once than a model answers."""
     log: list[str] = []
 
     def read(number: int) -> None:
-        words = client.generate("pydoc-words", "A", max_tokens=20, seed=number)
-        for _ in range(20):
+        words = client.generate("pydoc-words", "A", max_tokens=20 if number % 2 else 100_000)
+        for _ in range(number % 20):
             next(words)
-        if number % 2:
-            list(words)
-        else:
-            words.close()  # type: ignore[attr-defined]
+        words.close()
+
+    async def read_async(connected: AsyncClient, number: int) -> None:
+        async def read() -> None:
+            async for _ in connected.generate("pydoc-words", "A", max_tokens=100_000):
+                pass
+
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(read(), 0.02 * number)
+
+    async def read_together() -> None:
+        async with AsyncClient(server.url, timeout_s=30) as connected:
+            await asyncio.gather(*(read_async(connected, number) for number in range(20)))
 
     started = running(
         server_options(served, "pydoc-words"), on_log=lambda line: log.append(line.text)
     )
     with started as server, Client(server.url, timeout_s=30) as client:
-        with ThreadPoolExecutor(9) as pool:
-            list(pool.map(read, range(18)))
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(read, range(100)))
+        asyncio.run(read_together())
         with pytest.raises(UserError, match="no word"):
             client.score("pydoc-words", "")
     assert any("unloading models" in text for text in log)
     assert not any("timeout expired" in text for text in log)
+    assert not caplog.records  # no stream had to be cancelled
+
+
+def test_a_stream_has_one_instance(served: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="served by one instance, not 2"):
+        repository.add(
+            "words",
+            served.parent / "pydoc.onnx",
+            tmp_path,
+            settings=Settings(stream=True, instances=2),
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_streams_of_several_clients_do_not_mix(client: Client) -> None:

@@ -1,10 +1,13 @@
 """A language model as text in, words out: Triton's decoupled mode, many responses a request.
 
 It lies beside `model.py`, which uses it for a model that config.pbtxt declares decoupled, together
-with `vocabulary.txt` and `bilateral_text.py` (a copy of `bilateral_export/text.py`).
+with `vocabulary.txt` and `bilateral_text.py` (`bilateral_export/text.py`, copied).
 
-Requests run in threads, so that the streams of several clients advance side by side; one that its
-client has left is dropped at its next word.
+Requests run in threads, so that the streams of several clients advance side by side. A client
+leaves a stream by a second request on it, whose parameter `leave` is the id of the first: the
+stream then ends at its next word. The second request has no answer, and has to come to the same
+process: such a model has one instance. A client that cancels instead stops the work as well, but
+Triton can die of that (serving/README.md).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,37 @@ Run = Callable[[dict[str, Array], Sequence[str]], Sequence[Array]]
 INPUTS = ("tokens", "targets", "past_keys", "past_values")
 OUTPUTS = ("log_likelihood", "log_probabilities", "keys", "values")
 STREAMS = 8
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class Stream:
+    """A request for words, which waits for a thread and may be left at any time."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.id: str = request.request_id()
+        self.sender = request.get_response_sender()
+        self.left = False
+        self._begun = False
+        self._lock = threading.Lock()
+
+    def begin(self) -> bool:
+        """Whether it is to be answered; False if it was left, and ended, while it waited."""
+        with self._lock:
+            self._begun = True
+            return not self.left
+
+    def leave(self) -> None:
+        """End it: at once if it still waits, else its thread does at the next word."""
+        with self._lock:
+            waits = not (self._begun or self.left)
+            self.left = True
+        if waits:
+            self.sender.send(flags=FINAL)
+
+
+class LeftError(Exception):
+    """The stream has no reader any more."""
 
 
 class Streamer:
@@ -47,7 +82,9 @@ class Streamer:
         self._cache_shape = (1, model["depth"], model["heads"], 0, model["dim"] // model["heads"])
         self._run = run
         self._closing = threading.Event()
-        self._waiting: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Stream] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._streams: dict[str, Stream] = {}
         # Daemons: a thread that waits for a server which is going away must not keep this process.
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(STREAMS)]
         for thread in self._threads:
@@ -56,32 +93,54 @@ class Streamer:
     def submit(self, requests: Sequence[Any]) -> None:
         """Start to answer; the responses follow on each request's own sender."""
         for request in requests:
-            self._waiting.put((request, request.get_response_sender()))
+            left = json.loads(request.parameters() or "{}").get("leave")
+            if left is None:
+                self._start(Stream(request))
+            else:
+                self._leave(left)
+                request.get_response_sender().send(flags=FINAL)
 
     def close(self) -> None:
         """End the streams under way; Triton calls this when it has stopped waiting for them."""
         self._closing.set()
 
+    def _start(self, stream: Stream) -> None:
+        with self._lock:
+            if stream.id:
+                self._streams[stream.id] = stream
+        self._waiting.put(stream)
+
+    def _leave(self, name: str) -> None:
+        with self._lock:
+            stream = self._streams.get(name)
+        if stream is not None:  # it has not ended
+            stream.leave()
+
     def _work(self) -> None:
         while not self._closing.is_set():
-            self._answer(*self._waiting.get())
+            stream = self._waiting.get()
+            if stream.begin():
+                self._answer(stream)
+            with self._lock:
+                self._streams.pop(stream.id, None)
 
-    def _answer(self, request: Any, sender: Any) -> None:
+    def _answer(self, stream: Stream) -> None:
         try:
-            for words in self._words(request):
-                if self._closing.is_set() or sender.is_cancelled():
-                    break
-                sender.send(_response(words))
+            for words in self._words(stream):
+                stream.sender.send(_response(words))
+        except LeftError:
+            pass
         except Exception as error:
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))))
-        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            stream.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))))
+        stream.sender.send(flags=FINAL)
 
-    def _words(self, request: Any) -> Iterator[Sequence[Word]]:
+    def _words(self, stream: Stream) -> Iterator[Sequence[Word]]:
         """The text's own words at once where none are to be generated, else new ones singly."""
+        request = stream.request
         text = _texts(request, "text")[0]
         sampling = _sampling(request)
         tokens = self._tokenizer.encode(text)
-        reader = Reader(self._step, self._cache_shape, self._context)
+        reader = Reader(partial(self._step, stream), self._cache_shape, self._context)
         if sampling.max_tokens:
             for word in generate(reader, self._tokenizer, tokens, sampling):
                 yield [word]
@@ -95,9 +154,11 @@ class Streamer:
             for token, previous, likelihood in zip(tokens, before, likelihoods, strict=False)
         ]
 
-    def _step(self, *arrays: Array) -> tuple[Array, Array, Array, Array]:
+    def _step(self, stream: Stream, *arrays: Array) -> tuple[Array, Array, Array, Array]:
         feed = dict(zip(INPUTS, arrays, strict=True))
         likelihood, probabilities, keys, values = self._run(feed, OUTPUTS)
+        if stream.left or self._closing.is_set() or stream.sender.is_cancelled():
+            raise LeftError
         return likelihood, probabilities, keys, values
 
 
