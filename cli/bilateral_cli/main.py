@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -59,6 +60,9 @@ for _command in _COMMANDS:
     importlib.import_module(f"bilateral_cli.{_command}")
 
 
+_interrupted = threading.Event()
+
+
 def run() -> NoReturn:
     """Run the command line; the console script's entry point."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -82,6 +86,11 @@ def run() -> NoReturn:
             f"this command needs {error.name}, which is not installed."
             f' Run: pip install "bilateral-serve[{extra}]"'
         )
+    except Exception:
+        # What a library made of an interrupt that passed through it.
+        if not _interrupted.is_set():
+            raise
+        code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:  # Typer turns an interrupt into this code
         notes.print("Interrupted; nothing half-written was left.", style="yellow")
     sys.exit(code)
@@ -106,4 +115,5 @@ class Interrupted(KeyboardInterrupt):
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     """Unwind, so that temporary files are removed."""
+    _interrupted.set()
     raise Interrupted

@@ -187,6 +187,26 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, number: int) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_that_a_library_turned_into_its_own_error_is_one(tmp_path: Path) -> None:
+    program = """
+import os, signal
+from bilateral_cli import main
+def app(**_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        raise SystemError("a library's") from None
+main.app = app
+main.run()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == main.EXIT_INTERRUPTED
+    assert result.stderr == "Interrupted; nothing half-written was left.\n"
+
+
 def test_a_package_that_is_not_installed_names_the_extra(
     bilateral: Bilateral, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

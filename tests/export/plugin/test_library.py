@@ -309,5 +309,9 @@ def test_the_sources_are_formatted() -> None:
     formatter = shutil.which("clang-format", path=str(Path(sys.executable).parent))
     if formatter is None:
         pytest.skip("clang-format is not installed")
-    files = [file for folder in ("src", "harness", "tests") for file in SOURCES.glob(f"{folder}/*")]
+    folders, endings = ("src", "harness", "tests"), ("cpp", "h")
+    files = [
+        f for folder in folders for ending in endings for f in SOURCES.glob(f"{folder}/*.{ending}")
+    ]
+    assert len(files) > 20
     subprocess.run([formatter, "--dry-run", "--Werror", *files], check=True)
