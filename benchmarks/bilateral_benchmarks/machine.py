@@ -31,6 +31,7 @@ _FLAGS = (
     "i8mm",
     "bf16",
 )
+_RESULTS = ":(top,exclude)benchmarks/results"
 _PACKAGES = (
     "bilateral-serve",
     "numpy",
@@ -116,18 +117,27 @@ class Machine(BaseModel):
 
 
 def git_revision() -> str | None:
-    """The revision of this source tree, with "-dirty" if it was changed; None outside of one."""
-    here = Path(__file__).parent
+    """The revision of this source tree, with "-dirty" if its source differs; None outside of one.
+
+    Results committed with it are no source: a run that rewrites them row by row stays clean.
+    """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return answer.stdout.strip() or None
+        revision = _git("describe", "--always", "--abbrev=12")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", _RESULTS)
+        return f"{revision}-dirty" if changed else revision or None
     return None
+
+
+def _git(*arguments: str) -> str:
+    """What git answers about this source tree; raises SubprocessError outside of one."""
+    answer = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return answer.stdout.strip()
 
 
 def _cpuinfo() -> dict[str, str]:
