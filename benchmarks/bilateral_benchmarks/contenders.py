@@ -173,13 +173,16 @@ def attention_forms(
             continue
         yield Contender(name, OnnxRuntimeRunner(result.path), "fp32", result.path)
     # What the rewrites beside attention gain, each taken away from the best form of all.
-    for name, stream, rows in (
-        ("lowered", True, True),
-        ("lowered, residual stream as exported", False, True),
-        ("lowered, tokens that nothing reads too", True, False),
+    for name, stream, rows, kernels in (
+        ("lowered", True, True, True),
+        ("lowered, residual stream as exported", False, True, True),
+        ("lowered, tokens that nothing reads too", True, False, True),
+        ("lowered, ONNX Runtime's kernels as it picks them", True, True, False),
     ):
         target = folder / f"{name.replace(' ', '_')}.onnx"
-        path = lower(exported, "onnxruntime-cpu", target, stream=stream, rows=rows).path
+        path = lower(
+            exported, "onnxruntime-cpu", target, stream=stream, rows=rows, kernels=kernels
+        ).path
         yield Contender(name, OnnxRuntimeRunner(path), "fp32", path)
     plain = without_spatial(exported, folder / "plain.onnx")
     lowered = lower(plain, "onnxruntime-cpu", folder / "plain_lowered.onnx").path

@@ -156,7 +156,7 @@ def _stage(args: dict[str, Any]) -> str:
     if len(out) == 4:
         return _ATTENTION  # sums on logits
     bias = any(len(shape) == 1 for shape in _shapes(args, "input"))
-    return _BIAS if bias and operator == "Add" else _ELEMENTWISE
+    return _BIAS if bias and operator in ("Add", "Sub") else _ELEMENTWISE
 
 
 def _flops(args: dict[str, Any]) -> float:

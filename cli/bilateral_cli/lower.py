@@ -55,7 +55,11 @@ def lower(
     ]
     title = f"{target}: {lowered.lowering.summary}"
     out.print(table(["attention", "form", ">error", ">budget", "not used"], rows, title=title))
-    stream, read = lowered.lowering.stream, lowered.lowering.rows
+    stream, read, kernels = (
+        lowered.lowering.stream,
+        lowered.lowering.rows,
+        lowered.lowering.kernels,
+    )
     notes.print(
         f"residual stream: error {stream.error:.1e}, budget {stream.budget:.1e}"
         if stream.rewritten
@@ -68,3 +72,11 @@ def lower(
         else f"tokens that are not read: as they were; {read.refused}",
         highlight=False,
     )
+    if runtime == "onnxruntime-cpu":
+        notes.print(
+            f"ONNX Runtime's kernels: as it picks them; {kernels.refused}"
+            if kernels.refused
+            else f"ONNX Runtime's kernels: heads read in place {kernels.heads} times, "
+            f"shares of x0 added in products {kernels.shares} times, GELUs kept: {kernels.gelus}",
+            highlight=False,
+        )

@@ -8,15 +8,14 @@ twelve layers that is about a fourteenth of the work.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnx.shape_inference
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from bilateral_export.lowering.shapes import Shapes
 from bilateral_export.lowering.site import PreconditionError
 
 # By operator, the inputs that have the output's tokens; all others are constants or keys, values.
@@ -58,7 +57,7 @@ def keep_read_rows(model: onnx.ModelProto) -> int:
     Raises:
         PreconditionError: No tensor is read by Gather along its tokens only.
     """
-    graph = _Shapes(model)
+    graph = Shapes(model)
     final, rows, readers = _final(graph)
     cuts = {final: _FIRST_AXIS}
     smaller: dict[str, dict[str, int]] = {}
@@ -66,7 +65,7 @@ def keep_read_rows(model: onnx.ModelProto) -> int:
     for node in reversed(graph.nodes):
         for name in set(node.output) & set(cuts):
             axis = cuts[name]
-            wanted = graph.inputs_by_token(node, axis)
+            wanted = _inputs_by_token(graph, node, axis)
             agreed = name not in graph.outputs and all(
                 user.output[0] in readers
                 or (smaller.get(user.output[0], {}).get(name) == axis and not _whole(user, name))
@@ -91,74 +90,42 @@ def _whole(user: onnx.NodeProto, name: str) -> bool:
     )
 
 
-class _Shapes:
-    """Uses and shapes of a model's tensors."""
+def _inputs_by_token(graph: Shapes, node: onnx.NodeProto, axis: int) -> dict[str, int] | None:
+    """Which inputs need fewer tokens when the output does, and along which axis of theirs.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.nodes = list(model.graph.node)
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.outputs = {value.name for value in graph.output}
-        self.made = {name for node in self.nodes for name in node.output}
-        self.users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in dict.fromkeys(node.input):
-                self.users[name].append(node)
-        self._shapes: dict[str, list[int | str]] = {
-            value.name: [
-                size.dim_value if size.HasField("dim_value") else size.dim_param
-                for size in value.type.tensor_type.shape.dim
-            ]
-            for value in [*graph.value_info, *graph.input, *graph.output]
-        }
-        self._shapes |= {name: list(tensor.dims) for name, tensor in self.constants.items()}
-
-    def size(self, name: str, axis: int) -> int | str | None:
-        """The size of an axis; None where it is not known."""
-        shape = self._shapes.get(name)
-        return None if shape is None or axis >= len(shape) else shape[axis]
-
-    def rank(self, name: str) -> int | None:
-        """The number of axes; None where it is not known."""
-        shape = self._shapes.get(name)
-        return None if shape is None else len(shape)
-
-    def inputs_by_token(self, node: onnx.NodeProto, axis: int) -> dict[str, int] | None:
-        """Which inputs need fewer tokens when the output does, and along which axis of theirs.
-
-        None where the node does not work token by token, or where that is not known.
-        """
-        rank = self.rank(node.output[0])
-        if node.op_type not in _BY_TOKEN or rank is None or len(node.output) != 1:
+    None where the node does not work token by token, or where that is not known.
+    """
+    rank = graph.rank(node.output[0])
+    if node.op_type not in _BY_TOKEN or rank is None or len(node.output) != 1:
+        return None
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Transpose":
+        return {node.input[0]: attributes["perm"][axis]}
+    if node.op_type in ("LayerNormalization", "Softmax"):
+        last = attributes.get("axis", -1) in (-1, rank - 1) and axis != rank - 1
+        return {node.input[0]: axis} if last else None
+    if node.op_type == "MatMul" and axis != rank - 2:
+        return None
+    if node.op_type == "Reshape":
+        # Zeros keep an axis: the shape stays right for fewer tokens.
+        shape = graph.constants.get(node.input[1])
+        kept = [] if shape is None else numpy_helper.to_array(shape).tolist()
+        same = len(kept) > axis and all(size == 0 for size in kept[: axis + 1])
+        return {node.input[0]: axis} if same else None
+    wanted = {}
+    for position in _BY_TOKEN[node.op_type]:
+        entry = node.input[position]
+        other = graph.rank(entry)
+        if other is None or (entry not in graph.made and entry not in graph.constants):
             return None
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Transpose":
-            return {node.input[0]: attributes["perm"][axis]}
-        if node.op_type in ("LayerNormalization", "Softmax"):
-            last = attributes.get("axis", -1) in (-1, rank - 1) and axis != rank - 1
-            return {node.input[0]: axis} if last else None
-        if node.op_type == "MatMul" and axis != rank - 2:
-            return None
-        if node.op_type == "Reshape":
-            # Zeros keep an axis: the shape stays right for fewer tokens.
-            shape = self.constants.get(node.input[1])
-            kept = [] if shape is None else numpy_helper.to_array(shape).tolist()
-            same = len(kept) > axis and all(size == 0 for size in kept[: axis + 1])
-            return {node.input[0]: axis} if same else None
-        wanted = {}
-        for position in _BY_TOKEN[node.op_type]:
-            entry = node.input[position]
-            other = self.rank(entry)
-            if other is None or (entry not in self.made and entry not in self.constants):
-                return None
-            of_entry = axis - (rank - other)  # broadcasting counts from the end
-            if of_entry < 0 or self.size(entry, of_entry) == 1:
-                continue  # the same for every token
-            wanted[entry] = of_entry
-        return wanted
+        of_entry = axis - (rank - other)  # broadcasting counts from the end
+        if of_entry < 0 or graph.size(entry, of_entry) == 1:
+            continue  # the same for every token
+        wanted[entry] = of_entry
+    return wanted
 
 
-def _final(graph: _Shapes) -> tuple[str, list[int], list[str]]:
+def _final(graph: Shapes) -> tuple[str, list[int], list[str]]:
     """The tensor whose tokens are read, which ones, and by which nodes."""
     readers = [node for node in graph.nodes if node.op_type == "Gather" and _picks(graph, node)]
     names = {node.input[0] for node in readers}
@@ -173,7 +140,7 @@ def _final(graph: _Shapes) -> tuple[str, list[int], list[str]]:
     return name, sorted(rows), outputs
 
 
-def _picks(graph: _Shapes, node: onnx.NodeProto) -> bool:
+def _picks(graph: Shapes, node: onnx.NodeProto) -> bool:
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
     index = graph.constants.get(node.input[1])
     if axis != _FIRST_AXIS or index is None or graph.rank(node.input[0]) != 3:
@@ -184,7 +151,7 @@ def _picks(graph: _Shapes, node: onnx.NodeProto) -> bool:
 
 def _apply(
     model: onnx.ModelProto,
-    graph: _Shapes,
+    graph: Shapes,
     smaller: dict[str, dict[str, int]],
     gathers: list[Cut],
     cuts: dict[str, int],

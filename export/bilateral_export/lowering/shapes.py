@@ -1,0 +1,46 @@
+"""A model's tensors: their sizes, where onnx can infer them, and who uses them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx
+import onnx.shape_inference
+
+
+class Shapes:
+    """Uses and shapes of a model's tensors, as they were when it was made."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        self.nodes = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.outputs = {value.name for value in graph.output}
+        self.made = {name for node in self.nodes for name in node.output}
+        self.users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                self.users[name].append(node)
+        self._shapes: dict[str, list[int | str]] = {
+            value.name: [
+                size.dim_value if size.HasField("dim_value") else size.dim_param
+                for size in value.type.tensor_type.shape.dim
+            ]
+            for value in [*graph.value_info, *graph.input, *graph.output]
+        }
+        self._shapes |= {name: list(tensor.dims) for name, tensor in self.constants.items()}
+
+    def size(self, name: str, axis: int) -> int | str | None:
+        """The size of an axis; None where it is not known."""
+        shape = self._shapes.get(name)
+        return None if shape is None or axis >= len(shape) else shape[axis]
+
+    def fixed(self, name: str, axis: int) -> int | None:
+        """The size of an axis where it is a number."""
+        size = self.size(name, axis)
+        return size if isinstance(size, int) else None
+
+    def rank(self, name: str) -> int | None:
+        """The number of axes; None where it is not known."""
+        shape = self._shapes.get(name)
+        return None if shape is None else len(shape)

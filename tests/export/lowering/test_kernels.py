@@ -1,0 +1,178 @@
+"""The rewrites that lead ONNX Runtime to its faster kernels: other operators, the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from tests.export.lowering.test_stream import (
+    DIM,
+    Coefficients,
+    factor,
+    operators,
+    outputs,
+    residual_model,
+    share,
+)
+
+from bilateral_export.lowering import lower as lowering
+from bilateral_export.lowering.gelu import keep_gelu
+from bilateral_export.lowering.heads import read_heads_in_place
+from bilateral_export.lowering.lower import lowered_proto
+from bilateral_export.lowering.shares import add_shares_in_products
+from bilateral_export.lowering.site import PreconditionError
+from bilateral_export.lowering.stream import read_stream, rewrite_stream
+
+
+def with_running_sum(layers: list[Coefficients]) -> onnx.ModelProto:
+    model = residual_model(layers)
+    rewrite_stream(model, read_stream(model))
+    return model
+
+
+def copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(factor, factor, factor, share, share), min_size=1, max_size=4))
+def test_products_that_add_shares_compute_the_same(layers: list[Coefficients]) -> None:
+    try:
+        before = with_running_sum(layers)
+    except PreconditionError:
+        return  # a share of x0 cancelled
+    model = copy(before)
+    norms = add_shares_in_products(model)
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(outputs(model), outputs(before), rtol=1e-3, atol=1e-4)
+    # One product and one difference fewer for every such norm.
+    was, now = operators(before), operators(model)
+    assert now["Mul"] == was["Mul"] - norms
+    assert now["Sub"] == was["Sub"] - norms
+
+
+def test_what_reads_the_running_sum_itself_still_finds_it() -> None:
+    before = with_running_sum([(1.0, 0.5, 1.0, 0.3, 0.2)] * 3)
+    second = [node for node in before.graph.node if node.name.endswith(".sum")][1]
+    before.graph.node.append(helper.make_node("Identity", second.output, ["seen"]))
+    seen = helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None)
+    before.graph.output.insert(0, seen)
+    model = copy(before)
+    # The first norm behind a branch reads the sum itself.
+    assert add_shares_in_products(model) == 2
+    np.testing.assert_allclose(outputs(model), outputs(before), rtol=1e-5, atol=1e-5)
+
+
+def test_a_standard_residual_connection_has_no_shares_to_add() -> None:
+    before = with_running_sum([(1.0, 1.0, 1.0, 0.0, 0.0)] * 2)
+    model = copy(before)
+    assert add_shares_in_products(model) == 0
+    assert model == before
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_heads_are_read_without_being_copied(batch: int, exported: Path) -> None:
+    before, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
+    model = copy(before)
+    assert read_heads_in_place(model) == 4
+    found = operators(model)
+    assert found["Split"] == 0
+    assert found["FusedMatMul"] == 8
+    image = np.random.default_rng(2).standard_normal((batch, 1, 8, 8)).astype(np.float32)
+    results = [
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        ).run(None, {"image": image})[0]
+        for proto in (before, model)
+    ]
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_something_else_reads_stay_where_they_are(exported: Path) -> None:
+    model, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
+    keys = next(n for n in model.graph.node if n.name.endswith("BilateralAttention.key"))
+    model.graph.node.append(helper.make_node("Identity", [keys.output[0]], ["seen"]))
+    seen = helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(seen)
+    assert read_heads_in_place(model) == 3
+
+
+def test_a_gelu_behind_a_bias_is_not_fused_and_gives_the_same_bits(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    weight, bias = (
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("weight", (DIM, DIM)), ("bias", (DIM,)))
+    )
+    nodes = [
+        helper.make_node("MatMul", ["tokens", "weight"], ["product"]),
+        helper.make_node("Add", ["bias", "product"], ["sum"]),
+        helper.make_node("Gelu", ["sum"], ["out"]),
+    ]
+    shape = ["batch", 5, DIM]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("tokens", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, shape)],
+        [weight, bias],
+    )
+    before = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = copy(before)
+    assert keep_gelu(model) == 1
+    kept = {}
+    for name, proto in (("before", before), ("after", model)):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / name)
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        kept[name] = operators(onnx.load(tmp_path / name))
+    assert kept["before"]["BiasGelu"] == 1
+    assert kept["after"]["Gelu"] == 1
+    # The two kernels round differently; without optimisation both files run the same one.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    x = generator.standard_normal((2, 5, DIM)).astype(np.float32)
+    results = [
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ).run(None, {"tokens": x})[0]
+        for proto in (before, model)
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_classifier_gets_all_three_and_a_change_of_its_outputs_undoes_them(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, done = lowered_proto(exported, "onnxruntime-cpu")
+    # The last block's attention has one query; its heads stay as they are.
+    assert (done.kernels.heads, done.kernels.gelus) == (3, 4)
+    assert done.kernels.shares > 0
+    assert done.kernels.error is not None
+
+    def broken(model: onnx.ModelProto) -> int:
+        head = next(n for n in model.graph.node if n.op_type == "Conv")
+        tensor = next(t for t in model.graph.initializer if t.name == head.input[1])
+        value = numpy_helper.to_array(tensor) * np.float32(1.001)
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+        return 4
+
+    monkeypatch.setattr(lowering, "keep_gelu", broken)
+    proto, done = lowered_proto(exported, "onnxruntime-cpu")
+    assert done.kernels.refused == "the outputs change"
+    assert done.kernels.heads == 0
+    assert operators(proto)["FusedMatMul"] == 0
+
+
+def test_openvino_keeps_the_operators_it_knows(exported: Path) -> None:
+    _, done = lowered_proto(exported, "openvino")
+    assert done.kernels.heads + done.kernels.shares + done.kernels.gelus == 0
