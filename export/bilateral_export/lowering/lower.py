@@ -119,10 +119,10 @@ class LoweredKernels(BaseModel):
     Attributes:
         heads: How many attentions read their heads where the projection left them.
         shares: How many norms read the running sum, whose products add their shares of x0.
-        gelus: How many are not fused with the bias before them.
-        error: Largest relative difference that this makes to an output.
+        gelus: How many are not fused with the bias before them, which changes nothing else.
+        error: Largest relative difference that the first two make to an output.
         budget: What it may be.
-        refused: Why none of it was done.
+        refused: Why the first two were not done.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -387,17 +387,25 @@ def _use_kernels(candidate: onnx.ModelProto, factor: float) -> LoweredKernels:
     before = onnx.ModelProto()
     before.CopyFrom(candidate)
     done = LoweredKernels(
-        heads=read_heads_in_place(candidate),
-        shares=add_shares_in_products(candidate),
-        gelus=keep_gelu(candidate),
+        heads=read_heads_in_place(candidate), shares=add_shares_in_products(candidate)
     )
-    if not done.heads + done.shares + done.gelus:
-        return done
-    change, budget = measure_outputs(candidate, before, factor)
-    if change <= budget:
-        return done.model_copy(update={"error": change, "budget": budget})
-    candidate.CopyFrom(before)
-    return LoweredKernels(error=change, budget=budget, refused="the outputs change")
+    if done.heads + done.shares:
+        change, budget = _change(candidate, before, factor)
+        done = done.model_copy(update={"error": change, "budget": budget})
+        if change > budget:
+            candidate.CopyFrom(before)
+            done = LoweredKernels(error=change, budget=budget, refused="the outputs change")
+    return done.model_copy(update={"gelus": keep_gelu(candidate)})
+
+
+def _change(
+    candidate: onnx.ModelProto, before: onnx.ModelProto, factor: float
+) -> tuple[float, float]:
+    """As `measure_outputs`; infinite where an output is a class: rounding does not show in it."""
+    types = {value.type.tensor_type.elem_type for value in before.graph.output}
+    if types != {onnx.TensorProto.FLOAT}:
+        return float("inf"), 0.0
+    return measure_outputs(candidate, before, factor)
 
 
 def _read(path: Path) -> onnx.ModelProto:

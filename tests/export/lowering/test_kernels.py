@@ -166,7 +166,7 @@ def test_a_classifier_gets_all_three_and_a_change_of_its_outputs_undoes_them(
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
         return 4
 
-    monkeypatch.setattr(lowering, "keep_gelu", broken)
+    monkeypatch.setattr(lowering, "add_shares_in_products", broken)
     proto, done = lowered_proto(exported, "onnxruntime-cpu")
     assert done.kernels.refused == "the outputs change"
     assert done.kernels.heads == 0
