@@ -38,12 +38,11 @@ class Source:
     plugin: Path | None
 
 
-def read_source(path: Path, options: BuildOptions) -> Source:
-    """Read a model and decide what runs its attention.
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read a model's graph; its weights may lie in files beside it.
 
     Raises:
-        UserError: The file is no model, lacks its weights, or the plugin that was asked for is not
-            there.
+        UserError: The file is no model, or lacks a file of its weights.
     """
     require_file(path, "model")
     try:
@@ -56,6 +55,17 @@ def read_source(path: Path, options: BuildOptions) -> Source:
         raise UserError(f"{path} holds no graph", "Write it with `bilateral export`.")
     for file in weight_files(path, model):
         require_file(file, f"the weights file of {path.name},")
+    return model
+
+
+def read_source(path: Path, options: BuildOptions) -> Source:
+    """Read a model and decide what runs its attention.
+
+    Raises:
+        UserError: The file is no model, lacks its weights, or the plugin that was asked for is not
+            there.
+    """
+    model = read_model(path)
     names = name_attention_nodes(model)
     plugin = _choose_plugin(bool(names), options)
     if plugin is None:

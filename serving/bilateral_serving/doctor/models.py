@@ -74,6 +74,13 @@ def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
             "Triton refuses a model whose name is not its directory's.",
             f'Write name: "{name}" in {directory / CONFIG_FILE}.',
         )
+    if config.max_batch_size < 0:
+        yield error(
+            name,
+            f"max_batch_size is {config.max_batch_size}",
+            "Triton refuses a negative one.",
+            f"Write 0 (requests are no batches) or more in {directory / CONFIG_FILE}.",
+        )
     versions = _versions(directory)
     if not versions:
         yield warning(

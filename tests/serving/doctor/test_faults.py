@@ -236,6 +236,10 @@ def unreadable_labels(scene: Scene) -> None:
     (scene.root / "quadrants" / "labels.txt").symlink_to("/proc/self/mem")
 
 
+def negative_batch(scene: Scene) -> None:
+    scene.edit("max_batch_size: 4", "max_batch_size: -4")
+
+
 def config_of_another_form(scene: Scene) -> None:
     scene.config.write_text("max_batch_size: many")
 
@@ -331,6 +335,7 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (too_few_labels, "quadrants", "2 labels"),
     (missing_labels, "quadrants", "are not there"),
     (unreadable_labels, "quadrants", "cannot be read"),
+    (negative_batch, "quadrants", "max_batch_size is -4"),
     (config_of_another_form, "quadrants", "config.pbtxt"),
     (missing_config, "quadrants", "does not exist"),
     (other_name, "quadrants", "quarters"),
