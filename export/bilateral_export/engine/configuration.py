@@ -49,8 +49,9 @@ def configure(
         config.add_optimization_profile(shapes)
     for flag, wanted_on in (
         ("TF32", options.tf32),
-        ("REFIT", options.refit and not options.strip_weights),
-        ("REFIT_IDENTICAL", options.strip_weights),
+        ("REFIT", options.refit),
+        # Allows the weights of the build alone; --refit is for others too.
+        ("REFIT_IDENTICAL", options.strip_weights and not options.refit),
         ("STRIP_PLAN", options.strip_weights),
         ("VERSION_COMPATIBLE", options.version_compatible),
     ):

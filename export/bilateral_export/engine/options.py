@@ -36,7 +36,7 @@ class BuildOptions:
         optimization_level: The builder's effort, 0 to 5; None for its default.
         workspace_mib: Limit of scratch memory, in MiB; None for the library's own.
         strip_weights: Leave out the weights, to be refitted from the ONNX file.
-        refit: Keep the weights replaceable.
+        refit: Keep the weights replaceable, by others too.
         timing_cache: File of kernel timings to read and to update (full TensorRT).
     """
 
