@@ -86,6 +86,10 @@ def run() -> NoReturn:
             f"this command needs {error.name}, which is not installed."
             f' Run: pip install "bilateral-serve[{extra}]"'
         )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
     except Exception:
         # What a library made of an interrupt that passed through it.
         if not _interrupted.is_set():

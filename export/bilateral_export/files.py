@@ -23,7 +23,12 @@ def require_file(path: Path, what: str) -> Path:
     Raises:
         UserError: The file is missing, a directory, empty or unreadable.
     """
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # a folder on the way that may not be entered, a name too long
+        reason = error.strerror or str(error)
+        raise UserError(f"{what} {path} cannot be read: {reason}", "Check the path.") from error
+    if not exists:
         raise UserError(f"{what} {path} does not exist", "Check the path.")
     if path.is_dir():
         raise UserError(f"{what} {path} is a directory", "Give the file inside it.")

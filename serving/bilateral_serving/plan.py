@@ -65,10 +65,17 @@ def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple
         plugin: The plugin library where the server runs; None for this installation's.
 
     Raises:
-        UserError: A plan is not the file its manifest describes, or needs the plugin, and that is
-            not built.
+        UserError: A plan is not the file its manifest describes, is of TensorRT for RTX, or needs
+            the plugin, and that is not built.
     """
     manifests = [verify_plan(plan) for plan in plans if plan.is_file() and has_manifest(plan)]
+    if any(found.library == "tensorrt_rtx" for found in manifests):
+        raise UserError(
+            "a plan is of TensorRT for RTX, and Triton's TensorRT backend loads plans of the full"
+            " TensorRT only",
+            "On the server's machine, with `tensorrt` installed: bilateral build MODEL.onnx"
+            " MODEL.plan",
+        )
     arguments = []
     if any(found.plugin is not None and not found.plugin.embedded for found in manifests):
         arguments.append(f"--backend-config=tensorrt,plugins={require_plugin(plugin)}")

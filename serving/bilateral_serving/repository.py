@@ -205,6 +205,8 @@ def _check_name(name: str) -> None:
 
 def _read(model: Path, target: Target, interface: Path | None) -> Artifact:
     if target != "tensorrt":
+        if plans.has_manifest(model):
+            raise UserError(f"{model} is a plan", "Add it with --target tensorrt.")
         return read_onnx(model)
     require_file(model, "engine")
     if model.suffix == ".onnx":

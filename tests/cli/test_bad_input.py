@@ -52,6 +52,17 @@ def test_a_missing_file(bilateral: Bilateral, digits_onnx: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_that_the_system_does_not_take(bilateral: Bilateral, digits_onnx: Path) -> None:
+    long = Path("n" * 300)
+    for arguments in (
+        ("inspect", long),
+        ("doctor", long),
+        ("build", long, "d.plan"),
+        ("build", digits_onnx, long),
+    ):
+        assert "File name too long" in refused(bilateral(*arguments)), arguments
+
+
 def test_a_file_of_the_wrong_type(
     bilateral: Bilateral, digits_onnx: Path, text_file: Path, tmp_path: Path
 ) -> None:

@@ -140,6 +140,13 @@ class TestInspect:
         assert outcome.code == 2
         assert "neither an ONNX file nor a plan" in outcome.err
 
+    def test_an_entry_whose_plan_is_a_directory(self, bilateral, tmp_path: Path) -> None:
+        (tmp_path / "p" / "1" / "model.plan").mkdir(parents=True)
+        (tmp_path / "p" / "config.pbtxt").write_text('backend: "tensorrt"')
+        outcome = bilateral("inspect", tmp_path / "p")
+        assert outcome.code == 2
+        assert "model.plan is a directory" in outcome.err
+
 
 class TestDoctor:
     def test_exit_code_and_json(self, bilateral, onnx: Path, tmp_path: Path) -> None:
@@ -166,3 +173,6 @@ class TestDoctor:
         assert bilateral("doctor", tmp_path / "missing").code == 2
         both = bilateral("doctor", tmp_path, "--container", "26.07", "--tensorrt", "11.1.0")
         assert both.code == 2
+        no_version = bilateral("doctor", tmp_path, "--tensorrt", "newest")
+        assert no_version.code == 2
+        assert "no version of TensorRT" in no_version.err

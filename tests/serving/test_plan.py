@@ -97,6 +97,19 @@ def test_a_plan_is_checked_before_the_server_loads_it(tmp_path: Path) -> None:
         launch_arguments([plan])
 
 
+def test_a_plan_of_tensorrt_for_rtx_is_not_given_to_triton(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "rtx.plan")
+    path = manifest_path(plan)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"library": "tensorrt_rtx"}))
+    with pytest.raises(UserError, match="full TensorRT only"):
+        launch_arguments([plan])
+
+
+def test_a_plan_added_for_another_target_is_told_its_own(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(UserError, match="--target tensorrt"):
+        repository.add("planned", write_plan(tmp_path / "p.plan"), root)
+
+
 def test_a_plugin_that_is_not_built_is_said_before_the_server_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,9 +58,10 @@ def build_plan(
     Raises:
         UserError: The model, the options or the machine do not allow it; TensorRT's own reason is
             in the message.
-        KeyboardInterrupt: Ctrl-C was pressed; the builder was stopped in an orderly way.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the builder was stopped in an orderly way.
     """
     options = options or BuildOptions()
+    _check_outputs(onnx_path, plan_path, options)
     library = library or load_library()
     check_options(options, library)
     source = read_source(onnx_path, options)
@@ -77,7 +78,7 @@ def build_plan(
         _check_attention(source, facts)
         profiles = _profiles(source, facts, options)
         config = configure(builder, options, targets, profiles, source.plugin, library)
-        plan = _build(builder, network, config, progress, library)
+        plan = _build(builder, network, config, progress, source, library)
         activation_bytes = library.log.activation_bytes
     seconds = time.monotonic() - started
 
@@ -115,6 +116,20 @@ def build_plan(
         with atomic_file(options.timing_cache) as temporary:
             temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
     return manifest
+
+
+def _check_outputs(onnx_path: Path, plan_path: Path, options: BuildOptions) -> None:
+    """Refuse before the build, which may take minutes, what could not be written after it."""
+    written = [plan_path, manifest_path(plan_path)]
+    written += [] if options.timing_cache is None else [options.timing_cache]
+    for number, path in enumerate(written):
+        if path.is_dir():
+            raise UserError(f"{path} is a directory", "Give the name of a file to write.")
+        if path.resolve() in {other.resolve() for other in (onnx_path, *written[:number])}:
+            raise UserError(
+                f"{path} would be written over another file of this build",
+                "Give model, plan and timing cache names of their own.",
+            )
 
 
 def _parse(builder: Any, source: Source, library: Library) -> Any:
@@ -166,7 +181,12 @@ def _profiles(source: Source, facts: NetworkFacts, options: BuildOptions) -> tup
 
 
 def _build(
-    builder: Any, network: Any, config: Any, progress: Progress | None, library: Library
+    builder: Any,
+    network: Any,
+    config: Any,
+    progress: Progress | None,
+    source: Source,
+    library: Library,
 ) -> Any:
     with interruptible(config, progress, library) as interrupted:
         plan = builder.build_serialized_network(network, config)
@@ -177,7 +197,9 @@ def _build(
         raise UserError(
             f"{library.name} {library.version} cannot build the plan:"
             f" {reasons[0] if reasons else 'no reason given'}",
-            "For attention that the plugin refuses there is --attention function.",
+            "Try smaller profiles, or export the model again."
+            if source.plugin is None
+            else "For attention that the plugin refuses there is --attention function.",
         )
     return plan
 

@@ -111,12 +111,15 @@ def plugin_device_obstacle(
 ) -> Obstacle | None:
     """Why the plugin would not run on a GPU of this SM, or None.
 
+    One that the plan carries is not judged by the one that is here: a plan is built only for GPUs
+    its plugin has code for.
+
     Args:
         manifest: Of the plan.
         targets: SMs that the plugin says its code runs on.
         sm: The GPU's.
     """
-    if manifest.plugin is None or sm in targets:
+    if manifest.plugin is None or manifest.plugin.embedded or sm in targets:
         return None
     return Obstacle(
         f"the plugin has no code for sm_{sm}; it has code for"

@@ -31,19 +31,27 @@ def configure(
         library: What builds.
 
     Raises:
-        UserError: The timing cache is another library's or another GPU's.
+        UserError: A profile's sizes are beyond the library's, or the timing cache is another
+            library's or another GPU's.
     """
     trt = library.trt
     config = builder.create_builder_config()
     for profile in profiles:
         shapes = builder.create_optimization_profile()
         for name, wanted in profile.items():
-            shapes.set_shape(name, wanted.minimum, wanted.optimum, wanted.maximum)
+            try:
+                shapes.set_shape(name, wanted.minimum, wanted.optimum, wanted.maximum)
+            except (RuntimeError, TypeError) as error:  # TypeError: beyond 64 bits
+                raise UserError(
+                    f"{library.name} {library.version} does not take the profile {name}={wanted}",
+                    "Give smaller sizes with --profile or --max-batch.",
+                ) from error
         config.add_optimization_profile(shapes)
     for flag, wanted_on in (
         ("TF32", options.tf32),
-        ("REFIT", options.refit and not options.strip_weights),
-        ("REFIT_IDENTICAL", options.strip_weights),
+        ("REFIT", options.refit),
+        # Allows the weights of the build alone; --refit is for others too.
+        ("REFIT_IDENTICAL", options.strip_weights and not options.refit),
         ("STRIP_PLAN", options.strip_weights),
         ("VERSION_COMPATIBLE", options.version_compatible),
     ):

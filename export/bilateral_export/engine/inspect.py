@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from bilateral_export.engine.attention_path import attention_nodes
 from bilateral_export.engine.manifest import PlanManifest, manifest_path, verify_plan
 from bilateral_export.engine.network import Tensor
 from bilateral_export.engine.plan_header import PlanHeader, read_header
+from bilateral_export.engine.source import described, weight_files
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.metadata import METADATA_KEY
 
 CONFIG = "config.pbtxt"
 _PLAN_SUFFIXES = (".plan", ".engine")
@@ -103,6 +102,10 @@ def inspect(path: Path) -> Summary:
     """
     if path.is_dir():
         return _inspect_entry(path)
+    return _inspect_file(path)
+
+
+def _inspect_file(path: Path) -> OnnxSummary | PlanSummary:
     require_file(path, "file")
     if path.suffix in _PLAN_SUFFIXES or read_header(path) is not None:
         return _inspect_plan(path)
@@ -121,7 +124,7 @@ def _inspect_onnx(path: Path) -> OnnxSummary:
     initializers = {tensor.name for tensor in model.graph.initializer}
     return OnnxSummary(
         path=path,
-        bytes=path.stat().st_size + _external_bytes(path, model),
+        bytes=sum(f.stat().st_size for f in (path, *weight_files(path, model)) if f.is_file()),
         ir_version=model.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         inputs=_value_infos(v for v in model.graph.input if v.name not in initializers),
@@ -133,7 +136,7 @@ def _inspect_onnx(path: Path) -> OnnxSummary:
         ),
         attention=_by_count(_attention_text(node) for node in attention_nodes(model)),
         weights=_weights(model),
-        metadata=_metadata(model),
+        metadata=described(model),
     )
 
 
@@ -177,7 +180,7 @@ def _inspect_entry(path: Path) -> EntrySummary:
         outputs=_config_tensors(config.output),
         versions={
             version.name: tuple(
-                _inspect_plan(file) if file.suffix in _PLAN_SUFFIXES else _inspect_onnx(file)
+                _inspect_file(file)
                 for file in sorted(version.iterdir())
                 if file.suffix in (*_PLAN_SUFFIXES, ".onnx")
             )
@@ -238,7 +241,10 @@ def _value_infos(infos: Iterable[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
 
 
 def _dtype(elem_type: int) -> str:
-    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)))
+    try:
+        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)))
+    except KeyError:
+        return f"type {elem_type}"  # undefined, or of a later ONNX
 
 
 def _weights(model: onnx.ModelProto) -> dict[str, int]:
@@ -246,23 +252,3 @@ def _weights(model: onnx.ModelProto) -> dict[str, int]:
     for tensor in model.graph.initializer:
         counts[_dtype(tensor.data_type)] += int(np.prod(tensor.dims, dtype=np.int64))
     return dict(sorted(counts.items()))
-
-
-def _external_bytes(path: Path, model: onnx.ModelProto) -> int:
-    files = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum(
-        (path.parent / name).stat().st_size for name in files if (path.parent / name).is_file()
-    )
-
-
-def _metadata(model: onnx.ModelProto) -> dict[str, Any] | None:
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            document: dict[str, Any] = json.loads(entry.value)
-            return document
-    return None

@@ -14,6 +14,7 @@ from bilateral_export.errors import UserError
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 AttentionChoice = Literal["auto", "plugin", "function"]
+_MOST_MIB = 1 << 32  # in bytes it still fits in 64 bits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class BuildOptions:
         optimization_level: The builder's effort, 0 to 5; None for its default.
         workspace_mib: Limit of scratch memory, in MiB; None for the library's own.
         strip_weights: Leave out the weights, to be refitted from the ONNX file.
-        refit: Keep the weights replaceable.
+        refit: Keep the weights replaceable, by others too.
         timing_cache: File of kernel timings to read and to update (full TensorRT).
     """
 
@@ -94,8 +95,11 @@ def check_options(options: BuildOptions, library: Library) -> None:
         raise UserError(
             f"optimisation level {options.optimization_level} is not in 0..5", "The default is 3."
         )
-    if options.workspace_mib is not None and options.workspace_mib < 1:
-        raise UserError("the workspace limit is below 1 MiB", "Leave it out for no limit.")
+    if options.workspace_mib is not None and not 1 <= options.workspace_mib <= _MOST_MIB:
+        raise UserError(
+            f"a workspace limit of {options.workspace_mib} MiB is not in 1 MiB..2^32 MiB",
+            "Leave it out for no limit.",
+        )
     if options.max_batch < 1:
         raise UserError(f"the largest batch is {options.max_batch}", "Give 1 or more.")
     if options.embed_plugin and options.attention == "function":

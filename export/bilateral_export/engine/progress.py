@@ -1,4 +1,4 @@
-"""The builder's progress, and Ctrl-C while it builds."""
+"""The builder's progress, and Ctrl-C or SIGTERM while it builds."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ Progress = Callable[[str, int, int], None]
 def interruptible(
     config: Any, progress: Progress | None, library: Library
 ) -> Iterator[threading.Event]:
-    """Turn Ctrl-C into the builder's own way of stopping, while the block runs.
+    """Turn Ctrl-C and SIGTERM into the builder's own way of stopping, while the block runs.
 
-    A KeyboardInterrupt raised in a callback would have to pass through the builder's C++ frames;
-    so the signal sets a flag, and the monitor's next step tells the builder to stop.
+    What a signal handler raises in a callback would have to pass through the builder's C++ frames,
+    and is lost there; so the signal sets a flag, and the monitor's next step tells the builder to
+    stop. A signal that the process ignores or leaves to the system stays so.
     """
     interrupted = threading.Event()
     config.progress_monitor = _monitor(library.trt, interrupted, progress)
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # signals reach the main thread alone
         return
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    raising = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in raising:
+        signal.signal(number, lambda *_: interrupted.set())
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in raising.items():
+            signal.signal(number, handler)
 
 
 def _monitor(trt: Any, interrupted: threading.Event, progress: Progress | None) -> Any:

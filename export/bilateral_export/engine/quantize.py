@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
 
 from bilateral_export.engine.attention_path import attention_nodes
+from bilateral_export.engine.source import read_model
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file
 from bilateral_export.tensors import Array
@@ -46,7 +48,6 @@ def quantize_onnx(
         UserError: Model Optimizer is not installed or refuses the model, or the calibration does
             not fit it.
     """
-    require_file(model, "model")
     try:
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
@@ -55,7 +56,7 @@ def quantize_onnx(
             'In an environment of its own: pip install "nvidia-modelopt[onnx]". Then build the'
             " file it writes with `bilateral build`.",
         ) from error
-    original = onnx.load(model, load_external_data=False)
+    original = read_model(model)
     _check_calibration(original, calibration)
     with tempfile.TemporaryDirectory(prefix="bilateral-quantize-") as folder:
         # It writes intermediate files beside its input, and some where the process works.
@@ -97,7 +98,8 @@ def read_calibration(path: Path) -> dict[str, Array]:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    # A single array (.npy) is no context manager.
+    except (OSError, ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(
             f"{path} is no .npz file of arrays", "Write it with numpy.savez(path, input=array)."
         ) from error

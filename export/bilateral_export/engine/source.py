@@ -38,11 +38,11 @@ class Source:
     plugin: Path | None
 
 
-def read_source(path: Path, options: BuildOptions) -> Source:
-    """Read a model and decide what runs its attention.
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read a model's graph; its weights may lie in files beside it.
 
     Raises:
-        UserError: The file is no model, or the plugin that was asked for is not there.
+        UserError: The file is no model, or lacks a file of its weights.
     """
     require_file(path, "model")
     try:
@@ -53,11 +53,35 @@ def read_source(path: Path, options: BuildOptions) -> Source:
         ) from error
     if not model.graph.node:
         raise UserError(f"{path} holds no graph", "Write it with `bilateral export`.")
+    for file in weight_files(path, model):
+        require_file(file, f"the weights file of {path.name},")
+    return model
+
+
+def read_source(path: Path, options: BuildOptions) -> Source:
+    """Read a model and decide what runs its attention.
+
+    Raises:
+        UserError: The file is no model, lacks its weights, or the plugin that was asked for is not
+            there.
+    """
+    model = read_model(path)
     names = name_attention_nodes(model)
     plugin = _choose_plugin(bool(names), options)
     if plugin is None:
         use_function_bodies(model)
-    return Source(path, model, names, _metadata(model), plugin)
+    return Source(path, model, names, described(model), plugin)
+
+
+def weight_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
+    """The files beside `path` that hold weights of its graph (ONNX external data)."""
+    locations = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(path.parent / location for location in sorted(locations))
 
 
 def _choose_plugin(has_attention: bool, options: BuildOptions) -> Path | None:
@@ -68,7 +92,8 @@ def _choose_plugin(has_attention: bool, options: BuildOptions) -> Path | None:
     return find_plugin()
 
 
-def _metadata(model: onnx.ModelProto) -> dict[str, Any] | None:
+def described(model: onnx.ModelProto) -> dict[str, Any] | None:
+    """What `bilateral export` wrote into a model about it; None where that is not there."""
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             with contextlib.suppress(json.JSONDecodeError):

@@ -36,6 +36,17 @@ float negligibleShare(DataType type) {
   }
 }
 
+const char* nameOf(DataType type) {
+  switch (type) {
+    case DataType::kHALF:
+      return "float16";
+    case DataType::kBF16:
+      return "bfloat16";
+    default:
+      return "float32";
+  }
+}
+
 float largestOf(DataType type) { return type == DataType::kHALF ? 65504.0F : 3.38e38F; }
 
 // The kernels that one call needs on one GPU; nullptr where a step is left out.
@@ -351,9 +362,10 @@ void requireSupported(const Attention& attention, const Operands& operands,
       return;
     }
   }
-  throw std::invalid_argument("no kernel for head size " + std::to_string(problem.headDim) +
-                              " and " + std::to_string(problem.features) +
-                              " position features, on any of " + listed(computeCapabilities()));
+  throw std::invalid_argument(std::string("no kernel for ") + nameOf(problem.type) +
+                              ", head size " + std::to_string(problem.headDim) + " and " +
+                              std::to_string(problem.features) + " position features, on any of " +
+                              listed(computeCapabilities()));
 }
 
 size_t workspaceBytes(const Attention& attention, const Operands& operands,

@@ -15,6 +15,8 @@ TEST(scratch_memory_is_asked_for_the_largest_shapes_and_only_where_it_is_used) {
     auto described = dynamic(inputsOf(spatial, shape, DataType::kHALF, false));
     for (auto& one : described) {
       one.desc.dims.d[0] = -1;  // known from the profile alone
+      one.min.d[0] = 1;
+      one.opt.d[0] = 1;
     }
     return build(create(attributes))
         .getWorkspaceSize(described.data(), static_cast<int32_t>(described.size()),

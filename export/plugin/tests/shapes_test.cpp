@@ -105,7 +105,7 @@ TEST(what_no_kernel_can_do_is_refused_when_the_plan_is_built) {
   CHECK(logged("head size D is 60"));
   CHECK(configure(plugin,
                   inputsOf("gaussian", Shape{2, 3, 50, 70, 512, 2}, DataType::kHALF, false)) != 0);
-  CHECK(logged("no kernel for head size 512"));
+  CHECK(logged("no kernel for float16, head size 512"));
   attributes = Attributes{};
   attributes.spatial = "dot";
   CHECK(configure(create(attributes),

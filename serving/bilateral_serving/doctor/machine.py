@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,12 @@ def read_machine(
         tritonserver: The server's executable; None to search for it.
         plugin: The plugin library; None for the installation's.
         tensorrt: Version of TensorRT in the container that will serve; None to serve here.
+
+    Raises:
+        UserError: That is not written as a version.
     """
+    if tensorrt is not None and not re.fullmatch(r"\d+(\.\d+)+", tensorrt):
+        raise UserError(f"{tensorrt!r} is no version of TensorRT", "Write it as 10.14.1.")
     library = plugin if plugin is not None else _found_plugin()
     server = None if tensorrt else _found_server(tritonserver)
     return Machine(

@@ -74,6 +74,13 @@ def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
             "Triton refuses a model whose name is not its directory's.",
             f'Write name: "{name}" in {directory / CONFIG_FILE}.',
         )
+    if config.max_batch_size < 0:
+        yield error(
+            name,
+            f"max_batch_size is {config.max_batch_size}",
+            "Triton refuses a negative one.",
+            f"Write 0 (requests are no batches) or more in {directory / CONFIG_FILE}.",
+        )
     versions = _versions(directory)
     if not versions:
         yield warning(
@@ -116,7 +123,13 @@ def _check_labels(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
                 "Add the model again, or put the file there.",
             )
             continue
-        labels = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            labels = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as failure:
+            problem = f"the labels of output {output.name}, {path}, cannot be read: {failure}"
+            why = "Triton would not load the model."
+            yield error(name, problem, why, f"chmod a+r {path}")
+            continue
         classes = output.dims[-1] if output.dims else 0
         if classes > 0 and len(labels) != classes:
             yield error(

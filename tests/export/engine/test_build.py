@@ -145,6 +145,9 @@ def test_progress_comes_to_its_end(make_model) -> None:
         (BuildOptions(timing_cache=Path("cache")), "--timing-cache"),
         (BuildOptions(optimization_level=6), "0..5"),
         (BuildOptions(workspace_mib=0), "1 MiB"),
+        (BuildOptions(workspace_mib=1 << 50), "1 MiB"),
+        (BuildOptions(targets=(86,), attention="function", max_batch=10**11), "does not take"),
+        (BuildOptions(targets=(86,), attention="function", max_batch=10**20), "does not take"),
         (BuildOptions(max_batch=0), "largest batch"),
         (BuildOptions(attention="function", embed_plugin=True), "embedded"),
         (BuildOptions(attention="plugin", plugin=Path("none.so")), "none.so"),
@@ -207,6 +210,23 @@ def test_external_data_beside_the_model_is_found(make_model) -> None:
         loaded, model, save_as_external_data=True, location="model.onnx.data", size_threshold=64
     )
     assert build(model).precision == "fp32"
+    (model.parent / "model.onnx.data").unlink()
+    with pytest.raises(UserError, match=r"model\.onnx\.data does not exist"):
+        build(model)
+
+
+def test_no_file_of_a_build_is_written_over_another(make_model) -> None:
+    model = make_model(GAUSSIAN)
+    before = model.read_bytes()
+    plan, folder = model.with_suffix(".plan"), model.parent / "folder"
+    folder.mkdir()
+    for target, cache in ((model, None), (plan, plan), (plan, model), (folder, None)):
+        with pytest.raises(UserError, match=r"over another file|directory"):
+            build_plan(model, target, BuildOptions(attention="function", timing_cache=cache))
+    with pytest.raises(UserError, match="folder is a directory"):
+        build_plan(model, plan, BuildOptions(attention="function", timing_cache=folder))
+    assert model.read_bytes() == before
+    assert sorted(model.parent.iterdir()) == [folder, model]
 
 
 INTERRUPTED = """
@@ -215,24 +235,28 @@ from pathlib import Path
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.options import BuildOptions
 
-def press_ctrl_c(phase, step, steps):
+number = int(sys.argv[3])
+signal.signal(number, signal.default_int_handler)  # as the command line has it, for both signals
+
+def interrupt(phase, step, steps):
     if step == 1:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
 try:
     build_plan(Path(sys.argv[1]), Path(sys.argv[2]),
-               BuildOptions(targets=(86,), attention="function"), press_ctrl_c)
+               BuildOptions(targets=(86,), attention="function"), interrupt)
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
-def test_ctrl_c_stops_the_builder_and_leaves_nothing(make_model) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_builder_and_leaves_nothing(make_model, number: int) -> None:
     model = make_model(GAUSSIAN)
     plan = model.with_suffix(".plan")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(model), str(plan)],
+        [sys.executable, "-c", INTERRUPTED, str(model), str(plan), str(int(number))],
         env=environment,
         capture_output=True,
         text=True,

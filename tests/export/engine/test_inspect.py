@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from bilateral_export.engine.build import build_plan
@@ -94,3 +95,17 @@ def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.pbtxt").write_text("backend: {")
     with pytest.raises(UserError, match=r"config\.pbtxt"):
         inspect(tmp_path)
+
+
+def test_what_a_file_says_wrongly_of_itself_does_not_keep_it_from_being_shown(make_model) -> None:
+    path = make_model(GAUSSIAN)
+    model = onnx.load(path)
+    model.graph.initializer[0].data_type = 77
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UNDEFINED
+    model.metadata_props.add(key="bilateral", value="{broken")
+    onnx.save(model, path)
+    summary = inspect(path)
+    assert isinstance(summary, OnnxSummary)
+    assert "type 77" in summary.weights
+    assert summary.inputs[0].dtype == "type 0"
+    assert summary.metadata is None

@@ -72,9 +72,12 @@ class TestModelOptimizer:
         path = tmp_path / "inputs.npz"
         np.savez(path, image=np.zeros((4, 1, 8, 8), np.float32))
         assert read_calibration(path)["image"].shape == (4, 1, 8, 8)
-        path.write_text("no archive")
-        with pytest.raises(UserError, match=r"numpy\.savez"):
-            read_calibration(path)
+        whole = path.read_bytes()
+        np.save(tmp_path / "one.npy", np.zeros(4))
+        for content in (b"no archive", whole[:-20], (tmp_path / "one.npy").read_bytes()):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=r"numpy\.savez"):
+                read_calibration(path)
 
     @pytest.mark.parametrize("mode", ["int8", "fp8"])
     def test_the_digits_model_keeps_its_attention_and_builds(

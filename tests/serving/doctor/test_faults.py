@@ -230,6 +230,16 @@ def missing_labels(scene: Scene) -> None:
     (scene.root / "quadrants" / "labels.txt").unlink()
 
 
+def unreadable_labels(scene: Scene) -> None:
+    """A file whose first byte cannot be read: permissions would not keep root out."""
+    missing_labels(scene)
+    (scene.root / "quadrants" / "labels.txt").symlink_to("/proc/self/mem")
+
+
+def negative_batch(scene: Scene) -> None:
+    scene.edit("max_batch_size: 4", "max_batch_size: -4")
+
+
 def config_of_another_form(scene: Scene) -> None:
     scene.config.write_text("max_batch_size: many")
 
@@ -324,6 +334,8 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (stale_labels, "quadrants", "other labels than version 1"),
     (too_few_labels, "quadrants", "2 labels"),
     (missing_labels, "quadrants", "are not there"),
+    (unreadable_labels, "quadrants", "cannot be read"),
+    (negative_batch, "quadrants", "max_batch_size is -4"),
     (config_of_another_form, "quadrants", "config.pbtxt"),
     (missing_config, "quadrants", "does not exist"),
     (other_name, "quadrants", "quarters"),
@@ -409,8 +421,9 @@ def test_leftovers_of_an_interrupted_write_are_only_mentioned(scene: Scene) -> N
 def test_a_plan_that_carries_its_plugin_needs_none(scene: Scene) -> None:
     manifest = json.loads(manifest_path(scene.plan).read_text())
     scene.edit_manifest(plugin=manifest["plugin"] | {"embedded": True})
-    missing_plugin(scene)
-    assert diagnose(scene.root, scene.machine).findings == ()
+    for change in (missing_plugin, plugin_without_code):
+        change(scene)
+        assert diagnose(scene.root, scene.machine).findings == ()
 
 
 def test_a_version_compatible_plan_loads_in_later_versions_alone(scene: Scene) -> None:
