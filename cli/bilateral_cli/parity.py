@@ -49,7 +49,7 @@ def parity(
         ),
     ] = None,
     items: Annotated[int, typer.Option(min=1, help="Random inputs to compare at least.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     adversarial: Annotated[
         int, typer.Option(min=0, help="Steps of searching for the inputs that disagree most.")
     ] = 0,
@@ -85,10 +85,10 @@ def parity(
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.checkpoint.resolution import as_exported
     from bilateral_export.models.family import exportable
-    from bilateral_export.parity.baseline import regressions
+    from bilateral_export.parity.baseline import regressions, require_same_model
     from bilateral_export.parity.compare import Candidate
     from bilateral_export.parity.html import write_html
-    from bilateral_export.parity.identity import read_metadata
+    from bilateral_export.parity.identity import check_graph, read_metadata
     from bilateral_export.parity.matrix import Plan, run_matrix
     from bilateral_export.parity.report import Skipped, read_report
     from bilateral_export.parity.samples import random_samples, real_samples
@@ -97,11 +97,18 @@ def parity(
 
     earlier = read_report(baseline) if baseline is not None else None
     sizes = _numbers(batches, "--batches")
+    if not 0 < factor < float("inf"):
+        raise UserError(f"--factor {factor} is no multiple", "Give a number above 0, such as 4.")
+    if reproducers is not None and reproducers.exists() and not _is_empty(reproducers):
+        raise UserError(f"{reproducers} exists already", "Remove it or choose another name.")
     dims = dict(_dimension(text) for text in lengths or [])
     with notes.status("Reading") as status, tempfile.TemporaryDirectory() as scratch:
         loaded = load_checkpoint(checkpoint, model=model)
         metadata = read_metadata(onnx)
+        check_graph(onnx)
         loaded = as_exported(loaded, metadata)
+        if earlier is not None:
+            require_same_model(earlier, loaded.card)
         described = exportable(loaded.build_model())
         known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
         if unknown := dims.keys() - known:
@@ -111,7 +118,7 @@ def parity(
             )
         samples = random_samples(described, sizes, dims, items, seed)
         if inputs is not None:
-            samples += real_samples(described.inputs(), inputs)
+            samples += real_samples(described.inputs(), inputs, sizes)
         made, skipped = stages(
             loaded, onnx, metadata.precision, Path(scratch), compiled=compile_model
         )
@@ -162,6 +169,10 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise UserError(f"{option} {text!r} is no list of sizes", "Write it as 1,2,7.")
     return numbers
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _dimension(text: str) -> tuple[str, tuple[int, ...]]:

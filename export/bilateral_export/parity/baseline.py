@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.errors import UserError
 from bilateral_export.parity.report import ParityReport, ParityRow
 
 # Rounding is not the same on every machine and with every seed; what is within this factor of the
@@ -32,6 +34,20 @@ def regressions(report: ParityReport, baseline: ParityReport) -> list[str]:
         if check.passed and later is not None and not later.passed:
             found.append(f"{check.stage}: {check.name} held and does not ({later.detail})")
     return found
+
+
+def require_same_model(baseline: ParityReport, card: CheckpointCard) -> None:
+    """Refuse to compare with the report of another model; other weights of it may have been.
+
+    Raises:
+        UserError: The report's name or family is not the checkpoint's.
+    """
+    then, now = (baseline.model, baseline.family), (card.name, card.model.family)
+    if then != now:
+        raise UserError(
+            f"the baseline is of {' '.join(then)}, the checkpoint is {' '.join(now)}",
+            "Give a report of the same model.",
+        )
 
 
 def _worse(old: ParityRow, new: ParityRow) -> list[str]:

@@ -117,6 +117,8 @@ def bisect(
         UserError: The runtime cannot run a part of the graph.
     """
     run = WindowedRun(model, open_runner)
+    last_use = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
+    place = -1
     known = reference.operations.keys() & eager.operations.keys()
     eps = float(torch.finfo(DTYPES[precision]).eps)
     errors: dict[str, NodeError] = {}
@@ -125,18 +127,25 @@ def bisect(
     for window in run.windows(inputs):
         names = [name for name in window.outputs if name in known]
         truth, usual = reference.values(inputs, names), eager.values(inputs, names)
-        for node in window.nodes:
+        for place, node in enumerate(window.nodes, place + 1):
             made = {name: window.outputs[name] for name in node.output if name}
             read = {name: _find(name, window) for name in node.input if _has(name, window)}
             pending.append((node, read, made))
-            for name in made.keys() & truth.keys():
+            compared = [name for name in made if name in truth]
+            for name in compared:
                 usual_error = distance(usual[name], truth[name])
                 limit = factor * max(usual_error, eps)
                 at = _error(node, distance(made[name], truth[name]), usual_error, limit)
                 errors[name] = at
                 if at.broken and culprit is None:
-                    culprit = _blame(pending, errors, truth[name], inputs, reference, at)
-                pending = []
+                    culprit = _blame(pending, errors, name, truth[name], inputs, reference, at)
+            if compared:
+                # What later nodes still read stays suspect: a Split feeds several of them.
+                pending = [
+                    (suspect, its_read, its_made)
+                    for suspect, its_read, its_made in pending
+                    if any(last_use.get(output, -1) > place for output in its_made.keys() - known)
+                ]
         if culprit is not None and not to_the_end:
             break
     return Walk(tuple(errors.values()), culprit, run.peak_bytes)
@@ -163,26 +172,27 @@ def distance(got: Array, reference: Array) -> float:
 def _blame(
     pending: Sequence[tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]],
     errors: Mapping[str, NodeError],
+    value: str,
     truth: Array,
     inputs: Mapping[str, Array],
     reference: Oracle,
     broken: NodeError,
 ) -> Culprit:
-    """The first broken node among those since the last known value; the last of them at least."""
+    """The first broken node among those without a known value; the last, which made `value`, at least."""
     last, _, _ = pending[-1]
     candidates = _ancestors([node for node, _, _ in pending])
-    truths = _evaluate(candidates[:-1], inputs, reference) | {last.output[0]: truth}
+    truths = _evaluate(candidates[:-1], inputs, reference) | {value: truth}
     for node, read, made in pending:
-        name = node.output[0]
-        if node not in candidates or name not in truths:
+        known = {name: distance(made[name], truths[name]) for name in made if name in truths}
+        if node not in candidates or not known:
             continue
-        error = distance(made[name], truths[name])
+        name, error = max(known.items(), key=lambda item: item[1])
         if node is last or error > broken.limit:
             at = broken if node is last else _error(node, error, broken.eager_error, broken.limit)
-            known = [errors[name].error for name in node.input if name in errors]
+            earlier = [errors[name].error for name in node.input if name in errors]
             return Culprit(
                 at=at,
-                before=max(known, default=0.0),
+                before=max(earlier, default=0.0),
                 proto=node,
                 inputs=read,
                 expected={name: truths[name].astype(made[name].dtype)},

@@ -47,6 +47,25 @@ def read_metadata(path: Path) -> ArtifactMetadata:
     raise UserError(f"{path} does not say what it was exported from", "Use `bilateral export`.")
 
 
+def check_graph(path: Path) -> None:
+    """Refuse a file that is damaged, or whose weights lie in a file that is not there.
+
+    Raises:
+        UserError: `onnx.checker` refuses it, or an output is made by no node.
+    """
+    again = "Export it again with `bilateral export`."
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # ValidationError, or protobuf's
+        first = str(error).partition("\n")[0]
+        raise UserError(f"{path} is no valid ONNX model ({first})", again) from error
+    graph = onnx.load(path, load_external_data=False).graph
+    values = [*graph.input, *graph.initializer]
+    made = {value.name for value in values} | {name for n in graph.node for name in n.output}
+    if lost := [value.name for value in graph.output if value.name not in made]:
+        raise UserError(f"no node of {path} makes its output {', '.join(lost)}", again)
+
+
 def body_check(model: onnx.ModelProto) -> Check:
     """Whether the operator's bodies in a file are those that this version writes.
 

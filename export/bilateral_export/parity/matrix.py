@@ -135,15 +135,19 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
             skipped.append(Skipped(stage=stage.candidate.name, reason=str(error)))
             continue
         with opened:
-            found, held = _judge_stage(stage, plan, grounds)
-        rows += found
-        checks += held
-        failed = [row for row in found if not row.passed]
-        wanted = failed or (found if plan.layers and not bisections else [])
-        if wanted and plan.bisect and stage.graph is not None and stage.open_runner is not None:
+            judged = _judge_stage(stage, plan, grounds)
+        rows += judged.rows
+        checks += judged.checks
+        sample = judged.failed_on
+        if sample is None and plan.layers and not bisections:
+            sample = _worst(judged.rows, plan)
+        if sample and plan.bisect and stage.graph is not None and stage.open_runner is not None:
             progress(f"{stage.candidate.name}: walking the graph")
-            worst = next(s for s in plan.samples if s.origin == wanted[0].worst.sample)
-            bisections.append(_walk(stage, plan, worst, bool(failed)))
+            try:
+                bisections.append(_walk(stage, plan, sample, judged.failed_on is not None))
+            except UserError as error:  # the verdict stands without it
+                walk = f"{stage.candidate.name}, node by node"
+                skipped.append(Skipped(stage=walk, reason=str(error)))
     if refusals and len(refusals) == sum(stage.graph is not None for stage in plan.stages):
         raise refusals[0]
     report = comparison.report_of(plan.checkpoint, plan.samples, rows, plan.factor)
@@ -156,9 +160,55 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
     )
 
 
-def _judge_stage(
+@dataclass(frozen=True)
+class _Judged:
+    """A stage's rows and checks, and the input that shows what fails; None where nothing does."""
+
+    rows: Sequence[ParityRow]
+    checks: Sequence[Check]
+    failed_on: Sample | None
+
+
+def _judge_stage(stage: Stage, plan: Plan, grounds: _Grounds) -> _Judged:
+    grounds.truth(stage.candidate.ground)  # what the reference cannot take is no stage's fault
+    try:
+        rows, checks, found = _run_stage(stage, plan, grounds)
+    except UserError as error:
+        if stage.required:
+            raise
+        name = stage.candidate.name
+        check = Check(stage=name, name="runs on every input", detail=str(error), passed=False)
+        return _Judged([], [check], _refused(stage.candidate.runner, plan.samples))
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        return _Judged(rows, checks, _worst(failed, plan))
+    # A fault that no ordinary input meets: an input that a check has found.
+    by_origin = {f"extreme: {sample.origin}": sample for sample in grounds.extremes} | found
+    met = (
+        by_origin[check.name]
+        for check in checks[::-1]
+        if not check.passed and check.name in by_origin
+    )
+    return _Judged(rows, checks, next(met, None))
+
+
+def _worst(rows: Sequence[ParityRow], plan: Plan) -> Sample | None:
+    return next((s for s in plan.samples if rows and s.origin == rows[0].worst.sample), None)
+
+
+def _refused(runner: Runner, samples: Sequence[Sample]) -> Sample | None:
+    """The first sample that a runner cannot run."""
+    for sample in samples:
+        try:
+            runner.run(sample.arrays)
+        except UserError:
+            return sample
+    return None
+
+
+def _run_stage(
     stage: Stage, plan: Plan, grounds: _Grounds
-) -> tuple[list[ParityRow], list[Check]]:
+) -> tuple[list[ParityRow], list[Check], dict[str, Sample]]:
     candidate = stage.candidate
     truth = grounds.truth(candidate.ground)
     if type(candidate.runner) is TorchRunner and not candidate.widened:
@@ -168,20 +218,22 @@ def _judge_stage(
     rows = judge(candidate, outputs, truth, plan.samples, plan.factor)
     if not stage.checked:
         # Eager PyTorch is what the others are held against.
-        lone = plan.adversarial and outputs is not truth.eager and not candidate.widened
-        eager = grounds.eager_maximum(candidate.ground) if lone else 0.0
-        return rows, [_adversarial_check(stage, plan, eager)] if lone else []
+        if not plan.adversarial or outputs is truth.eager or candidate.widened:
+            return rows, [], {}
+        check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
+        return rows, [check], {check.name: found}
     limits = {row.output: row.budget for row in rows}
     several = max(plan.samples, key=lambda sample: sample.items)
     checks = behaviour_checks(candidate, several, limits)
     truth = grounds.truth(candidate.ground, extreme=True)
     checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor)
-    if plan.adversarial:
-        checks.append(_adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground)))
-    return rows, checks
+    if not plan.adversarial:
+        return rows, checks, {}
+    check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
+    return rows, [*checks, check], {check.name: found}
 
 
-def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
+def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> tuple[Check, Sample]:
     """Whether the worst input found is no worse than what is found against eager PyTorch."""
     candidate = stage.candidate
     forward, how = _derivatives(stage, plan)
@@ -190,12 +242,13 @@ def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> Check:
     floor = max(error_floor(output, candidate.rounding) for output in empty)
     limit = plan.factor * max(eager, floor)
     grew = f"error grew from {found.start:.1e} to {found.error:.1e}, allowed {limit:.1e}"
-    return Check(
+    check = Check(
         stage=candidate.name,
         name="adversarial inputs",
         detail=f"{grew}; {how}, {found.climbed} steps along it",
         passed=found.error <= limit,
     )
+    return check, found.sample
 
 
 def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:

@@ -27,12 +27,13 @@ import onnxruntime
 
 HERE = Path(__file__).parent
 LIMIT = {limit!r}  # relative error that rounding explains
+OUTPUT = {output!r}
 
 inputs = dict(np.load(HERE / "inputs.npz"))
-(name, expected), *_ = np.load(HERE / "expected.npz").items()
+expected = np.load(HERE / "expected.npz")["expected"]
 session = onnxruntime.InferenceSession(HERE / "node.onnx", providers=["CPUExecutionProvider"])
 feeds = {{i.name: inputs[f"input_{{n}}"] for n, i in enumerate(session.get_inputs())}}
-got = session.run(None, feeds)[0].astype(np.float64)
+got = session.run([OUTPUT], feeds)[0].astype(np.float64)
 expected = expected.astype(np.float64)
 if np.array_equal(got, expected, equal_nan=True):
     error = 0.0
@@ -60,16 +61,18 @@ def write_reproducer(directory: Path, model: onnx.ModelProto, culprit: Culprit) 
     given = {name: array for name, array in culprit.inputs.items() if name not in weights}
     outputs = [array_type(name, array) for name, array in culprit.got.items()]
     node = extract(model, [culprit.proto], weights, given, outputs)
+    ((output, expected),) = culprit.expected.items()
     script = _SCRIPT.format(
         node=culprit.at.node,
         module=culprit.at.module or "unknown",
         source=culprit.at.source or "unknown",
         limit=culprit.at.limit,
+        output=output,
     )
     with atomic_directory(directory) as temporary:
         onnx.save(node, temporary / "node.onnx")
         # Value names hold slashes, which a zip archive would take for folders.
         numbered = {f"input_{number}": array for number, array in enumerate(given.values())}
         np.savez(temporary / "inputs.npz", **numbered)
-        np.savez(temporary / "expected.npz", expected=next(iter(culprit.expected.values())))
+        np.savez(temporary / "expected.npz", expected=expected)
         (temporary / "reproduce.py").write_text(script, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product, repeat
 from pathlib import Path
 
 import numpy as np
@@ -92,23 +92,32 @@ def real_samples(
     Args:
         specs: The model's inputs.
         path: The file; each array has the samples along its first axis.
-        batches: Batch sizes to cut; the batches follow each other through the file.
+        batches: Batch sizes to cut; the batches follow each other through the file, the largest
+            until its end.
 
     Raises:
-        UserError: The file cannot be read, lacks an input, or an input does not fit.
+        UserError: The file cannot be read, lacks an input, is empty, or has NaN or infinity.
     """
     try:
         with np.load(require_file(path, "inputs"), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (TypeError, ValueError, OSError, EOFError) as error:  # TypeError: a lone array
         raise UserError(f"{path} is no .npz file", "Write it with numpy.savez.") from error
     names = [spec.name for spec in specs]
     if missing := [name for name in names if name not in arrays]:
         raise UserError(f"{path} has no array {', '.join(missing)}", f"It has {', '.join(arrays)}.")
+    given = {name: np.atleast_1d(arrays[name]) for name in names}
+    items = min(map(len, given.values()))
+    if not items or any(len(array) != items for array in given.values()):
+        raise UserError(f"{path} has no items, or not as many of each input", "Save one per row.")
+    if wrong := [n for n, a in given.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]:
+        raise UserError(f"{', '.join(wrong)} of {path} has NaN or infinity", "Give finite inputs.")
     samples, start = [], 0
-    for batch in batches:
-        cut = {name: arrays[name][start : start + batch] for name in names}
-        if all(len(array) for array in cut.values()):
-            samples.append(Sample(f"{path.name}, items {start} to {start + batch - 1}", cut))
+    for batch in chain(batches, repeat(max(batches))):
+        if start >= items:
+            break
+        cut = {name: array[start : start + batch] for name, array in given.items()}
+        last = min(start + batch, items) - 1
+        samples.append(Sample(f"{path.name}, items {start} to {last}", cut))
         start += batch
     return samples

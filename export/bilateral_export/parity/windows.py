@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 
@@ -60,7 +61,7 @@ class WindowedRun:
         """Run from the inputs on; stop asking to stop running.
 
         Raises:
-            UserError: The runtime cannot run a window.
+            UserError: The runtime cannot run one of the nodes.
         """
         nodes = list(self.model.graph.node)
         weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
@@ -79,7 +80,14 @@ class WindowedRun:
                 for name in node.output
                 if name
             ]
-            made = self._run(piece, weights, given, outputs)
+            try:
+                made = self._run(piece, weights, given, outputs)
+            except UserError:
+                # What comes before the node that cannot run is worth a look: it may be the cause.
+                if len(piece) == 1:
+                    raise
+                size = len(piece) // 2
+                continue
             window_bytes = sum(array.nbytes for array in made.values())
             held = window_bytes + sum(array.nbytes for array in live.values())
             self.peak_bytes = max(self.peak_bytes, held)

@@ -54,7 +54,7 @@ class OnnxRuntimeRunner:
                 f"ONNX Runtime has no {self._provider} here", f"It has {', '.join(available)}."
             )
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings are about its own constant folding
+        options.log_severity_level = 4  # errors come as exceptions, which say the same
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
@@ -95,7 +95,15 @@ class OnnxRuntimeRunner:
         session = self._open()
         check_arrays(self.inputs, arrays, self._path.name)
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, session.run(names, dict(arrays)), strict=True))
+        try:
+            made = session.run(names, dict(arrays))
+        except Exception as error:  # as above
+            reason = str(error).rpartition("] : ")[2]
+            raise UserError(
+                f"ONNX Runtime cannot run {self._path} on these inputs ({reason})",
+                "Export it again with `bilateral export`.",
+            ) from error
+        return dict(zip(names, made, strict=True))
 
     def _open(self) -> onnxruntime.InferenceSession:
         assert self._session is not None, "use the runner as a context manager"

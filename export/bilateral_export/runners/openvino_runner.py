@@ -67,11 +67,7 @@ class OpenVinoRunner:
             read = core.read_model(model.SerializeToString())
             self._compiled = core.compile_model(read, "CPU", options)
         except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(
-                f"OpenVINO cannot run {self._path} ({'; '.join(lines[-2:])})",
-                "Export it again with `bilateral export`.",
-            ) from error
+            raise _refusal(self._path, error) from error
         return self
 
     def __exit__(
@@ -91,8 +87,12 @@ class OpenVinoRunner:
         if not hasattr(self._requests, "request"):
             self._requests.request = self._compiled.create_infer_request()
         request: openvino.InferRequest = self._requests.request
-        given = [np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs]
-        results = request.infer(given, share_inputs=True, share_outputs=False)
+        # Not ascontiguousarray, which gives a scalar an axis.
+        given = [np.asarray(arrays[spec.name], order="C") for spec in self.inputs]
+        try:
+            results = request.infer(given, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise _refusal(self._path, error, " on these inputs") from error
         return {spec.name: results[number] for number, spec in enumerate(self.outputs)}
 
 
@@ -110,6 +110,14 @@ def inlined(path: Path) -> onnx.ModelProto:
             f"{path} is no ONNX model ({error})", "Export it again with `bilateral export`."
         ) from error
     return onnx.inliner.inline_local_functions(model)
+
+
+def _refusal(path: Path, error: RuntimeError, when: str = "") -> UserError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return UserError(
+        f"OpenVINO cannot run {path}{when} ({'; '.join(lines[-2:])})",
+        "Export it again with `bilateral export`.",
+    )
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.errors import UserError
 from bilateral_export.models.family import exportable
 from bilateral_export.precision import to_precision
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
@@ -49,12 +50,23 @@ class TorchRunner:
         self._model = None
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see `Runner.run`."""
+        """Run once; see `Runner.run`.
+
+        Raises:
+            UserError: The model cannot take the arrays: a token id or a length beyond its tables.
+        """
         assert self._model is not None, "use the runner as a context manager"
         check_arrays(self.inputs, arrays, self.name)
         tensors = {spec.name: torch.from_numpy(arrays[spec.name].copy()) for spec in self.inputs}
-        with torch.inference_mode():
-            return {name: tensor.numpy() for name, tensor in self.forward(tensors).items()}
+        try:
+            with torch.inference_mode():
+                return {name: tensor.numpy() for name, tensor in self.forward(tensors).items()}
+        except (IndexError, RuntimeError) as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise UserError(
+                f"{self.name} cannot take {shapes} ({str(error).partition(chr(10))[0]})",
+                "Keep lengths and ids within what the model was trained for.",
+            ) from error
 
     def forward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`run` on tensors, with history where they want gradients.
