@@ -118,7 +118,7 @@ def bisect(
     """
     run = WindowedRun(model, open_runner)
     last_use = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
-    place = -1
+    done = 0
     known = reference.operations.keys() & eager.operations.keys()
     eps = float(torch.finfo(DTYPES[precision]).eps)
     errors: dict[str, NodeError] = {}
@@ -127,7 +127,8 @@ def bisect(
     for window in run.windows(inputs):
         names = [name for name in window.outputs if name in known]
         truth, usual = reference.values(inputs, names), eager.values(inputs, names)
-        for place, node in enumerate(window.nodes, place + 1):
+        for node in window.nodes:
+            done += 1
             made = {name: window.outputs[name] for name in node.output if name}
             read = {name: _find(name, window) for name in node.input if _has(name, window)}
             pending.append((node, read, made))
@@ -144,7 +145,7 @@ def bisect(
                 pending = [
                     (suspect, its_read, its_made)
                     for suspect, its_read, its_made in pending
-                    if any(last_use.get(output, -1) > place for output in its_made.keys() - known)
+                    if any(last_use.get(output, -1) >= done for output in its_made.keys() - known)
                 ]
         if culprit is not None and not to_the_end:
             break
@@ -178,7 +179,7 @@ def _blame(
     reference: Oracle,
     broken: NodeError,
 ) -> Culprit:
-    """The first broken node among those without a known value; the last, which made `value`, at least."""
+    """The first broken node among those without a known value; at least the last, of `value`."""
     last, _, _ = pending[-1]
     candidates = _ancestors([node for node, _, _ in pending])
     truths = _evaluate(candidates[:-1], inputs, reference) | {value: truth}
@@ -217,7 +218,11 @@ def _evaluate(
     """The traced graph's own values at nodes that no torch operation stands for, in float64."""
     wanted = {name for node in nodes for name in node.output}
     graph = reference.graph.graph
-    healthy = [node for node in graph.node if wanted & set(node.output)]
+    healthy: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input) - reference.operations.keys()
+            healthy.insert(0, node)
     if not healthy:
         return {}
     weights = {tensor.name: tensor for tensor in graph.initializer}
