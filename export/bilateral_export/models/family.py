@@ -55,6 +55,11 @@ def build(config: ModelConfig) -> nn.Module:
             return Segmenter(config).eval()
 
 
+def pads(model: object) -> bool:
+    """Whether id 0 of a model's tokens is padding; elsewhere it is a token like any other."""
+    return isinstance(model, SequenceClassifier) and model.config.grid is None
+
+
 def exportable(model: nn.Module) -> Exportable:
     """The same model, typed by what the exporter needs of it."""
     return cast(Exportable, model)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from bilateral_export.models.family import Exportable
+from bilateral_export.models.family import Exportable, pads
 from bilateral_export.parity.measure import Reference, item_errors
 from bilateral_export.parity.samples import Sample
 from bilateral_export.preprocessing import (
@@ -24,7 +27,8 @@ from bilateral_export.tensors import Array
 POPULATION = 8
 # Share of a floating-point input's elements, or of its tokens, that one proposal redraws.
 _CHANGED = 0.1
-# Length of a gradient step at first, and when an item gives up on gradients, as a share of the box.
+# Length of a gradient step at first, and when an item gives up on gradients, as a share of the box,
+# or of the tokens.
 _FIRST_STEP = 0.2
 _LAST_STEP = 1e-2
 # By how much a proposal must beat what it changes for its item to follow gradients again.
@@ -87,10 +91,11 @@ def search(
 
     Half the population does projected gradient ascent (Madry et al., 2018, arXiv:1706.06083) with
     the sign of the gradient, and a step that halves whenever it fails: errors are those of the real
-    runner, and an item moves only where its own grew. The other half, items whose step has become
-    too short, whole-number inputs, and everything without `forward` go by proposals: redrawn
-    elements, the better of the two kept. Where a proposal steps onto a fault that has no slope from
-    afar, its item follows gradients from there.
+    runner, and an item moves only where its own grew. Of token ids, those are exchanged for which
+    the gradient at their embeddings promises most (Ebrahimi et al., 2018, arXiv:1712.06751). The
+    other half, items whose step has become too short, and everything without `forward` go by
+    proposals: redrawn elements, the better of the two kept. Where a
+    proposal steps onto a fault that has no slope from afar, its item follows gradients from there.
 
     The largest error found is larger than any random input's for a correct runner too: compare it
     with the same search against eager PyTorch.
@@ -106,7 +111,7 @@ def search(
             a stand-in (`DifferentiableGraph`).
     """
     generator = np.random.default_rng(seed)
-    box = box or {}
+    box, padded = box or {}, pads(model)
 
     def draw() -> dict[str, Array]:
         return _clipped(model.example(POPULATION, generator), box)
@@ -115,14 +120,16 @@ def search(
     errors, answers = _errors(runner, reference, inputs)
     start, climbed = float(errors.max()), 0
     lengths = np.zeros(POPULATION)  # of the next step along the gradient; 0 proposes instead
-    if forward is not None and box:
+    if forward is not None:
         lengths[::2] = _FIRST_STEP
     for step in range(steps):
-        proposed = _mutated(inputs, draw(), generator)
+        proposed = _mutated(inputs, draw(), generator, padded)
         climbing = lengths > _LAST_STEP
         if forward is not None and climbing.any():
-            slope = gradient(forward, reference, inputs, *answers)
-            for name, moved in _moved(inputs, slope, lengths, box).items():
+            slope, exchanges = gradient(forward, reference, inputs, *answers, padded=padded)
+            moves = _moved(inputs, slope, lengths, box)
+            moves |= {n: _exchanged(inputs[n], each, lengths) for n, each in exchanges.items()}
+            for name, moved in moves.items():
                 proposed[name][climbing] = moved[climbing]
         found, their_answers = _errors(runner, reference, proposed)
         better = found > errors
@@ -133,7 +140,7 @@ def search(
         # A jump by a proposal is the edge of something that the gradient did not see from afar.
         jumped = better & ~climbing & (found > _JUMP * errors)
         lengths = np.where(better, lengths, lengths / 2)
-        if forward is not None and box:
+        if forward is not None:
             lengths[jumped] = _FIRST_STEP
         errors = np.where(better, found, errors)
         if step % 5 == 4 and not climbing.any():
@@ -147,13 +154,28 @@ def search(
     return Found(sample, float(errors.max()), start, climbed)
 
 
+@dataclass(frozen=True)
+class Exchanges:
+    """The most promising other id at each place of an integer input.
+
+    Attributes:
+        ids: The ids, in the input's shape.
+        gains: By how much the error grows with each, to first order; -inf where none may change.
+    """
+
+    ids: Array
+    gains: Array
+
+
 def gradient(
     forward: Forward,
     reference: TorchRunner,
     arrays: Mapping[str, Array],
     got: Mapping[str, Array],
     truth: Mapping[str, Array],
-) -> dict[str, Array]:
+    *,
+    padded: bool = False,
+) -> tuple[dict[str, Array], dict[str, Exchanges]]:
     """Gradient of `|c(x) - r(x)| / |r(x)|`, summed over items and floating-point outputs.
 
     c and r themselves are the measured answers; only their Jacobians are taken from `forward` and
@@ -166,13 +188,16 @@ def gradient(
         arrays: x, one item per row.
         got: c(x).
         truth: r(x).
+        padded: Whether id 0 is padding, which stays and is no exchange.
 
     Returns:
-        One array per floating-point input.
+        One array per floating-point input; what to exchange of each input of token ids.
     """
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     leaves = {name: t.requires_grad_() for name, t in tensors.items() if t.is_floating_point()}
-    mine, true = forward(tensors), reference.forward(tensors)
+    lookups = _Lookups({n: t for n, t in tensors.items() if not t.is_floating_point()})
+    with lookups:
+        true, mine = reference.forward(tensors), forward(tensors)
     total = torch.zeros((), dtype=torch.float64)
     for name, wanted in truth.items():
         if wanted.dtype.kind != "f":
@@ -186,10 +211,64 @@ def gradient(
         total = total + ((mine[name].double() - true[name].double()) * pull).sum()
         total = total - (true[name].double() * (r * distance / size**3)).sum()
     if not total.requires_grad:
-        return {}
-    slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    found = {n: s for n, s in zip(leaves, slopes, strict=True) if s is not None}
-    return {name: np.nan_to_num(slope.numpy()) for name, slope in found.items()}
+        return {}, {}
+    wanted_of = [*leaves.values(), *lookups.offsets.values()]
+    slopes = torch.autograd.grad(total, wanted_of, allow_unused=True)
+    each = dict(zip([*leaves, *lookups.offsets], slopes, strict=True))
+    found = {name: slope.nan_to_num() for name, slope in each.items() if slope is not None}
+    return (
+        {name: found[name].numpy() for name in leaves if name in found},
+        {
+            name: _exchanges(arrays[name], lookups.tables[name], found[name], padded)
+            for name in lookups.offsets
+            if name in found
+        },
+    )
+
+
+class _Lookups(TorchFunctionMode):
+    """Adds zeros to the embeddings of token ids: the gradient there is that at the embeddings.
+
+    Args:
+        tokens: The integer inputs.
+
+    Attributes:
+        offsets: The zeros, for the inputs that were looked up in a table.
+        tables: The first table of each.
+    """
+
+    def __init__(self, tokens: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._tokens = tokens
+        self.offsets: dict[str, Tensor] = {}
+        self.tables: dict[str, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is not F.embedding:
+            return made
+        ids, table = args[:2]
+        for name, tokens in self._tokens.items():
+            if torch.equal(ids.reshape(-1), tokens.reshape(-1)):
+                zeros = torch.zeros(made.shape, dtype=torch.float64, requires_grad=True)
+                self.tables.setdefault(name, table.detach().double())
+                return made + self.offsets.setdefault(name, zeros).to(made.dtype)
+        return made
+
+
+def _exchanges(tokens: Array, table: Tensor, slope: Tensor, padded: bool) -> Exchanges:
+    """Score every id at every place by its embedding's way along the gradient."""
+    first = int(padded)
+    ids, gains = tokens.copy().reshape(-1), np.full(tokens.size, -np.inf)
+    for place, along in enumerate(slope.reshape(tokens.size, -1)):
+        if ids[place] >= first:
+            scores = table @ along
+            best = first + int(scores[first:].argmax())
+            gains[place] = scores[best] - scores[ids[place]]
+            ids[place] = best
+    return Exchanges(ids.reshape(tokens.shape), gains.reshape(tokens.shape))
 
 
 def _moved(
@@ -203,6 +282,17 @@ def _moved(
         moved[name] = inputs[name] + length * np.sign(slope[name])
         moved[name] = moved[name].astype(inputs[name].dtype)
     return _clipped(moved, box)
+
+
+def _exchanged(tokens: Array, exchanges: Exchanges, lengths: Reference) -> Array:
+    """Each item with that share of its ids exchanged that promises most, one at least."""
+    moved = tokens.copy()
+    for item, length in enumerate(lengths):
+        gains = exchanges.gains[item].reshape(-1)
+        chosen = np.argsort(-gains)[: max(1, round(length * gains.size))]
+        chosen = chosen[gains[chosen] > 0]
+        moved[item].reshape(-1)[chosen] = exchanges.ids[item].reshape(-1)[chosen]
+    return moved
 
 
 def _errors(
@@ -222,13 +312,16 @@ def _clipped(arrays: dict[str, Array], box: Box) -> dict[str, Array]:
 
 
 def _mutated(
-    inputs: dict[str, Array], drawn: dict[str, Array], generator: np.random.Generator
+    inputs: dict[str, Array],
+    drawn: dict[str, Array],
+    generator: np.random.Generator,
+    padded: bool,
 ) -> dict[str, Array]:
     """Inputs with a few elements replaced by freshly drawn ones."""
     proposed = {}
     for name, array in inputs.items():
         change = generator.random(array.shape) < _CHANGED * generator.random()
-        if array.dtype.kind == "i":
+        if array.dtype.kind == "i" and padded:
             # A drawn padding id must not appear amid the tokens, nor replace the only one.
             change &= (array != 0) & (drawn[name] != 0)
         proposed[name] = np.where(change, drawn[name], array)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bilateral_export.models.family import Exportable
+from bilateral_export.models.family import Exportable, pads
 from bilateral_export.parity.samples import Sample
 from bilateral_export.tensors import Array
 
@@ -40,8 +40,8 @@ def token_extremes(model: Exportable, seed: int = 0) -> list[Sample]:
     for label, pick in (("smallest id", np.min), ("largest id", np.max)):
         arrays = {name: array.copy() for name, array in drawn.items()}
         for name, array in integers.items():
-            # Not the padding id: an input that is all padding is no input.
-            arrays[name][1] = pick(array[array != 0])
+            # An input that is all padding is no input.
+            arrays[name][1] = pick(array[array != 0] if pads(model) else array)
         samples.append(Sample(label, arrays))
     return samples
 

@@ -167,15 +167,20 @@ def _attend(*operands: Array, **attributes: Any) -> Array:
     }
     for name in ("query", "key", "value"):
         tensors[name] = tensors[name].to(dtype)
-    with torch.inference_mode():
-        output = attention(
-            **tensors,
-            scale=attributes[contract.SCALE],
-            range_kernel=attributes[contract.RANGE_KERNEL],
-            spatial_kernel=kernel,
-            query_prefix=attributes[contract.QUERY_PREFIX],
-            key_prefix=attributes[contract.KEY_PREFIX],
-            causal=bool(attributes[contract.CAUSAL]),
-        )
+    try:
+        with torch.inference_mode():
+            output = attention(
+                **tensors,
+                scale=attributes[contract.SCALE],
+                range_kernel=attributes[contract.RANGE_KERNEL],
+                spatial_kernel=kernel,
+                query_prefix=attributes[contract.QUERY_PREFIX],
+                key_prefix=attributes[contract.KEY_PREFIX],
+                causal=bool(attributes[contract.CAUSAL]),
+            )
+    except (IndexError, RuntimeError, ValueError):
+        # Operands that do not fit each other. An exception would end the process in the package's
+        # C++ code; NaN fails every comparison.
+        return np.full((*operands[0].shape[:-1], operands[2].shape[-1]), np.nan, np.float32)
     result: Array = output.float().numpy()
     return result
