@@ -58,6 +58,9 @@ def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path)
     for options, complaint in (
         (("--batches", "1,x"), "no list of sizes"),
         (("--length", "words=5"), "no dimension words"),
+        (("--factor", "nan"), "no multiple"),
+        (("--factor", "0"), "no multiple"),
+        (("--reproducers", healthy.parent), "exists already"),
         (("--baseline", tmp_path / "old.json"), "no parity report"),
     ):
         with pytest.raises(UserError, match=complaint):

@@ -60,8 +60,8 @@ def check_graph(path: Path) -> None:
         first = str(error).partition("\n")[0]
         raise UserError(f"{path} is no valid ONNX model ({first})", again) from error
     graph = onnx.load(path, load_external_data=False).graph
-    values = [*graph.input, *graph.initializer]
-    made = {value.name for value in values} | {name for n in graph.node for name in n.output}
+    made = {name for node in graph.node for name in node.output}
+    made |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     if lost := [value.name for value in graph.output if value.name not in made]:
         raise UserError(f"no node of {path} makes its output {', '.join(lost)}", again)
 

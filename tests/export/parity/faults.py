@@ -102,6 +102,20 @@ def after(node: str, operator: str, *weights: Array, **attributes: object):
     return apply
 
 
+def swap_outputs(node: str, one: int, other: int) -> Callable[[onnx.ModelProto], None]:
+    def apply(model: onnx.ModelProto) -> None:
+        names = node_named(model, node).output
+        names[one], names[other] = names[other], names[one]
+
+    return apply
+
+
+def batch_of_one(model: onnx.ModelProto) -> None:
+    """The class token is repeated once, whatever the batch: a size was taken for a constant."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "batch of one"))
+    node_named(model, "model/Concat").input[0] = "batch of one"
+
+
 def in_body(change: Callable[[list[onnx.NodeProto]], None]) -> Callable[[onnx.ModelProto], None]:
     """Change the function body of the operator."""
 
@@ -249,6 +263,17 @@ GRAPH_FAULTS: dict[str, GraphFault] = {
     ),
     "keys and values swapped": GraphFault(
         "blocks.1.attn.qkv/MatMul", change_weight("blocks.1.attn.qkv/MatMul", 1, _swap_thirds)
+    ),
+    "keys and values swapped after the split": GraphFault(
+        "blocks.1.attn/Split", swap_outputs("blocks.1.attn/Split", 1, 2)
+    ),
+    "queries and keys swapped": GraphFault(
+        "blocks.1.attn/Split", swap_outputs("blocks.1.attn/Split", 0, 1)
+    ),
+    "past after the new tokens": GraphFault(
+        "blocks.1.attn/Concat",
+        lambda model: node_named(model, "blocks.1.attn/Concat").input.reverse(),
+        "language",
     ),
     "bias dropped": GraphFault(
         "blocks.0.attn.qkv/Add", change_weight("blocks.0.attn.qkv/Add", 1, np.zeros_like)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.export.parity.faults import GRAPH_FAULTS, after
+from tests.export.parity.faults import GRAPH_FAULTS, after, batch_of_one
 from tests.export.parity.models import Subject
 
 from bilateral_export.errors import UserError
@@ -83,6 +83,51 @@ def test_the_module_is_named_in_a_lowered_file_too(
     assert walk.culprit.at.node.startswith("blocks.1.attn/BilateralAttention")
     assert walk.culprit.at.module == "blocks.1.attn"
     assert walk.culprit.at.source.startswith("bilateral_export/models/attention.py:")
+
+
+@pytest.mark.parametrize("runner", [_one_thread, lambda path: OpenVinoRunner(path, threads=1)])
+def test_the_cause_is_named_where_a_later_node_cannot_run(
+    subjects: dict[str, Subject], runner: OpenRunner
+) -> None:
+    """A batch of one is baked in, so that two tensors later on do not fit each other."""
+    subject = subjects["digits"]
+    model = onnx.load(subject.onnx)
+    batch_of_one(model)
+    arrays = subject.samples[1].arrays
+    walk = bisect(model, runner, arrays, subject.reference, subject.eager, "fp32")
+    assert walk.culprit is not None
+    assert walk.culprit.at.node == "model/Concat"
+
+
+def test_a_reproducer_compares_the_output_that_is_wrong(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    subject = subjects["digits"]
+    model = onnx.load(subject.onnx)
+    GRAPH_FAULTS["keys and values swapped after the split"].apply(model)
+    arrays = subject.samples[1].arrays
+    walk = bisect(model, _one_thread, arrays, subject.reference, subject.eager, "fp32")
+    assert walk.culprit is not None
+    write_reproducer(tmp_path / "faulty", model, walk.culprit)
+    outcome = _run(tmp_path / "faulty")
+    assert outcome.returncode == 1, outcome.stdout + outcome.stderr
+
+    repaired = onnx.load(tmp_path / "faulty" / "node.onnx")
+    names = repaired.graph.node[0].output
+    names[1], names[2] = names[2], names[1]
+    onnx.save(repaired, tmp_path / "faulty" / "node.onnx")
+    outcome = _run(tmp_path / "faulty")
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_openvino_walks_a_graph_with_scalars_and_blames_nothing(
+    subjects: dict[str, Subject],
+) -> None:
+    subject = subjects["language"]
+    model, arrays = onnx.load(subject.onnx), subject.samples[1].arrays
+    runner = lambda path: OpenVinoRunner(path, threads=1)  # noqa: E731
+    walk = bisect(model, runner, arrays, subject.reference, subject.eager, "fp32")
+    assert walk.culprit is None
 
 
 def test_the_walk_stops_at_the_culprit_unless_told_to_go_on(subjects: dict[str, Subject]) -> None:

@@ -198,6 +198,50 @@ def test_gradients_find_a_fault_that_random_inputs_barely_meet(
     assert (image <= high).all()
 
 
+class WithoutPast:
+    """The language model read from the start: its tokens are all there is to search."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._model = exportable(subject.checkpoint.build_model())
+
+    def example(self, batch: int, generator: np.random.Generator) -> dict[str, Array]:
+        return self._model.example(batch, generator, length=24, past=0)
+
+
+def test_gradients_find_tokens_that_blind_exchanges_do_not(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """The same number of inputs is tried; without gradients none shows the fault."""
+    subject, steps = subjects["language"], 12
+    model = onnx.load(subject.onnx)
+    after("blocks.1.mlp.fc2/Add", "Clip", np.float32(-3.0), np.float32(3.0))(model)
+    onnx.save(model, tmp_path / "rarely.onnx")
+    family = WithoutPast(subject)
+    with (
+        TorchRunner(subject.checkpoint, torch.float64) as reference,
+        OnnxRuntimeRunner(tmp_path / "rarely.onnx", threads=1) as runner,
+    ):
+        found = search(family, runner, reference, steps, seed=1, forward=DifferentiableGraph(model))
+        blind = search(family, runner, reference, steps, seed=1)
+    assert blind.error < 1e-6
+    assert found.error > 1e-4
+    assert found.climbed > 0
+
+
+def test_padding_is_neither_exchanged_nor_brought_in(subjects: dict[str, Subject]) -> None:
+    subject = subjects["sequence"]
+    model = exportable(subject.checkpoint.build_model())
+    drawn = model.example(POPULATION, np.random.default_rng(0))["tokens"]
+    with (
+        TorchRunner(subject.checkpoint, torch.float64) as reference,
+        TorchRunner(subject.checkpoint) as eager,
+    ):
+        found = search(model, eager, reference, 3, forward=eager.forward)
+    tokens = found.sample.arrays["tokens"]
+    assert sorted((tokens == 0).sum(1)) == sorted((drawn == 0).sum(1))
+    assert (np.diff((tokens == 0).astype(int), axis=1) >= 0).all()
+
+
 @pytest.mark.parametrize("family", ["digits", "language"])
 def test_a_graph_in_pytorch_is_the_graph_and_has_its_slope(
     subjects: dict[str, Subject], family: str

@@ -14,14 +14,20 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from tests.export.parity.faults import GRAPH_FAULTS
+from tests.export.parity.faults import GRAPH_FAULTS, after, batch_of_one
 from tests.export.parity.models import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.parity.baseline import regressions
+from bilateral_export.parity.baseline import regressions, require_same_model
 from bilateral_export.parity.html import render_html
-from bilateral_export.parity.identity import body_check, identity_checks, misplaced, read_metadata
+from bilateral_export.parity.identity import (
+    body_check,
+    check_graph,
+    identity_checks,
+    misplaced,
+    read_metadata,
+)
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
 from bilateral_export.parity.stages import stages
@@ -103,6 +109,56 @@ def test_a_file_that_nothing_can_read_is_refused(
         run_matrix(replace(plan, stages=reading))
 
 
+def test_a_file_that_fails_at_some_sizes_fails_with_its_node(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    model = onnx.load(subjects["digits"].onnx)
+    batch_of_one(model)
+    onnx.save(model, tmp_path / "one.onnx")
+    plan = _plan(subjects["digits"], tmp_path / "one.onnx", tmp_path)
+    reading = [stage for stage in plan.stages if stage.candidate.name.startswith("onnxruntime CPU")]
+    report = run_matrix(replace(plan, stages=reading))
+    failed = {check.name: check.detail for check in report.checks if not check.passed}
+    assert "model/Concat_2" in failed["runs on every input"]
+    (found,) = report.bisections
+    assert found.culprit is not None
+    assert found.culprit.node == "model/Concat"
+
+
+def test_what_only_a_search_or_an_extreme_meets_is_walked_too(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """No ordinary input reaches the limit that the patches are cut off at."""
+    model = onnx.load(subjects["digits"].onnx)
+    after("model/Add", "Clip", np.float32(-30), np.float32(30))(model)
+    onnx.save(model, tmp_path / "cut.onnx")
+    plan = _plan(subjects["digits"], tmp_path / "cut.onnx", tmp_path)
+    reading = [stage for stage in plan.stages if stage.candidate.name.startswith("onnxruntime CPU")]
+    report = run_matrix(replace(plan, stages=reading))
+    assert all(row.passed for row in report.rows)
+    (found,) = report.bisections
+    assert found.culprit is not None
+    assert found.culprit.node == "model/Add/fault"
+
+
+@pytest.mark.parametrize("damage", ["no nodes", "a weight lost", "weights elsewhere"])
+def test_a_damaged_file_is_refused(
+    subjects: dict[str, Subject], tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "damaged.onnx"
+    model = onnx.load(subjects["digits"].onnx)
+    if damage == "no nodes":
+        del model.graph.node[:]
+    elif damage == "a weight lost":
+        del model.graph.initializer[0]
+    elsewhere = {"save_as_external_data": damage == "weights elsewhere", "location": "weights"}
+    onnx.save(model, path, **elsewhere)
+    (tmp_path / "weights").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"damaged\.onnx"):
+        check_graph(path)
+    check_graph(subjects["digits"].onnx)
+
+
 def test_the_committed_schema_is_current() -> None:
     assert SCHEMA_PATH.read_text(encoding="utf-8") == schema(), (
         "run python -m bilateral_export.parity.report"
@@ -138,6 +194,14 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
 
 def test_a_report_is_no_worse_than_itself(healthy: ParityReport) -> None:
     assert regressions(healthy, healthy) == []
+
+
+def test_a_report_of_another_model_is_no_baseline(
+    healthy: ParityReport, checkpoints: dict[str, Checkpoint]
+) -> None:
+    require_same_model(healthy, checkpoints["digits"].card)
+    with pytest.raises(UserError, match="baseline is of"):
+        require_same_model(healthy, checkpoints["sequence"].card)
 
 
 def test_what_became_worse_is_listed(healthy: ParityReport, faulty: ParityReport) -> None:

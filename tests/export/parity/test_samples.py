@@ -56,3 +56,21 @@ def test_real_samples_come_from_a_file_or_are_refused(digits: Checkpoint, tmp_pa
         real_samples(specs, tmp_path / "other.npz")
     with pytest.raises(UserError, match=r"is no \.npz file"):
         real_samples(specs, tmp_path / "text.npz")
+
+
+def test_every_real_item_is_compared_and_unusable_ones_are_refused(
+    digits: Checkpoint, tmp_path: Path
+) -> None:
+    specs, path = TorchRunner(digits).inputs, tmp_path / "images.npz"
+    np.savez(path, image=np.zeros((25, 1, 8, 8), np.float32))
+    assert [s.items for s in real_samples(specs, path, (1, 8))] == [1, 8, 8, 8]
+    for image, complaint in (
+        (np.zeros((0, 1, 8, 8), np.float32), "no items"),
+        (np.full((2, 1, 8, 8), np.nan, np.float32), "NaN or infinity"),
+    ):
+        np.savez(path, image=image)
+        with pytest.raises(UserError, match=complaint):
+            real_samples(specs, path)
+    np.save(tmp_path / "lone.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"is no \.npz file"):
+        real_samples(specs, tmp_path / "lone.npy")
