@@ -105,11 +105,11 @@ def parity(
     with notes.status("Reading") as status, tempfile.TemporaryDirectory() as scratch:
         loaded = load_checkpoint(checkpoint, model=model)
         metadata = read_metadata(onnx)
-        check_graph(onnx)
         loaded = as_exported(loaded, metadata)
         if earlier is not None:
             require_same_model(earlier, loaded.card)
         described = exportable(loaded.build_model())
+        check_graph(onnx, described.inputs())
         known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
         if unknown := dims.keys() - known:
             raise UserError(
@@ -161,12 +161,12 @@ def parity(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str, smallest: int = 1) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 1:
+    if not numbers or min(numbers) < smallest:
         raise UserError(f"{option} {text!r} is no list of sizes", "Write it as 1,2,7.")
     return numbers
 
@@ -177,7 +177,7 @@ def _is_empty(path: Path) -> bool:
 
 def _dimension(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.partition("=")
-    return name, _numbers(sizes, f"--length {name}")
+    return name, _numbers(sizes, f"--length {name}", smallest=0)
 
 
 def _print(report: ParityReport) -> None:

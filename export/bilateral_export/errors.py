@@ -15,3 +15,7 @@ class UserError(Exception):
         self.problem = " ".join(problem.split())
         self.fix = " ".join(fix.split())
         super().__init__(f"{self.problem}. {self.fix}" if self.fix else self.problem)
+
+
+class UnsupportedError(UserError):
+    """A `UserError` that blames nothing in the input: a package or a kernel is missing."""

@@ -58,6 +58,7 @@ def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path)
     for options, complaint in (
         (("--batches", "1,x"), "no list of sizes"),
         (("--length", "words=5"), "no dimension words"),
+        (("--length", "words=-1"), "no list of sizes"),
         (("--factor", "nan"), "no multiple"),
         (("--factor", "0"), "no multiple"),
         (("--reproducers", healthy.parent), "exists already"),

@@ -18,6 +18,7 @@ from bilateral_export.models.family import ModelConfig
 from bilateral_export.op import contract
 from bilateral_export.op.function import function_body
 from bilateral_export.parity.report import Check
+from bilateral_export.tensors import TensorSpec
 
 STAGE = "file"
 
@@ -47,23 +48,30 @@ def read_metadata(path: Path) -> ArtifactMetadata:
     raise UserError(f"{path} does not say what it was exported from", "Use `bilateral export`.")
 
 
-def check_graph(path: Path) -> None:
-    """Refuse a file that is damaged, or whose weights lie in a file that is not there.
+def check_graph(path: Path, inputs: Sequence[TensorSpec]) -> None:
+    """Refuse a file that is damaged, lacks its weights, or takes other inputs than the model.
+
+    Args:
+        path: The file.
+        inputs: The trained model's.
 
     Raises:
-        UserError: `onnx.checker` refuses it, or an output is made by no node.
+        UserError: `onnx.checker` refuses it, or the inputs' names differ.
     """
-    again = "Export it again with `bilateral export`."
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:  # ValidationError, or protobuf's
         first = str(error).partition("\n")[0]
-        raise UserError(f"{path} is no valid ONNX model ({first})", again) from error
+        raise UserError(
+            f"{path} is no valid ONNX model ({first})", "Export it again with `bilateral export`."
+        ) from error
     graph = onnx.load(path, load_external_data=False).graph
-    made = {name for node in graph.node for name in node.output}
-    made |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    if lost := [value.name for value in graph.output if value.name not in made]:
-        raise UserError(f"no node of {path} makes its output {', '.join(lost)}", again)
+    taken = [value.name for value in graph.input]
+    if missing := [spec.name for spec in inputs if spec.name not in taken]:
+        raise UserError(
+            f"{path} takes {', '.join(taken)}, and the checkpoint's model {', '.join(missing)}",
+            "Give the file that was exported from this checkpoint.",
+        )
 
 
 def body_check(model: onnx.ModelProto) -> Check:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.errors import UserError
+from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
 from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
@@ -131,8 +131,12 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         except UserError as error:
             if stage.required:
                 raise
+            name, reason = stage.candidate.name, str(error)
             refusals += [error] if stage.graph else []
-            skipped.append(Skipped(stage=stage.candidate.name, reason=str(error)))
+            if isinstance(error, UnsupportedError):
+                skipped.append(Skipped(stage=name, reason=reason))
+            else:
+                checks.append(Check(stage=name, name="opens", detail=reason, passed=False))
             continue
         with opened:
             judged = _judge_stage(stage, plan, grounds)

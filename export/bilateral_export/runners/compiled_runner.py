@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.errors import UserError
+from bilateral_export.errors import UnsupportedError
 from bilateral_export.runners.torch_runner import TorchRunner
 
 
@@ -31,10 +31,10 @@ class CompiledRunner(TorchRunner):
         """Wrap the model; it is compiled when it first runs.
 
         Raises:
-            UserError: There is no C++ compiler, which TorchInductor needs on a CPU.
+            UnsupportedError: There is no C++ compiler, which TorchInductor needs on a CPU.
         """
         if not any(map(shutil.which, ("g++", "c++", "clang++"))):
-            raise UserError("torch.compile needs a C++ compiler", "Install g++.")
+            raise UnsupportedError("torch.compile needs a C++ compiler", "Install g++.")
         compiled = torch.compile(super()._load(), dynamic=True, fullgraph=True)
         assert isinstance(compiled, nn.Module)
         return compiled

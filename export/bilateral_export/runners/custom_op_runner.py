@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-from bilateral_export.errors import UserError
+from bilateral_export.errors import UnsupportedError
 from bilateral_export.op import contract
 from bilateral_export.op.attention import attention
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -50,7 +50,7 @@ class CustomOpRunner(OnnxRuntimeRunner):
 
     def _model(self, options: onnxruntime.SessionOptions) -> bytes:
         if importlib.util.find_spec(PACKAGE) is None:
-            raise UserError("onnxruntime-extensions is not installed", INSTALL)
+            raise UnsupportedError("onnxruntime-extensions is not installed", INSTALL)
         options.register_custom_ops_library(_registered())
         return with_custom_ops(onnx.load(self._path)).SerializeToString()
 
@@ -65,7 +65,7 @@ def with_custom_ops(model: onnx.ModelProto) -> onnx.ModelProto:
         The same model.
 
     Raises:
-        UserError: Tokens are neither float32 nor float16.
+        UnsupportedError: Tokens are neither float32 nor float16.
     """
     types = _types(model)
     nodes = []
@@ -93,7 +93,7 @@ def _call(node: onnx.NodeProto, tokens: int) -> list[onnx.NodeProto]:
     call.op_type, call.overload = _op_type(len(node.input)), ""
     call.attribute.append(helper.make_attribute(_TOKENS, tokens))
     if tokens not in _TORCH:
-        raise UserError(
+        raise UnsupportedError(
             f"the custom op takes float32 and float16, and {node.name} has"
             f" {TensorProto.DataType.Name(tokens).lower()}",
             "Export fp32 or fp16 for it.",

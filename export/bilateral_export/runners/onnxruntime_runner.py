@@ -8,7 +8,7 @@ from types import TracebackType
 
 import onnxruntime
 
-from bilateral_export.errors import UserError
+from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 
@@ -45,12 +45,12 @@ class OnnxRuntimeRunner:
         """Create the session.
 
         Raises:
-            UserError: The provider is not installed, the file is no ONNX model, or the provider
-                has no kernel for something in it.
+            UserError: The file is no ONNX model; `UnsupportedError` where the provider is not
+                installed or has no kernel for something in it.
         """
         available = onnxruntime.get_available_providers()
         if self._provider not in available:
-            raise UserError(
+            raise UnsupportedError(
                 f"ONNX Runtime has no {self._provider} here", f"It has {', '.join(available)}."
             )
         options = onnxruntime.SessionOptions()
@@ -118,7 +118,7 @@ def _spec(node: onnxruntime.NodeArg) -> TensorSpec:
 def _refusal(path: Path, provider: str, error: Exception) -> UserError:
     reason = str(error).rpartition("] : ")[2] or str(error)
     if "NOT_IMPLEMENTED" in reason:
-        return UserError(
+        return UnsupportedError(
             f"ONNX Runtime's {provider} cannot run {path} ({reason})",
             "Its CPU provider has no bfloat16 kernels, for one; export fp32 or fp16 for it.",
         )

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from bilateral_export.errors import UserError
+from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 
@@ -50,10 +50,11 @@ class OpenVinoRunner:
         """Read and compile the model.
 
         Raises:
-            UserError: OpenVINO is not installed, or cannot read the file.
+            UserError: The file is no ONNX model; `UnsupportedError` where OpenVINO is not installed
+                or cannot run it.
         """
         if importlib.util.find_spec("openvino") is None:
-            raise UserError("OpenVINO is not installed", "pip install openvino")
+            raise UnsupportedError("OpenVINO is not installed", "pip install openvino")
         import openvino
 
         model = inlined(self._path)
@@ -67,7 +68,7 @@ class OpenVinoRunner:
             read = core.read_model(model.SerializeToString())
             self._compiled = core.compile_model(read, "CPU", options)
         except RuntimeError as error:
-            raise _refusal(self._path, error) from error
+            raise UnsupportedError(*_refusal(self._path, error)) from error
         return self
 
     def __exit__(
@@ -92,7 +93,8 @@ class OpenVinoRunner:
         try:
             results = request.infer(given, share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            raise _refusal(self._path, error, " on these inputs") from error
+            del self._requests.request  # what failed once may fail from then on
+            raise UserError(*_refusal(self._path, error, " on these inputs")) from error
         return {spec.name: results[number] for number, spec in enumerate(self.outputs)}
 
 
@@ -112,9 +114,10 @@ def inlined(path: Path) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(model)
 
 
-def _refusal(path: Path, error: RuntimeError, when: str = "") -> UserError:
+def _refusal(path: Path, error: RuntimeError, when: str = "") -> tuple[str, str]:
+    """What cannot run and what to do; whose fault it is, OpenVINO does not say."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return UserError(
+    return (
         f"OpenVINO cannot run {path}{when} ({'; '.join(lines[-2:])})",
         "Export it again with `bilateral export`.",
     )

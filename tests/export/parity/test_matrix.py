@@ -31,6 +31,7 @@ from bilateral_export.parity.identity import (
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
 from bilateral_export.parity.stages import stages
+from bilateral_export.runners.torch_runner import TorchRunner
 
 FAULT = GRAPH_FAULTS["residual dropped"]
 
@@ -141,6 +142,20 @@ def test_what_only_a_search_or_an_extreme_meets_is_walked_too(
     assert found.culprit.node == "model/Add/fault"
 
 
+def test_a_file_that_one_runtime_finds_invalid_fails_though_another_reads_it(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """ONNX Runtime wants the shapes that a Reshape takes inside the file."""
+    path = tmp_path / "elsewhere.onnx"
+    outside = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save(onnx.load(subjects["digits"].onnx), path, **outside)
+    report = run_matrix(_plan(subjects["digits"], path, tmp_path))
+    assert all(row.passed for row in report.rows)
+    assert "onnxruntime CPU, fp32 file" not in {row.stage for row in report.rows}
+    failed = [(check.stage, check.name) for check in report.checks if not check.passed]
+    assert ("onnxruntime CPU, fp32 file", "opens") in failed
+
+
 @pytest.mark.parametrize("damage", ["no nodes", "a weight lost", "weights elsewhere"])
 def test_a_damaged_file_is_refused(
     subjects: dict[str, Subject], tmp_path: Path, damage: str
@@ -154,9 +169,16 @@ def test_a_damaged_file_is_refused(
     elsewhere = {"save_as_external_data": damage == "weights elsewhere", "location": "weights"}
     onnx.save(model, path, **elsewhere)
     (tmp_path / "weights").unlink(missing_ok=True)
+    inputs = TorchRunner(subjects["digits"].checkpoint).inputs
     with pytest.raises(UserError, match=r"damaged\.onnx"):
-        check_graph(path)
-    check_graph(subjects["digits"].onnx)
+        check_graph(path, inputs)
+    check_graph(subjects["digits"].onnx, inputs)
+
+
+def test_a_file_of_another_family_is_refused(subjects: dict[str, Subject]) -> None:
+    inputs = TorchRunner(subjects["sequence"].checkpoint).inputs
+    with pytest.raises(UserError, match="takes image, and the checkpoint's model tokens"):
+        check_graph(subjects["digits"].onnx, inputs)
 
 
 def test_the_committed_schema_is_current() -> None:
