@@ -182,7 +182,7 @@ def _judge_stage(stage: Stage, plan: Plan, grounds: _Grounds) -> _Judged:
             raise
         name = stage.candidate.name
         check = Check(stage=name, name="runs on every input", detail=str(error), passed=False)
-        return _Judged([], [check], _refused(stage.candidate.runner, plan.samples))
+        return _Judged([], [check], _refused(stage, plan.samples))
     failed = [row for row in rows if not row.passed]
     if failed:
         return _Judged(rows, checks, _worst(failed, plan))
@@ -200,13 +200,16 @@ def _worst(rows: Sequence[ParityRow], plan: Plan) -> Sample | None:
     return next((s for s in plan.samples if rows and s.origin == rows[0].worst.sample), None)
 
 
-def _refused(runner: Runner, samples: Sequence[Sample]) -> Sample | None:
-    """The first sample that a runner cannot run."""
-    for sample in samples:
-        try:
-            runner.run(sample.arrays)
-        except UserError:
-            return sample
+def _refused(stage: Stage, samples: Sequence[Sample]) -> Sample | None:
+    """The first sample that a stage cannot run, opened anew: one failure may bring others on."""
+    if stage.graph is None or stage.open_runner is None:
+        return None
+    with stage.open_runner(stage.graph) as runner:
+        for sample in samples:
+            try:
+                runner.run(sample.arrays)
+            except UserError:
+                return sample
     return None
 
 

@@ -93,7 +93,6 @@ class OpenVinoRunner:
         try:
             results = request.infer(given, share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            del self._requests.request  # what failed once may fail from then on
             raise UserError(*_refusal(self._path, error, " on these inputs")) from error
         return {spec.name: results[number] for number, spec in enumerate(self.outputs)}
 

@@ -19,7 +19,7 @@ from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.samples import random_samples
 from bilateral_export.runners import custom_op_runner
-from bilateral_export.runners.custom_op_runner import CustomOpRunner
+from bilateral_export.runners.custom_op_runner import _TOKENS, CustomOpRunner, _attend
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 pytest.importorskip("onnxruntime_extensions")
@@ -95,3 +95,22 @@ def test_bfloat16_and_a_missing_package_are_refused(
     monkeypatch.setattr(custom_op_runner, "PACKAGE", "a_package_that_nobody_has")
     with pytest.raises(UserError, match="not installed"), CustomOpRunner(digits_file):
         pass
+
+
+def test_operands_that_do_not_fit_do_not_end_the_process() -> None:
+    """An exception in the package's C++ code would; NaN fails parity, and nothing else."""
+    operands = [np.zeros((1, 2, size, 4), np.float32) for size in (3, 5, 6)]
+    made = _attend(
+        *operands,
+        **{
+            "scale": 1.0,
+            "range_kernel": "dot",
+            "spatial_kernel": "none",
+            "query_prefix": 0,
+            "key_prefix": 0,
+            "causal": 0,
+            _TOKENS: 1,
+        },
+    )
+    assert made.shape == (1, 2, 3, 4)
+    assert np.isnan(made).all()
