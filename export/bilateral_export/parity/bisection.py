@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from bilateral_export.errors import UserError
 from bilateral_export.graph.provenance import MODULE_KEY, SOURCE_KEY
 from bilateral_export.metadata import Precision
 from bilateral_export.parity.oracle import Oracle
@@ -114,7 +115,7 @@ def bisect(
         to_the_end: Whether to go on after the first broken node, to report every node's error.
 
     Raises:
-        UserError: The runtime cannot run a part of the graph.
+        UserError: The runtime cannot run a part of the graph before any culprit.
     """
     run = WindowedRun(model, open_runner)
     last_use = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
@@ -124,7 +125,15 @@ def bisect(
     errors: dict[str, NodeError] = {}
     culprit: Culprit | None = None
     pending: list[tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]] = []
-    for window in run.windows(inputs):
+
+    def windows() -> Iterator[Window]:
+        try:
+            yield from run.windows(inputs)
+        except UserError:
+            if culprit is None:  # behind a culprit nothing need run
+                raise
+
+    for window in windows():
         names = [name for name in window.outputs if name in known]
         truth, usual = reference.values(inputs, names), eager.values(inputs, names)
         for node in window.nodes:

@@ -94,9 +94,11 @@ def test_the_cause_is_named_where_a_later_node_cannot_run(
     model = onnx.load(subject.onnx)
     batch_of_one(model)
     arrays = subject.samples[1].arrays
-    walk = bisect(model, runner, arrays, subject.reference, subject.eager, "fp32")
-    assert walk.culprit is not None
-    assert walk.culprit.at.node == "model/Concat"
+    oracles = subject.reference, subject.eager
+    for to_the_end in (False, True):
+        walk = bisect(model, runner, arrays, *oracles, "fp32", to_the_end=to_the_end)
+        assert walk.culprit is not None
+        assert walk.culprit.at.node == "model/Concat"
 
 
 def test_a_reproducer_compares_the_output_that_is_wrong(
