@@ -107,6 +107,11 @@ def _cut(line: str, split: str) -> list[str]:
     return cut
 
 
+# What the tensors of a served model hold: int32 and int64.
+MOST = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next word is drawn.
@@ -129,13 +134,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         problems = {
-            f"max_tokens {self.max_tokens}: it must be at least 0": self.max_tokens < 0,
-            f"temperature {self.temperature}: it must be 0 or above": not 0
+            f"max_tokens {self.max_tokens}: it must be from 0 to {MOST}": not 0
+            <= self.max_tokens
+            <= MOST,
+            f"temperature {self.temperature}: it must be 0 or above, and at most 1e6": not 0
             <= self.temperature
-            < 1e6,
-            f"top_k {self.top_k}: it must be 0 (all words) or above": self.top_k < 0,
+            <= 1e6,
+            f"top_k {self.top_k}: it must be from 0 (all words) to {MOST}": not 0
+            <= self.top_k
+            <= MOST,
             f"top_p {self.top_p}: it must be above 0 and at most 1": not 0 < self.top_p <= 1,
-            f"seed {self.seed}: it must be 0 or above": self.seed < 0,
+            f"seed {self.seed}: it must be from 0 to {LARGEST_SEED}": not 0
+            <= self.seed
+            <= LARGEST_SEED,
             "stop: an empty text stops nothing": "" in self.stop,
         }
         for problem, found in problems.items():

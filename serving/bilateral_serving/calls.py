@@ -165,8 +165,25 @@ def segmenter_preprocessing(info: ModelInfo) -> SegmentationPreprocessing:
 
 
 def named(model: str, version: int | None) -> str:
-    """How an error calls a model."""
+    """How an error calls a model.
+
+    Raises:
+        UserError: The name is not UTF-8, so no server can have the model.
+    """
+    utf8("the model's name", model)
     return f"model '{model}'" + (f" version {version}" if version else "")
+
+
+def utf8(what: str, text: str) -> bytes:
+    """A text as it is sent.
+
+    Raises:
+        UserError: It holds surrogates: bytes of a command line that are not UTF-8.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what}: character {error.start} is not UTF-8") from error
 
 
 def version_text(version: int | None) -> str:

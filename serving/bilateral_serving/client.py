@@ -22,6 +22,7 @@ from bilateral_serving.calls import (
     DEFAULT_URL,
     ModelInfo,
     Prediction,
+    utf8,
 )
 from bilateral_serving.deadline import Deadline
 from bilateral_serving.flows import Flows
@@ -196,13 +197,14 @@ class Client:
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
         """The likelihood of each word of a text of any length, and its perplexity."""
-        options = language.sampling(max_tokens=0)
-        words = self._stream(model, text, options, version, self._flows.deadline(timeout_s))
+        deadline = self._flows.deadline(timeout_s)
+        words = self._stream(model, text, language.SCORING, version, deadline)
         return Score(tuple(words))
 
     def _stream(
         self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
     ) -> Generator[Word, None, None]:
+        utf8("text", text)  # refused here, not when the first word is asked for
         self._run(self._flows.check_stream(model, version, deadline))
         return streams.read(self.url, model, text, options, version, deadline)
 

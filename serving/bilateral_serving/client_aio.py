@@ -26,9 +26,10 @@ from bilateral_serving.calls import (
     ModelInfo,
     Prediction,
 )
+from bilateral_serving.deadline import Deadline
 from bilateral_serving.flows import Flows
 from bilateral_serving.inputs import Source
-from bilateral_serving.language import Score, Word
+from bilateral_serving.language import Sampling, Score, Word
 from bilateral_serving.segmentation import Classes
 from bilateral_serving.steps import Ask, Compute, Flow, Step
 
@@ -135,9 +136,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Word, None]:
         """New words after a prompt, as they come; the options are those of `Client.generate`."""
         deadline = self._flows.deadline(timeout_s)
-        sampling = language.sampling(**options)
-        await self._run(self._flows.check_stream(model, version, deadline))
-        stream = streams.read_async(self.url, model, prompt, sampling, version, deadline)
+        stream = self._stream(model, prompt, language.sampling(**options), version, deadline)
         async with contextlib.aclosing(stream) as words:  # closed with this generator, not later
             async for word in words:
                 yield word
@@ -146,8 +145,18 @@ class AsyncClient:
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
         """The likelihood of each word of a text; as `Client.score`."""
-        words = self.generate(model, text, version=version, timeout_s=timeout_s, max_tokens=0)
+        deadline = self._flows.deadline(timeout_s)
+        words = self._stream(model, text, language.SCORING, version, deadline)
         return Score(tuple([word async for word in words]))
+
+    async def _stream(
+        self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
+    ) -> AsyncGenerator[Word, None]:
+        await self._run(self._flows.check_stream(model, version, deadline))
+        stream = streams.read_async(self.url, model, text, options, version, deadline)
+        async with contextlib.aclosing(stream) as words:
+            async for word in words:
+                yield word
 
     async def _run(self, flow: Flow[Result]) -> Result:
         """Await a flow's steps."""

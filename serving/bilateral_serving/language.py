@@ -11,8 +11,10 @@ from tritonclient.grpc import service_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_export.text import Sampling, Word, perplexity
+from bilateral_serving.calls import utf8
 
 __all__ = [
+    "SCORING",
     "Sampling",
     "Score",
     "Word",
@@ -42,17 +44,26 @@ class Score:
         return perplexity([word.log_likelihood for word in self.words])
 
 
+# No new word, but the likelihoods of the given ones.
+SCORING = Sampling(max_tokens=0)
+
+
 def sampling(**options: Any) -> Sampling:
-    """`Sampling`, refused here before anything is sent.
+    """`Sampling` of at least one word, refused here before anything is sent.
 
     Raises:
-        UserError: An option is out of its range.
+        UserError: An option is out of its range, or not UTF-8.
     """
     options["stop"] = tuple(options.get("stop", ()))
+    for stop in options["stop"]:
+        utf8("stop", stop)
     try:
-        return Sampling(**options)
+        found = Sampling(**options)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if not found.max_tokens:
+        raise UserError("max_tokens 0: it must be at least 1; a text is scored with score")
+    return found
 
 
 def check_stream(config: Any) -> None:
@@ -71,7 +82,11 @@ def check_stream(config: Any) -> None:
 def to_request(
     model: str, version: str, name: str, text: str, options: Sampling
 ) -> pb.ModelInferRequest:
-    """A text and the options as a request called `name`; `max_tokens` 0 asks for its score."""
+    """A text and the options as a request called `name`; `SCORING` asks for the text's score.
+
+    Raises:
+        UserError: The text is not UTF-8.
+    """
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=name)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
 
@@ -79,14 +94,14 @@ def to_request(
         size = len(next(iter(contents.values())))
         request.inputs.add(name=tensor, datatype=datatype, shape=[size], contents=contents)
 
-    give("text", "BYTES", bytes_contents=[text.encode()])
+    give("text", "BYTES", bytes_contents=[utf8("text", text)])
     give("max_tokens", "INT32", int_contents=[options.max_tokens])
     give("temperature", "FP32", fp32_contents=[options.temperature])
     give("top_k", "INT32", int_contents=[options.top_k])
     give("top_p", "FP32", fp32_contents=[options.top_p])
     give("seed", "INT64", int64_contents=[options.seed])
     if options.stop:
-        give("stop", "BYTES", bytes_contents=[stop.encode() for stop in options.stop])
+        give("stop", "BYTES", bytes_contents=[utf8("stop", stop) for stop in options.stop])
     return request
 
 
@@ -95,7 +110,7 @@ def to_leave(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
 
     It has no text to score either: a model that does not know the message refuses it.
     """
-    message = to_request(request.model_name, request.model_version, "", "", Sampling(max_tokens=0))
+    message = to_request(request.model_name, request.model_version, "", "", SCORING)
     message.parameters["leave"].string_param = request.id
     return message
 

@@ -198,9 +198,11 @@ def test_generation_ends_with_the_word_that_completes_a_stop_text(model: Languag
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"top_k": -1},
+        {"top_k": 2**31},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"seed": -1},
+        {"seed": 2**63},
         {"stop": ("",)},
     ],
 )

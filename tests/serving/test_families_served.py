@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -351,6 +352,9 @@ def test_the_asyncio_client_streams_the_same_words(url: str, client: Client) -> 
     [
         ("pydoc-words", {"top_p": 2.0}, "top_p 2.0"),
         ("pydoc-words", {"temperature": math.inf}, "temperature inf"),
+        ("pydoc-words", {"max_tokens": 0}, "max_tokens 0"),
+        ("pydoc-words", {"seed": 2**63}, "seed 9223372036854775808"),
+        ("pydoc-words", {"stop": ("\udcff",)}, "stop: character 0 is not UTF-8"),
         ("pydoc", {}, "not served as a stream of words"),
         ("nobody", {}, "is not served"),
         ("pydoc-words", {"max_tokens": 100_000, "timeout_s": 0.3}, "within 0.3 s"),
@@ -361,6 +365,15 @@ def test_what_cannot_be_generated_is_one_clear_line(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         list(client.generate(model, "The", **options))
+
+
+def test_a_text_that_is_not_utf8_is_refused(client: Client) -> None:
+    text = os.fsdecode(b"The \xff")  # as Python reads a command line
+    for ask in (client.generate, client.score):
+        with pytest.raises(UserError, match="text: character 4 is not UTF-8"):
+            ask("pydoc-words", text)
+        with pytest.raises(UserError, match="the model's name: character 4 is not UTF-8"):
+            ask(text, "The")
 
 
 def test_an_empty_text_has_no_score(client: Client) -> None:
