@@ -113,6 +113,10 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         UserError: An input does not fit, a required stage cannot run, or no stage that
             reads the file could open it.
     """
+    for stage in plan.stages:
+        if stage.required:
+            with stage.candidate.runner:
+                pass  # that it cannot run is said now, and not after a minute's work
     model = exportable(plan.checkpoint.build_model())
     grounds = _Grounds(plan, [*extreme_samples(model), *token_extremes(model)])
     rows: list[ParityRow] = []
@@ -129,7 +133,7 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         try:
             opened = stage.candidate.runner.__enter__()
         except UserError as error:
-            if stage.required:
+            if stage.required:  # it could be opened a moment ago
                 raise
             name, reason = stage.candidate.name, str(error)
             refusals += [error] if stage.graph else []

@@ -20,6 +20,7 @@ from tests.export.parity.models import Subject
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.parity.baseline import regressions, require_same_model
+from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.html import render_html
 from bilateral_export.parity.identity import (
     body_check,
@@ -30,8 +31,9 @@ from bilateral_export.parity.identity import (
 )
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
-from bilateral_export.parity.stages import stages
+from bilateral_export.parity.stages import Stage, stages
 from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_serving.runner import TritonRunner
 
 FAULT = GRAPH_FAULTS["residual dropped"]
 
@@ -156,6 +158,18 @@ def test_a_file_that_one_runtime_finds_invalid_fails_though_another_reads_it(
     assert "onnxruntime CPU, fp32 file" not in {row.stage for row in report.rows}
     failed = [(check.stage, check.name) for check in report.checks if not check.passed]
     assert ("onnxruntime CPU, fp32 file", "opens") in failed
+
+
+def test_a_stage_asked_for_that_cannot_run_is_refused_before_any_work(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    subject = subjects["digits"]
+    plan = _plan(subject, subject.onnx, tmp_path)
+    absent = Stage(Candidate(TritonRunner("digits", "127.0.0.1:1"), "fp32"), required=True)
+    seen: list[str] = []
+    with pytest.raises(UserError, match="no Triton server answers"):
+        run_matrix(replace(plan, stages=[*plan.stages, absent]), seen.append)
+    assert seen == []
 
 
 @pytest.mark.parametrize("damage", ["no nodes", "a weight lost", "weights elsewhere"])
