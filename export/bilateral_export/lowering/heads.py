@@ -91,21 +91,21 @@ def read_heads_in_place(model: onnx.ModelProto) -> int:
 def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> Heads:
     add = graph.made_by(split.input[0], "Add", "the projection")
     product = graph.made_by(add.input[0], "MatMul", "the projection")
-    _only_user(shapes, product.output[0], "Add")
-    _only_user(shapes, add.output[0], "Split")
+    shapes.only_user(product.output[0], "Add")
+    shapes.only_user(add.output[0], "Split")
     replaced = {product.output[0], add.output[0]}
     moved = []
     for part, order in zip(
         split.output, (HEADS_LAST, _HEADS_LAST_COLUMNS, HEADS_LAST), strict=True
     ):
-        reshape = _only_user(shapes, part, "Reshape")
-        transpose = _only_user(shapes, reshape.output[0], "Transpose")
+        reshape = shapes.only_user(part, "Reshape")
+        transpose = shapes.only_user(reshape.output[0], "Transpose")
         if list(transpose.attribute[0].ints) != order:
             raise PreconditionError("heads are moved in another way")
         replaced |= {reshape.output[0], transpose.output[0]}
         moved.append(transpose.output[0])
-    logits = _only_user(shapes, moved[0], "MatMul")
-    mixed = _only_user(shapes, moved[2], "MatMul")
+    logits = shapes.only_user(moved[0], "MatMul")
+    mixed = shapes.only_user(moved[2], "MatMul")
     square = next((u for u in shapes.users[moved[1]] if u.op_type == "ReduceSumSquare"), None)
     readers = [logits] if square is None else [logits, square]
     if list(logits.input) != moved[:2] or mixed.input[1] != moved[2]:
@@ -114,7 +114,7 @@ def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> Heads:
         raise PreconditionError("another sum of squares")
     if {user.output[0] for user in shapes.users[moved[1]]} != {r.output[0] for r in readers}:
         raise PreconditionError("something else reads the keys")
-    reshaped = graph.constant(_only_user(shapes, split.output[0], "Reshape").input[1], "a shape")
+    reshaped = graph.constant(shapes.only_user(split.output[0], "Reshape").input[1], "a shape")
     return Heads(
         tokens=product.input[0],
         weight=graph.constant(product.input[1], "the projection's weight"),
@@ -127,13 +127,6 @@ def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> Heads:
         square=square,
         replaced=frozenset(replaced),
     )
-
-
-def _only_user(shapes: Shapes, name: str, operator: str) -> onnx.NodeProto:
-    users = shapes.users[name]
-    if len(users) != 1 or users[0].op_type != operator or name in shapes.outputs:
-        raise PreconditionError(f"{name} does not go to one {operator}")
-    return users[0]
 
 
 def _rewritten(model: onnx.ModelProto, found: Heads) -> dict[str, list[onnx.NodeProto]]:

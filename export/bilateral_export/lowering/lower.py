@@ -36,6 +36,7 @@ from bilateral_export.lowering.site import (
     read_site,
 )
 from bilateral_export.lowering.stream import read_stream, rewrite_stream
+from bilateral_export.lowering.tokens_first import keep_tokens_first
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
 Form = Literal["augmented", "mask", "attention", "decomposed"]
@@ -119,16 +120,18 @@ class LoweredKernels(BaseModel):
     Attributes:
         heads: How many attentions read their heads where the projection left them.
         shares: How many norms read the running sum, whose products add their shares of x0.
+        moves: How many nodes less there are as tokens stay the rows of one matrix.
         gelus: How many are not fused with the bias before them, which changes nothing else.
-        error: Largest relative difference that the first two make to an output.
+        error: Largest relative difference that all but the last make to an output.
         budget: What it may be.
-        refused: Why the first two were not done.
+        refused: Why all but the last were not done.
     """
 
     model_config = ConfigDict(frozen=True)
 
     heads: int = 0
     shares: int = 0
+    moves: int = 0
     gelus: int = 0
     error: float | None = None
     budget: float | None = None
@@ -387,9 +390,11 @@ def _use_kernels(candidate: onnx.ModelProto, factor: float) -> LoweredKernels:
     before = onnx.ModelProto()
     before.CopyFrom(candidate)
     done = LoweredKernels(
-        heads=read_heads_in_place(candidate), shares=add_shares_in_products(candidate)
+        heads=read_heads_in_place(candidate),
+        shares=add_shares_in_products(candidate),
+        moves=keep_tokens_first(candidate),
     )
-    if done.heads + done.shares:
+    if done.heads + done.shares + done.moves:
         change, budget = _change(candidate, before, factor)
         done = done.model_copy(update={"error": change, "budget": budget})
         if change > budget:

@@ -6,6 +6,8 @@ grows with N^2, so it is refused for long ones.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 
@@ -22,17 +24,22 @@ def fold_mask(model: onnx.ModelProto, site: Site) -> None:
     Ensures: no operator node is left at this site, and its constant has at most MAX_BYTES.
 
     Raises:
-        PreconditionError: The constant would be larger.
+        PreconditionError: The constant would be larger, or the range kernel grows with distance.
     """
     heads, depth = site.heads, site.head_dim
     rewriter = Rewriter(model, site)
     weights, biases = np.split(site.weight, 3, axis=1), np.split(site.bias, 3)
     gaussian = site.range_kernel == "gaussian"
+    if gaussian and site.scale <= 0:
+        raise PreconditionError(f"its scale is {site.scale}")
+    # With keys scaled by the root of scale / 2, their squares are the logits' key term as they are.
+    of_keys = math.sqrt(site.scale / 2) if gaussian else 1.0
+    of_queries = site.scale / of_keys
     # A shift of queries and keys by the same vector leaves their distances as they are, and what
     # is left of the dot product's key bias is constant along the keys: see augmented.py.
-    biases[0] = site.scale * (biases[0] - biases[1] if gaussian else biases[0])
+    biases[0] = of_queries * (biases[0] - biases[1] if gaussian else biases[0])
     biases[1] = np.zeros_like(biases[1])
-    weight = np.concatenate([site.scale * weights[0], weights[1], weights[2]], axis=1)
+    weight = np.concatenate([of_queries * weights[0], of_keys * weights[1], weights[2]], axis=1)
     product = rewriter.node("MatMul", [site.tokens, rewriter.constant("weight", weight)], "product")
     bias = rewriter.constant("bias", np.concatenate(biases))
     projected = rewriter.node("Add", [product, bias], "projected")
@@ -56,9 +63,7 @@ def fold_mask(model: onnx.ModelProto, site: Site) -> None:
     if gaussian:
         axis = rewriter.constant("depth_axis", np.array([2]))
         square = rewriter.node("ReduceSumSquare", [columns, axis], "key_square", keepdims=1)
-        half = rewriter.constant("minus_half_scale", np.array(-0.5 * site.scale))
-        term = rewriter.node("Mul", [square, half], "key_term")
-        logits = rewriter.node("Add", [logits, term], "range_logits")
+        logits = rewriter.node("Sub", [logits, square], "range_logits")
     if site.positions is not None:
         mask = rewriter.constant("spatial", spatial_mask(site)[None])
         logits = rewriter.node("Add", [logits, mask], "all_logits")

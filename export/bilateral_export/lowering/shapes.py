@@ -7,6 +7,8 @@ from collections import defaultdict
 import onnx
 import onnx.shape_inference
 
+from bilateral_export.lowering.site import PreconditionError
+
 
 class Shapes:
     """Uses and shapes of a model's tensors, as they were when it was made."""
@@ -44,3 +46,14 @@ class Shapes:
         """The number of axes; None where it is not known."""
         shape = self._shapes.get(name)
         return None if shape is None else len(shape)
+
+    def only_user(self, name: str, operator: str) -> onnx.NodeProto:
+        """The only node that reads a tensor, if it is of this operator.
+
+        Raises:
+            PreconditionError: It is another, there are more, or the tensor is an output.
+        """
+        users = self.users[name]
+        if len(users) != 1 or users[0].op_type != operator or name in self.outputs:
+            raise PreconditionError(f"{name} does not go to one {operator}")
+        return users[0]

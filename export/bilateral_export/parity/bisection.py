@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bilateral_export.errors import UserError
 from bilateral_export.graph.provenance import MODULE_KEY, SOURCE_KEY
+from bilateral_export.lowering.tokens_first import held_tensors, to_matrix
 from bilateral_export.metadata import Precision
 from bilateral_export.parity.oracle import Oracle
 from bilateral_export.parity.windows import OpenRunner, Window, WindowedRun, extract
@@ -21,6 +23,9 @@ from bilateral_export.tensors import Array
 
 # A correct runtime's error at a node is within a few per cent of eager PyTorch's (README.md).
 NODE_FACTOR = 4.0
+
+# A node, what it read without weights, and what it made.
+Ran: TypeAlias = "tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def bisect(
 ) -> Walk:
     """Walk a graph in windows until a node's output is further from FP64 than its budget.
 
+    A lowered file's matrices are compared with the tensors that they hold (tokens_first.py).
     Between two values that PyTorch knows there may be nodes it does not (a linear layer is two
     nodes, one torch operation). Where the later value is broken and the earlier is not, the nodes
     between are compared with the traced graph, evaluated in float64.
@@ -118,13 +124,15 @@ def bisect(
         UserError: The runtime cannot run a part of the graph before any culprit.
     """
     run = WindowedRun(model, open_runner)
+    held = held_tensors(model)
     last_use = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
     done = 0
     known = reference.operations.keys() & eager.operations.keys()
+    known |= {matrix for matrix, tensor in held.items() if tensor in known}
     eps = float(torch.finfo(DTYPES[precision]).eps)
     errors: dict[str, NodeError] = {}
     culprit: Culprit | None = None
-    pending: list[tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]] = []
+    pending: list[Ran] = []
 
     def windows() -> Iterator[Window]:
         try:
@@ -135,7 +143,8 @@ def bisect(
 
     for window in windows():
         names = [name for name in window.outputs if name in known]
-        truth, usual = reference.values(inputs, names), eager.values(inputs, names)
+        truth = _values(reference, inputs, names, held)
+        usual = _values(eager, inputs, names, held)
         for node in window.nodes:
             done += 1
             made = {name: window.outputs[name] for name in node.output if name}
@@ -148,7 +157,9 @@ def bisect(
                 at = _error(node, distance(made[name], truth[name]), usual_error, limit)
                 errors[name] = at
                 if at.broken and culprit is None:
-                    culprit = _blame(pending, errors, name, truth[name], inputs, reference, at)
+                    suspects = _suspects(pending)
+                    truths = _evaluate(suspects[:-1], inputs, reference, held)
+                    culprit = _blame(suspects, errors, truths | {name: truth[name]}, at)
             if compared:
                 # What later nodes still read stays suspect: a Split feeds several of them.
                 pending = [
@@ -180,25 +191,20 @@ def distance(got: Array, reference: Array) -> float:
 
 
 def _blame(
-    pending: Sequence[tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]],
+    suspects: Sequence[Ran],
     errors: Mapping[str, NodeError],
-    value: str,
-    truth: Array,
-    inputs: Mapping[str, Array],
-    reference: Oracle,
+    truths: Mapping[str, Array],
     broken: NodeError,
 ) -> Culprit:
-    """The first broken node among those without a known value; at least the last, of `value`."""
-    last, _, _ = pending[-1]
-    candidates = _ancestors([node for node, _, _ in pending])
-    truths = _evaluate(candidates[:-1], inputs, reference) | {value: truth}
-    for node, read, made in pending:
+    """The first broken node among the suspects; at least the last, whose value is known."""
+    for node, read, made in suspects:
         known = {name: distance(made[name], truths[name]) for name in made if name in truths}
-        if node not in candidates or not known:
+        if not known:
             continue
         name, error = max(known.items(), key=lambda item: item[1])
-        if node is last or error > broken.limit:
-            at = broken if node is last else _error(node, error, broken.eager_error, broken.limit)
+        last = node is suspects[-1][0]
+        if last or error > broken.limit:
+            at = broken if last else _error(node, error, broken.eager_error, broken.limit)
             earlier = [errors[name].error for name in node.input if name in errors]
             return Culprit(
                 at=at,
@@ -208,24 +214,44 @@ def _blame(
                 expected={name: truths[name].astype(made[name].dtype)},
                 got=made,
             )
-    raise AssertionError("the last node is always a candidate")
+    raise AssertionError("the value of the last one is known")
 
 
-def _ancestors(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Those nodes that the last one depends on, and itself, in order."""
-    wanted, found = set(nodes[-1].input), [nodes[-1]]
-    for node in reversed(nodes[:-1]):
+def _suspects(pending: Sequence[Ran]) -> list[Ran]:
+    """Those that the last one depends on, and itself, in order."""
+    last, _, _ = pending[-1]
+    wanted, found = set(last.input), [pending[-1]]
+    for ran in reversed(pending[:-1]):
+        node, _, _ = ran
         if wanted & set(node.output):
             wanted |= set(node.input)
-            found.append(node)
+            found.append(ran)
     return found[::-1]
 
 
+def _values(
+    oracle: Oracle,
+    inputs: Mapping[str, Array],
+    names: Collection[str],
+    held: Mapping[str, str],
+) -> dict[str, Array]:
+    """An oracle's values by the graph's own names, as the graph has them."""
+    tensors = {name: held.get(name, name) for name in names}
+    values = oracle.values(inputs, set(tensors.values()))
+    return {
+        name: to_matrix(values[tensor]) if name in held else values[tensor]
+        for name, tensor in tensors.items()
+    }
+
+
 def _evaluate(
-    nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, Array], reference: Oracle
+    suspects: Sequence[Ran],
+    inputs: Mapping[str, Array],
+    reference: Oracle,
+    held: Mapping[str, str],
 ) -> dict[str, Array]:
     """The traced graph's own values at nodes that no torch operation stands for, in float64."""
-    wanted = {name for node in nodes for name in node.output}
+    wanted = {held.get(name, name) for node, _, _ in suspects for name in node.output}
     graph = reference.graph.graph
     healthy: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
@@ -248,7 +274,11 @@ def _evaluate(
     names = sorted(made)
     untyped = [onnx.helper.make_empty_tensor_value_info(name) for name in names]
     model = extract(reference.graph, healthy, wide, given, untyped)
-    return dict(zip(names, ReferenceEvaluator(model).run(names, given), strict=True))
+    values = dict(zip(names, ReferenceEvaluator(model).run(names, given), strict=True))
+    as_matrices = {
+        matrix: to_matrix(values[tensor]) for matrix, tensor in held.items() if tensor in values
+    }
+    return values | as_matrices
 
 
 def _widen(array: Array) -> Array:

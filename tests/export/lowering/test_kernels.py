@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from tests.export.lowering.test_stream import (
     DIM,
@@ -24,10 +25,11 @@ from tests.export.lowering.test_stream import (
 from bilateral_export.lowering import lower as lowering
 from bilateral_export.lowering.gelu import keep_gelu
 from bilateral_export.lowering.heads import read_heads_in_place
-from bilateral_export.lowering.lower import lowered_proto
+from bilateral_export.lowering.lower import LoweredKernels, lowered_proto
 from bilateral_export.lowering.shares import add_shares_in_products
 from bilateral_export.lowering.site import PreconditionError
 from bilateral_export.lowering.stream import read_stream, rewrite_stream
+from bilateral_export.lowering.tokens_first import held_tensors, keep_tokens_first, to_matrix
 
 
 def with_running_sum(layers: list[Coefficients]) -> onnx.ModelProto:
@@ -78,6 +80,30 @@ def test_a_standard_residual_connection_has_no_shares_to_add() -> None:
     assert model == before
 
 
+def logits(model: onnx.ModelProto, batch: int = 2) -> NDArray[np.float32]:
+    image = np.random.default_rng(2).standard_normal((batch, 1, 8, 8)).astype(np.float32)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    result: NDArray[np.float32] = session.run(None, {"image": image})[0]
+    return result
+
+
+@pytest.fixture
+def mask_form(exported: Path) -> onnx.ModelProto:
+    """The digits model, its attentions in the mask form; the last one has a single query."""
+    model, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", kernels=False)
+    return model
+
+
+def seen(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with one more output, before the others: a tensor of its own."""
+    made = copy(model)
+    made.graph.node.append(helper.make_node("Identity", [name], ["seen"]))
+    made.graph.output.insert(0, helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None))
+    return made
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_heads_are_read_without_being_copied(batch: int, exported: Path) -> None:
     before, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
@@ -86,23 +112,87 @@ def test_heads_are_read_without_being_copied(batch: int, exported: Path) -> None
     found = operators(model)
     assert found["Split"] == 0
     assert found["FusedMatMul"] == 8
-    image = np.random.default_rng(2).standard_normal((batch, 1, 8, 8)).astype(np.float32)
-    results = [
-        onnxruntime.InferenceSession(
-            proto.SerializeToString(), providers=["CPUExecutionProvider"]
-        ).run(None, {"image": image})[0]
-        for proto in (before, model)
-    ]
-    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits(model, batch), logits(before, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_something_else_reads_stay_where_they_are(exported: Path) -> None:
     model, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
     keys = next(n for n in model.graph.node if n.name.endswith("BilateralAttention.key"))
-    model.graph.node.append(helper.make_node("Identity", [keys.output[0]], ["seen"]))
-    seen = helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None)
-    model.graph.output.append(seen)
+    model = seen(model, keys.output[0])
     assert read_heads_in_place(model) == 3
+
+
+@pytest.fixture
+def with_heads_in_place(mask_form: onnx.ModelProto) -> onnx.ModelProto:
+    model = copy(mask_form)
+    assert read_heads_in_place(model) == 3
+    add_shares_in_products(model)
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tokens_stay_the_rows_of_one_matrix_between_attentions(
+    batch: int, with_heads_in_place: onnx.ModelProto
+) -> None:
+    model = copy(with_heads_in_place)
+    fewer = keep_tokens_first(model)
+    was, now = operators(with_heads_in_place), operators(model)
+    assert fewer == was.total() - now.total() > 0
+    # Not a product, sum or norm less: only what moves tokens.
+    assert {name for name in was | now if was[name] != now[name]} <= {"Transpose", "Reshape"}
+    # Once at the start and for every token that was picked for the last block.
+    swaps = [n for n in model.graph.node if n.op_type == "Transpose" and n.attribute[0].ints]
+    items_first = [node for node in swaps if list(node.attribute[0].ints) == [1, 0, 2]]
+    picked = {node.input[0] for node in items_first[1:]}
+    assert all(n.op_type == "Gather" for n in model.graph.node if n.output[0] in picked)
+    np.testing.assert_allclose(
+        logits(model, batch), logits(with_heads_in_place, batch), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("operator", ["LayerNormalization", "Gelu", "Sub", "Softmax", "Conv"])
+def test_whatever_else_is_read_is_still_in_its_order(
+    operator: str, with_heads_in_place: onnx.ModelProto
+) -> None:
+    # In the middle of the graph, where tokens are rows, or are not and never were.
+    nodes = [node for node in with_heads_in_place.graph.node if node.op_type == operator]
+    before = seen(with_heads_in_place, nodes[len(nodes) // 2].output[0])
+    model = copy(before)
+    assert keep_tokens_first(model) > 0
+    # `logits` returns the first output.
+    np.testing.assert_allclose(logits(model, 3), logits(before, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_the_metadata_says_what_each_matrix_holds(with_heads_in_place: onnx.ModelProto) -> None:
+    model = copy(with_heads_in_place)
+    keep_tokens_first(model)
+    held = held_tensors(model)
+    assert "blocks.1.attn/Reshape_4" in held.values()
+    for matrix, tensor in held.items():
+        np.testing.assert_allclose(
+            logits(seen(model, matrix), 3),
+            to_matrix(logits(seen(with_heads_in_place, tensor), 3)),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+def test_a_matrix_that_something_else_reads_keeps_its_order(
+    with_heads_in_place: onnx.ModelProto,
+) -> None:
+    product = next(
+        n for n in with_heads_in_place.graph.node if n.op_type == "Gemm" and "shared" in n.name
+    )
+    before = seen(with_heads_in_place, product.input[0])
+    model = copy(before)
+    assert keep_tokens_first(model) == 0
+    assert model == before
+
+
+def test_without_heads_in_place_there_is_nothing_to_gain(mask_form: onnx.ModelProto) -> None:
+    model = copy(mask_form)
+    assert keep_tokens_first(model) == 0
+    assert model == mask_form
 
 
 def test_a_gelu_behind_a_bias_is_not_fused_and_gives_the_same_bits(tmp_path: Path) -> None:
@@ -150,13 +240,14 @@ def test_a_gelu_behind_a_bias_is_not_fused_and_gives_the_same_bits(tmp_path: Pat
     np.testing.assert_array_equal(*results)
 
 
-def test_a_classifier_gets_all_three_and_a_change_of_its_outputs_undoes_them(
+def test_a_classifier_gets_them_all_and_a_change_of_its_outputs_undoes_them(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, done = lowered_proto(exported, "onnxruntime-cpu")
     # The last block's attention has one query; its heads stay as they are.
     assert (done.kernels.heads, done.kernels.gelus) == (3, 4)
     assert done.kernels.shares > 0
+    assert done.kernels.moves > 0
     assert done.kernels.error is not None
 
     def broken(model: onnx.ModelProto) -> int:
@@ -175,4 +266,4 @@ def test_a_classifier_gets_all_three_and_a_change_of_its_outputs_undoes_them(
 
 def test_openvino_keeps_the_operators_it_knows(exported: Path) -> None:
     _, done = lowered_proto(exported, "openvino")
-    assert done.kernels.heads + done.kernels.shares + done.kernels.gelus == 0
+    assert done.kernels == LoweredKernels(refused="not wanted")

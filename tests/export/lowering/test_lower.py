@@ -96,6 +96,19 @@ def test_a_long_mask_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch)
     assert all("would take" in site.refused[0] for site in done.sites)
 
 
+def test_the_mask_form_needs_a_range_kernel_that_falls_with_distance(
+    exported: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(exported)
+    node = next(n for n in model.graph.node if n.domain == "ai.bilateral")
+    next(a for a in node.attribute if a.name == "scale").f = -0.1
+    changed = tmp_path / "growing.onnx"
+    onnx.save(model, changed)
+    _, done = lowered_proto(changed, "onnxruntime-cpu", form="mask")
+    assert [site.form for site in done.sites] == ["decomposed", *["mask"] * 3]
+    assert "its scale is -0.1" in done.sites[0].refused[0]
+
+
 def test_residual_factors_go_into_the_linear_layers_where_the_stream_stays(
     exported: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,35 @@ def test_the_module_is_named_in_a_lowered_file_too(
     assert walk.culprit.at.source.startswith("bilateral_export/models/attention.py:")
 
 
+def test_a_product_of_token_matrices_is_named_in_a_lowered_file(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """Between attentions a lowered file has matrices, tokens before items, and PyTorch has not."""
+    subject = subjects["digits"]
+    lower(subject.onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx", form="mask")
+    model, product = onnx.load(tmp_path / "lowered.onnx"), "blocks.1.mlp.fc1/MatMul"
+    assert any(node.output[0] == f"{product}.matrix" for node in model.graph.node)
+    after(product, "Mul", np.float32(1.01))(model)
+    oracles = subject.reference, subject.eager
+    walk = bisect(model, _one_thread, subject.samples[1].arrays, *oracles, "fp32")
+    assert walk.culprit is not None
+    assert walk.culprit.at.node == f"{product}/fault"
+    assert walk.culprit.at.module == "blocks.1.mlp.fc1"
+    assert walk.culprit.before < 1e-6 < 1e-3 < walk.culprit.at.error
+
+
+@pytest.mark.parametrize("family", ["sequence", "language"])
+def test_a_healthy_lowered_file_has_no_culprit(
+    subjects: dict[str, Subject], tmp_path: Path, family: str
+) -> None:
+    subject = subjects[family]
+    lower(subject.onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx")
+    model, oracles = onnx.load(tmp_path / "lowered.onnx"), (subject.reference, subject.eager)
+    walk = bisect(model, _one_thread, subject.samples[1].arrays, *oracles, "fp32")
+    assert walk.culprit is None
+    assert len(walk.nodes) > 10
+
+
 @pytest.mark.parametrize("runner", [_one_thread, lambda path: OpenVinoRunner(path, threads=1)])
 def test_the_cause_is_named_where_a_later_node_cannot_run(
     subjects: dict[str, Subject], runner: OpenRunner
