@@ -119,7 +119,8 @@ def usual_contenders(
         yield Contender("torch.compile", CompiledRunner(checkpoint), "fp32")
     else:
         yield Absent("torch.compile", "needs a C++ compiler")
-    yield Contender("onnxruntime, exported", OnnxRuntimeRunner(exported), "fp32", exported)
+    as_it_comes = OnnxRuntimeRunner(exported, flush_subnormals=False)
+    yield Contender("onnxruntime, exported", as_it_comes, "fp32", exported)
     lowered = lower(exported, "onnxruntime-cpu", folder / "ort.onnx").path
     yield Contender(ORT_LOWERED, OnnxRuntimeRunner(lowered), "fp32", lowered)
     yield quantised(exported, folder)
@@ -184,6 +185,9 @@ def attention_forms(
             exported, "onnxruntime-cpu", target, stream=stream, rows=rows, kernels=kernels
         ).path
         yield Contender(name, OnnxRuntimeRunner(path), "fp32", path)
+        if name == "lowered":
+            kept = OnnxRuntimeRunner(path, flush_subnormals=False)
+            yield Contender("lowered, subnormal numbers kept", kept, "fp32", path)
     plain = without_spatial(exported, folder / "plain.onnx")
     lowered = lower(plain, "onnxruntime-cpu", folder / "plain_lowered.onnx").path
     yield Contender("no spatial term (another model)", OnnxRuntimeRunner(lowered), "fp32", lowered)

@@ -40,6 +40,14 @@ def png(quadrant: int) -> bytes:
     return file.getvalue()
 
 
+def test_a_number_too_small_to_show_is_zero_and_costs_no_time(client: Client) -> None:
+    """Weights of a Gaussian kernel become subnormal, with which many CPUs compute slowly."""
+    small = np.full((2, 8), 1e-40, dtype=np.float32)
+    assert small.all()
+    answer = client.infer("arithmetic", {"a": small, "b": np.ones_like(small)})
+    assert not answer["product"].any()
+
+
 class TestInfer:
     def test_gives_the_model_s_answer(self, client: Client) -> None:
         pixels = images(3)

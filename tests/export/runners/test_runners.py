@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
@@ -103,3 +105,24 @@ def test_files_onnx_runtime_cannot_run_are_refused(
         pass
     with pytest.raises(UserError, match="has no TPUExecutionProvider"):
         OnnxRuntimeRunner(digits_onnx, provider="TPUExecutionProvider").__enter__()
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_subnormal_numbers_are_zero_in_a_session_and_nowhere_else(
+    tmp_path: Path, flush: bool
+) -> None:
+    tensors = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", 4096])
+        for name in ("small", "same")
+    ]
+    factor = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    product = helper.make_node("Mul", ["small", "one"], ["same"])
+    graph = helper.make_graph([product], "product", tensors[:1], tensors[1:], [factor])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "product.onnx")
+    # Enough rows for every thread of the session, and the calling one.
+    small = np.full((512, 4096), 1e-40, dtype=np.float32)
+    with OnnxRuntimeRunner(tmp_path / "product.onnx", threads=2, flush_subnormals=flush) as runner:
+        same = runner.run({"small": small})["same"]
+    np.testing.assert_array_equal(same, np.zeros_like(small) if flush else small)
+    assert (torch.from_numpy(small) * 1).equal(torch.from_numpy(small))
