@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+# Tables in a file or a pipe are as wide as they need to be: there is no screen to fit them to.
+_UNBOUNDED = 1000
+
+
+def _console(stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    on_screen = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if on_screen else _UNBOUNDED)
+
+
 # Results go to standard output, everything about how they come about to standard error.
-out = Console()
-notes = Console(stderr=True)
+out = _console(stderr=False)
+notes = _console(stderr=True)
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document for machines and nothing else.")
@@ -46,7 +57,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     made = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        made.add_column(column.removeprefix(">"), justify="right" if right else "left")
+        # On a narrow screen names are folded: cut, they could not be told apart.
+        justify: JustifyMethod = "right" if right else "left"
+        made.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
         made.add_row(*map(str, row))
     return made
