@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 # Tables in a file or a pipe are as wide as they need to be: there is no screen to fit them to.
-_UNBOUNDED = 1000
+UNBOUNDED = 1000
 
 
 def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     on_screen = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if on_screen else _UNBOUNDED)
+    return Console(stderr=stderr, width=None if on_screen else UNBOUNDED)
 
 
 # Results go to standard output, everything about how they come about to standard error.

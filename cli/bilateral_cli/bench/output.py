@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilateral_cli.console import notes, out, print_json, table
+from bilateral_cli.console import UNBOUNDED, notes, out, print_json, table
 
 if TYPE_CHECKING:
+    from bilateral_benchmarks import tables
     from bilateral_benchmarks.document import Document
     from bilateral_benchmarks.report import Report
 
@@ -25,9 +26,26 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
         return
     for item in document.items:
         for found in tables_of(item):
-            out.print(table(found.columns, found.rows, title=found.title))
+            print_table(found)
             for note in found.notes:
                 notes.print(note, highlight=False)
+
+
+def print_table(wide: tables.Table) -> None:
+    """Print a table, or its rows one after the other where the screen is too narrow for it."""
+    made = table(wide.columns, wide.rows, title=wide.title)
+    unbounded = out.options.update(width=UNBOUNDED)
+    if out.measure(made, options=unbounded).minimum <= out.width:
+        out.print(made)
+        return
+    out.print(wide.title, style="italic")
+    for name, *values in wide.rows:
+        told = zip(wide.columns[1:], values, strict=True)
+        out.print(
+            f"  {name}: "
+            + ", ".join(f"{column.removeprefix('>')} {value}" for column, value in told if value),
+            highlight=False,
+        )
 
 
 def finish(report: Report, output: Path | None, json: bool) -> None:
