@@ -75,6 +75,16 @@ _STREAM_INPUTS = {
 _STREAM_OUTPUTS = {"text": "STRING", "token": "INT64", "log_likelihood": "FP32"}
 
 
+def stream_interface() -> pb.ModelConfig:
+    """The inputs and outputs of every stream of words, and nothing else."""
+    config = pb.ModelConfig()
+    for key, (kind, size) in _STREAM_INPUTS.items():
+        config.input.add(name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text")
+    for key, kind in _STREAM_OUTPUTS.items():
+        config.output.add(name=key, data_type=f"TYPE_{kind}", dims=[-1])
+    return config
+
+
 def _build_stream(
     name: str, artifact: Artifact, target: Target, settings: Settings
 ) -> pb.ModelConfig:
@@ -97,10 +107,7 @@ def _build_stream(
         instance_group=[pb.ModelInstanceGroup(kind=f"KIND_{settings.device.upper()}", count=1)],
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
     )
-    for key, (kind, size) in _STREAM_INPUTS.items():
-        config.input.add(name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text")
-    for key, kind in _STREAM_OUTPUTS.items():
-        config.output.add(name=key, data_type=f"TYPE_{kind}", dims=[-1])
+    config.MergeFrom(stream_interface())
     for key, value in _parameters(target, settings).items():
         config.parameters[key].string_value = value
     return config
