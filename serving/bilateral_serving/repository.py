@@ -161,6 +161,9 @@ def show(name: str, repository: Path) -> Entry:
 def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     """Remove one version of a model, or with version None the model and everything in it.
 
+    A version policy that names the version does not any more; the newest is served if it named no
+    other.
+
     A directory first gets a name that Triton ignores, so that no half of it is ever served.
 
     Raises:
@@ -178,6 +181,12 @@ def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     config = _existing_config(entry.directory)
     assert config is not None
     configs.set_metadata(config, version, None)
+    lowering.note(config, version, None)
+    named = config.version_policy.specific.versions
+    if version in named:  # Triton loads no model whose policy names a version that is not there
+        named.remove(version)
+        if not named:
+            config.ClearField("version_policy")
     write_text(entry.directory / CONFIG_FILE, configs.write(config))
 
 

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_serving import config as configs
-from bilateral_serving import repository
+from bilateral_serving import lowering, repository
 from bilateral_serving.config import Settings
 
 
@@ -218,6 +218,22 @@ class TestRemove:
         entry = repository.show("quadrants", root)
         assert [version.number for version in entry.versions] == [2]
         assert configs.described_versions(read_config(root, "quadrants")) == (2,)
+
+    def test_a_version_that_the_policy_names(self, onnx_file: Path, root: Path) -> None:
+        for _ in range(2):
+            repository.add("quadrants", onnx_file, root, settings=Settings(versions="1,2"))
+        repository.remove("quadrants", root, version=1)
+        assert read_config(root, "quadrants").version_policy == configs.version_policy("2")
+        repository.remove("quadrants", root, version=2)
+        assert not read_config(root, "quadrants").HasField("version_policy")
+
+    def test_what_was_done_to_a_version_goes_with_it(self, onnx_file: Path, root: Path) -> None:
+        repository.add("quadrants", onnx_file, root)
+        config = read_config(root, "quadrants")
+        lowering.note(config, 1, "onnxruntime-cpu: 4 x mask")
+        (root / "quadrants" / "config.pbtxt").write_text(configs.write(config))
+        repository.remove("quadrants", root, version=1)
+        assert not [key for key in read_config(root, "quadrants").parameters if "/1" in key]
 
     def test_a_model(self, onnx_file: Path, root: Path) -> None:
         repository.add("quadrants", onnx_file, root)
