@@ -94,6 +94,12 @@ def _build_stream(
             f"{artifact.path} cannot be served as a stream of words by target {target}",
             "Give a language model that was exported with its vocabulary, and target python.",
         )
+    if settings.max_batch_size:
+        raise UserError(
+            f"a stream of words was given max_batch_size {settings.max_batch_size}, and streams are"
+            " not batched",
+            "Leave the batch size out.",
+        )
     if settings.instances != 1:
         raise UserError(
             f"a stream of words is served by one instance, not {settings.instances}: the message"

@@ -111,12 +111,16 @@ def add(
             then as it was before.
     """
     _check_name(name)
+    if interface is not None and target != "tensorrt":
+        raise UserError(
+            f"target {target} was given an interface", "Leave it out: an ONNX file says its own."
+        )
     artifact = _read(model, target, interface)
     directory = repository / name
     existing = _existing_config(directory)
     number = _next_version(directory) if version is None else version
-    if number < 1:
-        raise UserError(f"version is {number}", "It must be at least 1.")
+    if not 1 <= number <= configs.LARGEST_VERSION:
+        raise UserError(f"version is {number}", f"It must be from 1 to {configs.LARGEST_VERSION}.")
     if (directory / str(number)).exists():
         raise UserError(
             f"{directory / str(number)} exists already",

@@ -286,11 +286,39 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"instances": 0}, {"threads": -1}, {"max_batch_size": -1}, {"versions": "newest"}],
+        [
+            {"instances": 0},
+            {"threads": -1},
+            {"max_batch_size": -1},
+            {"max_batch_size": 2**31},
+            {"max_queue_delay_us": 2**64},
+            {"versions": "newest"},
+            {"versions": "latest:99999999999"},
+            {"versions": f"1,{2**63}"},
+            {"device": "tpu"},
+            {"runtime": "onnx"},
+            {"runtime": "openvino", "device": "gpu"},
+        ],
     )
     def test_wrong_settings(self, wrong: dict[str, object]) -> None:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
             Settings(**wrong)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("version", [0, 2**63])
+    def test_wrong_version(self, version: int, onnx_file: Path, root: Path) -> None:
+        with pytest.raises(UserError, match=f"version is {version}"):
+            repository.add("quadrants", onnx_file, root, version=version)
+        assert not root.exists()
+
+    def test_an_interface_for_what_has_its_own(self, onnx_file: Path, root: Path) -> None:
+        with pytest.raises(UserError, match="target python was given an interface"):
+            repository.add("quadrants", onnx_file, root, interface=onnx_file)
+
+    def test_a_batch_size_for_a_stream(self, tmp_path: Path, root: Path) -> None:
+        settings = Settings(stream=True, max_batch_size=4)
+        with pytest.raises(UserError, match="streams are not batched"):
+            repository.add("words", models.words(tmp_path / "w.onnx"), root, settings=settings)
+        assert not root.exists()
 
     def test_no_repository(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no model repository at"):
