@@ -266,7 +266,7 @@ def _check_description(
 def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -> Iterator[Finding]:
     """Names, types and shapes; each difference by itself."""
     decoupled = config.model_transaction_policy.decoupled
-    if not decoupled and config.max_batch_size and not artifact.has_free_batch:
+    if config.max_batch_size and not artifact.has_free_batch:
         yield error(
             subject,
             f"max_batch_size is {config.max_batch_size}, but the batch of the file is fixed",
