@@ -52,8 +52,15 @@ def explain(
 
     with notes.status("Looking"):
         view = View(layer=layer, patch=_patch(patch), heads=heads)
-        subject = _of_graph(image, model) if model.suffix == ".onnx" else None
-        subject = subject or _of_checkpoint(image, model, name, weights)
+        if model.suffix == ".onnx":
+            if name is not None or weights is not None:
+                raise UserError(
+                    f"{model} is an exported file, which says itself what it is",
+                    "Leave --model and --weights out.",
+                )
+            subject = _of_graph(image, model)
+        else:
+            subject = _of_checkpoint(image, model, name, weights)
         write_explanation(subject, view, directory)
     out.print(f"{directory / 'index.html'}", soft_wrap=True)
 

@@ -59,6 +59,8 @@ def generate(
             print_json({"prompt": prompt, "words": [vars(word) for word in words]})
             return
         out.print(prompt, end="", markup=False, highlight=False, style="dim")
-        for word in words:
-            out.print(word.text, end="", markup=False, highlight=False)
-        out.print()
+        try:
+            for word in words:
+                out.print(word.text, end="", markup=False, highlight=False)
+        finally:  # also before an error or the shell's prompt
+            out.print()

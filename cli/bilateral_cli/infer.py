@@ -9,6 +9,7 @@ import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
+from bilateral_export.errors import UserError
 
 
 @app.command()
@@ -22,7 +23,7 @@ def infer(
         ),
     ],
     url: UrlOption = DEFAULT_URL,
-    top: Annotated[int, typer.Option(help="How many classes to print for each input.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each input.")] = 5,
     overlay: Annotated[
         Path | None,
         typer.Option(help="Directory for a segmenter's pictures, `<image>.png` each."),
@@ -47,6 +48,10 @@ def infer(
         if about is not None and isinstance(about.preprocessing, SegmentationPreprocessing):
             segment(client, name, files, about, overlay, top, json)
             return
+        if overlay is not None:
+            raise UserError(
+                f"model '{name}' is no segmenter, so it has no overlay", "Leave --overlay out."
+            )
         answers = client.classify(name, files, top)
     each = len(files) // len(answers)
     inputs = [

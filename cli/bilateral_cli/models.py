@@ -28,4 +28,8 @@ def models(json: JsonOption = False) -> None:
         )
         return
     rows = [(name, config.family, f"{counts[name]:,}") for name, config in MODELS.items()]
-    out.print(table(["model", "family", ">parameters"], rows))
+    listing = table(["model", "family", ">parameters"], rows)
+    for column in listing.columns:
+        # Whole even where the terminal is narrower: cut names could not be told apart, nor copied.
+        column.min_width = max(len(str(cell)) for cell in column.cells)
+    out.print(listing, crop=False)

@@ -23,15 +23,17 @@ def segment(
     json: bool,
 ) -> None:
     """Print the classes of images and write their pictures."""
-    from bilateral_serving.segmentation import save_overlay, shares
+    from bilateral_serving.segmentation import overlay_paths, save_overlay, shares
 
+    pictures = overlay_paths(files, overlay) if overlay else [None] * len(files)
     rows, documents = [], []
-    for path, classes in zip(files, client.segment(name, files), strict=True):
+    for path, picture, classes in zip(files, pictures, client.segment(name, files), strict=True):
         found = [
             {"label": about.labels[number] if about.labels else str(number), "share": share}
             for number, share in shares(classes)[:top]
         ]
-        picture = save_overlay(path, classes, about, overlay) if overlay else None
+        if picture:
+            save_overlay(path, classes, about, picture)
         documents.append({"input": str(path), "overlay": picture, "classes": found})
         rows += [
             (path if rank == 0 else "", one["label"], f"{one['share']:.1%}")

@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PADDING = 0
 
 
+_Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,8 +32,16 @@ class ImagePreprocessing(_Document):
     channels: Literal[1, 3] = 3
     resize: int = Field(gt=0)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[_Mean, ...]
+    std: tuple[_Deviation, ...]
+
+    @model_validator(mode="after")
+    def _every_channel_is_normalised(self) -> ImagePreprocessing:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"{self.channels} channels, {len(self.mean)} means and {len(self.std)} deviations"
+            )
+        return self
 
 
 class SegmentationPreprocessing(_Document):
@@ -43,8 +55,8 @@ class SegmentationPreprocessing(_Document):
     kind: Literal["segmentation"] = "segmentation"
     window: int = Field(gt=0)
     stride: int = Field(gt=0)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     palette: tuple[tuple[int, int, int], ...]
 
 
@@ -100,6 +112,8 @@ class TextPreprocessing(_Document):
         digest = hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest()
         if self.vocabulary and digest != self.vocabulary_sha256:
             raise ValueError(f"the vocabulary's SHA-256 is {digest}, not {self.vocabulary_sha256}")
+        if broken := next((word for word in self.vocabulary if "\n" in word), None):
+            raise ValueError(f"the word {broken!r} is more than one line")
         return self
 
 

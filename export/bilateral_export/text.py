@@ -143,7 +143,9 @@ class Sampling:
             f"top_k {self.top_k}: it must be from 0 (all words) to {MOST}": not 0
             <= self.top_k
             <= MOST,
-            f"top_p {self.top_p}: it must be above 0 and at most 1": not 0 < self.top_p <= 1,
+            f"top_p {self.top_p}: it must be above 0 and at most 1": not 0
+            < np.float32(self.top_p)
+            <= 1,
             f"seed {self.seed}: it must be from 0 to {LARGEST_SEED}": not 0
             <= self.seed
             <= LARGEST_SEED,

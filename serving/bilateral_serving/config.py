@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from bilateral_serving.datatypes import dims, from_triton
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
 Runtime = Literal["onnxruntime", "openvino"]
+Device = Literal["cpu", "gpu"]
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
@@ -29,6 +30,9 @@ MODEL_FILES: dict[Target, str] = {
     "onnxruntime": "model.onnx",
     "tensorrt": "model.plan",
 }
+# What the integers of config.pbtxt hold, and those of version numbers.
+_MOST = 2**31 - 1
+LARGEST_VERSION = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Settings:
     max_queue_size: int = 0
     versions: str = "latest"
     warmup: bool = True
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Device = "cpu"
     runtime: Runtime = "onnxruntime"
     spinning: bool = True
     stream: bool = False
@@ -77,8 +81,17 @@ class Settings:
         }
         for name, minimum in least.items():
             value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UserError(f"{name} is {value}", f"It must be at least {minimum}.")
+            if value is not None and not minimum <= value <= _MOST:
+                raise UserError(f"{name} is {value}", f"It must be from {minimum} to {_MOST}.")
+        for name, known in (("device", get_args(Device)), ("runtime", get_args(Runtime))):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"unknown {name} '{getattr(self, name)}'", f"Use one of {', '.join(known)}."
+                )
+        if self.runtime == "openvino" and self.device == "gpu":
+            raise UserError(
+                "runtime openvino runs on the CPU only", "Use runtime onnxruntime, or device cpu."
+            )
         version_policy(self.versions)
 
 
@@ -209,12 +222,15 @@ def version_policy(text: str) -> pb.ModelVersionPolicy:
     """
     if text == "all":
         return pb.ModelVersionPolicy(all=pb.ModelVersionPolicy.All())
-    if match := re.fullmatch(r"latest(?::([1-9]\d*))?", text):
+    match = re.fullmatch(r"latest(?::([1-9]\d*))?", text)
+    if match and int(match[1] or 1) <= _MOST:
         latest = pb.ModelVersionPolicy.Latest(num_versions=int(match[1] or 1))
         return pb.ModelVersionPolicy(latest=latest)
-    if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        numbers = pb.ModelVersionPolicy.Specific(versions=[int(n) for n in text.split(",")])
-        return pb.ModelVersionPolicy(specific=numbers)
+    numbers = (
+        [int(n) for n in text.split(",")] if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text) else []
+    )
+    if numbers and max(numbers) <= LARGEST_VERSION:
+        return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=numbers))
     raise UserError(
         f"'{text}' does not say which versions to serve",
         "Use 'latest', 'latest:2', 'all', or version numbers such as '1,3'.",

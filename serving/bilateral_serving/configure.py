@@ -75,6 +75,16 @@ _STREAM_INPUTS = {
 _STREAM_OUTPUTS = {"text": "STRING", "token": "INT64", "log_likelihood": "FP32"}
 
 
+def stream_interface() -> pb.ModelConfig:
+    """The inputs and outputs of every stream of words, and nothing else."""
+    config = pb.ModelConfig()
+    for key, (kind, size) in _STREAM_INPUTS.items():
+        config.input.add(name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text")
+    for key, kind in _STREAM_OUTPUTS.items():
+        config.output.add(name=key, data_type=f"TYPE_{kind}", dims=[-1])
+    return config
+
+
 def _build_stream(
     name: str, artifact: Artifact, target: Target, settings: Settings
 ) -> pb.ModelConfig:
@@ -83,6 +93,12 @@ def _build_stream(
         raise UserError(
             f"{artifact.path} cannot be served as a stream of words by target {target}",
             "Give a language model that was exported with its vocabulary, and target python.",
+        )
+    if settings.max_batch_size:
+        raise UserError(
+            f"a stream of words was given max_batch_size {settings.max_batch_size}, and streams are"
+            " not batched",
+            "Leave the batch size out.",
         )
     if settings.instances != 1:
         raise UserError(
@@ -97,10 +113,7 @@ def _build_stream(
         instance_group=[pb.ModelInstanceGroup(kind=f"KIND_{settings.device.upper()}", count=1)],
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
     )
-    for key, (kind, size) in _STREAM_INPUTS.items():
-        config.input.add(name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text")
-    for key, kind in _STREAM_OUTPUTS.items():
-        config.output.add(name=key, data_type=f"TYPE_{kind}", dims=[-1])
+    config.MergeFrom(stream_interface())
     for key, value in _parameters(target, settings).items():
         config.parameters[key].string_value = value
     return config

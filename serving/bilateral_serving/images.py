@@ -47,20 +47,24 @@ def read_image(source: Path | bytes) -> Image.Image:
 def preprocess(image: Image.Image, how: ImagePreprocessing) -> NDArray[np.float32]:
     """Make the model's input of one image.
 
-    Transparent pixels lie on black, 16-bit values are scaled to 8 bits, and colours are converted
-    to what the model takes: luma (ITU-R 601) for one channel, RGB for three.
-
     Returns:
         float32 `[C, H, W]`.
+
+    Raises:
+        UserError: The image is so narrow that it would be too large at the model's size.
     """
-    resized = _resize_and_crop(_to_mode(image, how.channels), how)
+    resized = _resize_and_crop(to_channels(image, how.channels), how)
     pixels = np.asarray(resized, dtype=np.float32).reshape(how.height, how.width, how.channels)
     mean, std = (np.asarray(values, dtype=np.float32) for values in (how.mean, how.std))
     normalised = (pixels / np.float32(255) - mean) / std
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
-def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image in 8 bits a channel: luma (ITU-R 601) for one channel, RGB for three.
+
+    Transparent pixels lie on black, and 16-bit values are scaled.
+    """
     if image.mode in _SIXTEEN_BIT:
         image = _to_eight_bits(image)
     if image.has_transparency_data:
@@ -68,6 +72,22 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
         image = Image.new("RGBA", opaque.size, (0, 0, 0, 255))
         image.alpha_composite(opaque)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    """Resize to a width and height, within what Pillow would read from a file.
+
+    Raises:
+        UserError: It is a strip that gets too many pixels at this size.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > 2 * limit:
+        raise UserError(
+            f"an image of {image.width} x {image.height} pixels has too many, {size[0]} x"
+            f" {size[1]}, at the model's size",
+            "Cut it to the part that matters.",
+        )
+    return image.resize(size, resampling)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -82,7 +102,7 @@ def _resize_and_crop(image: Image.Image, how: ImagePreprocessing) -> Image.Image
     if shorter != how.resize:
         # The longer side is cut to a whole number of pixels, as torchvision's Resize does.
         size = (how.resize * width // shorter, how.resize * height // shorter)
-        image = image.resize(size, _RESAMPLING[how.interpolation])
+        image = resize(image, size, _RESAMPLING[how.interpolation])
         width, height = size
     left = round((width - how.width) / 2)
     top = round((height - how.height) / 2)

@@ -92,18 +92,21 @@ def expression(source: Source, length: int) -> NDArray[np.int64]:
     """Token ids of a ListOps expression.
 
     Raises:
-        UserError: It has an unknown symbol or too many.
+        UserError: It has an unknown symbol, is not closed, or is too long.
     """
     name = "the expression" if isinstance(source, bytes) else str(source)
     try:
-        tokens = listops.encode(listops.parse(_content(source, "expression").decode()))
+        symbols = listops.parse(_content(source, "expression").decode())
+        if len(symbols) > length:
+            raise UserError(
+                f"{name} has {len(symbols)} symbols", f"The model takes up to {length}."
+            )
+        listops.evaluate(symbols)  # a model gives any list of symbols a value
     except ValueError as error:
         raise UserError(
             f"{name} is no ListOps expression: {error}", "It reads such as [MAX 2 [MIN 4 7 ] 0 ]."
         ) from error
-    if not 0 < len(tokens) <= length:
-        raise UserError(f"{name} has {len(tokens)} symbols", f"The model takes 1 to {length}.")
-    return tokens
+    return listops.encode(symbols)
 
 
 def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

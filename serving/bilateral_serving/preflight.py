@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.util
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bilateral_export.errors import UserError
@@ -143,37 +144,47 @@ def check_ports(host: str, ports: Mapping[str, int | None]) -> None:
     Raises:
         UserError: Two are the same, one is not a port number, is taken, or is not allowed.
     """
+    for refusal in port_refusals(host, ports):
+        raise refusal
+
+
+def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserError]:
+    """Every reason why these ports cannot be listened on; see `check_ports`."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (socket.gaierror, UnicodeError):
+        yield UserError(f"'{host}' is not an address here", "Use --host 127.0.0.1.")
+        return
     used: dict[int, str] = {}
     for purpose, port in ports.items():
         if port is None:
             continue
         option = f"--{purpose}-port"
         if not 1 <= port <= 65535:
-            raise UserError(f"{option} {port} is not a port", "Use a number from 1 to 65535.")
-        if port in used:
-            raise UserError(
+            yield UserError(f"{option} {port} is not a port", "Use a number from 1 to 65535.")
+        elif port in used:
+            yield UserError(
                 f"--{used[port]}-port and {option} are both {port}", "Give them different ports."
             )
-        used[port] = purpose
-        _check_port(host, port, option)
+        elif reason := _why_not(host, port):
+            yield UserError(
+                f"port {port} on {host} cannot be used: {reason}",
+                f"Stop what listens there, or choose another with {option}.",
+            )
+        used.setdefault(port, purpose)
 
 
-def _check_port(host: str, port: int, option: str) -> None:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise UserError(f"'{host}' is not an address here", "Use --host 127.0.0.1.") from error
+def _why_not(host: str, port: int) -> str | None:
+    """Why a port cannot be listened on; None if it can."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind) as probe:
         # As servers do: a port whose last connections are only closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
-            reason = "taken" if error.errno == 98 else str(error.strerror).lower()
-            raise UserError(
-                f"port {port} on {host} cannot be used: {reason}",
-                f"Stop what listens there, or choose another with {option}.",
-            ) from error
+            return "taken" if error.errno == errno.EADDRINUSE else str(error.strerror).lower()
+    return None
 
 
 def _check_system_python() -> None:

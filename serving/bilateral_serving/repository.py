@@ -111,12 +111,16 @@ def add(
             then as it was before.
     """
     _check_name(name)
+    if interface is not None and target != "tensorrt":
+        raise UserError(
+            f"target {target} was given an interface", "Leave it out: an ONNX file says its own."
+        )
     artifact = _read(model, target, interface)
     directory = repository / name
     existing = _existing_config(directory)
     number = _next_version(directory) if version is None else version
-    if number < 1:
-        raise UserError(f"version is {number}", "It must be at least 1.")
+    if not 1 <= number <= configs.LARGEST_VERSION:
+        raise UserError(f"version is {number}", f"It must be from 1 to {configs.LARGEST_VERSION}.")
     if (directory / str(number)).exists():
         raise UserError(
             f"{directory / str(number)} exists already",
@@ -161,6 +165,9 @@ def show(name: str, repository: Path) -> Entry:
 def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     """Remove one version of a model, or with version None the model and everything in it.
 
+    A version policy that names the version does not any more; the newest is served if it named no
+    other.
+
     A directory first gets a name that Triton ignores, so that no half of it is ever served.
 
     Raises:
@@ -178,6 +185,12 @@ def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     config = _existing_config(entry.directory)
     assert config is not None
     configs.set_metadata(config, version, None)
+    lowering.note(config, version, None)
+    named = config.version_policy.specific.versions
+    if version in named:  # Triton loads no model whose policy names a version that is not there
+        named.remove(version)
+        if not named:
+            config.ClearField("version_policy")
     write_text(entry.directory / CONFIG_FILE, configs.write(config))
 
 

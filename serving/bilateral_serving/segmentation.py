@@ -17,7 +17,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import SegmentationPreprocessing
-from bilateral_serving.images import read_image
+from bilateral_serving.images import read_image, resize, to_channels
 
 Classes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -50,13 +50,17 @@ def read_and_cut(source: Path | bytes, how: SegmentationPreprocessing) -> Window
 
 
 def cut(image: Image.Image, how: SegmentationPreprocessing) -> Windows:
-    """Cut an image; one that is smaller than a window is scaled up first."""
-    rgb = image.convert("RGB")
+    """Cut an image; one that is smaller than a window is scaled up first.
+
+    Raises:
+        UserError: It is so narrow that it would be too large then.
+    """
+    rgb = to_channels(image, 3)
     width, height = rgb.size
     factor = max(1.0, how.window / min(width, height))
     size = (max(how.window, round(width * factor)), max(how.window, round(height * factor)))
     if factor > 1:
-        rgb = rgb.resize(size, Image.Resampling.BILINEAR)
+        rgb = resize(rgb, size, Image.Resampling.BILINEAR)
     values = np.asarray(rgb, dtype=np.float32) / np.float32(255)
     mean, std = (np.asarray(three, dtype=np.float32) for three in (how.mean, how.std))
     planes = ((values - mean) / std).transpose(2, 0, 1)
@@ -112,7 +116,7 @@ def overlay(
             "Export the model with a colour for every class.",
         )
     colours = np.asarray(palette, dtype=np.uint8)[classes]
-    return Image.blend(image.convert("RGB"), Image.fromarray(colours), opacity)
+    return Image.blend(to_channels(image, 3), Image.fromarray(colours), opacity)
 
 
 def shares(classes: Classes) -> list[tuple[int, float]]:
@@ -122,15 +126,30 @@ def shares(classes: Classes) -> list[tuple[int, float]]:
     return [(int(numbers[i]), float(counts[i] / classes.size)) for i in order]
 
 
-def save_overlay(source: Path, classes: Classes, about: ArtifactMetadata, directory: Path) -> Path:
-    """Write an image tinted in its classes' colours as `<directory>/<name>.png`, and return that.
+def overlay_paths(sources: Sequence[Path], directory: Path) -> list[Path]:
+    """Where the images' overlays go: `<directory>/<name>.png`.
+
+    Raises:
+        UserError: Two would be the same file, or one would replace an image.
+    """
+    targets = [directory / f"{source.stem}.png" for source in sources]
+    images = {source.resolve() for source in sources}
+    for number, target in enumerate(targets):
+        if target in targets[:number] or target.resolve() in images:
+            raise UserError(
+                f"the overlay of {sources[number]} would replace another picture, {target}",
+                "Choose another directory, or give images of one name one at a time.",
+            )
+    return targets
+
+
+def save_overlay(source: Path, classes: Classes, about: ArtifactMetadata, target: Path) -> None:
+    """Write an image tinted in its classes' colours.
 
     Raises:
         UserError: The file cannot be written.
     """
     assert isinstance(about.preprocessing, SegmentationPreprocessing)
     picture = overlay(read_image(source), classes, about.preprocessing.palette)
-    target = directory / f"{source.stem}.png"
     with atomic_file(target) as temporary:
-        picture.save(temporary)
-    return target
+        picture.save(temporary, "PNG")

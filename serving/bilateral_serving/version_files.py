@@ -90,19 +90,26 @@ def _fill_version(
             writer.flush()
             os.fsync(writer.fileno())
     if target == "python":
-        _write_backend(directory, artifact)
+        for name, content in backend_files(artifact).items():
+            (directory / name).write_bytes(content)
 
 
-def _write_backend(directory: Path, artifact: Artifact) -> None:
-    """What runs a model inside the Python backend; for a language model also its vocabulary."""
+def backend_files(artifact: Artifact) -> dict[str, bytes]:
+    """What lies beside a model that the Python backend runs, by name.
+
+    `model.py` always; for a language model its vocabulary and what streams words, too.
+    """
     backend = resources.files("bilateral_serving.python_backend")
-    (directory / "model.py").write_bytes((backend / "model.py").read_bytes())
+    files = {"model.py": (backend / "model.py").read_bytes()}
     about = artifact.metadata.preprocessing if artifact.metadata else None
     if isinstance(about, TextPreprocessing) and about.vocabulary:
-        (directory / VOCABULARY_FILE).write_text("\n".join(about.vocabulary), encoding="utf-8")
-        (directory / "stream.py").write_bytes((backend / "stream.py").read_bytes())
         text = resources.files("bilateral_export") / "text.py"
-        (directory / "bilateral_text.py").write_bytes(text.read_bytes())
+        files |= {
+            VOCABULARY_FILE: "\n".join(about.vocabulary).encode(),
+            "stream.py": (backend / "stream.py").read_bytes(),
+            "bilateral_text.py": text.read_bytes(),
+        }
+    return files
 
 
 def _write_labels(directory: Path, artifact: Artifact) -> None:

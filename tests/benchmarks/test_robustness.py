@@ -99,3 +99,46 @@ def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", pixels=np.zeros(3))
     with pytest.raises(UserError, match=r"no \.npz file with the arrays images and labels"):
         load_dataset(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((5, 8, 8), np.uint8), np.zeros(4, int)),
+        (np.zeros((5, 64), np.uint8), np.zeros(5, int)),
+        (np.zeros((5, 8, 8), np.float32), np.zeros(5, int)),
+        (np.zeros((5, 8, 8), np.uint8), np.zeros(5)),
+        (np.zeros((0, 8, 8), np.uint8), np.zeros(0, int)),
+    ],
+    ids=["other length", "flat", "floating images", "floating labels", "none"],
+)
+def test_arrays_that_are_no_data_set_are_refused(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray
+) -> None:
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    with pytest.raises(UserError, match=r"Expected uint8\[n, height, width\]"):
+        load_dataset(tmp_path / "data.npz")
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    whole = (CHECKPOINTS / "digits_heldout.npz").read_bytes()
+    (tmp_path / "data.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"no \.npz file"):
+        load_dataset(tmp_path / "data.npz")
+
+
+def test_what_cannot_be_attacked_is_refused(checkpoint: Checkpoint, data: Dataset) -> None:
+    few = data.first(2)
+    larger = Dataset(np.zeros((2, 1, 28, 28), np.float32), few.classes)
+    with pytest.raises(UserError, match=r"takes images \[1, 8, 8\], the data has \[1, 28, 28\]"):
+        robustness(checkpoint, larger)
+    with pytest.raises(UserError, match="the data has classes 3 to 77"):
+        robustness(checkpoint, Dataset(few.pixels, np.array([3, 77])))
+    for budget in (0.0, -4.0, 256.0, float("nan")):
+        with pytest.raises(UserError, match="budget"):
+            robustness(checkpoint, few, budgets=(4.0, budget))
+    words = load_checkpoint(CHECKPOINTS / "pydoc_bilateral.safetensors")
+    with pytest.raises(UserError, match="does not say how images become its input"):
+        robustness(words, few)
+    with pytest.raises(UserError, match="at least one"):
+        data.first(0)

@@ -51,6 +51,13 @@ def test_a_place_that_is_not_there_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_says_of_a_checkpoint_what_it_is_is_no_option_of_an_exported_file(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="an exported file, which says itself what it is"):
+        explain(IMAGE, "digits.onnx", "--model", "digits_bilateral", "--out", str(tmp_path / "out"))
+
+
 def test_a_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         explain(IMAGE, MODEL, "--out", str(tmp_path))

@@ -109,6 +109,8 @@ def test_infer_writes_a_segmenters_overlay(bilateral: Bilateral, url: str, tmp_p
         (("generate", "listops", "x"), "not served as a stream of words"),
         (("score", "pydoc", "nowhere.txt"), "nowhere.txt"),
         (("infer", "pydoc", HELDOUT), "pydoc"),
+        (("infer", "segmenter", "photo.jpg", "--top", 0), "--top"),
+        (("infer", "listops", HELDOUT, "--overlay", "pictures"), "no segmenter"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -128,6 +130,8 @@ def test_a_plain_classifier_cannot_be_served_as_a_stream(
 
 
 def test_models_lists_every_family_with_its_size(bilateral: Bilateral) -> None:
+    listing = bilateral("models").out
+    assert all(f"│ {name} " in listing for name in MODELS)  # whole, however narrow the terminal
     document = bilateral("models", "--json").json
     assert set(document) == set(MODELS)
     assert document["wikitext103_small"]["parameters"] == 44_026_842

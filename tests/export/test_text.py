@@ -201,6 +201,7 @@ def test_generation_ends_with_the_word_that_completes_a_stop_text(model: Languag
         {"top_k": 2**31},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"top_p": 1e-50},  # 0 in the float32 that a server is sent
         {"seed": -1},
         {"seed": 2**63},
         {"stop": ("",)},

@@ -283,6 +283,10 @@ class TestBadInput:
         with pytest.raises(UserError, match="above 0"):
             client.infer("quadrants", {"pixel_values": images(1)}, timeout_s=timeout_s)
 
+    def test_a_call_may_take_for_ever(self, client: Client) -> None:
+        answer = client.infer("quadrants", {"pixel_values": images(1)}, timeout_s=float("inf"))
+        assert answer["logits"].shape == (1, 4)
+
     def test_deadline_passes(self, client: Client, server: RunningServer) -> None:
         client.infer("slow", {"turns": np.int64([[1]])})
         began = time.monotonic()

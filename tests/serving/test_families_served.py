@@ -181,6 +181,8 @@ def test_documents_go_in_pairs_of_any_length(models: Models, client: Client) -> 
         (b"", "the expression is empty"),
         (b"1 " * 200, "has 200 symbols"),
         (b"\xff\xfe", "no ListOps expression"),
+        (b"[MAX 1 [MIN 2 3 ]", "not one closed list"),
+        (b" \n", "not one closed list"),
     ],
 )
 def test_what_is_no_expression_is_refused_before_it_is_sent(

@@ -147,6 +147,10 @@ class TestBadInput:
         with pytest.raises(UserError, match="photo is damaged"):
             read_image(path)
 
+    def test_a_strip_that_would_be_too_large_at_the_models_size(self) -> None:
+        with pytest.raises(UserError, match="1 x 60000 pixels has too many"):
+            preprocess(Image.new("RGB", (1, 60000)), how(size=224, resize=256))
+
     @settings(deadline=None, max_examples=60)
     @given(position=st.integers(8, 200), value=st.integers(0, 255))
     def test_damaged_bytes_give_an_image_or_a_clear_error(self, position: int, value: int) -> None:

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_serving import config as configs
-from bilateral_serving import repository
+from bilateral_serving import lowering, repository
 from bilateral_serving.config import Settings
 
 
@@ -219,6 +219,22 @@ class TestRemove:
         assert [version.number for version in entry.versions] == [2]
         assert configs.described_versions(read_config(root, "quadrants")) == (2,)
 
+    def test_a_version_that_the_policy_names(self, onnx_file: Path, root: Path) -> None:
+        for _ in range(2):
+            repository.add("quadrants", onnx_file, root, settings=Settings(versions="1,2"))
+        repository.remove("quadrants", root, version=1)
+        assert read_config(root, "quadrants").version_policy == configs.version_policy("2")
+        repository.remove("quadrants", root, version=2)
+        assert not read_config(root, "quadrants").HasField("version_policy")
+
+    def test_what_was_done_to_a_version_goes_with_it(self, onnx_file: Path, root: Path) -> None:
+        repository.add("quadrants", onnx_file, root)
+        config = read_config(root, "quadrants")
+        lowering.note(config, 1, "onnxruntime-cpu: 4 x mask")
+        (root / "quadrants" / "config.pbtxt").write_text(configs.write(config))
+        repository.remove("quadrants", root, version=1)
+        assert not [key for key in read_config(root, "quadrants").parameters if "/1" in key]
+
     def test_a_model(self, onnx_file: Path, root: Path) -> None:
         repository.add("quadrants", onnx_file, root)
         repository.remove("quadrants", root)
@@ -270,11 +286,39 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"instances": 0}, {"threads": -1}, {"max_batch_size": -1}, {"versions": "newest"}],
+        [
+            {"instances": 0},
+            {"threads": -1},
+            {"max_batch_size": -1},
+            {"max_batch_size": 2**31},
+            {"max_queue_delay_us": 2**64},
+            {"versions": "newest"},
+            {"versions": "latest:99999999999"},
+            {"versions": f"1,{2**63}"},
+            {"device": "tpu"},
+            {"runtime": "onnx"},
+            {"runtime": "openvino", "device": "gpu"},
+        ],
     )
     def test_wrong_settings(self, wrong: dict[str, object]) -> None:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
             Settings(**wrong)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("version", [0, 2**63])
+    def test_wrong_version(self, version: int, onnx_file: Path, root: Path) -> None:
+        with pytest.raises(UserError, match=f"version is {version}"):
+            repository.add("quadrants", onnx_file, root, version=version)
+        assert not root.exists()
+
+    def test_an_interface_for_what_has_its_own(self, onnx_file: Path, root: Path) -> None:
+        with pytest.raises(UserError, match="target python was given an interface"):
+            repository.add("quadrants", onnx_file, root, interface=onnx_file)
+
+    def test_a_batch_size_for_a_stream(self, tmp_path: Path, root: Path) -> None:
+        settings = Settings(stream=True, max_batch_size=4)
+        with pytest.raises(UserError, match="streams are not batched"):
+            repository.add("words", models.words(tmp_path / "w.onnx"), root, settings=settings)
+        assert not root.exists()
 
     def test_no_repository(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no model repository at"):

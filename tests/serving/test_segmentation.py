@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import SegmentationPreprocessing
-from bilateral_serving.segmentation import cut, overlay, shares, starts, stitch
+from bilateral_serving.segmentation import cut, overlay, overlay_paths, shares, starts, stitch
 
 HOW = SegmentationPreprocessing(
     window=16, stride=10, mean=(0.0,) * 3, std=(1.0,) * 3, palette=((255, 0, 0), (0, 0, 255))
@@ -55,6 +56,33 @@ def test_normalisation_is_the_metadatas() -> None:
     how = HOW.model_copy(update={"mean": (0.2, 0.4, 0.6), "std": (0.5, 0.25, 0.1)})
     pixels = cut(Image.new("RGB", (16, 16), (51, 102, 255)), how).pixels
     np.testing.assert_allclose(pixels[0, :, 3, 3], [0.0, 0.0, 4.0], atol=1e-6)
+
+
+def test_sixteen_bits_and_transparency_mean_the_same_colours_as_elsewhere() -> None:
+    deep = Image.fromarray(np.full((16, 16), 0x8080, dtype=np.uint16))
+    np.testing.assert_allclose(cut(deep, HOW).pixels, 128 / 255, atol=1e-6)
+    assert cut(Image.new("RGBA", (16, 16), (255, 255, 255, 0)), HOW).pixels.max() == 0
+    assert (
+        overlay(deep, np.zeros((16, 16), np.uint8), HOW.palette, 0).getpixel((3, 3)) == (128,) * 3
+    )
+
+
+def test_a_strip_that_would_be_too_large_at_the_models_size_is_refused() -> None:
+    with pytest.raises(UserError, match="1 x 60000 pixels has too many"):
+        cut(Image.new("L", (1, 60000)), HOW.model_copy(update={"window": 512}))
+
+
+def test_an_overlay_replaces_neither_an_image_nor_another_overlay(tmp_path: Path) -> None:
+    photo, other, scan = tmp_path / "a.png", tmp_path / "else" / "a.jpg", tmp_path / "b.jpg"
+    assert overlay_paths([photo, scan], tmp_path / "out") == [
+        tmp_path / "out" / "a.png",
+        tmp_path / "out" / "b.png",
+    ]
+    with pytest.raises(UserError, match="replace another picture"):
+        overlay_paths([photo, other], tmp_path / "out")
+    with pytest.raises(UserError, match="replace another picture"):
+        overlay_paths([photo], tmp_path)
+    assert overlay_paths([scan], tmp_path) == [tmp_path / "b.png"]
 
 
 def test_the_overlay_tints_each_pixel_in_its_classs_colour() -> None:

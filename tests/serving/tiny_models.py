@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, ImagePreprocessing
+from bilateral_export.preprocessing import TextPreprocessing
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 PREPROCESSING = ImagePreprocessing(
@@ -96,6 +98,39 @@ def lookup(path: Path) -> Path:
         {"ids": (TensorProto.INT64, ["batch", 2])},
         {"rows": (TensorProto.FLOAT, ["batch", 2])},
         {"table": np.arange(10, dtype=np.float32) * 10},
+    )
+
+
+def words(path: Path) -> Path:
+    """The tensors of a language model, and a vocabulary of three words, all as likely."""
+    vocabulary = ("<eos>", "<unk>", "word")
+    digest = hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
+    text = TextPreprocessing(vocabulary=vocabulary, vocabulary_sha256=digest, context=4)
+    ids = (TensorProto.INT64, ["batch", "length"])
+    past = (TensorProto.FLOAT, ["batch", 1, 1, "past", 1])
+    return save(
+        path,
+        [
+            helper.make_node("Cast", ["targets"], ["zeros"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["zeros", "nothing"], ["log_likelihood"]),
+            helper.make_node("ReduceSum", ["log_likelihood", "axis"], ["one"], keepdims=1),
+            helper.make_node("Add", ["one", "row"], ["log_probabilities"]),
+            helper.make_node("Identity", ["past_keys"], ["keys"]),
+            helper.make_node("Identity", ["past_values"], ["values"]),
+        ],
+        {"tokens": ids, "targets": ids, "past_keys": past, "past_values": past},
+        {
+            "log_likelihood": (TensorProto.FLOAT, ["batch", "length"]),
+            "log_probabilities": (TensorProto.FLOAT, ["batch", 3]),
+            "keys": past,
+            "values": past,
+        },
+        {
+            "nothing": np.zeros(1, dtype=np.float32),
+            "axis": np.array([1]),
+            "row": np.full(3, -np.log(3), dtype=np.float32),
+        },
+        metadata(name="words", labels=(), preprocessing=text),
     )
 
 

@@ -19,7 +19,13 @@ from rich.progress import Progress
 
 from bilateral_benchmarks.machine import Machine, git_revision
 from bilateral_benchmarks.robustness.attacks import ATTACKS
-from bilateral_benchmarks.robustness.curve import BUDGETS, Curve, load_dataset, robustness
+from bilateral_benchmarks.robustness.curve import (
+    BUDGETS,
+    Curve,
+    check,
+    load_dataset,
+    robustness,
+)
 from bilateral_benchmarks.robustness.report import RobustnessReport, markdown, plot
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
@@ -77,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = load_dataset(parsed.data).first(parsed.images)
     checkpoints = [load_checkpoint(path) for path in parsed.checkpoints]
+    for checkpoint in checkpoints:  # before a server is started for them
+        check(checkpoint, data, parsed.budgets)
     curves: list[Curve] = []
     points = len(checkpoints) * (1 + len(ATTACKS) * len(parsed.budgets))
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from bilateral_benchmarks.robustness.attacks import (
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
+from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.runners.base import Runner
 
 # In 255ths of the full range of a pixel, as papers count them.
@@ -38,7 +40,13 @@ class Dataset:
     classes: NDArray[np.int64]
 
     def first(self, count: int | None) -> Dataset:
-        """The first `count` images, or all."""
+        """The first `count` images, or all.
+
+        Raises:
+            UserError: That is none.
+        """
+        if count is not None and count < 1:
+            raise UserError(f"{count} images", "Ask for at least one.")
         return Dataset(self.pixels[:count], self.classes[:count])
 
 
@@ -77,21 +85,55 @@ class Curve(BaseModel):
 
 
 def load_dataset(path: Path) -> Dataset:
-    """Read `images` `[n, H, W]`, uint8, and `labels` `[n]` from an `.npz` file.
+    """Read `images` `[n, H, W]`, uint8, and `labels` `[n]`, integers, from an `.npz` file.
 
     Raises:
-        UserError: The file cannot be read or lacks one of the two.
+        UserError: The file cannot be read, lacks one of the two, or they are something else.
     """
     require_file(path, "dataset")
     try:
         with np.load(path) as archive:
             images, labels = archive["images"], archive["labels"]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is no .npz file with the arrays images and labels",
             "export/checkpoints/train_digits.py writes one.",
         ) from error
+    whole = images.dtype == np.uint8 and np.issubdtype(labels.dtype, np.integer)
+    if not (whole and images.ndim == 3 and len(images) and labels.shape == images.shape[:1]):
+        raise UserError(
+            f"{path} has images {images.dtype}{list(images.shape)} and labels"
+            f" {labels.dtype}{list(labels.shape)}",
+            "Expected uint8[n, height, width] and as many integers.",
+        )
     return Dataset((images[:, None] / 255).astype(np.float32), labels.astype(np.int64))
+
+
+def check(checkpoint: Checkpoint, data: Dataset, budgets: Sequence[float]) -> None:
+    """Check that a checkpoint can be attacked on these images within these budgets.
+
+    Raises:
+        UserError: It is no classifier of such images into such classes, or a budget is none.
+    """
+    config = checkpoint.card.model
+    preprocessing_of(checkpoint)
+    assert isinstance(config, ImageClassifierConfig), "it has image preprocessing"
+    takes = (config.channels, config.image_size, config.image_size)
+    if data.pixels.shape[1:] != takes:
+        raise UserError(
+            f"{checkpoint.path} takes images {list(takes)}, the data has"
+            f" {list(data.pixels.shape[1:])}",
+            "Give images of the model's own size.",
+        )
+    if data.classes.min() < 0 or data.classes.max() >= config.num_classes:
+        raise UserError(
+            f"the data has classes {data.classes.min()} to {data.classes.max()},"
+            f" {checkpoint.path} has {config.num_classes}",
+            "Give the data that the model was trained for.",
+        )
+    for budget in budgets:
+        if not 0 < budget <= 255:
+            raise UserError(f"budget {budget:g}", "It must be above 0 and at most 255.")
 
 
 def robustness(
@@ -112,7 +154,11 @@ def robustness(
         budgets: In 255ths.
         attacks: Which attacks.
         on_point: Called after each budget, for progress.
+
+    Raises:
+        UserError: As `check`.
     """
+    check(checkpoint, data, budgets)
     model = checkpoint.build_model()
     how = preprocessing_of(checkpoint)
     points = []

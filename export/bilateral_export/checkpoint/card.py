@@ -7,9 +7,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bilateral_export.errors import UserError
+from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import ModelConfig
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.preprocessing import Preprocessing, TextPreprocessing
+from bilateral_export.models.segmenter import SegmenterConfig
+from bilateral_export.models.sequence import SequenceClassifierConfig
+from bilateral_export.preprocessing import (
+    BytesPreprocessing,
+    ImagePreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+    SegmentationPreprocessing,
+    TextPreprocessing,
+)
 
 SCHEMA_VERSION = 1
 
@@ -38,15 +49,54 @@ class CheckpointCard(BaseModel):
     training: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _vocabulary_fits(self) -> CheckpointCard:
-        text, model = self.preprocessing, self.model
-        if isinstance(text, TextPreprocessing) and isinstance(model, LanguageModelConfig):
-            said, wanted = (len(text.vocabulary), text.context), (model.vocabulary, model.context)
-            if said != wanted:
-                raise ValueError(
-                    f"the tokenizer has {said[0]} words and context {said[1]},"
-                    f" the model {wanted[0]} and {wanted[1]}"
-                )
+    def _labels_fit(self) -> CheckpointCard:
+        classes = getattr(self.model, "num_classes", 0)
+        if self.labels and len(self.labels) != classes:
+            raise ValueError(
+                f"there are {len(self.labels)} labels, the model has {classes} classes"
+            )
+        for label in self.labels:
+            if len(label.splitlines()) != 1:
+                raise ValueError(f"label {label!r} is not one line")
+        return self
+
+    @model_validator(mode="after")
+    def _preprocessing_fits(self) -> CheckpointCard:
+        match self.preprocessing, self.model:
+            case ImagePreprocessing() as how, ImageClassifierConfig() as model:
+                said = [how.channels, how.height, how.width]
+                wanted = [model.channels, model.image_size, model.image_size]
+                if said != wanted:
+                    raise ValueError(
+                        f"the preprocessing makes images {said}, the model takes {wanted}"
+                    )
+            case TextPreprocessing() as how, LanguageModelConfig() as model:
+                if (len(how.vocabulary), how.context) != (model.vocabulary, model.context):
+                    raise ValueError(
+                        f"the tokenizer has {len(how.vocabulary)} words and context {how.context},"
+                        f" the model {model.vocabulary} and {model.context}"
+                    )
+            case SegmentationPreprocessing() as how, SegmenterConfig() as model:
+                if how.window != model.image_size:
+                    raise ValueError(
+                        f"the preprocessing cuts windows of {how.window} pixels, the model takes"
+                        f" {model.image_size}"
+                    )
+            case (
+                BytesPreprocessing() | ListOpsPreprocessing() as how,
+                SequenceClassifierConfig() as model,
+            ):
+                if how.length > model.length:
+                    raise ValueError(
+                        f"the preprocessing gives up to {how.length} tokens, the model takes"
+                        f" {model.length}"
+                    )
+            case PixelsPreprocessing() as how, SequenceClassifierConfig() as model:
+                if (how.height, how.width) != model.grid:
+                    raise ValueError(
+                        f"the preprocessing gives {(how.height, how.width)} pixels, the model takes"
+                        f" {model.grid}"
+                    )
         return self
 
 

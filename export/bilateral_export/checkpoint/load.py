@@ -129,6 +129,11 @@ def _check_fit(state: dict[str, Tensor], card: CheckpointCard, path: Path) -> No
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    problems += [
+        f"{name} is {str(state[name].dtype).removeprefix('torch.')}, expected floating point"
+        for name, tensor in expected.items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
+    ]
     if problems:
         raise UserError(
             f"checkpoint {path} does not fit model {card.name}: "

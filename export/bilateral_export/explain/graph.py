@@ -36,12 +36,17 @@ def explain_onnx(source: Path, target: Path) -> None:
     grows with N squared, which is why the graph that is served does not have them.
 
     Raises:
-        UserError: The source is no image classifier that `bilateral export` wrote, or the target
-            cannot be written.
+        UserError: The source is no image classifier that `bilateral export` wrote, or was lowered,
+            or the target cannot be written.
     """
     config_of(source)
     model = ir.load(source)
     nodes = attention_nodes(model)
+    if not nodes:
+        raise UserError(
+            f"{source} has no attention node: it was lowered for one runtime",
+            "Give the file that `bilateral export` wrote.",
+        )
     _add_maps(model, nodes)
     # Weights that lay in a file of their own go to one beside the copy.
     external = any(isinstance(v.const_value, ir.ExternalTensor) for v in _weights(model))

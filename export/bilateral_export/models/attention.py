@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,9 @@ from bilateral_export.op import torch_op  # registers torch.ops.bilateral.attent
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 
 __all__ = ["AttentionConfig", "BilateralAttention", "grid_positions"]
+
+
+Bandwidth = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class AttentionConfig(BaseModel):
@@ -30,7 +33,7 @@ class AttentionConfig(BaseModel):
 
     range_kernel: RangeKernel = "dot"
     spatial_kernel: SpatialKernel = "none"
-    bandwidth: tuple[float, float] = (1.0, 4.0)
+    bandwidth: tuple[Bandwidth, Bandwidth] = (1.0, 4.0)
     position_features: int = Field(default=16, ge=1)
 
 

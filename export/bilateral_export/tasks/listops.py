@@ -58,8 +58,17 @@ def solve(expression: str) -> int:
     Raises:
         ValueError: It is no expression; the message says where.
     """
+    return evaluate(parse(expression))
+
+
+def evaluate(symbols: list[str]) -> int:
+    """The value of an expression's symbols.
+
+    Raises:
+        ValueError: They are no expression; the message says where.
+    """
     stack: list[tuple[str, list[int]]] = [("", [])]
-    for position, symbol in enumerate(parse(expression), start=1):
+    for position, symbol in enumerate(symbols, start=1):
         if symbol in OPERATORS:
             stack.append((symbol, []))
         elif symbol != END:

@@ -150,6 +150,7 @@ def _check_server(models: Sequence[CheckedModel], machine: Machine) -> Iterator[
             )
     if "python" in backends:
         yield from _check_python_backend(machine)
+        yield from _check_runtimes(models, machine)
     try:
         preflight.check_shared_memory()
     except UserError as refusal:
@@ -173,11 +174,6 @@ def _check_python_backend(machine: Machine) -> Iterator[Finding]:
             "apt-get install the libpython package of this Python, or use one built with"
             " --enable-shared.",
         )  # fmt: skip
-    if machine.onnxruntime is None:
-        yield error(
-            "machine", "onnxruntime is not installed", why,
-            "pip install 'bilateral-serve[server]'",
-        )  # fmt: skip
     if machine.numpy is None:
         yield error("machine", "numpy is not installed", why, "pip install 'numpy<2'")
         return
@@ -187,9 +183,37 @@ def _check_python_backend(machine: Machine) -> Iterator[Finding]:
         yield from_refusal("machine", refusal, why)
 
 
+def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:
+    """What runs the graphs inside the Python backend, where that is this Python."""
+    if machine.tritonserver is None or not machine.tritonserver.is_wheel:
+        return
+    installed = {
+        "onnxruntime": (machine.onnxruntime, "pip install 'bilateral-serve[server]'"),
+        "openvino": (machine.openvino, "pip install 'bilateral-serve[openvino]'"),
+    }
+    for model in models:
+        if model.config is None or model.config.backend != "python":
+            continue
+        asked = model.config.parameters.get("runtime")
+        runtime = asked.string_value if asked else "onnxruntime"
+        if runtime not in installed:
+            yield error(
+                model.name,
+                f"runtime '{runtime}' is not one of {', '.join(installed)}",
+                "Triton's Python backend would not load the model.",
+                "Add the model again with --runtime onnxruntime.",
+            )
+            continue
+        version, fix = installed[runtime]
+        if version is None:
+            yield error(
+                model.name,
+                f"needs {runtime}, which is not installed",
+                "Triton's Python backend would not load the model.",
+                fix,
+            )
+
+
 def _check_ports(host: str, ports: Mapping[str, int | None]) -> Iterator[Finding]:
-    for purpose, port in ports.items():
-        try:
-            preflight.check_ports(host, {purpose: port})
-        except UserError as refusal:
-            yield from_refusal("server", refusal, "The server could not listen.")
+    for refusal in preflight.port_refusals(host, ports):
+        yield from_refusal("server", refusal, "The server could not listen.")

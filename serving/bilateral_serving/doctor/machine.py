@@ -11,7 +11,12 @@ from pathlib import Path
 
 from bilateral_export.engine.cuda import Driver, read_driver
 from bilateral_export.errors import UserError
-from bilateral_export.plugin import PluginContents, find_plugin, plugin_contents
+from bilateral_export.plugin import (
+    PluginContents,
+    find_plugin,
+    plugin_contents,
+    require_plugin,
+)
 from bilateral_serving.installation import Installation, find, find_libpython
 
 _NVINFER = ("libnvinfer.so.11", "libnvinfer.so.10")
@@ -26,6 +31,7 @@ class Machine:
         tensorrt: Version of the full TensorRT that the server would load plans with.
         tensorrt_rtx: Version of TensorRT for RTX, which builds plans.
         onnxruntime: Its version in this Python.
+        openvino: Its version in this Python.
         tritonserver: The server that `bilateral serve` would start.
         triton: Its version, or that of the wheel it comes from.
         in_container: The server is another machine's container: what is installed here, and the
@@ -40,6 +46,7 @@ class Machine:
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
     onnxruntime: str | None = None
+    openvino: str | None = None
     tritonserver: Installation | None = None
     triton: str | None = None
     in_container: bool = False
@@ -66,6 +73,7 @@ class Machine:
             "TensorRT": self.tensorrt or "none",
             "TensorRT for RTX": self.tensorrt_rtx or "none",
             "ONNX Runtime": self.onnxruntime or "none",
+            "OpenVINO": self.openvino or "none",
             "tritonserver": "in a container"
             if self.in_container
             else (f"{self.triton or 'version unknown'}, {server.binary}" if server else "none"),
@@ -86,24 +94,26 @@ def read_machine(
         tensorrt: Version of TensorRT in the container that will serve; None to serve here.
 
     Raises:
-        UserError: That is not written as a version.
+        UserError: That is not written as a version, or a file that was named is not there or not
+            what it should be.
     """
     if tensorrt is not None and not re.fullmatch(r"\d+(\.\d+)+", tensorrt):
         raise UserError(f"{tensorrt!r} is no version of TensorRT", "Write it as 10.14.1.")
-    library = plugin if plugin is not None else _found_plugin()
-    server = None if tensorrt else _found_server(tritonserver)
+    library, contents = _found_plugin() if plugin is None else _named_plugin(plugin)
+    server = None if tensorrt else _found_server() if tritonserver is None else find(tritonserver)
     return Machine(
         driver=read_driver(),
         tensorrt=tensorrt or _installed_tensorrt(),
         tensorrt_rtx=_version("tensorrt-rtx-cu13") or _version("tensorrt-rtx"),
         onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
+        openvino=_version("openvino"),
         tritonserver=server,
         triton=_triton_version(server) if server is not None else None,
         in_container=tensorrt is not None,
         numpy=_version("numpy"),
         libpython=find_libpython(),
         plugin=library,
-        plugin_contents=_contents(library),
+        plugin_contents=contents,
     )
 
 
@@ -125,9 +135,9 @@ def _installed_tensorrt() -> str | None:
     return _version("tensorrt-cu13-libs") or _version("tensorrt-cu12-libs")
 
 
-def _found_server(binary: Path | None) -> Installation | None:
+def _found_server() -> Installation | None:
     try:
-        return find(binary)
+        return find()
     except UserError:
         return None
 
@@ -141,15 +151,16 @@ def _triton_version(server: Installation) -> str | None:
     return f"of nvidia-pytriton {version}" if server.is_wheel and version else None
 
 
-def _found_plugin() -> Path | None:
-    try:
-        return find_plugin()
-    except UserError:
-        return None
+def _named_plugin(path: Path) -> tuple[Path, PluginContents]:
+    library = require_plugin(path)
+    return library, plugin_contents(library)
 
 
-def _contents(library: Path | None) -> PluginContents | None:
+def _found_plugin() -> tuple[Path | None, PluginContents | None]:
+    """The installation's plugin library and what it holds, as far as that can be told."""
+    library = None
     try:
-        return plugin_contents(library) if library is not None else None
+        library = find_plugin()
+        return library, plugin_contents(library) if library is not None else None
     except UserError:
-        return None
+        return library, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -15,13 +14,15 @@ from bilateral_export.engine.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_serving import config as configs
+from bilateral_serving import configure
 from bilateral_serving.artifact import Artifact, read_onnx
-from bilateral_serving.config import CONFIG_FILE, MODEL_FILES, Target
+from bilateral_serving.config import CONFIG_FILE, MODEL_FILES, VOCABULARY_FILE, Target
 from bilateral_serving.datatypes import dims
 from bilateral_serving.doctor.findings import Finding, error, from_refusal, warning
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.plans import check_plan
 from bilateral_serving.plan import artifact_of
+from bilateral_serving.version_files import backend_files
 
 _VERSION = re.compile(r"[1-9]\d*")
 
@@ -142,8 +143,7 @@ def _check_labels(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
         for number in configs.described_versions(config):
             try:
                 metadata = configs.read_metadata(config, number)
-            except UserError as refusal:
-                yield from_refusal(name, refusal, "A client could not read it.")
+            except UserError:  # said of the version itself
                 continue
             if metadata is not None and metadata.labels and list(metadata.labels) != labels:
                 yield error(
@@ -176,37 +176,96 @@ def _check_version(
     except UserError as refusal:
         return None, [from_refusal(subject, refusal, why)]
     except OSError as failure:
-        problem = f"{path} cannot be read: {failure.strerror}"
-        return None, [error(subject, problem, why, "Check the file and its permissions.")]
-    if target == "python":
-        findings += _check_model_py(subject, version)
+        return None, [_unreadable(subject, path, failure)]
     if artifact is not None:
+        if target == "python":
+            findings += _check_backend_files(subject, version, config, artifact)
+        findings += _check_description(subject, int(version.name), config, artifact)
         findings += _check_interface(subject, config, artifact)
     return manifest, findings
 
 
-def _check_model_py(subject: str, version: Path) -> Iterator[Finding]:
-    path = version / "model.py"
-    if not path.is_file():
+def _unreadable(subject: str, path: Path, failure: OSError) -> Finding:
+    return error(
+        subject,
+        f"{path} cannot be read: {failure.strerror}",
+        "Triton would not load the version.",
+        "Check the file and its permissions.",
+    )
+
+
+def _check_backend_files(
+    subject: str, version: Path, config: pb.ModelConfig, artifact: Artifact
+) -> Iterator[Finding]:
+    """What the Python backend runs: `model.py`, and what streams words where that is asked for."""
+    wanted = backend_files(artifact)
+    if not config.model_transaction_policy.decoupled:
+        wanted = {"model.py": wanted["model.py"]}
+    elif VOCABULARY_FILE not in wanted:
         yield error(
             subject,
-            "model.py, which runs it, is not there",
+            f"is to stream words, and {artifact.path.name} has no vocabulary",
             "Triton's Python backend would not load the version.",
-            "Add the model again.",
+            "Add a language model with --stream, or this one without.",
         )
+    for name, content in wanted.items():
+        path = version / name
+        if not path.is_file():
+            yield error(
+                subject,
+                f"{name}, which it runs with, is not there",
+                "Triton's Python backend would not load the version.",
+                "Add the model again.",
+            )
+            continue
+        try:
+            same = path.read_bytes() == content
+        except OSError as failure:
+            yield _unreadable(subject, path, failure)
+            continue
+        if same:
+            continue
+        if name == VOCABULARY_FILE:
+            yield error(
+                subject,
+                f"{name} is not the vocabulary of {artifact.path.name}",
+                "Ids would be read as the wrong words.",
+                "Add the model again.",
+            )
+        else:
+            yield warning(
+                subject,
+                f"its {name} is not that of the installed bilateral-serve",
+                "It was added by another version, or changed by hand.",
+                "Add the model again.",
+            )
+
+
+def _check_description(
+    subject: str, number: int, config: pb.ModelConfig, artifact: Artifact
+) -> Iterator[Finding]:
+    """What clients are told of a version, against what its file says of itself."""
+    if artifact.metadata is None:
         return
-    installed = resources.files("bilateral_serving.python_backend") / "model.py"
-    if path.read_bytes() != installed.read_bytes():
-        yield warning(
-            subject,
-            "its model.py is not that of the installed bilateral-serve",
-            "It was added by another version, or changed by hand.",
-            "Add the model again.",
-        )
+    try:
+        told = configs.read_metadata(config, number)
+    except UserError as refusal:
+        yield from_refusal(subject, refusal, "A client could not read it.")
+        return
+    if told == configs.served(artifact.metadata):
+        return
+    problem = "does not describe this version" if told is None else "describes another model"
+    yield error(
+        subject,
+        f"{CONFIG_FILE} {problem}: the file is {artifact.metadata.name}",
+        "Clients would prepare inputs and name classes for something else, or not at all.",
+        "Add the model again.",
+    )
 
 
 def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -> Iterator[Finding]:
     """Names, types and shapes; each difference by itself."""
+    decoupled = config.model_transaction_policy.decoupled
     if config.max_batch_size and not artifact.has_free_batch:
         yield error(
             subject,
@@ -222,7 +281,9 @@ def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -
     for kind, said, given in zip(
         ("input", "output"),
         configs.interface(config),
-        (artifact.inputs, artifact.outputs),
+        configs.interface(configure.stream_interface())
+        if decoupled
+        else (artifact.inputs, artifact.outputs),
         strict=True,
     ):
         here = {spec.name: spec for spec in given}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bilateral_export.checkpoint.ade20k import ade20k_preprocessing
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import load_checkpoint
@@ -19,7 +20,13 @@ from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.models.zoo import MODELS, named
-from bilateral_export.preprocessing import TextPreprocessing
+from bilateral_export.preprocessing import (
+    BytesPreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+    TextPreprocessing,
+)
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 LISTOPS = CHECKPOINTS / "listops_bilateral.safetensors"
@@ -137,3 +144,23 @@ def test_a_training_checkpoint_of_another_family_loads_by_name(tmp_path: Path) -
     torch.save({"model": build(config).state_dict()}, tmp_path / "last.pth")
     checkpoint = load_checkpoint(tmp_path / "last.pth", model="lra_pathfinder")
     assert checkpoint.card.labels == ("not connected", "connected")
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocessing", "problem"),
+    [
+        ("lra_image", PixelsPreprocessing(height=16, width=64), "the model takes"),
+        ("lra_text", BytesPreprocessing(length=5000), "up to 5000 tokens, the model takes 4096"),
+        ("lra_listops", ListOpsPreprocessing(length=3000), "the model takes 2048"),
+        (
+            "segmenter_tiny",
+            ade20k_preprocessing(256),
+            "windows of 256 pixels, the model takes 512",
+        ),
+    ],
+)
+def test_preprocessing_that_contradicts_the_model_is_refused(
+    name: str, preprocessing: Preprocessing, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        CheckpointCard(name=name, model=named(name), preprocessing=preprocessing)

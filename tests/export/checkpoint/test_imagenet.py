@@ -16,6 +16,7 @@ from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import build
 from bilateral_export.models.zoo import MODELS, named
+from bilateral_export.preprocessing import ImagePreprocessing
 
 
 def training_dict(path: Path, name: str) -> Path:
@@ -76,9 +77,9 @@ def test_a_whole_card_brings_preprocessing_and_labels_for_a_model_of_ones_own(
     tmp_path: Path,
 ) -> None:
     config = named("digits_plain")
-    card = CheckpointCard(
-        name="mine", model=config, labels=tuple("abcdefghij"), preprocessing=deit_preprocessing(8)
-    )
+    how = ImagePreprocessing(height=8, width=8, channels=1, resize=9, mean=(0.4,), std=(0.2,))
+    labels = tuple("abcdefghij")
+    card = CheckpointCard(name="mine", model=config, labels=labels, preprocessing=how)
     (tmp_path / "mine.json").write_text(card.model_dump_json())
     torch.save(build(config).state_dict(), tmp_path / "weights.pth")
     assert load_checkpoint(tmp_path / "weights.pth", model=str(tmp_path / "mine.json")).card == card

@@ -61,7 +61,7 @@ def test_the_committed_checkpoint_reaches_its_accuracy(
 def test_a_native_checkpoint_comes_back_as_it_was_saved(
     tmp_path: Path, state: dict[str, torch.Tensor]
 ) -> None:
-    card = CheckpointCard(name=PLAIN, model=named(PLAIN), labels=("a", "b"), license="MIT")
+    card = CheckpointCard(name=PLAIN, model=named(PLAIN), labels=tuple("abcdefghij"), license="MIT")
     save_checkpoint(tmp_path / "c.safetensors", state, card)
     loaded = load_checkpoint(tmp_path / "c.safetensors")
     assert loaded.card == card
@@ -176,15 +176,35 @@ def test_weights_that_are_not_finite_are_refused_by_name(
         load_checkpoint(path, model=PLAIN)
 
 
+def test_weights_that_are_whole_numbers_are_refused(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file(state | {"head.bias": state["head.bias"].int()}, path)
+    with pytest.raises(UserError, match=r"head\.bias is int32, expected floating point"):
+        load_checkpoint(path, model=PLAIN)
+
+
 def test_a_card_that_is_not_valid_names_the_field(
     tmp_path: Path, state: dict[str, torch.Tensor]
 ) -> None:
     document = json.loads(CheckpointCard(name=PLAIN, model=named(PLAIN)).model_dump_json())
+    image = {"kind": "image", "height": 8, "width": 8, "channels": 1, "resize": 8}
+    image |= {"mean": [0.5], "std": [0.5]}
     save_file(state, tmp_path / "c.safetensors")
     for change, message in [
         ({"schema_version": 9}, "schema_version"),
         ({"model": document["model"] | {"depth": -1}}, "model.*depth"),
         ({"colour": "red"}, "colour"),
+        ({"labels": ["a", "b"]}, "2 labels, the model has 10 classes"),
+        ({"labels": ["a\nb", *"cdefghijk"]}, "is not one line"),
+        (
+            {"preprocessing": image | {"height": 16}},
+            r"makes images \[1, 16, 8\], the model",
+        ),
+        ({"preprocessing": image | {"mean": [0.5] * 3}}, "1 channels, 3 means and 1 deviations"),
+        ({"preprocessing": image | {"std": [0.0]}}, r"std\.0.*greater than 0"),
+        ({"model": document["model"] | {"attention": {"bandwidth": [0.0, 2.0]}}}, "bandwidth"),
     ]:
         (tmp_path / "c.json").write_text(json.dumps(document | change))
         with pytest.raises(UserError, match=message):

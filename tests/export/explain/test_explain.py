@@ -19,6 +19,7 @@ from bilateral_export.explain.overlay import overlay, seen_image
 from bilateral_export.explain.page import Subject, View, write_explanation
 from bilateral_export.explain.torch_maps import torch_maps
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.lowering.lower import lower
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build
@@ -237,6 +238,14 @@ def test_a_file_from_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"not a model")
     with pytest.raises(UserError, match="is not a model that `bilateral export` wrote"):
         onnx_maps(tmp_path / "noise.onnx", IMAGE)
+
+
+def test_a_lowered_file_has_no_maps(tmp_path: Path) -> None:
+    source, lowered = tmp_path / "tiny.onnx", tmp_path / "lowered.onnx"
+    export_onnx(model_of("gaussian", "gaussian"), source)
+    lower(source, "onnxruntime-cpu", lowered)
+    with pytest.raises(UserError, match="has no attention node: it was lowered"):
+        onnx_maps(lowered, IMAGE)
 
 
 def test_a_plain_model_has_a_uniform_spatial_kernel() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ H100 = Device("H100", 90, 80 << 30, 79 << 30)
 
 @dataclasses.dataclass
 class Scene:
-    """A repository with a Python model of two versions and a plan, and the machine it is on."""
+    """A Python model of two versions, a stream of words and a plan, and the machine they are on."""
 
     root: Path
     machine: Machine
@@ -67,6 +68,8 @@ def scene(tmp_path: Path) -> Scene:
             root,
             settings=Settings(max_batch_size=4, versions="all"),
         )
+    words = models.words(files / "words.onnx")
+    repository.add("words", words, root, settings=Settings(stream=True))
     plugin = files / "libplugin.so"
     plugin.write_bytes(b"the plugin")
     plan = write_plan(files / "planned.plan", max_batch=16, plugin=plugin_record(plugin))
@@ -82,6 +85,7 @@ def scene(tmp_path: Path) -> Scene:
         driver=Driver((13, 0), (H100,)),
         tensorrt="10.14.1",
         onnxruntime="1.22.0",
+        openvino="2026.4.0",
         tritonserver=Installation(
             server / "bin" / "tritonserver", server / "backends", stub.parents[1], ()
         ),
@@ -301,7 +305,60 @@ def no_libpython(scene: Scene) -> None:
 
 
 def no_onnxruntime(scene: Scene) -> None:
+    repository.remove("words", scene.root)  # it needs the same
     scene.change(onnxruntime=None)
+
+
+def no_openvino(scene: Scene) -> None:
+    scene.edit('string_value: "onnxruntime"', 'string_value: "openvino"')
+    scene.change(openvino=None)
+
+
+def unknown_runtime(scene: Scene) -> None:
+    scene.edit('string_value: "onnxruntime"', 'string_value: "onnx"')
+
+
+def missing_vocabulary(scene: Scene) -> None:
+    (scene.root / "words" / "1" / "vocabulary.txt").unlink()
+
+
+def other_vocabulary(scene: Scene) -> None:
+    (scene.root / "words" / "1" / "vocabulary.txt").write_text("<eos>\n<unk>\nsword")
+
+
+def missing_streamer(scene: Scene) -> None:
+    (scene.root / "words" / "1" / "stream.py").unlink()
+
+
+def unreadable_streamer(scene: Scene) -> None:
+    """A file whose first byte cannot be read: permissions would not keep root out."""
+    missing_streamer(scene)
+    (scene.root / "words" / "1" / "stream.py").symlink_to("/proc/self/mem")
+
+
+def renamed_option_of_a_stream(scene: Scene) -> None:
+    scene.edit('name: "top_p"', 'name: "nucleus"', "words")
+
+
+def stream_without_a_vocabulary(scene: Scene) -> None:
+    path = scene.root / "words" / "1" / "model.onnx"
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+
+
+def another_models_file(scene: Scene) -> None:
+    """Of the same tensors, but trained on images prepared in another way."""
+    other = models.PREPROCESSING.model_copy(update={"mean": (0.5,)})
+    models.quadrants(scene.root / "quadrants" / "2" / "model.onnx", preprocessing=other)
+
+
+def version_copied_by_hand(scene: Scene) -> None:
+    shutil.copytree(scene.root / "quadrants" / "1", scene.root / "quadrants" / "3")
+
+
+def unreadable_metadata(scene: Scene) -> None:
+    scene.edit('\\"schema_version\\":1', '\\"schema_version\\":9', "words")
 
 
 FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
@@ -349,7 +406,18 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (missing_stub, "server", "no stub"),
     (numpy_2, "machine", "numpy 2.1.0"),
     (no_libpython, "machine", "libpython"),
-    (no_onnxruntime, "machine", "onnxruntime"),
+    (no_onnxruntime, "quadrants", "needs onnxruntime"),
+    (no_openvino, "quadrants", "needs openvino"),
+    (unknown_runtime, "quadrants", "runtime 'onnx'"),
+    (missing_vocabulary, "words version 1", "vocabulary.txt"),
+    (other_vocabulary, "words version 1", "not the vocabulary"),
+    (missing_streamer, "words version 1", "stream.py"),
+    (unreadable_streamer, "words version 1", "stream.py cannot be read"),
+    (renamed_option_of_a_stream, "words version 1", "'nucleus'"),
+    (stream_without_a_vocabulary, "words version 1", "has no vocabulary"),
+    (another_models_file, "quadrants version 2", "describes another model"),
+    (version_copied_by_hand, "quadrants version 3", "does not describe this version"),
+    (unreadable_metadata, "words version 1", "not understood"),
 ]
 
 
@@ -380,6 +448,35 @@ def test_a_taken_port_is_found(scene: Scene) -> None:
     (finding,) = diagnosis.findings
     assert finding.severity == "error"
     assert str(port) in finding.problem
+
+
+def test_every_port_that_cannot_be_used_is_found(scene: Scene) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = {"grpc": port, "http": port, "metrics": 70000}
+        findings = diagnose(scene.root, scene.machine, ports=ports).findings
+    assert ["taken" in findings[0].problem, "both" in findings[1].problem] == [True, True]
+    assert "70000 is not a port" in findings[2].problem
+
+
+def test_an_address_of_another_machine_is_said_once(scene: Scene) -> None:
+    ports = {"grpc": 8001, "http": 8000}
+    diagnosis = diagnose(scene.root, scene.machine, "no.address.invalid", ports)
+    assert [finding.problem for finding in diagnosis.findings] == [
+        "'no.address.invalid' is not an address here"
+    ]
+
+
+def test_a_server_or_plugin_that_is_named_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not an executable"):
+        read_machine(tritonserver=tmp_path / "tritonserver")
+    with pytest.raises(UserError, match="plugin library"):
+        read_machine(plugin=tmp_path / "plugin.so")
+    (tmp_path / "plugin.so").write_text("no library")
+    with pytest.raises(UserError, match="not the BilateralAttention plugin"):
+        read_machine(plugin=tmp_path / "plugin.so")
 
 
 @pytest.mark.parametrize(
