@@ -78,7 +78,7 @@ def export(
     from bilateral_export.checkpoint.labels import with_labels
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.checkpoint.resolution import at_resolution
-    from bilateral_export.explain.graph import explain_onnx
+    from bilateral_export.explain.graph import explain_onnx, require_classifier
     from bilateral_export.graph.export import DEFAULT_OPSET, export_onnx
 
     with notes.status(f"Exporting {checkpoint}"):
@@ -87,6 +87,8 @@ def export(
             loaded = with_labels(loaded, labels)
         if image_size is not None:
             loaded = at_resolution(loaded, image_size)
+        if explain:
+            require_classifier(loaded.card.model.family, checkpoint)
         exported = export_onnx(
             loaded,
             onnx,

@@ -61,3 +61,11 @@ def test_what_says_of_a_checkpoint_what_it_is_is_no_option_of_an_exported_file(
 def test_a_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         explain(IMAGE, MODEL, "--out", str(tmp_path))
+
+
+def test_what_has_no_heat_maps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = str(CHECKPOINTS / "listops_bilateral.safetensors")
+    export = ["export", model, str(tmp_path / "listops.onnx"), "--explain"]
+    with pytest.raises(UserError, match="and no image classifier"):
+        CliRunner().invoke(app, export, catch_exceptions=False)
+    assert not list(tmp_path.iterdir())

@@ -94,12 +94,21 @@ def config_of(path: Path) -> ImageClassifierConfig:
         UserError: The file is not one.
     """
     metadata = artifact_metadata(path)
-    if metadata.family != "image-classifier":
+    require_classifier(metadata.family, path)
+    return ImageClassifierConfig.model_validate(metadata.model)
+
+
+def require_classifier(family: str, path: Path) -> None:
+    """Check that a file's model is one that heat maps are drawn of.
+
+    Raises:
+        UserError: It is of another family.
+    """
+    if family != "image-classifier":
         raise UserError(
-            f"{path} is a {metadata.family}, which takes no images",
+            f"{path} is a {family}, and no image classifier",
             "Heat maps are drawn on the image of an image classifier.",
         )
-    return ImageClassifierConfig.model_validate(metadata.model)
 
 
 def artifact_metadata(path: Path) -> ArtifactMetadata:
