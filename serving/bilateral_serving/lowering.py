@@ -56,3 +56,15 @@ def note(config: pb.ModelConfig, version: int, done: str | None) -> None:
     config.parameters.pop(key, None)
     if done is not None:
         config.parameters[key].string_value = done
+
+
+def keep_notes(old: pb.ModelConfig, new: pb.ModelConfig) -> tuple[str, ...]:
+    """Copy what was done to each version into the configuration that replaces an old one.
+
+    Returns:
+        The notes.
+    """
+    notes = {key: note for key, note in old.parameters.items() if key.startswith(LOWERING_KEY)}
+    for key, note in notes.items():
+        new.parameters[key].CopyFrom(note)
+    return tuple(note.string_value for note in notes.values())

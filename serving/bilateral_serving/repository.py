@@ -261,6 +261,12 @@ def _config(
     config = configure.build(name, artifact, target, settings)
     for number in configs.described_versions(existing):
         configs.set_metadata(config, number, configs.read_metadata(existing, number))
+    kept = lowering.keep_notes(existing, config)
+    if kept and lowering.runtime_of(existing) != lowering.runtime_of(config):
+        raise UserError(
+            f"versions of '{name}' were lowered ({', '.join(kept)}), and not for these settings",
+            "Versions share one runtime and device; add it under another name.",
+        )
     return config
 
 

@@ -14,10 +14,14 @@ from google.protobuf import text_format
 from tests.serving import tiny_models as models
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
+from bilateral_export.graph.export import export_onnx
 from bilateral_serving import config as configs
 from bilateral_serving import lowering, repository
 from bilateral_serving.config import Settings
+
+CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
 
 
 @pytest.fixture
@@ -154,6 +158,23 @@ class TestSecondVersion:
         entry = repository.add("quadrants", onnx_file, root, settings=Settings(instances=3))
         assert entry.instances == 3
         assert all(version.metadata == models.metadata() for version in entry.versions)
+
+    def test_keeps_what_was_done_to_the_others_and_serves_them_on_their_runtime(
+        self, tmp_path: Path, root: Path
+    ) -> None:
+        checkpoint = load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
+        digits = export_onnx(checkpoint, tmp_path / "digits.onnx").path
+        repository.add("digits", digits, root)
+        repository.add("digits", digits, root, settings=Settings(instances=2))
+        parameters = read_config(root, "digits").parameters
+        assert parameters["lowering/1"].string_value == "onnxruntime-cpu: 4 x mask"
+        assert parameters["lowering/2"] == parameters["lowering/1"]
+
+        before = snapshot(root)
+        for other in (Settings(runtime="openvino"), Settings(device="gpu")):
+            with pytest.raises(UserError, match=r"were lowered .*, and not for these settings"):
+                repository.add("digits", digits, root, settings=other)
+        assert snapshot(root) == before
 
     def test_must_take_and_give_the_same(self, tmp_path: Path, onnx_file: Path, root: Path) -> None:
         repository.add("quadrants", onnx_file, root)
