@@ -13,6 +13,12 @@ DEFAULT_FACTOR = 4.0
 CONFIDENCE = 0.99
 # One-sided quantile of the normal distribution at CONFIDENCE.
 _QUANTILE = 2.326
+# Where eager PyTorch's largest error lies in its distribution, in standard deviations above the
+# mean: one item of 740 has a larger one. Fewer items than _FEW say too little of the spread, and
+# items of two kinds (empty ones among others) too much: it is at most _UNSEEN times what was seen.
+_TAIL = 3.0
+_FEW = 8
+_UNSEEN = 2.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Budget:
     Attributes:
         typical: Largest allowed ratio of the candidate's typical error to eager PyTorch's, with
             confidence `CONFIDENCE`. The typical ratio is the geometric mean over items.
-        worst: Largest allowed ratio of the largest errors.
+        worst: Largest allowed ratio of the largest error to `largest_error` of eager PyTorch.
     """
 
     typical: float = DEFAULT_FACTOR / 2
@@ -42,7 +48,7 @@ class Quotient:
         typical: Geometric mean over items of error / eager error.
         typical_low: Lower end of its one-sided confidence interval.
         typical_high: Upper end.
-        worst: Largest error / largest eager error.
+        worst: Largest error / `largest_error` of eager PyTorch.
     """
 
     typical: float
@@ -68,7 +74,7 @@ def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotie
         floor: From `measure.error_floor`.
     """
     eager = np.maximum(eager_errors, floor)
-    worst = float(errors.max() / eager.max())
+    worst = float(errors.max()) / largest_error(eager_errors, floor)
     if not np.isfinite(errors).all():
         return Quotient(math.inf, math.inf, math.inf, math.inf)
     logs = np.log(np.maximum(errors, floor) / eager)
@@ -83,6 +89,26 @@ def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotie
     )
 
 
+def largest_error(eager_errors: Reference, floor: float) -> float:
+    """The largest error that eager PyTorch makes on inputs like these.
+
+    The largest of a few dozen is a matter of luck, and so would be a verdict by it: one item on
+    which another order of the same sums loses more bits would fail a correct runtime. So it is at
+    least what the spread of the errors lets expect of more items.
+
+    Args:
+        eager_errors: Errors of eager PyTorch, one per item.
+        floor: From `measure.error_floor`.
+    """
+    eager = np.maximum(eager_errors, floor)
+    seen = float(eager.max())
+    if len(eager) < _FEW or not math.isfinite(seen):
+        return seen
+    logs = np.log(eager)
+    expected = math.exp(float(logs.mean()) + _TAIL * float(logs.std(ddof=1)))
+    return min(max(seen, expected), _UNSEEN * seen)
+
+
 def worst_error(eager_errors: Reference, floor: float, factor: float) -> float:
     """What the largest error may be."""
-    return factor * max(float(eager_errors.max()), floor)
+    return factor * largest_error(eager_errors, floor)

@@ -74,9 +74,9 @@ def compare(
 
     A correct implementation rounds differently than eager PyTorch, not worse. A runner passes when
     its error is typically, with confidence over the items, at most half of `factor` times that of
-    eager PyTorch in the same precision, its largest at most `factor` times eager PyTorch's largest,
-    and when it takes the same decision wherever the reference's margin is beyond what such an
-    error could turn.
+    eager PyTorch in the same precision, its largest at most `factor` times eager PyTorch's
+    (`budget.largest_error`), and when it takes the same decision wherever the reference's margin is
+    beyond what such an error could turn.
 
     Args:
         checkpoint: The trained weights.

@@ -195,7 +195,7 @@ def test_a_row_says_where_and_how_large_the_error_is(
     assert (row.worst.sample, row.worst.item) == ("held out", 5)
     assert row.error == row.worst.error == pytest.approx(0.5, rel=1e-3)
     assert not row.passed
-    assert row.budget == pytest.approx(4 * row.eager_error)
+    assert 4 * row.eager_error <= row.budget <= 8 * row.eager_error
     assert sum(row.ulp_histogram) == 10 * row.items
     assert row.decision is not None
     assert row.decision.agreement == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
-from bilateral_export.parity.budget import Budget, quotient
+from bilateral_export.parity.budget import Budget, largest_error, quotient
 from bilateral_export.parity.decision import judge_decisions
 from bilateral_export.parity.measure import (
     ULP_EDGES,
@@ -71,9 +71,30 @@ def test_a_constant_ratio_is_known_for_certain() -> None:
     found = quotient(1.5 * eager, eager, FLOOR)
     assert found.typical == pytest.approx(1.5)
     assert found.typical_low == pytest.approx(found.typical_high)
-    assert found.worst == pytest.approx(1.5)
+    assert found.worst == pytest.approx(1.5 * 2e-6 / largest_error(eager, FLOOR))
     assert found.within(Budget.of(4))
     assert not found.within(Budget.of(2.9))
+
+
+def test_the_largest_error_is_not_left_to_luck() -> None:
+    """The largest of another 32 items of one distribution is as often larger as not."""
+    errors = 1e-6 * np.exp(0.4 * np.random.default_rng(0).standard_normal((200, 32)))
+    seen = errors.max(axis=1)
+    expected = np.array([largest_error(items, FLOOR) for items in errors])
+    assert (expected >= seen).all()
+    assert (expected <= 2 * seen).all()
+    assert np.mean(seen[:, None] > expected) < 0.1 < 0.4 < np.mean(seen[:, None] > seen)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_items_without_an_error_do_not_raise_the_budget_beyond_twice(easy: int, hard: int) -> None:
+    errors = np.concatenate([np.zeros(easy), np.full(hard, 1e-4)])
+    assert 1e-4 <= largest_error(errors, FLOOR) <= 2e-4
+
+
+def test_few_items_show_no_spread() -> None:
+    assert largest_error(np.array([1e-7, 3e-6, 1e-6]), FLOOR) == 3e-6
+    assert largest_error(np.array([1e-7, np.inf, *[1e-6] * 8]), FLOOR) == np.inf
 
 
 def test_more_items_make_more_certain() -> None:
