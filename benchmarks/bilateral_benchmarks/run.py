@@ -50,7 +50,8 @@ def run_load(
         on_progress: Called about ten times a second.
 
     Raises:
-        UserError: Every request failed, or the target fell too far behind an open loop.
+        UserError: Every request failed, none was due, or the target fell too far behind an open
+            loop.
     """
     if load.processes == 1:
         start = time.monotonic() + _HEAD_START_S
@@ -68,6 +69,11 @@ def run_load(
     if conduct.overrun:
         raise OverloadedError(load)
     measurement = watch.measurement()
+    if not len(measurement.trace):
+        raise UserError(
+            f"no request was due within {plan.windows * plan.window_s:g} s of {load}",
+            "Measure for longer.",
+        )
     if not measurement.trace.ok.any():
         reason = conduct.failure or "no request was answered in time"
         raise UserError(f"no request succeeded: {reason}", "Nothing was measured.")

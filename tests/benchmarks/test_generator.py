@@ -106,6 +106,19 @@ def test_failures_are_reported_with_their_reason() -> None:
         run_load(GrpcTarget(url, b"", timeout_s=0.05), Load(), Plan.lasting(1, 0.2))
 
 
+def test_a_load_ends_when_it_is_over_and_not_when_its_next_request_is_due(
+    prompt_server: str,
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="no request was due"):
+        run_load(
+            GrpcTarget(prompt_server, b""),
+            Load(rate=0.01, arrivals="constant"),
+            Plan.lasting(0.3, 0.1),
+        )
+    assert time.monotonic() - begun < 50  # the first is due after 100 s
+
+
 def test_no_thread_is_left_behind(prompt_server: str) -> None:
     before = threading.active_count()
     run_load(GrpcTarget(prompt_server, b""), Load(concurrency=3), Plan.lasting(0.6, 0.2))
