@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from bilateral_cli.console import notes, out, print_json, table
 
 if TYPE_CHECKING:
@@ -25,9 +27,11 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
         return
     for item in document.items:
         for found in tables_of(item):
-            out.print(table(found.columns, found.rows, title=found.title))
+            # What a runtime says may be in brackets, as Rich's markup is.
+            rows = [[escape(cell) for cell in row] for row in found.rows]
+            out.print(table(found.columns, rows, title=escape(found.title)))
             for note in found.notes:
-                notes.print(note, highlight=False)
+                notes.print(note, markup=False, highlight=False)
 
 
 def finish(report: Report, output: Path | None, json: bool) -> None:
