@@ -85,6 +85,11 @@ def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
         return loop.run_until_complete(coroutine)
     finally:
         gc.unfreeze()
+        # Interrupted: let what is still going on give back its memory and connections.
+        if pending := asyncio.all_tasks(loop):
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
         with contextlib.suppress(RuntimeError):
             loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
@@ -147,10 +152,13 @@ class _Run:
         return (self.start + offset for offset in self.load.offsets())
 
     async def tick(self) -> None:
-        while not self.over:
-            await asyncio.sleep(TICK_S)
-            completed, self.completed = self.completed, []
-            self.over |= self.sink(completed, time.monotonic())
+        try:
+            while not self.over:
+                await asyncio.sleep(TICK_S)
+                completed, self.completed = self.completed, []
+                self.over |= self.sink(completed, time.monotonic())
+        finally:
+            self.over = True  # also where nobody takes the records any more
 
     async def heartbeat(self) -> None:
         while not self.over:
