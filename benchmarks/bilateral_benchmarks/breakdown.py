@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import grpc
@@ -16,7 +17,7 @@ from bilateral_benchmarks.generator import TICK_S
 from bilateral_benchmarks.report import Context
 from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
 from bilateral_benchmarks.run import OnProgress
-from bilateral_benchmarks.served import try_out
+from bilateral_benchmarks.served import DEFAULT_TIMEOUT_S, try_out
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 from bilateral_serving.shared_memory import Region
@@ -84,12 +85,16 @@ def measure_breakdown(
         on_progress: Called about ten times a second while requests are sent.
 
     Raises:
-        UserError: The server or model is not there, refuses the arrays, or served others too.
+        UserError: The server or model is not there or goes away, refuses the arrays, or served
+            others too; the duration is no positive number.
     """
+    if not 0 < duration_s < math.inf:
+        raise UserError(f"a duration of {duration_s:g} s", "It must be a number above 0.")
     context = Context.now()
-    try_out(url, model, arrays, 60.0)
+    try_out(url, model, arrays, DEFAULT_TIMEOUT_S)
     shared = is_shared(url, arrays, None)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_answering(url))
         channel = stack.enter_context(grpc.insecure_channel(url, options=_OPTIONS))
         region = stack.enter_context(registered(url, offsets_of(arrays)[1])) if shared else None
         infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
@@ -99,7 +104,7 @@ def measure_breakdown(
         times: list[tuple[float, float, float]] = []
         network: list[float] = []
         begun = shown = time.monotonic()
-        while (now := time.monotonic()) < begun + duration_s:
+        while (now := time.monotonic()) < begun + duration_s or not times:
             if on_progress and now - shown >= TICK_S:
                 on_progress(
                     now - begun, float(np.median(np.sum(times[-100:], axis=1))) if times else None
@@ -146,6 +151,18 @@ def measure_breakdown(
     )
 
 
+@contextlib.contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Says in one line that a server stopped answering."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise UserError(
+            f"{url} stopped answering ({error.code().name}: {error.details()})",
+            "See what the server says.",
+        ) from error
+
+
 def _request(
     infer: Any, model: str, arrays: Mapping[str, Array], region: Region | None
 ) -> tuple[float, float, float]:
@@ -168,8 +185,10 @@ def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> 
     start = time.perf_counter()
     try:
         infer(message)
-    except grpc.RpcError:
-        return time.perf_counter() - start
+    except grpc.RpcError as error:
+        if _NOWHERE in (error.details() or ""):
+            return time.perf_counter() - start
+        raise  # no refusal: nobody is there
     raise UserError(f"the server serves a model named {_NOWHERE}", "Rename it.")
 
 

@@ -14,6 +14,9 @@ from bilateral_benchmarks.limit import Goal
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.native import save_checkpoint
+from bilateral_export.engine.build import build_plan
+from bilateral_export.engine.options import AttentionChoice, BuildOptions
+from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import Form, lower
 from bilateral_export.metadata import Precision
 from bilateral_export.models.family import build
@@ -23,6 +26,7 @@ from bilateral_export.runners.base import Runner
 from bilateral_export.runners.compiled_runner import CompiledRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
+from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 from bilateral_export.runners.torch_runner import TorchRunner
 
 ORT_LOWERED, OPENVINO_F32 = "onnxruntime, lowered", "openvino f32"
@@ -129,10 +133,13 @@ def usual_contenders(
     else:
         for_openvino = lower(exported, "openvino", folder / "openvino.onnx").path
         for compute, precision in (("f32", "fp32"), ("bf16", "bf16")):
+            if compute == "bf16" and not _has_bf16():
+                # OpenVINO would compute in float32 and say nothing.
+                yield Absent("openvino bf16", "this CPU has no bf16")
+                continue
             runner = OpenVinoRunner(for_openvino, compute=compute)  # type: ignore[arg-type]
             yield Contender(f"openvino {compute}", runner, precision, for_openvino)  # type: ignore[arg-type]
-    if not torch.cuda.is_available():
-        yield Absent("tensorrt", "no GPU")
+    yield tensorrt("tensorrt", exported, folder, "auto")
 
 
 def quantised(exported: Path, folder: Path) -> Contender | Absent:
@@ -152,6 +159,28 @@ def quantised(exported: Path, folder: Path) -> Contender | Absent:
     except Exception as error:  # the tool raises all kinds
         return Absent("onnxruntime int8", f"cannot be quantised: {str(error)[:80]}")
     return Contender("onnxruntime int8", OnnxRuntimeRunner(target), "bf16", target)
+
+
+def tensorrt(
+    name: str, exported: Path, folder: Path, attention: AttentionChoice
+) -> Contender | Absent:
+    """A plan of the exported file, built and loaded once, or why this machine has none."""
+    if not torch.cuda.is_available():
+        return Absent(name, "no GPU")
+    plan = folder / f"{name.replace(' ', '_')}.plan"
+    try:
+        build_plan(exported, plan, BuildOptions(attention=attention))
+        runner = TensorRTRunner(plan)
+        with runner:
+            return Contender(name, runner, "fp32")
+    except UserError as error:
+        return Absent(name, error.problem)
+
+
+def _has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def attention_forms(
@@ -194,8 +223,7 @@ def attention_forms(
     if importlib.util.find_spec("openvino") is not None:
         path = lower(exported, "openvino", folder / "openvino.onnx").path
         yield Contender("openvino, body inlined", OpenVinoRunner(path), "fp32", path)
-    if not torch.cuda.is_available():
-        yield Absent("tensorrt plugin", "no GPU")
+    yield tensorrt("tensorrt plugin", exported, folder, "plugin")
 
 
 def without_spatial(exported: Path, target: Path) -> Path:

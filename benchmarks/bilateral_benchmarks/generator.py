@@ -85,6 +85,11 @@ def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
         return loop.run_until_complete(coroutine)
     finally:
         gc.unfreeze()
+        # Interrupted: let what is still going on give back its memory and connections.
+        if pending := asyncio.all_tasks(loop):
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
         with contextlib.suppress(RuntimeError):
             loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
@@ -121,8 +126,12 @@ class _Run:
             self._complete(intended, sent, await send())
 
         for intended in self._schedule():
+            # A long gap is waited for in pieces: the load may end within it.
+            while not self.over and (gap := intended - time.monotonic()) > 2 * TICK_S:
+                await asyncio.sleep(min(gap - TICK_S, TICK_S))
             # Even when late, let answers be read between two sends.
-            await asyncio.sleep(max(0.0, intended - time.monotonic()))
+            if not self.over:
+                await asyncio.sleep(max(0.0, intended - time.monotonic()))
             if self.over:
                 break
             if len(outstanding) >= MAX_OUTSTANDING:
@@ -143,10 +152,13 @@ class _Run:
         return (self.start + offset for offset in self.load.offsets())
 
     async def tick(self) -> None:
-        while not self.over:
-            await asyncio.sleep(TICK_S)
-            completed, self.completed = self.completed, []
-            self.over |= self.sink(completed, time.monotonic())
+        try:
+            while not self.over:
+                await asyncio.sleep(TICK_S)
+                completed, self.completed = self.completed, []
+                self.over |= self.sink(completed, time.monotonic())
+        finally:
+            self.over = True  # also where nobody takes the records any more
 
     async def heartbeat(self) -> None:
         while not self.over:

@@ -14,7 +14,7 @@ from bilateral_benchmarks.inputs import made_up
 from bilateral_benchmarks.load import Load
 from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.rate_search import Probe, highest_rate
-from bilateral_benchmarks.report import Report
+from bilateral_benchmarks.report import Context, Report
 from bilateral_benchmarks.served import bench_served
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.tensors import Array
@@ -37,6 +37,7 @@ class GeneratorLimit(BaseModel):
         rate: Requests per second; None where no rate was sent on time.
         probes: The rates tried, with the p99 of their send delay.
         report: The run at that rate.
+        context: Where it was measured; None in older files, whose report says it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,6 +49,7 @@ class GeneratorLimit(BaseModel):
     rate: float | None
     probes: tuple[Probe, ...]
     report: Report | None
+    context: Context | None = None
 
 
 def limit_on_this_machine(
@@ -96,6 +98,7 @@ def measure_limit(
     Raises:
         UserError: The server or the model is not there or refuses the inputs.
     """
+    context = Context.now()
 
     def at(rate: float) -> Report:
         if on_step:
@@ -114,6 +117,7 @@ def measure_limit(
         rate=best.load.rate if best else None,
         probes=probes,
         report=best,
+        context=context,
     )
 
 

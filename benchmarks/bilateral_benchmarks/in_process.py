@@ -25,6 +25,7 @@ def bench_runner(
     warmup_s: float = 2.0,
     concurrency: int = 1,
     max_duration_s: float | None = None,
+    subject: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Measure the latency and throughput of a runner that is open already.
@@ -36,6 +37,7 @@ def bench_runner(
         warmup_s: Least length of the warm-up before it.
         concurrency: Threads that call the runner, each when its last call has returned.
         max_duration_s: Measure up to so long where the windows do not agree.
+        subject: What is measured. Default: the runner's name.
         on_progress: Called about ten times a second.
 
     Raises:
@@ -52,7 +54,7 @@ def bench_runner(
             "Measure for longer (--duration).",
         )
     outcome = Outcome(measurement, Conduct(pauses_s=(), overrun=False, failure=None))
-    return summarise("runner", runner.name, arrays, load, plan, outcome, context)
+    return summarise("runner", subject or runner.name, arrays, load, plan, outcome, context)
 
 
 def _measure(

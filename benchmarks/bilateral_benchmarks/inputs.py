@@ -26,7 +26,8 @@ def made_up(
         seed: Of the floats.
 
     Raises:
-        UserError: The batch or length is not positive, or the model's batch is fixed to another.
+        UserError: The batch or length is not positive or too large, or the model's batch is fixed
+            to another.
     """
     if batch < 1 or length < 1:
         raise UserError(f"batch {batch}, length {length}", "Both must be at least 1.")
@@ -39,10 +40,16 @@ def made_up(
                 f"input {spec} has a fixed batch, not {batch}", "Export it with a dynamic batch."
             )
         shape = (batch, *(length if isinstance(size, str) else size for size in others))
-        if spec.dtype.startswith("float"):
-            arrays[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
-        else:
-            arrays[spec.name] = np.ones(shape, dtype=spec.dtype)
+        try:
+            if spec.dtype.startswith("float"):
+                arrays[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+            else:
+                arrays[spec.name] = np.ones(shape, dtype=spec.dtype)
+        except (MemoryError, ValueError) as error:  # ValueError: more than an array may ever have
+            raise UserError(
+                f"input {spec.name} of shape {'x'.join(map(str, shape))} does not fit into memory",
+                "Use a smaller batch or length.",
+            ) from error
     return arrays
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -23,6 +24,7 @@ class Load(BaseModel):
         arrivals: Open loop: at equal distances, or as a Poisson process.
         processes: Processes that send; they share the concurrency or the rate.
         seed: Of the Poisson process.
+        delay_s: Open loop: added to every send time, so that processes take turns.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,13 +34,14 @@ class Load(BaseModel):
     arrivals: Arrivals = "poisson"
     processes: int = 1
     seed: int = 0
+    delay_s: float = 0.0
 
     @model_validator(mode="after")
     def _possible(self) -> Load:
         for name in ("concurrency", "rate", "processes"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is {value}", "It must be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} is {value}", "It must be a number above 0.")
         if self.rate is None and self.processes > self.concurrency:
             raise UserError(
                 f"{self.processes} processes cannot share a concurrency of {self.concurrency}",
@@ -56,9 +59,12 @@ class Load(BaseModel):
         shares = []
         for index in range(self.processes):
             callers = len(range(index, self.concurrency, self.processes))
-            rate = None if self.rate is None else self.rate / self.processes
-            seed = self.seed * 7919 + index
-            update = {"concurrency": max(1, callers), "rate": rate, "processes": 1, "seed": seed}
+            update: dict[str, float] = {"concurrency": max(1, callers), "processes": 1}
+            if self.rate is not None:
+                update["rate"] = self.rate / self.processes
+                update["seed"] = self.seed * 7919 + index
+                if self.arrivals == "constant":  # side by side they would send in bursts
+                    update["delay_s"] = index / self.rate
             shares.append(self.model_copy(update=update))
         return shares
 
@@ -66,7 +72,7 @@ class Load(BaseModel):
         """Intended send times in seconds from the start, without end. Open loop only."""
         assert self.rate is not None
         generator = np.random.default_rng(self.seed)
-        last = 0.0
+        last = self.delay_s
         while True:
             if self.arrivals == "poisson":
                 gaps = generator.exponential(1 / self.rate, _CHUNK)
@@ -106,12 +112,19 @@ class Plan(BaseModel):
         """Three windows of together `duration_s`, and more up to `max_duration_s` if they differ.
 
         Raises:
-            UserError: A duration is not positive.
+            UserError: A duration is no positive number, or the longest is shorter than the other.
         """
-        if not (duration_s > 0 and warmup_s > 0):
+        if not (0 < duration_s < math.inf and 0 < warmup_s < math.inf):
             raise UserError(
-                f"duration {duration_s:g} s with warm-up {warmup_s:g} s", "Both must be above 0."
+                f"duration {duration_s:g} s with warm-up {warmup_s:g} s",
+                "Both must be numbers above 0.",
+            )
+        longest_s = duration_s if max_duration_s is None else max_duration_s
+        if not duration_s <= longest_s < math.inf:
+            raise UserError(
+                f"a longest duration of {longest_s:g} s, but one of {duration_s:g} s",
+                "Make the longest at least as long.",
             )
         window_s = duration_s / 3
-        most = max(3, round((max_duration_s or duration_s) / window_s))
+        most = max(3, round(longest_s / window_s))
         return Plan(warmup_s=warmup_s, window_s=window_s, max_windows=most)

@@ -106,6 +106,25 @@ class Machine(BaseModel):
             versions=_versions(),
         )
 
+    def differences(self, other: Machine) -> list[str]:
+        """In what another machine differs so that times of the two cannot be compared."""
+
+        def listed(machine: Machine) -> dict[str, str]:
+            return {
+                "processor": machine.cpu,
+                "cores": str(machine.cores),
+                "instruction sets": " ".join(machine.flags) or "none known",
+                "governor": machine.governor or "unknown",
+                "GiB": f"{machine.memory_gib:g}",
+                "system": machine.system,
+                "GPUs": ", ".join(f"{gpu.name}, {gpu.driver}" for gpu in machine.gpus) or "none",
+            }
+
+        here, there = listed(self), listed(other)
+        return [
+            f"{name} {here[name]} | {there[name]}" for name in here if here[name] != there[name]
+        ]
+
     @property
     def summary(self) -> str:
         """One line for headings."""
@@ -122,6 +141,8 @@ def git_revision() -> str | None:
     Results committed with it are no source: a run that rewrites them row by row stays clean.
     """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # An installation may lie inside a repository of something else.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
         revision = _git("describe", "--always", "--abbrev=12")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", _RESULTS)
         return f"{revision}-dirty" if changed else revision or None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jinja2
 import numpy as np
@@ -25,6 +27,9 @@ from bilateral_benchmarks.tables import Table, tables_of
 # The CDF is drawn up to here; what lies beyond is in the table, with its interval.
 _PERCENTS = np.concatenate([np.arange(0.0, 99.0, 1.0), np.arange(99.0, 99.95, 0.1)])
 
+# As many as the legend has room for.
+_CURVES = 16
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -45,11 +50,11 @@ class Section:
 def markdown(document: Document) -> str:
     """The document's tables, the machine and the commands."""
     lines = [f"# {document.title}", ""]
-    for context in contexts(document):
-        lines += [*(f"- {fact}" for fact in facts(context)), ""]
-    lines += [f"- FAILED: {failure}" for failure in document.failures]
-    for item in document.items:
-        for table in tables_of(item):
+    for found in _facts(document):
+        lines += [*(f"- {fact}" for fact in found), ""]
+    lines += [f"- FAILED: {' '.join(failure.split())}" for failure in document.failures]
+    for tables in _tables(document):
+        for table in tables:
             lines += [f"## {table.title}", "", *_markdown_table(table), ""]
             lines += [f"{note}\n" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
@@ -60,11 +65,14 @@ def html(document: Document) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bilateral_benchmarks"), autoescape=True
     )
-    sections = [Section(tables_of(item), plots_of(item)) for item in document.items]
+    sections = [
+        Section(tables, plots_of(item))
+        for tables, item in zip(_tables(document), document.items, strict=True)
+    ]
     overview = _cdfs([item for item in document.items if isinstance(item, Report)])
     return environment.get_template("report.html.j2").render(
         title=document.title,
-        contexts=[facts(context) for context in contexts(document)],
+        contexts=_facts(document),
         overview=overview,
         failures=document.failures,
         sections=sections,
@@ -82,13 +90,14 @@ def plots_of(item: Item) -> list[Plot]:
         lines = [
             Line(
                 f"p{percent:g}",
-                [r.items_per_s for r in reports if r.response.at(percent) is not None],
+                [r.items_per_s for r in reports if r.response.at(percent)],
                 [r.response.at(percent) or 0.0 for r in reports if r.response.at(percent)],
             )
             for percent in (50.0, 95.0, 99.0)
         ]
         curve = line_plot(lines, "items/s", "latency, ms", y_zero=True)
-        return [Plot("Latency against throughput", Markup(curve)), *_cdfs(reports)]
+        names = [f"{item.axis} {point.value:g}" for point in item.points if point.report]
+        return [Plot("Latency against throughput", Markup(curve)), *_cdfs(reports, names)]
     if isinstance(item, Breakdown):
         labels = [f"{part.name}, {part.mean_ms:.3g} ms" for part in item.parts]
         bars = [Bar(item.subject.partition(" at ")[0], [part.mean_ms for part in item.parts])]
@@ -112,12 +121,12 @@ def plots_of(item: Item) -> list[Plot]:
 
 
 def contexts(document: Document) -> list[Context]:
-    """The different machines and commands behind a document, in order."""
-    found: dict[tuple[str, str], Context] = {}
+    """The first of each run behind a document: of a machine, a revision and a command."""
+    found: dict[object, Context] = {}
     for item in document.items:
         context = _context(item)
         if context is not None:
-            found.setdefault((context.machine.summary, context.command), context)
+            found.setdefault(_run(context), context)
     return list(found.values())
 
 
@@ -134,12 +143,40 @@ def facts(context: Context) -> list[str]:
     ]
 
 
+def _run(context: Context) -> object:
+    machine = context.machine
+    return machine.summary, tuple(machine.versions.items()), context.git_revision, context.command
+
+
+def _facts(document: Document) -> list[list[str]]:
+    """Facts of each run, numbered where there are several."""
+    runs = [facts(context) for context in contexts(document)]
+    if len(runs) < 2:
+        return runs
+    return [[f"run {number}", *run] for number, run in enumerate(runs, 1)]
+
+
+def _tables(document: Document) -> list[list[Table]]:
+    """Tables of each item, which say of which run they are where there are several."""
+    runs = [_run(context) for context in contexts(document)]
+    found = []
+    for item in document.items:
+        tables, context = tables_of(item), _context(item)
+        if len(runs) > 1 and context is not None:
+            note = f"From run {runs.index(_run(context)) + 1}."
+            tables = [replace(table, notes=(*table.notes, note)) for table in tables]
+        found.append(tables)
+    return found
+
+
 def _context(item: Item) -> Context | None:
+    if item.context is not None:
+        return item.context
     if isinstance(item, Sweep):
         return next((p.report.context for p in item.points if p.report is not None), None)
-    if isinstance(item, (ScenarioResult, GeneratorLimit)):
-        return item.report.context if item.report else None
-    return item.context
+    if isinstance(item, (ScenarioResult, GeneratorLimit)) and item.report:
+        return item.report.context
+    return None
 
 
 def _markdown_table(table: Table) -> list[str]:
@@ -151,13 +188,15 @@ def _markdown_table(table: Table) -> list[str]:
     return [row(names), row(rule), *map(row, table.rows)]
 
 
-def _cdfs(reports: list[Report]) -> list[Plot]:
+def _cdfs(reports: list[Report], names: Sequence[str] = ()) -> list[Plot]:
+    """One plot of all, named by what differs between them: their load, if nothing else is said."""
     if not reports:
         return []
     lines = []
-    for report in reports[:8]:
+    named = zip(reports, names or [str(report.load) for report in reports], strict=True)
+    for report, name in itertools.islice(named, _CURVES):
         values = report.response.curve(_PERCENTS)
-        lines.append(Line(str(report.load)[:28], values.tolist(), _PERCENTS.tolist()))
+        lines.append(Line(name[:28], values.tolist(), _PERCENTS.tolist()))
     drawn = line_plot(lines, "response time, ms (logarithmic)", "percent of requests", log_x=True)
     return [Plot("Latency distribution, up to p99.9", Markup(drawn))]
 

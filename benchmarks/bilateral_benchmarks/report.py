@@ -111,6 +111,12 @@ class Report(BaseModel):
     context: Context
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """The problems, each marked as making the numbers invalid or only unstable."""
+        mark = "unstable" if self.valid else "INVALID"
+        return tuple(f"{mark}: {problem}" for problem in self.problems)
+
+    @property
     def p50_ms(self) -> float | None:
         """Median response time; None where the sample cannot support it."""
         return self.response.at(50.0)
@@ -151,7 +157,8 @@ def summarise(
 
     invalid = []
     if errors:
-        invalid.append(f"{errors} of {len(measured.trace)} requests failed")
+        reason = " ".join((outcome.conduct.failure or "").split())
+        invalid.append(f"{errors} of {len(measured.trace)} requests failed: {reason[:120]}")
     if lateness is not None:
         late = lateness.at(99.0)
         late = lateness.max_ms if late is None else late

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ def run_load(
         on_progress: Called about ten times a second.
 
     Raises:
-        UserError: Every request failed, or the target fell too far behind an open loop.
+        UserError: Every request failed, none was due, or the target fell too far behind an open
+            loop.
     """
     if load.processes == 1:
         start = time.monotonic() + _HEAD_START_S
@@ -68,6 +71,11 @@ def run_load(
     if conduct.overrun:
         raise OverloadedError(load)
     measurement = watch.measurement()
+    if not len(measurement.trace):
+        raise UserError(
+            f"no request was due within {plan.windows * plan.window_s:g} s of {load}",
+            "Measure for longer.",
+        )
     if not measurement.trace.ok.any():
         reason = conduct.failure or "no request was answered in time"
         raise UserError(f"no request succeeded: {reason}", "Nothing was measured.")
@@ -98,6 +106,8 @@ def _several(
     except EOFError as error:
         raise UserError("a load-generating process died", "Look for its message above.") from error
     finally:
+        for pipe in pipes:
+            pipe.close()  # those that still send notice it, and end
         for worker in workers:
             worker.join(timeout=5)
             if worker.is_alive():
@@ -137,6 +147,14 @@ def _collect(
 
 
 def _worker(target: Target, load: Load, pipe: Connection) -> None:
+    """Generate one share of a load for as long as the other end of the pipe is open."""
+    # Ctrl-C goes to every process of a terminal; the one that asked for the load ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
+        _generate_for(pipe, target, load)
+
+
+def _generate_for(pipe: Connection, target: Target, load: Load) -> None:
     pipe.send("ready")
     start = pipe.recv()
 

@@ -11,6 +11,7 @@ Only the arrivals and the metrics are MLPerf's: no accuracy run, no prescribed m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.load import Load
 from bilateral_benchmarks.rate_search import Judge, Probe, highest_rate
-from bilateral_benchmarks.report import LATENESS_SHARE, PAUSE_BOUND_MS, Report
+from bilateral_benchmarks.report import LATENESS_SHARE, PAUSE_BOUND_MS, Context, Report
 from bilateral_benchmarks.run import OnProgress
 from bilateral_benchmarks.served import bench_served
 from bilateral_export.errors import UserError
@@ -49,6 +50,7 @@ class ScenarioResult(BaseModel):
         bound_ms: Of the p99 latency; Server only.
         report: The run that gave the result; None where none did.
         probes: The rates tried; Server only.
+        context: Where it was measured; None in older files, whose report says it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,6 +62,7 @@ class ScenarioResult(BaseModel):
     bound_ms: float | None = None
     report: Report | None
     probes: tuple[Probe, ...] = ()
+    context: Context | None = None
 
 
 def run_scenario(
@@ -90,8 +93,12 @@ def run_scenario(
         on_measurement: Called before each measurement with its load and its planned seconds.
 
     Raises:
-        UserError: The server or the model is not there or refuses the inputs.
+        UserError: The server or the model is not there or refuses the inputs, or the bound is no
+            positive number.
     """
+    if not 0 < bound_ms < math.inf:
+        raise UserError(f"a bound of {bound_ms:g} ms", "It must be a number above 0.")
+    context = Context.now()
 
     def measure(samples: int, load: Load, seconds: float = duration_s) -> Report:
         arrays = {name: np.repeat(array, samples, axis=0) for name, array in sample.items()}
@@ -109,17 +116,17 @@ def run_scenario(
 
     if scenario == "SingleStream":
         report = measure(1, Load())
-        return _result(scenario, "p90 latency, ms", report.p90_ms, report)
+        return _result(scenario, "p90 latency, ms", report.p90_ms, report, context)
     if scenario == "MultiStream":
         report = measure(MULTISTREAM_SAMPLES, Load())
         needed_s = _REQUESTS_FOR_P99 / report.throughput
         if report.p99_ms is None and needed_s <= _LONGEST_S:
             report = measure(MULTISTREAM_SAMPLES, Load(), needed_s)
         metric = f"p99 latency of {MULTISTREAM_SAMPLES} samples, ms"
-        return _result(scenario, metric, report.p99_ms, report)
+        return _result(scenario, metric, report.p99_ms, report, context)
     if scenario == "Offline":
         report = measure(max_batch, Load(concurrency=OFFLINE_IN_FLIGHT))
-        return _result(scenario, "samples/s", report.items_per_s, report)
+        return _result(scenario, "samples/s", report.items_per_s, report, context)
 
     def at_rate(rate: float) -> Report:
         seconds = max(duration_s, _REQUESTS_PER_PROBE / rate)
@@ -144,6 +151,7 @@ def run_scenario(
         bound_ms=bound_ms,
         report=best,
         probes=probes,
+        context=context,
     )
 
 
@@ -185,5 +193,9 @@ def named_scenario(name: str) -> Scenario:
     raise UserError(f"unknown scenario '{name}'", f"Use one of {', '.join(SCENARIOS)}.")
 
 
-def _result(scenario: Scenario, metric: str, value: float | None, report: Report) -> ScenarioResult:
-    return ScenarioResult(scenario=scenario, metric=metric, value=value, report=report)
+def _result(
+    scenario: Scenario, metric: str, value: float | None, report: Report, context: Context
+) -> ScenarioResult:
+    return ScenarioResult(
+        scenario=scenario, metric=metric, value=value, report=report, context=context
+    )

@@ -19,6 +19,7 @@ from bilateral_serving.client import Client
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+DEFAULT_TIMEOUT_S = 60.0
 
 
 def bench_served(
@@ -31,7 +32,7 @@ def bench_served(
     concurrency: int = 1,
     max_duration_s: float | None = None,
     load: Load | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
     shared_memory: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
@@ -106,7 +107,7 @@ class GrpcTarget:
 
     url: str
     request: bytes
-    timeout_s: float = 60.0
+    timeout_s: float = DEFAULT_TIMEOUT_S
     shared: SharedInputs | None = None
     _closing: contextlib.AsyncExitStack = field(
         default_factory=contextlib.AsyncExitStack, repr=False

@@ -88,7 +88,8 @@ class Suite:
         on_round: Called after each round of a comparison.
 
     Raises:
-        UserError: There is no such part, or the output file is something else.
+        UserError: There is no such part, or the output file is something else, or has parts that
+            are none of this suite's.
     """
 
     def __init__(
@@ -116,6 +117,12 @@ class Suite:
         self._kept: dict[str, tuple[Part, tuple[Item, ...]]] = {}
         if output.exists() and (only is not None or missing):
             self._kept = _by_part(load_document(output))
+            if not set(self._kept) <= set(self._parts):
+                other = min(set(self._kept) - set(self._parts))
+                raise UserError(
+                    f"{output} has results of {other or 'another command'}, which would be lost",
+                    "Give another --output, or --quick as when it was made.",
+                )
         done = {name for name, (part, _) in self._kept.items() if part.failure is None}
         self._chosen = [
             name
@@ -342,10 +349,12 @@ class Suite:
 
 
 def _by_part(document: Document) -> dict[str, tuple[Part, tuple[Item, ...]]]:
-    """A document's items by the part that made them."""
+    """A document's items by the part that made them; those that none made are under ""."""
     found = {}
     at = 0
     for part in document.parts:
         found[part.name] = (part, document.items[at : at + part.items])
         at += part.items
+    if rest := document.items[at:]:
+        found[""] = (Part(name="", items=len(rest), seconds=0.0), rest)
     return found

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.report import Report
+from bilateral_benchmarks.report import Context, Report
 from bilateral_benchmarks.run import OverloadedError
 from bilateral_export.errors import UserError
 
@@ -25,7 +25,11 @@ class Point(BaseModel):
 
 
 class Sweep(BaseModel):
-    """Reports along one axis."""
+    """Reports along one axis.
+
+    Attributes:
+        context: Where it was measured; None in older files, whose reports say it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,6 +38,7 @@ class Sweep(BaseModel):
     axis: Axis
     subject: str
     points: tuple[Point, ...]
+    context: Context | None = None
 
 
 def sweep(
@@ -52,10 +57,11 @@ def sweep(
     """
     if not values:
         raise UserError(f"no values for {axis}", "Give some, such as 1,2,4.")
+    context = Context.now()
     points = []
     for value in values:
         try:
             points.append(Point(value=value, report=measure(value)))
         except OverloadedError:
             points.append(Point(value=value, report=None))
-    return Sweep(axis=axis, subject=subject, points=tuple(points))
+    return Sweep(axis=axis, subject=subject, points=tuple(points), context=context)

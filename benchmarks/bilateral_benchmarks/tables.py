@@ -74,7 +74,7 @@ def report_table(report: Report) -> Table:
         f"{report.throughput:.1f} requests/s, {report.requests:,} requests"
     )
     columns = ("latency", "", ">ms", ">95% interval")
-    return Table(title, columns, tuple(rows), _doubts(report))
+    return Table(title, columns, tuple(rows), report.doubts)
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -266,7 +266,7 @@ def scenario_table(result: ScenarioResult) -> Table:
     value = "none" if result.value is None else number(result.value)
     rows = [(result.metric, value, ""), *_probe_rows(result.probes)]
     subject = f": {result.report.subject}" if result.report else ""
-    notes = _doubts(result.report) if result.report else ()
+    notes = result.report.doubts if result.report else ()
     return Table(f"{result.scenario}{subject}", ("", ">value", ""), tuple(rows), notes)
 
 
@@ -313,8 +313,3 @@ def _probe_rows(probes: Sequence[Probe]) -> list[tuple[str, str, str]]:
         (f"tried {probe.rate:.1f} requests/s, p99 ms", number(probe.p99_ms), probe.why)
         for probe in probes
     ]
-
-
-def _doubts(report: Report) -> tuple[str, ...]:
-    label = "unstable" if report.valid else "INVALID"
-    return tuple(f"{label}: {problem}" for problem in report.problems)

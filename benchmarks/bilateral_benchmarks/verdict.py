@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from bilateral_benchmarks.comparison import Comparison
 from bilateral_benchmarks.document import Document
 from bilateral_benchmarks.percentiles import Percentile
-from bilateral_benchmarks.report import Report
+from bilateral_benchmarks.report import Context, Report
 from bilateral_benchmarks.scenarios import ScenarioResult
 from bilateral_benchmarks.sweep import Sweep
 from bilateral_export.errors import UserError
 
 Judgement = Literal["faster", "slower", "indistinguishable"]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 COMPARED = (50.0, 99.0)
 # Differences below this are not worth a red build, however certain they are.
 TOLERANCE = 0.02
@@ -31,6 +32,7 @@ class Verdict:
         low: Least that the two confidence intervals allow; None: not limited.
         high: Most.
         judgement: Slower only if even `low` is more than TOLERANCE above 1; faster likewise.
+        doubts: Why the difference may not be the model's: other machines, invalid runs.
     """
 
     what: str
@@ -39,6 +41,16 @@ class Verdict:
     low: float | None
     high: float | None
     judgement: Judgement
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One measurement of a document, with what speaks against it."""
+
+    percentiles: tuple[Percentile, ...]
+    context: Context
+    problems: tuple[str, ...] = ()
 
 
 def compare_documents(before: Document, after: Document) -> list[Verdict]:
@@ -48,21 +60,31 @@ def compare_documents(before: Document, after: Document) -> list[Verdict]:
     95 %: a difference that it shows is there.
 
     Raises:
-        UserError: They have no measurement in common.
+        UserError: They have no measurement in common, or too few requests in all of them.
     """
     old, new = dict(_measurements(before)), dict(_measurements(after))
-    common = [what for what in old if what in new]
+    common = [key for key in old if key in new]
     if not common:
-        raise UserError("the two reports have no measurement in common", "Run the same command.")
+        raise UserError(
+            "the two reports have no latency of the same measurement in common",
+            "Make both with one command, such as `bilateral bench served` or `bench suite`.",
+        )
     verdicts = []
-    for what in common:
-        for one, other in zip(old[what], new[what], strict=True):
+    for key in common:
+        doubts = _doubts(old[key], new[key])
+        for one, other in zip(old[key].percentiles, new[key].percentiles, strict=True):
             if one.percent in COMPARED and one.value_ms and other.value_ms:
-                verdicts.append(_judge(what, one, other))
+                verdicts.append(_judge(key[0], one, other, doubts))
+    if not verdicts:
+        raise UserError(
+            "the two reports have too few requests for any percentile", "Measure for longer."
+        )
     return verdicts
 
 
-def _judge(what: str, before: Percentile, after: Percentile) -> Verdict:
+def _judge(
+    what: str, before: Percentile, after: Percentile, doubts: tuple[str, ...] = ()
+) -> Verdict:
     assert before.value_ms
     assert after.value_ms
     low = after.low_ms / before.high_ms if after.low_ms and before.high_ms else None
@@ -73,26 +95,43 @@ def _judge(what: str, before: Percentile, after: Percentile) -> Verdict:
     elif high is not None and high < 1 - TOLERANCE:
         judgement = "faster"
     ratio = after.value_ms / before.value_ms
-    return Verdict(what, before.percent, ratio, low, high, judgement)
+    return Verdict(what, before.percent, ratio, low, high, judgement, doubts)
 
 
-def _measurements(document: Document) -> Iterable[tuple[str, tuple[Percentile, ...]]]:
+def _doubts(before: _Measured, after: _Measured) -> tuple[str, ...]:
+    differences = before.context.machine.differences(after.context.machine)
+    machines = [f"different machines: {'; '.join(differences)}"] if differences else []
+    problems = [
+        f"{side}: {problem}"
+        for side, measured in (("before", before), ("after", after))
+        for problem in measured.problems
+    ]
+    return (*machines, *problems)
+
+
+def _measurements(document: Document) -> Iterator[tuple[tuple[str, Shapes], _Measured]]:
+    """What can be compared, by what it is and the shapes of its inputs."""
     for item in document.items:
         if isinstance(item, Report):
-            yield _name(item), item.response.percentiles
+            yield _of_report(item)
         elif isinstance(item, Sweep):
             for point in item.points:
                 if point.report is not None:
-                    name = f"{_name(point.report)}, {item.axis} {point.value:g}"
-                    yield name, point.report.response.percentiles
+                    (name, shapes), found = _of_report(point.report)
+                    yield (f"{name}, {item.axis} {point.value:g}", shapes), found
         elif isinstance(item, ScenarioResult) and item.report and item.scenario != "Server":
-            yield f"{item.scenario}, {_name(item.report)}", item.report.response.percentiles
+            (name, shapes), found = _of_report(item.report)
+            yield (f"{item.scenario}, {name}", shapes), found
         elif isinstance(item, Comparison):
             for row in item.rows:
                 if row.median is not None:
-                    yield f"{item.title}: {row.name}", (row.median,)
+                    failed = ("fails parity",) if row.parity_passed is False else ()
+                    name = f"{item.title}, batch {item.batch}: {row.name}"
+                    yield (name, ()), _Measured((row.median,), item.context, failed)
 
 
-def _name(report: Report) -> str:
+def _of_report(report: Report) -> tuple[tuple[str, Shapes], _Measured]:
     # The server's address may differ between runs.
-    return f"{report.subject.partition(' at ')[0]}, batch {report.batch}, {report.load}"
+    name = f"{report.subject.partition(' at ')[0]}, batch {report.batch}, {report.load}"
+    shapes = tuple(sorted(report.shapes.items()))
+    return (name, shapes), _Measured(report.response.percentiles, report.context, report.doubts)

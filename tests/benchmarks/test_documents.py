@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bilateral_benchmarks.comparison import Comparison, Row
 from bilateral_benchmarks.distribution import Distribution
 from bilateral_benchmarks.document import Document, load_document, save_document, schema
 from bilateral_benchmarks.generator_limit import GeneratorLimit
@@ -20,6 +21,7 @@ from bilateral_benchmarks.in_process import bench_runner
 from bilateral_benchmarks.plots import Bar, Line, bar_plot, line_plot
 from bilateral_benchmarks.render import html, markdown
 from bilateral_benchmarks.report import Context, Report
+from bilateral_benchmarks.scenarios import ScenarioResult
 from bilateral_benchmarks.sweep import Point, Sweep
 from bilateral_benchmarks.verdict import compare_documents
 from bilateral_export.errors import UserError
@@ -105,10 +107,91 @@ def test_the_verdict(report: Report, factor: float, expected: str) -> None:
         assert verdict.low <= verdict.ratio <= verdict.high
 
 
+def document(report: Report) -> Document:
+    return Document(title="t", items=(report,))
+
+
+def doubts(before: Report, after: Report) -> tuple[str, ...]:
+    (found,) = {verdict.doubts for verdict in compare_documents(document(before), document(after))}
+    return found
+
+
 def test_reports_without_anything_in_common_are_refused(report: Report) -> None:
     other = report.model_copy(update={"subject": "another"})
-    with pytest.raises(UserError, match="no measurement in common"):
-        compare_documents(Document(title="a", items=(report,)), Document(title="b", items=(other,)))
+    longer = report.model_copy(update={"shapes": {"x": (1, 3)}})
+    for another in (other, longer):
+        with pytest.raises(UserError, match="no latency of the same measurement in common"):
+            compare_documents(document(report), document(another))
+
+
+def test_reports_with_too_few_requests_are_refused(report: Report) -> None:
+    few = report.model_copy(update={"response": Distribution.of(np.full(3, 1e-3))})
+    with pytest.raises(UserError, match="too few requests"):
+        compare_documents(document(few), document(few))
+
+
+def test_what_speaks_against_a_verdict_is_said(report: Report) -> None:
+    sound = report.model_copy(update={"valid": True, "stable": True, "problems": ()})
+    machine = sound.context.machine
+    elsewhere = sound.context.model_copy(
+        update={"machine": machine.model_copy(update={"cpu": "another", "cores": 999})}
+    )
+    there = sound.model_copy(update={"context": elsewhere})
+    late = sound.model_copy(update={"valid": False, "problems": ("late",)})
+    assert doubts(sound, sound) == ()
+    assert doubts(sound, there) == (
+        f"different machines: processor {machine.cpu} | another; cores {machine.cores} | 999",
+    )
+    assert doubts(sound, late) == ("after: INVALID: late",)
+    assert doubts(late, sound) == ("before: INVALID: late",)
+
+
+def test_forms_that_fail_parity_are_doubted_and_other_batches_are_other_measurements(
+    report: Report,
+) -> None:
+    median = report.response.percentiles[0]
+
+    def forms(batch: int, passed: bool) -> Document:
+        rows = (Row(name="int8", median=median, parity_passed=passed),)
+        found = Comparison(
+            title="forms",
+            baseline="int8",
+            batch=batch,
+            rounds=1,
+            gflop=1.0,
+            gemm_gflops=1.0,
+            rows=rows,
+            context=report.context,
+        )
+        return Document(title="t", items=(found,))
+
+    (verdict,) = compare_documents(forms(1, True), forms(1, False))
+    assert verdict.doubts == ("after: fails parity",)
+    with pytest.raises(UserError, match="in common"):
+        compare_documents(forms(1, True), forms(2, True))
+
+
+def test_results_of_several_runs_say_which_and_those_without_a_report_say_where(
+    report: Report,
+) -> None:
+    machine = report.context.machine.model_copy(update={"cpu": "Another CPU"})
+    elsewhere = report.context.model_copy(update={"machine": machine})
+    none = ScenarioResult(
+        scenario="Server", metric="requests/s", value=None, report=None, context=elsewhere
+    )
+    alone = markdown(Document(title="t", items=(none,)))
+    assert "machine: Another CPU" in alone
+    assert "run 1" not in alone
+    both = markdown(Document(title="t", items=(report, none)))
+    assert both.index("- run 1") < both.index(report.context.machine.cpu) < both.index("- run 2")
+    assert both.index("From run 1.") < both.index("## Server") < both.index("From run 2.")
+
+
+def test_curves_of_a_sweep_are_named_by_its_values(report: Report) -> None:
+    points = (Point(value=1, report=report), Point(value=8, report=report))
+    page = html(Document(title="t", items=(Sweep(axis="batch", subject="echo", points=points),)))
+    assert ">batch 1</text>" in page
+    assert ">batch 8</text>" in page
 
 
 class _Page(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -104,6 +105,38 @@ def test_a_server_that_falls_behind_ends_the_run() -> None:
 def test_failures_are_reported_with_their_reason() -> None:
     with known_server(5.0) as url, pytest.raises(UserError, match="DEADLINE_EXCEEDED"):
         run_load(GrpcTarget(url, b"", timeout_s=0.05), Load(), Plan.lasting(1, 0.2))
+
+
+def test_a_load_ends_when_it_is_over_and_not_when_its_next_request_is_due(
+    prompt_server: str,
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="no request was due"):
+        run_load(
+            GrpcTarget(prompt_server, b""),
+            Load(rate=0.01, arrivals="constant"),
+            Plan.lasting(0.3, 0.1),
+        )
+    assert time.monotonic() - begun < 50  # the first is due after 100 s
+
+
+class Interrupt(BaseException):
+    """What is no error of a measurement, as Ctrl-C."""
+
+
+@pytest.mark.parametrize("load", [Load(concurrency=2), Load(rate=100), Load(rate=100, processes=2)])
+def test_an_interrupted_load_says_nothing_and_leaves_no_process(
+    prompt_server: str, load: Load, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(seconds: float, median_s: float | None) -> None:
+        if seconds:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        run_load(GrpcTarget(prompt_server, b""), load, Plan.lasting(60, 1), interrupt)
+    assert multiprocessing.active_children() == []
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_no_thread_is_left_behind(prompt_server: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bilateral_benchmarks.comparison import Comparison, Row
 from bilateral_benchmarks.crossover import LengthRow, first_faster
-from bilateral_benchmarks.document import Document, Item, load_document
+from bilateral_benchmarks.document import Document, Item, Part, load_document, save_document
 from bilateral_benchmarks.growth import Growth
 from bilateral_benchmarks.limit import Goal, Rate
 from bilateral_benchmarks.percentiles import Percentile
@@ -74,6 +74,22 @@ def test_one_part_is_run_anew_and_the_others_stay_in_order(
     assert [(part.name, part.items) for part in document.parts] == [("first", 1), ("second", 2)]
     with pytest.raises(UserError, match="no part 'third'"):
         TwoParts(output, only=["third"])
+
+
+def test_what_another_suite_or_command_measured_is_not_lost(tmp_path: Path) -> None:
+    output = tmp_path / "suite.json"
+    for document in (
+        Document(
+            title="t",
+            items=(growth("a"),),
+            parts=(Part(name="elsewhere", items=1, seconds=1.0),),
+        ),
+        Document(title="t", items=(growth("a"),)),
+    ):
+        save_document(document, output)
+        with pytest.raises(UserError, match="would be lost"):
+            TwoParts(output, missing=True)
+        assert load_document(output) == document
 
 
 def comparison(share: float) -> Comparison:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
+from bilateral_cli.bench.options import writable
 from bilateral_cli.bench.output import write_pages
 from bilateral_cli.console import JsonOption, notes, out, print_json, table
 
@@ -21,6 +24,10 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Say what became faster, slower, or cannot be told apart. Exit code 1 if anything is slower.
+
+    Latencies with an interval are compared: of runners, served models, sweeps, scenarios other than
+    Server, runtimes and forms. Where the two were measured on different machines, or one is invalid
+    or unstable, it is said.
 
     Example: bilateral bench compare main.json branch.json
     """
@@ -35,7 +42,7 @@ def compare(
         colours = {"faster": "green", "slower": "bold red", "indistinguishable": "dim"}
         rows = [
             (
-                v.what,
+                escape(v.what),
                 f"p{v.percent:g}",
                 f"{v.ratio:.3f}",
                 between(v.low, v.high),
@@ -45,6 +52,11 @@ def compare(
         ]
         columns = ["measurement", "", ">after / before", ">interval", ""]
         out.print(table(columns, rows))
+        by_measurement = {v.what: v.doubts for v in verdicts}
+        doubted = Counter(doubt for doubts in by_measurement.values() for doubt in doubts)
+        for doubt, count in doubted.items():
+            text = f"{doubt} ({count} of {len(by_measurement)} measurements)"
+            notes.print(text, markup=False, highlight=False, soft_wrap=True)
     if any(verdict.judgement == "slower" for verdict in verdicts):
         raise typer.Exit(EXIT_FAILED)
 
@@ -53,7 +65,8 @@ def compare(
 def report(
     results: Annotated[Path, typer.Argument(help="A report (JSON).")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Name of the .md and .html files.")
+        Path | None,
+        typer.Option("--output", "-o", help="Name of the .md and .html files.", callback=writable),
     ] = None,
     into: Annotated[
         Path | None,

@@ -130,6 +130,7 @@ def runner(
                 max_duration_s=max_duration,
                 warmup_s=warmup,
                 concurrency=concurrency,
+                subject=f"{model.name}, {opened.name}",
                 on_progress=on_progress,
             )
     finish(report, output, json)
@@ -141,6 +142,8 @@ def _in_process(model: Path, threads: int | None, runtime: str, lower: bool) -> 
         from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 
         return TensorRTRunner(model)
+    if threads is not None and threads < 1:
+        raise UserError(f"{threads} threads", "Give at least 1.")
     if runtime not in ("onnxruntime", "openvino"):
         raise UserError(f"unknown runtime '{runtime}'", "Use 'onnxruntime' or 'openvino'.")
     from bilateral_export.runners.lowered_runner import LoweredRunner

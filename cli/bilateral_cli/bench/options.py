@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bilateral_export.errors import UserError
+
+
+def writable(path: Path | None) -> Path | None:
+    """A path that can be written, judged before what is to be written has taken its time.
+
+    Raises:
+        UserError: It is a directory, or lies where nothing may be written.
+    """
+    if path is None:
+        return None
+    if path.is_dir():
+        raise UserError(f"{path} is a directory", "Give the name of a file to write.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"nothing can be written to {folder}", "Choose another path for --output.")
+    return path
+
 
 DurationOption = Annotated[
     float, typer.Option("--duration", metavar="SECONDS", help="Length of the measurement.")
@@ -32,18 +51,34 @@ InputsOption = Annotated[
     typer.Option("--inputs", help="Real inputs: an .npz file. Default: made up."),
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Also write the report to this JSON file.")
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Also write the report to this JSON file.", callback=writable
+    ),
 ]
 ConcurrencyOption = Annotated[int, typer.Option("--concurrency", "-c", help="Callers at a time.")]
 
 
-def numbers(text: str) -> list[float]:
+def numbers(text: str, *, whole: bool, least: int = 1) -> list[float]:
     """Read a list such as 1,2,4.
 
+    Args:
+        text: The list.
+        whole: Whether each must be a whole number of at least `least`; else any above 0.
+        least: See above.
+
     Raises:
-        UserError: It is none.
+        UserError: It is none, or has a number that is not allowed.
     """
     try:
-        return [float(value) for value in text.split(",") if value.strip()]
+        found = [float(value) for value in text.split(",") if value.strip()]
     except ValueError as error:
         raise UserError(f"'{text}' is no list of numbers", "Write it as 1,2,4.") from error
+    for value in found:
+        if whole and not (value.is_integer() and value >= least):
+            raise UserError(f"{value:g} in '{text}'", f"Give whole numbers from {least} on.")
+        if not 0 < value < math.inf:
+            raise UserError(f"{value:g} in '{text}'", "Give numbers above 0.")
+    if not found:
+        raise UserError(f"'{text}' has no number", "Write it as 1,2,4.")
+    return found

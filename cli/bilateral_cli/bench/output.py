@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from bilateral_cli.console import UNBOUNDED, notes, out, print_json, table
 
 if TYPE_CHECKING:
@@ -28,22 +30,25 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
         for found in tables_of(item):
             print_table(found)
             for note in found.notes:
-                notes.print(note, highlight=False)
+                notes.print(note, markup=False, highlight=False)
 
 
 def print_table(wide: tables.Table) -> None:
     """Print a table, or its rows one after the other where the screen is too narrow for it."""
-    made = table(wide.columns, wide.rows, title=wide.title)
+    # What a runtime says may be in brackets, as Rich's markup is.
+    rows = [[escape(cell) for cell in row] for row in wide.rows]
+    made = table(wide.columns, rows, title=escape(wide.title))
     unbounded = out.options.update(width=UNBOUNDED)
     if out.measure(made, options=unbounded).minimum <= out.width:
         out.print(made)
         return
-    out.print(wide.title, style="italic")
+    out.print(wide.title, style="italic", markup=False)
     for name, *values in wide.rows:
         told = zip(wide.columns[1:], values, strict=True)
         out.print(
             f"  {name}: "
             + ", ".join(f"{column.removeprefix('>')} {value}" for column, value in told if value),
+            markup=False,
             highlight=False,
         )
 

@@ -25,6 +25,7 @@ from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
     from bilateral_benchmarks.report import Report
+    from bilateral_export.tensors import Array
 
 
 @bench.command()
@@ -112,15 +113,28 @@ def sweep(
     from bilateral_benchmarks.document import Document
     from bilateral_benchmarks.inputs import made_up
     from bilateral_benchmarks.load import Load
-    from bilateral_benchmarks.served import bench_served
+    from bilateral_benchmarks.served import DEFAULT_TIMEOUT_S, bench_served, try_out
     from bilateral_serving.client import Client
 
     if axis not in sweeps.AXES:
         raise UserError(f"unknown axis '{axis}'", f"Use one of {', '.join(sweeps.AXES)}.")
     with Client(url) as client:
         specs = client.model_metadata(name).inputs
-    points = numbers(values)
+    if axis == "length" and not any(isinstance(size, str) for s in specs for size in s.shape[1:]):
+        raise UserError(f"{name} has inputs of one length only", "Sweep over something else.")
+    points = numbers(values, whole=axis != "rate")
+
+    def inputs(value: float) -> dict[str, Array]:
+        return made_up(
+            specs,
+            int(value) if axis == "batch" else batch,
+            int(value) if axis == "length" else length,
+        )
+
     with experiment() as shown:
+        # What the server refuses at the last point should not cost the points before.
+        shown.step(f"{name}, trying the largest {axis}")
+        try_out(url, name, inputs(max(points)), DEFAULT_TIMEOUT_S)
 
         def at(value: float) -> Report:
             shown.part(points.index(value), len(points))
@@ -129,12 +143,9 @@ def sweep(
                 concurrency=int(value) if axis == "concurrency" else 1,
                 rate=value if axis == "rate" else None,
             )
-            arrays = made_up(
-                specs,
-                int(value) if axis == "batch" else batch,
-                int(value) if axis == "length" else length,
+            return bench_served(
+                url, name, inputs(value), duration_s=duration, warmup_s=warmup, load=load
             )
-            return bench_served(url, name, arrays, duration_s=duration, warmup_s=warmup, load=load)
 
         found = sweeps.sweep(axis, points, name, at)
     finish_document(Document(title=f"{name} by {axis}", items=(found,)), output, json)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.live import experiment
+from bilateral_cli.bench.options import writable
 from bilateral_cli.bench.output import write_pages
 from bilateral_cli.console import notes
 
@@ -17,7 +19,10 @@ from bilateral_cli.console import notes
 @bench.command()
 def suite(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSON file; .md and .html go beside it.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="JSON file; .md and .html go beside it.", callback=writable
+        ),
     ] = Path("out/bench.json"),
     quick: Annotated[
         bool, typer.Option("--quick", help="The digits model and few rounds, in a minute.")
@@ -52,5 +57,5 @@ def suite(
     write_pages(document, output)
     if document.failures:
         for failure in document.failures:
-            notes.print(f"[bold red]Failed:[/] {failure}", highlight=False)
+            notes.print(f"[bold red]Failed:[/] {escape(failure)}", highlight=False)
         raise typer.Exit(EXIT_FAILED)
