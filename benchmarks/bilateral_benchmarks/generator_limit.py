@@ -125,6 +125,8 @@ def judge(report: Report) -> tuple[float | None, str | None]:
     """The p99 of the send delay, and why the rate was not kept; None if it was."""
     assert report.lateness is not None
     late = report.lateness.at(99.0)
+    if report.errors:
+        return late, report.problems[0]
     if late is None:
         return late, "too few requests to say"
     return late, None if late <= BOUND_MS else "p99 of the send delay over the bound"

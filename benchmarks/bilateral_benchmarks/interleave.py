@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilateral_benchmarks.percentiles import Percentile, percentile
+from bilateral_export.errors import UserError
 
 Call = Callable[[], object]
 
@@ -94,7 +95,12 @@ def interleave(
         rounds: How often.
         block_s: Seconds of one contender's turn.
         on_round: Called after each round.
+
+    Raises:
+        UserError: There is no round.
     """
+    if rounds < 1:
+        raise UserError(f"{rounds} rounds", "It must be at least 1.")
     names = tuple(contenders)
     medians = np.empty((len(names), rounds))
     fastest = np.full(len(names), np.inf)

@@ -32,6 +32,14 @@ def test_a_runner_s_options_are_refused(
     assert complaint in refused(bilateral("bench", "runner", digits_onnx, *TIMED, *options))
 
 
+@pytest.mark.parametrize("command", ["runtimes", "ablation"])
+def test_a_comparison_has_rounds_and_items(bilateral: Bilateral, command: str) -> None:
+    for option in ("--rounds", "--batch"):
+        outcome = bilateral("bench", command, "digits_bilateral", option, 0)
+        assert outcome.code == 2
+        assert option in outcome.err
+
+
 @pytest.mark.parametrize("lengths", ["1.5", "nan", "-4", "1", ",", "1e400", "x"])
 def test_lengths_that_cannot_be_are_refused(bilateral: Bilateral, lengths: str) -> None:
     refused(bilateral("bench", "growth", "--lengths", lengths))

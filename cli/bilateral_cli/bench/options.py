@@ -42,7 +42,7 @@ MaxDurationOption = Annotated[
 WarmupOption = Annotated[
     float, typer.Option("--warmup", metavar="SECONDS", help="Least warm-up before it.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch", help="Items in one request.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Items in one request.")]
 LengthOption = Annotated[
     int, typer.Option("--length", help="Size of every free axis but the batch.")
 ]

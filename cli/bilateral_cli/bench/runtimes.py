@@ -26,7 +26,7 @@ def runtimes(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
     batch: BatchOption = 1,
     image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
-    rounds: Annotated[int, typer.Option(help="Of every runtime, by turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every runtime, by turns.")] = 15,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = True,
     output: OutputOption = None,
     json: JsonOption = False,
@@ -49,7 +49,7 @@ def ablation(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
     batch: BatchOption = 1,
     image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
-    rounds: Annotated[int, typer.Option(help="Of every form, by turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every form, by turns.")] = 15,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
