@@ -105,9 +105,8 @@ def test_the_search_ends_with_what_it_has_when_its_time_is_over(example: Report)
         time.sleep(0.03)
         return example.model_copy(update={"load": Load(rate=rate)})
 
-    began = time.monotonic()
     best, probes = highest_rate(at_rate, 1.0, lambda report: (1.0, None), budget_s=0.1)
-    assert time.monotonic() - began < 0.2
+    assert len(probes) <= 5  # a rate is begun at 0, 0.03, 0.06 and 0.09 s, not later than 0.1 s
     assert best is not None
     assert best.load.rate == max(probe.rate for probe in probes)
 

@@ -116,6 +116,9 @@ def test_the_breakdown_has_every_step_and_explains_most(
     parts = {part.name: part.mean_ms for part in found.parts}
     assert parts["server: compute infer"] > 0
     assert parts["network and gRPC"] > 0
+    # The model takes longer than its input's copy, and next to nothing lies between the steps.
+    assert parts["server: compute infer"] > parts["server: compute input"]
+    assert parts["server: between the steps"] < 0.5 * parts["server: compute infer"]
     assert all(value >= 0 for value in parts.values())
     # Within 5 % on a quiet machine; here others may run between the two kinds of requests.
     assert abs(found.unexplained) < 0.5
@@ -159,6 +162,9 @@ def test_overhead_compares_each_way_with_the_model_in_process(
         )
     assert [way.name for way in found.ways] == list(WAYS)
     assert all(way.throughput > 0 for way in found.ways)
+    for way in found.ways:  # of one round
+        assert way.overhead_ms == pytest.approx(way.p50_ms - found.in_process_p50_ms)
+        assert way.share == pytest.approx(way.throughput / found.in_process_throughput)
 
 
 def test_a_scenario_by_name(server: RunningServer, arrays: dict[str, Array]) -> None:
