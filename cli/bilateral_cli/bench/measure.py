@@ -95,8 +95,7 @@ def runner(
     model: Annotated[Path, typer.Argument(help="An ONNX file, or a TensorRT plan.")],
     concurrency: ConcurrencyOption = 1,
     threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads within one call. Default: one per core."),
+        int | None, typer.Option(help="Threads within one call. Default: one per core.")
     ] = None,
     runtime: Annotated[
         str, typer.Option(help="For an ONNX file: onnxruntime or openvino.")
