@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 from pydantic import TypeAdapter, ValidationError
 
 from bilateral_export.checkpoint.load import Checkpoint
@@ -21,6 +22,15 @@ from bilateral_export.parity.report import Check
 from bilateral_export.tensors import TensorSpec
 
 STAGE = "file"
+
+_RANDOM = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
 
 
 def read_metadata(path: Path) -> ArtifactMetadata:
@@ -97,6 +107,54 @@ def body_check(model: onnx.ModelProto) -> Check:
         detail=f"not the operator's: {', '.join(changed)}" if changed else "the operator's",
         passed=not changed,
     )
+
+
+def random_check(model: onnx.ModelProto) -> Check:
+    """Whether a file computes the same each time: none of its nodes draws at random.
+
+    Numbers need not show it: ONNX Runtime's CPU provider passes a Dropout in training mode through,
+    and another runtime drops.
+    """
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    drawing = []
+    for where, nodes in (
+        ("", model.graph.node),
+        *((f" in {function.name}", function.node) for function in model.functions),
+    ):
+        inside = list(_with_subgraphs(nodes))
+        constants = initializers | {
+            node.output[0]: node.attribute[0].t for node in inside if node.op_type == "Constant"
+        }
+        drawing += [
+            f"{node.name or node.output[0]} ({node.op_type}){where}"
+            for node in inside
+            if _draws(node, constants)
+        ]
+    return Check(
+        stage=STAGE,
+        name="same each time",
+        detail=f"drawn at random: {', '.join(drawing)}" if drawing else "nothing is drawn",
+        passed=not drawing,
+    )
+
+
+def _with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _with_subgraphs(graph.node)
+
+
+def _draws(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    if node.domain:
+        return False
+    if node.op_type != "Dropout":
+        return node.op_type in _RANDOM
+    if len(node.input) < 3 or not node.input[2]:  # the default is inference
+        return False
+    training = constants.get(node.input[2])
+    return training is None or bool(numpy_helper.to_array(training).any())
 
 
 def _nodes(function: onnx.FunctionProto) -> list[bytes]:

@@ -21,7 +21,7 @@ from bilateral_export.parity.checks import behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
 from bilateral_export.parity.differentiable import DifferentiableGraph
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
-from bilateral_export.parity.identity import body_check, identity_checks
+from bilateral_export.parity.identity import body_check, identity_checks, random_check
 from bilateral_export.parity.measure import error_floor
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import (
@@ -127,7 +127,8 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
     if plan.metadata is not None:
         checks += identity_checks(plan.checkpoint, plan.metadata)
     if plan.onnx is not None:
-        checks.append(body_check(onnx.load(plan.onnx, load_external_data=False)))
+        file = onnx.load(plan.onnx, load_external_data=False)
+        checks += [body_check(file), random_check(file)]
     for stage in plan.stages:
         progress(stage.candidate.name)
         try:

@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from tests.export.parity.faults import GRAPH_FAULTS, after, batch_of_one
 from tests.export.parity.models import Subject
 
@@ -27,6 +28,7 @@ from bilateral_export.parity.identity import (
     check_graph,
     identity_checks,
     misplaced,
+    random_check,
     read_metadata,
 )
 from bilateral_export.parity.matrix import Plan, run_matrix
@@ -393,3 +395,60 @@ def test_a_changed_operator_body_is_seen_in_the_file(
     assert body_check(model).passed
     GRAPH_FAULTS[fault].apply(model)
     assert not body_check(model).passed
+
+
+TRUE, FALSE = (numpy_helper.from_array(np.array(value), "training") for value in (True, False))
+
+
+def test_a_dropout_in_training_mode_fails_though_no_number_shows_it(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """ONNX Runtime's CPU provider passes it through."""
+    subject = subjects["digits"]
+    model = onnx.load(subject.onnx)
+    half = np.array(0.5, dtype=np.float32)
+    after("blocks.1.mlp/Gelu", "Dropout", half, np.array(True))(model)
+    onnx.save(model, tmp_path / "dropping.onnx")
+    plan = _plan(subject, tmp_path / "dropping.onnx", tmp_path)
+    in_ort = [s for s in plan.stages if s.candidate.name.startswith("onnxruntime CPU")]
+    report = run_matrix(replace(plan, stages=in_ort))
+    assert all(row.passed for row in report.rows)
+    assert not report.passed
+    (failed,) = [check for check in report.checks if not check.passed]
+    assert failed.name == "same each time"
+    assert failed.detail == "drawn at random: blocks.1.mlp/Gelu/fault (Dropout)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "draws"),
+    [
+        ([("Dropout", ["x"])], [], False),
+        ([("Dropout", ["x", "", "training"])], [FALSE], False),
+        ([("Dropout", ["x", "", "training"])], [TRUE], True),
+        ([("Dropout", ["x", "", "x"])], [], True),  # whoever calls decides
+        ([("Bernoulli", ["x"])], [], True),
+        ([("RandomNormalLike", ["x"])], [], True),
+        ([("Relu", ["x"])], [], False),
+    ],
+)
+@pytest.mark.parametrize("place", ["graph", "branch", "function"])
+def test_what_draws_is_found_wherever_it_is(
+    place: str,
+    nodes: list[tuple[str, list[str]]],
+    weights: list[onnx.TensorProto],
+    draws: bool,
+) -> None:
+    opset = [helper.make_opsetid("", 20)]
+    made = [helper.make_node(operator, inputs, ["y"], "suspect") for operator, inputs in nodes]
+    constants = [helper.make_node("Constant", [], [w.name], value=w) for w in weights]
+    if place == "branch":
+        branch = helper.make_graph([*constants, *made], "branch", [], [])
+        made, constants = [helper.make_node("If", ["x"], ["y"], then_branch=branch)], []
+    functions = []
+    if place == "function":
+        functions = [helper.make_function("d", "body", ["x"], ["y"], [*constants, *made], opset)]
+        made, constants = [helper.make_node("body", ["x"], ["y"], domain="d")], []
+    graph = helper.make_graph([*constants, *made], "graph", [], [])
+    check = random_check(helper.make_model(graph, functions=functions, opset_imports=opset))
+    assert check.passed is not draws
+    assert ("suspect" in check.detail) is draws
