@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from bilateral_benchmarks.kernel_targets import Target, targets
 from bilateral_benchmarks.kernel_timing import Timing
 from bilateral_benchmarks.kernel_ways import (
     WAYS,
+    Problem,
+    Run,
     Shape,
     compiled,
     decomposed,
@@ -41,6 +44,14 @@ def test_every_baseline_computes_the_operator(shape: Shape) -> None:
 
     for way in (materialised, flex, compiled):
         torch.testing.assert_close(way(case)(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", [flex, compiled])
+def test_the_ninth_shape_is_compiled_like_the_first(way: Callable[[Problem], Run]) -> None:
+    """PyTorch keeps eight variants of a function, and would run the next in eager mode."""
+    for tokens in range(2, 12):
+        case = problem(replace(SMALL, tokens=tokens), "cpu")
+        torch.testing.assert_close(way(case)(), decomposed(case)(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["fused", "fused, exact form"])
