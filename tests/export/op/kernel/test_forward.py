@@ -199,7 +199,7 @@ def test_a_gpu_older_than_every_kernel_gets_the_composite(
     case = problem(n_query=20, spatial_kernel="gaussian").on_device()
 
     assert torch.equal(_fused(*case.arguments), attention(**vars(case)))
-    with pytest.raises(UserError, match="compute capability 7.5"):
+    with pytest.raises(UserError, match="compute capability"):
         launcher.bilateral_attention_forward(case)
 
 
