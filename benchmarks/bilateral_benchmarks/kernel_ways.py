@@ -284,3 +284,6 @@ WAYS: dict[str, Callable[[Problem], Run]] = {
     "eager": decomposed,
     "compiled": compiled,
 }
+# What this project wrote, and what takes seconds to compile or to run.
+OURS = ("fused", "fused, exact form")
+SLOW = ("flex", "eager", "compiled")
