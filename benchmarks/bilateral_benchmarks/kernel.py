@@ -1,13 +1,15 @@
 """The fused kernel on a GPU: `python -m bilateral_benchmarks.kernel [--output DIR]`.
 
-In one process: the fused kernel, PyTorch's attention without a spatial term (the ceiling), with the
-materialised bias, FlexAttention, the decomposed form in eager mode and compiled; then time against
-bandwidth, with the share of key tiles skipped and the error. Every target is printed as passed or
-missed, with the number. `--tune` times the candidate block sizes first and records the fastest in
+In one process: the fused kernel, PyTorch's attention without a spatial term (the ceiling) and with
+the materialised bias; then time against bandwidth, with the share of key tiles skipped and the
+error; then what takes long to compile or to run: FlexAttention, the decomposed form in eager mode
+and compiled. Every target is printed as passed or missed, with the number. `--tune` times the
+candidate block sizes first, for at most half of the time, and records the fastest in
 `configurations.csv`.
 
 What is measured is saved after every case, and nothing begins after `--minutes`: the same command
-again goes on where the last one stopped, for whatever reason.
+again goes on where the last one stopped, for whatever reason. What an earlier run measured of the
+fused kernel is measured again if its code or its block sizes are other ones now.
 """
 
 from __future__ import annotations
@@ -23,10 +25,18 @@ from pathlib import Path
 
 import torch
 
-from bilateral_benchmarks.kernel_results import DTYPES, BandwidthRow, Results, Row, begin, mark
+from bilateral_benchmarks.kernel_results import (
+    CURVE,
+    DTYPES,
+    BandwidthRow,
+    Results,
+    Row,
+    begin,
+    mark,
+)
 from bilateral_benchmarks.kernel_targets import Target, targets
 from bilateral_benchmarks.kernel_timing import gemm_peak, measure
-from bilateral_benchmarks.kernel_ways import PLAIN, WAYS, Problem, Shape, fused, problem
+from bilateral_benchmarks.kernel_ways import PLAIN, SLOW, WAYS, Problem, Shape, fused, problem
 from bilateral_benchmarks.report import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
@@ -73,8 +83,12 @@ def compare(case: Problem, way: str) -> Row:
             error = float((last - exact).norm() / exact.norm())
         return Row(shape, way, measure(run), error=error)
     except Exception as problem_met:
-        why = str(problem_met).strip().splitlines() or [""]
-        return Row(shape, way, None, f"{type(problem_met).__name__}: {why[0]}"[:160])
+        return _not_run(shape, way, problem_met)
+
+
+def _not_run(shape: Shape, way: str, problem_met: Exception) -> Row:
+    why = str(problem_met).strip().splitlines() or [""]
+    return Row(shape, way, None, f"{type(problem_met).__name__}: {why[0]}"[:160])
 
 
 def _exact(case: Problem) -> torch.Tensor:
@@ -174,33 +188,45 @@ def require_gpu() -> None:
 
 
 def measure_all(results: Results, in_time: Callable[[], bool], save: Callable[[], None]) -> bool:
-    """Measure what is missing, saving after every case; whether the time was enough for all."""
+    """Measure what is missing, saving after every case; whether the time was enough for all.
+
+    In the order of what is wanted most, in case it is not.
+    """
     for dtype, name in DTYPES.items():
         if name not in results.peaks:
             results.peaks[name] = gemm_peak(dtype)
-    for shape in shapes():
-        missing = [way for way in WAYS if not results.has(shape, way)]
-        case = problem(shape, "cuda") if missing else None
-        for way in missing:
-            if not in_time():
-                return False
-            assert case is not None
-            results.current = mark(way, shape)
-            save()
-            row = compare(case, way)
-            _require_working_device(way)
-            torch.cuda.empty_cache()
-            results.rows.append(row)
-            results.current = ""
-            save()
-    for shape in curve_shapes():
-        if results.has_bandwidth(shape):
+    for way, shape in _in_order():
+        if results.has(shape, way):
             continue
         if not in_time():
             return False
-        results.curves.append(bandwidth_row(shape))
+        results.current = mark(way, shape)
+        save()
+        if way == CURVE:
+            point: BandwidthRow | Row = _curve_point(shape)
+        else:
+            point = compare(problem(shape, "cuda"), way)
+        _require_working_device(way)
+        torch.cuda.empty_cache()
+        results.add(point)
+        results.current = ""
         save()
     return True
+
+
+def _in_order() -> Iterator[tuple[str, Shape]]:
+    """The quick ways by shape, so that times compared are near each other; the curves; the rest."""
+    quick = [way for way in WAYS if way not in SLOW]
+    yield from ((way, shape) for shape in shapes() for way in quick)
+    yield from ((CURVE, shape) for shape in curve_shapes())
+    yield from ((way, shape) for way in SLOW for shape in shapes())
+
+
+def _curve_point(shape: Shape) -> BandwidthRow | Row:
+    try:
+        return bandwidth_row(shape)
+    except Exception as problem_met:
+        return _not_run(shape, CURVE, problem_met)
 
 
 def _require_working_device(way: str) -> None:
@@ -231,27 +257,28 @@ def bench_kernel(output: Path | None, tune_first: bool, minutes: float = MINUTES
     Args:
         output: Directory for `kernel.json` and `kernel.md`, or None. Results of an earlier run on
             the same device are kept, and what they lack is measured.
-        tune_first: Whether to choose block sizes by timing first.
+        tune_first: Whether to choose block sizes by timing first, in at most half of the time.
         minutes: Nothing begins after so long.
 
     Raises:
         UserError: There is no NVIDIA GPU, or the directory holds another device's results.
     """
     require_gpu()
-    deadline = time.monotonic() + 60 * minutes
+    started = time.monotonic()
     device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    results = begin(output, device)
     facts = {"context": Context.now().model_dump()}
+    begin(output, device)  # refuses the results of another device before time is spent
 
-    def in_time() -> bool:
-        return time.monotonic() < deadline
+    def within(share: float) -> Callable[[], bool]:
+        return lambda: time.monotonic() < started + 60 * minutes * share
 
-    complete = True
+    tuned = True
     if tune_first:
         from bilateral_benchmarks.kernel_tuning import tune
 
-        complete = tune(in_time, output)
-    complete = complete and measure_all(results, in_time, lambda: results.save(output, facts))
+        tuned = tune(within(0.5), output)
+    results = begin(output, device)
+    complete = measure_all(results, within(1.0), lambda: results.save(output, facts)) and tuned
     judged = targets(results.rows, results.curves, results.peaks)
     report = markdown(results.rows, results.curves, results.peaks, judged)
     if not complete:

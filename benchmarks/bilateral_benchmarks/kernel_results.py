@@ -7,6 +7,7 @@ ended, and does not try it again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,13 +18,22 @@ from typing import Any
 import torch
 
 from bilateral_benchmarks.kernel_timing import Timing
-from bilateral_benchmarks.kernel_ways import Shape
+from bilateral_benchmarks.kernel_ways import OURS, Shape
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
+from bilateral_export.op.kernel.configurations import TABLE
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _NAMED = {name: dtype for dtype, name in DTYPES.items()}
 UNFINISHED = "an earlier run ended while this was measured"
+# What a point of the curves is called among the ways.
+CURVE = "fused, by bandwidth"
+
+
+def kernel_hash() -> str:
+    """Of the fused kernel's code and block sizes: what its times belong to."""
+    files = sorted(file for file in TABLE.parent.iterdir() if file.suffix in (".py", ".csv"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class Results:
         curves: One for each bandwidth.
         peaks: TFLOP/s of one large matrix product, by type.
         current: What is being measured, way and shape, or nothing.
+        kernel: `kernel_hash` of the fused kernel that was measured.
     """
 
     device: str
@@ -75,14 +86,19 @@ class Results:
     curves: list[BandwidthRow] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
     current: str = ""
+    kernel: str = field(default_factory=kernel_hash)
 
     def has(self, shape: Shape, way: str) -> bool:
-        """Whether a way was tried on a shape."""
-        return any(row.shape == shape and row.way == way for row in self.rows)
+        """Whether a way was tried on a shape; `CURVE` asks for a point of the curves."""
+        point = way == CURVE and any(row.shape == shape for row in self.curves)
+        return point or any(row.shape == shape and row.way == way for row in self.rows)
 
-    def has_bandwidth(self, shape: Shape) -> bool:
-        """Whether the curve has this point."""
-        return any(row.shape == shape for row in self.curves)
+    def add(self, row: Row | BandwidthRow) -> None:
+        """Keep what came out of one case."""
+        if isinstance(row, Row):
+            self.rows.append(row)
+        else:
+            self.curves.append(row)
 
     def save(self, folder: Path | None, facts: Mapping[str, Any] | None = None) -> None:
         """Write `kernel.json`, with more facts beside the results."""
@@ -92,6 +108,7 @@ class Results:
             **(facts or {}),
             "device": self.device,
             "current": self.current,
+            "kernel": self.kernel,
             "gemm_peak_tflops": self.peaks,
             "rows": [_written(asdict(row)) for row in self.rows],
             "bandwidth": [_written(asdict(row)) for row in self.curves],
@@ -102,13 +119,29 @@ class Results:
 def begin(folder: Path | None, device: str) -> Results:
     """What an earlier run on the same device left in a folder, or nothing yet.
 
+    What it measured of another state of the fused kernel is left out.
+
     Raises:
-        UserError: The folder holds results of another device or another version.
+        UserError: The folder holds results of another device or another version, or something else.
     """
     path = folder / "kernel.json" if folder else None
     if path is None or not path.exists():
         return Results(device)
-    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        results = _read(json.loads(path.read_text(encoding="utf-8")), path, device)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path} does not hold results of this command ({type(error).__name__}: {error})",
+            "Move it away, or give another --output.",
+        ) from error
+    if results.kernel != kernel_hash():
+        results.rows = [row for row in results.rows if row.way not in (*OURS, CURVE)]
+        results.curves = []
+        results.kernel = kernel_hash()
+    return results
+
+
+def _read(document: dict[str, Any], path: Path, device: str) -> Results:
     if document["device"] != device:
         raise UserError(
             f"{path} was measured on {document['device']}, this is {device}",
@@ -119,6 +152,7 @@ def begin(folder: Path | None, device: str) -> Results:
         [_row(row) for row in document["rows"]],
         [BandwidthRow(**{**row, "shape": _shape(row["shape"])}) for row in document["bandwidth"]],
         document["gemm_peak_tflops"],
+        kernel=document["kernel"],
     )
     if document["current"]:
         way, _, shape = document["current"].partition(" on ")

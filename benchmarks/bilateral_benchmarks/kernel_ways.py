@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,9 +225,7 @@ def flex(case: Problem) -> Run:
         block_mask = create_block_mask(
             lambda b, h, i, j: i >= j, None, None, shape.tokens, shape.tokens, device=str(device)
         )
-    function: Callable[..., Tensor] = flex_attention
-    if device.type == "cuda":
-        function = torch.compile(flex_attention, dynamic=False)
+    function = _compile(flex_attention, device)
     return lambda: function(
         query, key, value, score_mod=score, block_mask=block_mask, scale=case.scale
     )
@@ -256,8 +255,19 @@ def compiled(case: Problem) -> Run:
             logits = logits.masked_fill(index > index[:, None], float("-inf"))
         return logits.softmax(-1).to(value.dtype) @ value
 
-    function = torch.compile(formula, dynamic=False) if case.query.is_cuda else formula
+    function = _compile(formula, case.query.device)
     return lambda: function(case.query, case.key, case.value, case.positions, case.bandwidth)
+
+
+def _compile(function: Callable[..., Any], device: torch.device) -> Callable[..., Tensor]:
+    """A function compiled for the shapes it is given first; on the CPU no more than traced.
+
+    All shapes share the function's code, of which PyTorch keeps eight variants and runs the next in
+    eager mode: what was compiled before is forgotten, and a graph that is not whole is an error.
+    """
+    torch.compiler.reset()
+    backend = "inductor" if device.type == "cuda" else "eager"
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
 
 
 PLAIN = {
@@ -274,3 +284,6 @@ WAYS: dict[str, Callable[[Problem], Run]] = {
     "eager": decomposed,
     "compiled": compiled,
 }
+# What this project wrote, and what takes seconds to compile or to run.
+OURS = ("fused", "fused, exact form")
+SLOW = ("flex", "eager", "compiled")

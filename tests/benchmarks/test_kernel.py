@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,22 @@ import pytest
 import torch
 
 from bilateral_benchmarks import kernel
-from bilateral_benchmarks.kernel_results import UNFINISHED, BandwidthRow, Results, Row, begin, mark
+from bilateral_benchmarks.kernel_results import (
+    CURVE,
+    UNFINISHED,
+    BandwidthRow,
+    Results,
+    Row,
+    begin,
+    kernel_hash,
+    mark,
+)
 from bilateral_benchmarks.kernel_targets import Target, targets
 from bilateral_benchmarks.kernel_timing import Timing
 from bilateral_benchmarks.kernel_ways import (
     WAYS,
+    Problem,
+    Run,
     Shape,
     compiled,
     decomposed,
@@ -41,6 +53,14 @@ def test_every_baseline_computes_the_operator(shape: Shape) -> None:
 
     for way in (materialised, flex, compiled):
         torch.testing.assert_close(way(case)(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", [flex, compiled])
+def test_the_ninth_shape_is_compiled_like_the_first(way: Callable[[Problem], Run]) -> None:
+    """PyTorch keeps eight variants of a function, and would run the next in eager mode."""
+    for tokens in range(2, 12):
+        case = problem(replace(SMALL, tokens=tokens), "cpu")
+        torch.testing.assert_close(way(case)(), decomposed(case)(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["fused", "fused, exact form"])
@@ -87,7 +107,8 @@ def test_what_was_not_measured_is_no_pass() -> None:
 
     assert found
     assert not any(target.passed for target in found)
-    assert "not measured" in str(found[0])
+    assert all("not measured" in str(target) for target in found)
+    assert len([target for target in found if "sigma" in target.name]) == 6
 
 
 def test_the_curve_is_judged_at_two_percent_and_at_infinity() -> None:
@@ -98,9 +119,12 @@ def test_the_curve_is_judged_at_two_percent_and_at_infinity() -> None:
     ]
     found = targets(rows(fused=1.0, sdpa_flash=0.9), curve, {})
 
-    assert judged(found, "sigma 2%").ratio == pytest.approx(4.5)
-    assert judged(found, "sigma 2%").passed
-    assert not judged(found, "sigma inf").passed
+    narrow = judged(found, "N=4096 dot/gaussian sigma 2%")
+    assert narrow.ratio == pytest.approx(4.5)
+    assert narrow.passed
+    infinite = judged(found, "N=4096 dot/gaussian sigma inf")
+    assert infinite.ratio == pytest.approx(1.05)
+    assert not infinite.passed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -126,7 +150,40 @@ def test_what_was_measured_is_found_again(tmp_path: Path) -> None:
     assert begin(tmp_path, "H100") == results
     assert results.has(shape, "flex")
     assert not results.has(infinite, "flex")
-    assert results.has_bandwidth(infinite)
+    assert results.has(infinite, CURVE)
+    assert not results.has(shape, CURVE)
+
+
+def test_times_of_another_kernel_are_measured_again(tmp_path: Path) -> None:
+    shape = Shape("long", 4, 8, 4096, 64)
+    results = Results("H100", kernel="another")
+    for way in ("fused", "flex"):
+        results.add(Row(shape, way, Timing(1.0, 2.0, 3, 4.0)))
+    results.add(BandwidthRow(shape, 1.0, 1.0, 0.5, 0.0))
+    results.add(Row(replace(shape, bandwidth=0.1), CURVE, None, "ValueError: no"))
+    results.save(tmp_path)
+
+    again = begin(tmp_path, "H100")
+    assert [row.way for row in again.rows] == ["flex"]
+    assert again.curves == []
+    assert again.kernel == kernel_hash() != "another"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"device": "H100"}', "\x00"])
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kernel.json").write_text(text)
+
+    with pytest.raises(UserError, match="does not hold results of this command"):
+        begin(tmp_path, "H100")
+
+
+def test_what_is_wanted_most_is_measured_first() -> None:
+    order = list(dict.fromkeys(way for way, _ in kernel._in_order()))
+
+    assert set(order) == {*WAYS, CURVE}
+    assert order[:2] == ["fused", "fused, exact form"]
+    assert order.index("sdpa with bias") < order.index(CURVE) < order.index("flex")
+    assert order[-2:] == ["eager", "compiled"]
 
 
 def test_what_ended_a_run_is_not_tried_again(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def unsupported(operands: Operands) -> str:
     query, query_positions = operands.query, operands.query_positions
     if query.dtype not in BUDGET:
         return f"{query.dtype} is not float32, float16 or bfloat16"
+    capability, oldest = _capability(query.device), min(configurations.ARCHITECTURES)
+    if capability < oldest:
+        return f"compute capability {capability / 10:.1f} is below {oldest / 10:.1f}"
     largest = configurations.LARGEST_HEAD
     if query.shape[-1] > largest:
         return f"head dimension {query.shape[-1]} is above {largest}, the most for {query.dtype}"
@@ -158,15 +161,17 @@ class Launch:
             query_positions = self.features(query_positions, given.query_prefix)
             key_positions = self.features(key_positions, given.key_prefix)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if tile_ranges is None:  # compiled all the same, behind `has_ranges`: the type matters
+            tile_ranges = torch.empty(0, dtype=torch.int32, device=query.device)
         bilateral_attention_kernel[(self.row_tiles * self.sequences,)](
             query, key, value, output,
             _pointer(query_positions, query), _pointer(key_positions, query),
             _pointer(given.bandwidth, query), _pointer(key_term, query),
-            _pointer(tile_ranges, query),
+            tile_ranges,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
             *output.stride()[:3], *term_strides,
             query.shape[1], query.shape[2], key.shape[2], query.shape[3], n_features,
-            given.query_prefix, given.key_prefix, self.diagonal, int(tile_ranges is not None),
+            given.query_prefix, given.key_prefix, self.diagonal, int(bool(bounds)),
             abs(given.scale) or 1.0,
             SPATIAL=given.spatial_kernel, KEY_TERM=key_term is not None,
             C=max(self.coordinates, 1),
@@ -369,5 +374,5 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 
 def _pointer(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    """A pointer the kernel does not read still has to be one."""
+    """A pointer that the kernel is compiled not to read still has to be one."""
     return unused if tensor is None else tensor

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 from bilateral_export.op.kernel.configurations import Configuration
-from bilateral_export.op.kernel.launcher import bilateral_attention_forward
+from bilateral_export.op.kernel.launcher import INTERPRETED, bilateral_attention_forward
 from bilateral_export.op.operands import Operands
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter takes tensors of a GPU too, and then nothing is run there.
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 # Small tiles, so that small problems have many of every kind.
 SMALL = Configuration(block_m=32, block_n=16, num_warps=4, num_stages=2)
 

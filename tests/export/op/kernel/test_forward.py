@@ -189,6 +189,20 @@ def test_it_is_what_the_torch_operator_runs_on_a_gpu() -> None:
     torch.testing.assert_close(_fused(*double.arguments), attention(**vars(double)))
 
 
+def test_a_gpu_older_than_every_kernel_gets_the_composite(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bilateral_export.op.kernel import launcher
+    from bilateral_export.op.torch_op import _fused
+
+    monkeypatch.setattr(launcher, "_capability", lambda device: 75)
+    case = problem(n_query=20, spatial_kernel="gaussian").on_device()
+
+    assert torch.equal(_fused(*case.arguments), attention(**vars(case)))
+    with pytest.raises(UserError, match="compute capability"):
+        launcher.bilateral_attention_forward(case)
+
+
 def test_what_it_cannot_take_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="float64"):
         problem(dtype=torch.float64).fused()
