@@ -21,7 +21,7 @@ from bilateral_benchmarks.inputs import made_up
 from bilateral_benchmarks.interleave import interleave
 from bilateral_benchmarks.limit import fastest, qualify
 from bilateral_benchmarks.report import Context
-from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner, subnormals_flushed
 
 _LINEAR, _ATTENTION, _NORMS = "linear layers", "attention", "norms"
 _BIAS, _ELEMENTWISE, _MOVES = "biases, GELU", "residual sums", "splits, transposes, copies"
@@ -120,7 +120,8 @@ def _profile(path: Path, arrays: dict[str, Any]) -> list[tuple[str, float, float
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as scratch:
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    with tempfile.TemporaryDirectory() as scratch, subnormals_flushed(True):  # as the runner does
         options.profile_file_prefix = str(Path(scratch) / "profile")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         for _ in range(_RUNS):

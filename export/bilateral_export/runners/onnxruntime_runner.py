@@ -72,7 +72,7 @@ class OnnxRuntimeRunner:
             options.intra_op_num_threads = self._threads
         options.add_session_config_entry("session.set_denormal_as_zero", str(int(self._flush)))
         try:
-            with _subnormals_flushed(self._flush):  # a session may set this thread's, for good
+            with subnormals_flushed(self._flush):  # a session may set this thread's, for good
                 self._session = onnxruntime.InferenceSession(
                     self._model(options), options, providers=[self._provider]
                 )
@@ -111,7 +111,7 @@ class OnnxRuntimeRunner:
         check_arrays(self.inputs, arrays, self._path.name)
         names = [spec.name for spec in self.outputs]
         try:
-            with _subnormals_flushed(self._flush):
+            with subnormals_flushed(self._flush):
                 made = session.run(names, dict(arrays))
         except Exception as error:  # as above
             reason = str(error).rpartition("] : ")[2]
@@ -127,7 +127,7 @@ class OnnxRuntimeRunner:
 
 
 @contextlib.contextmanager
-def _subnormals_flushed(flush: bool) -> Iterator[None]:
+def subnormals_flushed(flush: bool) -> Iterator[None]:
     """Let this thread, which computes too, do what the session's own threads do."""
     torch.set_flush_denormal(flush)
     try:
