@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -115,21 +115,10 @@ def random_check(model: onnx.ModelProto) -> Check:
     Numbers need not show it: ONNX Runtime's CPU provider passes a Dropout in training mode through,
     and another runtime drops.
     """
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    drawing = []
-    for where, nodes in (
-        ("", model.graph.node),
-        *((f" in {function.name}", function.node) for function in model.functions),
-    ):
-        inside = list(_with_subgraphs(nodes))
-        constants = initializers | {
-            node.output[0]: node.attribute[0].t for node in inside if node.op_type == "Constant"
-        }
-        drawing += [
-            f"{node.name or node.output[0]} ({node.op_type}){where}"
-            for node in inside
-            if _draws(node, constants)
-        ]
+    found = [(node, "") for node in _drawing(model.graph.node, _constants(model.graph))]
+    for function in model.functions:
+        found += [(node, f" in {function.name}") for node in _drawing(function.node, {})]
+    drawing = [f"{node.name or node.output[0]} ({node.op_type}){where}" for node, where in found]
     return Check(
         stage=STAGE,
         name="same each time",
@@ -138,17 +127,34 @@ def random_check(model: onnx.ModelProto) -> Check:
     )
 
 
-def _with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def _drawing(
+    nodes: Sequence[onnx.NodeProto], outer: Mapping[str, onnx.TensorProto]
+) -> Iterator[onnx.NodeProto]:
+    """The nodes that may draw, in graphs inside these nodes too; `outer` are constants they see."""
+    constants = dict(outer)
     for node in nodes:
-        yield node
+        # A value that a function's caller gives is no constant.
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value" and not attribute.ref_attr_name:
+                constants[node.output[0]] = attribute.t
+        if node.domain in ("", "ai.onnx") and _draws(node, constants):
+            yield node
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
-                yield from _with_subgraphs(graph.node)
+                yield from _drawing(graph.node, constants | _constants(graph))
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Initializers that no caller can replace, and whose values are in the file."""
+    inputs = {value.name for value in graph.input}
+    return {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.name not in inputs and tensor.data_location != onnx.TensorProto.EXTERNAL
+    }
 
 
 def _draws(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    if node.domain:
-        return False
     if node.op_type != "Dropout":
         return node.op_type in _RANDOM
     if len(node.input) < 3 or not node.input[2]:  # the default is inference

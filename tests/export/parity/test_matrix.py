@@ -452,3 +452,50 @@ def test_what_draws_is_found_wherever_it_is(
     check = random_check(helper.make_model(graph, functions=functions, opset_imports=opset))
     assert check.passed is not draws
     assert ("suspect" in check.detail) is draws
+
+
+def _dropout(
+    graph: onnx.GraphProto | None = None, function: onnx.FunctionProto | None = None
+) -> onnx.ModelProto:
+    opset = [helper.make_opsetid("", 20), helper.make_opsetid("d", 1)]
+    call = helper.make_node("body", ["x", "yes"], ["y"], domain="d")
+    graph = graph or helper.make_graph([call], "graph", [], [], [FALSE])
+    functions = [function] if function else []
+    return helper.make_model(graph, functions=functions, opset_imports=opset)
+
+
+SUSPECT = helper.make_node("Dropout", ["x", "", "training"], ["y"], "suspect")
+OPSET = [helper.make_opsetid("", 20)]
+
+
+def test_a_caller_may_replace_an_initializer_that_is_an_input() -> None:
+    given = helper.make_tensor_value_info("training", onnx.TensorProto.BOOL, [])
+    assert not random_check(
+        _dropout(helper.make_graph([SUSPECT], "g", [given], [], [FALSE]))
+    ).passed
+    assert random_check(_dropout(helper.make_graph([SUSPECT], "g", [], [], [FALSE]))).passed
+
+
+def test_a_function_sees_its_arguments_and_no_initializer_of_that_name() -> None:
+    body = helper.make_function("d", "body", ["x", "training"], ["y"], [SUSPECT], OPSET)
+    assert not random_check(_dropout(function=body)).passed
+
+
+def test_a_function_s_attribute_is_no_constant() -> None:
+    constant = helper.make_node("Constant", [], ["training"])
+    constant.attribute.add(name="value", ref_attr_name="mode", type=onnx.AttributeProto.TENSOR)
+    body = helper.make_function("d", "body", ["x"], ["y"], [constant, SUSPECT], OPSET, ["mode"])
+    assert not random_check(_dropout(function=body)).passed
+
+
+def test_a_branch_s_own_initializer_counts() -> None:
+    branch = helper.make_graph([SUSPECT], "branch", [], [], [FALSE])
+    either = helper.make_node("If", ["x"], ["y"], then_branch=branch)
+    assert random_check(_dropout(helper.make_graph([either], "g", [], []))).passed
+
+
+def test_a_value_that_is_not_in_the_file_is_not_known() -> None:
+    outside = onnx.TensorProto()
+    outside.CopyFrom(FALSE)
+    onnx.external_data_helper.set_external_data(outside, "weights.data")
+    assert not random_check(_dropout(helper.make_graph([SUSPECT], "g", [], [], [outside]))).passed
