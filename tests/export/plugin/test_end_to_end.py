@@ -75,6 +75,9 @@ def test_what_keeps_a_case_from_running_is_a_failure_unless_it_is_a_missing_kern
     lines = list(plugin_check.table([launched, missing]))
     assert any(line.startswith("FAIL Case(") and "no NVIDIA driver" in line for line in lines)
     assert any(line.startswith("1 cases not run") for line in lines)
+    many = list(plugin_check.table([launched] * 30))
+    assert sum(line.startswith("FAIL Case(") for line in many) == 20
+    assert many[-1] == "FAIL 10 more"
 
 
 def test_the_grid_has_every_kernel_option_type_and_ragged_lengths() -> None:
