@@ -124,8 +124,20 @@ class PluginCall:
         return reason.decode("utf-8", "replace")
 
 
+def require_harness(plugin: Path) -> Path:
+    """The harness beside a plugin library.
+
+    Raises:
+        UserError: There is none: a wheel carries the plugin alone.
+    """
+    path = plugin.with_name(FILE_NAME)
+    if not path.exists():
+        raise UserError(f"the plugin harness {path} does not exist", "Build it: make plugin.")
+    return require_file(path, "plugin harness")
+
+
 def _load(plugin: Path) -> ctypes.CDLL:
-    path = require_file(plugin.with_name(FILE_NAME), "plugin harness")
+    path = require_harness(plugin)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.export.op.kernel.problems import DEVICE
 
 from bilateral_benchmarks import kernel
 from bilateral_benchmarks.kernel_results import (
@@ -65,7 +66,7 @@ def test_the_ninth_shape_is_compiled_like_the_first(way: Callable[[Problem], Run
 
 @pytest.mark.parametrize("way", ["fused", "fused, exact form"])
 def test_the_fused_kernel_computes_it_too(way: str) -> None:
-    case = problem(replace(SMALL, dtype=torch.float16), "cpu")
+    case = problem(replace(SMALL, dtype=torch.float16), DEVICE)
 
     torch.testing.assert_close(WAYS[way](case)(), decomposed(case)(), atol=3e-3, rtol=0.0)
 

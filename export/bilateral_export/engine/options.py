@@ -126,7 +126,7 @@ def choose_targets(
         targets: tuple[int, ...] = (device_sm(),)
     else:
         # Not sm_75: it has neither bfloat16 nor, in TensorRT for RTX, products in float32.
-        targets = options.targets or tuple(
+        targets = tuple(dict.fromkeys(options.targets)) or tuple(
             sm
             for sm in buildable_targets(library)
             if sm >= 80 and (plugin_targets is None or sm in plugin_targets)

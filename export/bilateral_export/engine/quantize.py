@@ -77,9 +77,8 @@ def quantize_onnx(
                     log_level="ERROR",
                 )
         except Exception as error:
-            raise UserError(
-                f"Model Optimizer cannot quantise {model}: {str(error).splitlines()[0]}"
-            ) from error
+            reason = str(error).splitlines() or [type(error).__name__]
+            raise UserError(f"Model Optimizer cannot quantise {model}: {reason[0]}") from error
         quantised = onnx.load(result)
     _check_attention(original, quantised, model)
     quantised.metadata_props.extend(original.metadata_props)  # it drops them

@@ -198,6 +198,9 @@ TEST(many_keys_under_a_gaussian_spatial_kernel_are_planned) {
   CHECK_EQUAL(number(schedule.launches[2].arguments, Argument::has_ranges), 1U);
   CHECK_EQUAL(number(schedule.launches[2].arguments, Argument::tile_ranges),
               number(plan.arguments, Argument::tile_ranges));
+  schedule = bilateral::makeSchedule(
+      attention, operands, {DataType::kHALF, 1, 2, 4096, 4096, 64, 2}, fake.tensors(), 90);
+  CHECK_EQUAL(*static_cast<float*>(schedule.launches[1].arguments.at(Argument::budget)), 0x1p-13F);
 }
 
 struct Buffer {

@@ -53,6 +53,13 @@ def test_a_file_name_does_not_decide_the_precision(make_model) -> None:
     assert build(make_model(GAUSSIAN, name="model_fp16")).precision == "fp32"
 
 
+def test_a_gpu_named_twice_is_built_for_once(make_model) -> None:
+    options = BuildOptions(targets=(86, 80, 86), attention="function")
+    manifest = build(make_model(), options)
+
+    assert manifest.targets == ("sm_86", "sm_80")
+
+
 def test_tf32_is_stated(make_model) -> None:
     assert build(
         make_model(GAUSSIAN), BuildOptions(targets=(86,), attention="function", tf32=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilateral_export import plugin_check
-from bilateral_export.plugin import find_plugin
+from bilateral_export.plugin import FILE_NAME, find_plugin
 
 REPLAY = Path(__file__).with_name("replay.py")
 
@@ -56,6 +56,28 @@ def test_without_a_gpu_the_check_says_what_it_needs_in_one_line(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: this check needs an NVIDIA GPU")
+
+
+def test_what_keeps_a_case_from_running_is_a_failure_unless_it_is_a_missing_kernel(
+    plugin_build: Path,
+) -> None:
+    """Here no driver is found, so that whatever is launched fails."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    library = plugin_build / FILE_NAME
+    launched = plugin_check.check(library, plugin_check.Case("fp16"), "cpu")
+    missing = plugin_check.check(library, plugin_check.Case("fp16", head_dim=136), "cpu")
+
+    assert "no NVIDIA driver" in launched.failed
+    assert not launched.passed
+    assert "head size 136" in missing.refused
+    assert not missing.failed
+    lines = list(plugin_check.table([launched, missing]))
+    assert any(line.startswith("FAIL Case(") and "no NVIDIA driver" in line for line in lines)
+    assert any(line.startswith("1 cases not run") for line in lines)
+    many = list(plugin_check.table([launched] * 30))
+    assert sum(line.startswith("FAIL Case(") for line in many) == 20
+    assert many[-1] == "FAIL 10 more"
 
 
 def test_the_grid_has_every_kernel_option_type_and_ragged_lengths() -> None:

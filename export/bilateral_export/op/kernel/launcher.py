@@ -19,6 +19,7 @@ from bilateral_export.op.kernel.configurations import (
     class_of,
     plan_warps,
 )
+from bilateral_export.op.kernel.features import SKIP_FROM
 from bilateral_export.op.kernel.forward import bilateral_attention_kernel
 from bilateral_export.op.kernel.plan import bilateral_plan_kernel
 from bilateral_export.op.kernel.prepare import (
@@ -30,9 +31,6 @@ from bilateral_export.op.operands import Operands
 # The share of a row's weights that skipped tiles may hold: it moves an output by at most half a
 # unit in the last place of max|v| in that type.
 BUDGET = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
-
-# From so many keys on, finding out which tiles can be skipped is predicted to cost less than 3%.
-SKIP_FROM = 4096
 
 # float32 operands are multiplied as three TF32 products, which keeps 21 bits of each product.
 PRECISION = "tf32x3"

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.export.op.kernel.problems import SMALL, Problem, problem, relative_error
 
+from bilateral_export.op.kernel.features import SKIP_FROM
 from bilateral_export.op.kernel.launcher import BUDGET, prepare
 
 
@@ -62,9 +63,16 @@ def test_tokens_that_outweigh_the_distance_are_kept() -> None:
     assert relative_error(case.fused(skip_tiles=True), case.exact()) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+def test_what_may_be_left_out_moves_an_output_by_half_a_unit_at_most(dtype: torch.dtype) -> None:
+    """Of the last place of max|v|, which is at least eps / 2 of it, by 2 BUDGET max|v|."""
+    assert 2 * BUDGET[dtype] <= torch.finfo(dtype).eps / 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize(("times_budget", "high"), [(1.05, 3), (0.95, 2)])
 def test_the_bound_is_tight_where_keys_align_and_boxes_are_points(
-    times_budget: float, high: int
+    times_budget: float, high: int, scale: float
 ) -> None:
     """Two tiles of zero keys at the queries' place, one far tile of keys along the query.
 
@@ -72,7 +80,7 @@ def test_the_bound_is_tight_where_keys_align_and_boxes_are_points(
     may go if and only if that is within the budget of one end.
     """
     query, key = torch.zeros(2, 1, 1, 48, 16)
-    query[..., 0] = 1
+    query[..., 0] = 1 / scale
     key[:, :, 32:, 0] = 5
     share = times_budget * BUDGET[torch.float32] / 2
     distance = math.sqrt(2 * (5 - math.log(2 * share)))
@@ -80,10 +88,18 @@ def test_the_bound_is_tight_where_keys_align_and_boxes_are_points(
     positions[32:] = distance
     case = Problem(
         query[:, :, :32], key, torch.randn(1, 1, 48, 16), positions[:32], positions,
-        torch.ones(1), scale=1.0, spatial_kernel="gaussian",
+        torch.ones(1), scale=scale, spatial_kernel="gaussian",
     )  # fmt: skip
 
     assert ranges(case).tolist() == [[0, high]]
+
+
+@pytest.mark.parametrize(("n_key", "skips"), [(SKIP_FROM - 1, False), (SKIP_FROM, True)])
+def test_tiles_are_looked_for_from_so_many_keys_on(n_key: int, skips: bool) -> None:
+    case = problem(n_query=1, n_key=n_key, heads=1, spatial_kernel="gaussian")
+
+    assert prepare(case.on_device()).skip_tiles == skips
+    assert not prepare(case.with_(spatial_kernel="none").on_device()).skip_tiles
 
 
 def test_hidden_keys_are_left_out() -> None:
