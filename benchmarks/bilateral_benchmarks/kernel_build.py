@@ -43,9 +43,23 @@ _FACTS = (
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The manifest of a build."""
+    """The manifest of a build.
+
+    Raises:
+        UserError: There is none, or it is something else.
+    """
     path = require_file(directory / "manifest.json", "manifest")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(cubin.keys() >= set(_FACTS) for cubin in manifest["cubins"])
+        complete = complete and manifest.keys() >= {"triton", "ptxas"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise UserError(
+            f"{path} is not the manifest of such a build",
+            "Give a directory that `python -m bilateral_export.op.kernel.compile` wrote.",
+        )
     return manifest
 
 

@@ -30,10 +30,10 @@ from bilateral_export.op.kernel.configurations import (
     Configuration,
     table,
 )
-from bilateral_export.op.kernel.cubin import compile_one
+from bilateral_export.op.kernel.cubin import compile_one, load_triton
 from bilateral_export.op.kernel.manifest import SHARED_LIMIT
 from bilateral_export.op.kernel.specialisations import Specialisation
-from bilateral_export.op.kernel.workers import worker_pool
+from bilateral_export.op.kernel.workers import positive, worker_pool
 
 # In order of preference: many rows per program, so that each key tile is read from L2 less often;
 # 64 keys per tile, so that rescaling the accumulator is rare; 128 registers, so that two programs
@@ -200,12 +200,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel_configurations", description=__doc__
     )
-    parser.add_argument("--sm", type=int, nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument(
+        "--sm", type=int, nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES)
+    )
     parser.add_argument(
         "--all", action="store_true", help="choose anew also where the table has a prediction"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
+    try:
+        load_triton()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     rows = {case: row for case, row in table().items() if row.status == "measured"}
     if not options.all:
         rows = dict(table())

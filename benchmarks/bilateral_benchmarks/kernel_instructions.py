@@ -26,7 +26,12 @@ from pathlib import Path
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import SpatialKernel
-from bilateral_export.op.kernel.configurations import Configuration, configuration
+from bilateral_export.op.kernel.configurations import (
+    ARCHITECTURES,
+    HEAD_DIMS,
+    Configuration,
+    configuration,
+)
 from bilateral_export.op.kernel.cubin import Cubin, compile_one
 from bilateral_export.op.kernel.specialisations import Specialisation
 
@@ -87,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel_instructions", description=__doc__
     )
-    parser.add_argument("--sm", type=int, default=90)
-    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--sm", type=int, default=90, choices=list(ARCHITECTURES))
+    parser.add_argument("--head-dim", type=int, default=64, choices=HEAD_DIMS)
     parser.add_argument("--block", nargs=4, type=int, metavar=("M", "N", "WARPS", "STAGES"))
     options = parser.parse_args(arguments)
     cases: list[tuple[SpatialKernel, int, int, bool]] = [
@@ -116,13 +121,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "attention", options.sm, "bf16", chosen, options.head_dim, spatial, coordinates,
                 features, key_term,
             )  # fmt: skip
-            loop = inner_loop(compile_one(item))
+            loop = inner_loop(_compiled(item))
             plain = plain or max(loop.cycles.values())
             print(row(loop, plain), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _compiled(item: Specialisation) -> Cubin:
+    try:
+        return compile_one(item)
+    except UserError:
+        raise
+    except Exception as error:  # Triton has no common base of its compilation errors.
+        chosen = item.configuration
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{item.name} does not compile in blocks of {chosen.block_m} x {chosen.block_n},"
+            f" {chosen.num_warps} warps, {chosen.num_stages} stages: {reason[-1]}",
+            "Blocks and warps are powers of 2.",
+        ) from error
 
 
 def row(loop: Loop, plain: float) -> str:

@@ -20,6 +20,7 @@ from bilateral_benchmarks.kernel_ways import Problem, Shape, problem
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import RANGE_KERNELS
 from bilateral_export.op.kernel import configurations
+from bilateral_export.op.kernel.workers import positive
 
 BANDWIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, math.inf)
 
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel_skipping", description=__doc__
     )
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--sm", type=int, default=90, help="whose block sizes to use")
+    parser.add_argument("--tokens", type=positive, default=4096)
+    parser.add_argument(
+        "--sm", type=int, default=90, choices=list(configurations.ARCHITECTURES),
+        help="whose block sizes to use",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         from bilateral_export.op.kernel.launcher import INTERPRETED

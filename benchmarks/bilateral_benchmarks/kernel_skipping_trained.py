@@ -305,7 +305,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel_skipping_trained", description=__doc__
     )
-    parser.add_argument("--sm", type=int, default=90, help="whose block sizes to use")
+    parser.add_argument(
+        "--sm",
+        type=int,
+        default=90,
+        choices=list(configurations.ARCHITECTURES),
+        help="whose block sizes to use",
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     try:

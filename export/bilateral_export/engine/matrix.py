@@ -217,9 +217,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bilateral_export.engine.matrix", description=__doc__
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--precisions", nargs="+", default=list(get_args(Precision)))
-    parser.add_argument("--paths", nargs="+", default=list(get_args(AttentionBy)))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument(
+        "--precisions", nargs="+", default=list(get_args(Precision)), choices=get_args(Precision)
+    )
+    parser.add_argument(
+        "--paths", nargs="+", default=list(get_args(AttentionBy)), choices=get_args(AttentionBy)
+    )
     parser.add_argument(
         "--sm",
         type=_targets,
@@ -255,13 +259,21 @@ def _targets(text: str) -> Targets:
 
 
 def _done(path: Path, about: dict[str, str]) -> tuple[Row, ...]:
-    """The rows of an earlier run with the same library, plugin and machine."""
+    """The rows of an earlier run with the same library, plugin and machine.
+
+    Raises:
+        UserError: The file is something else.
+    """
     if not path.is_file():
         return ()
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if document.get("about") != about:
-        return ()
-    return tuple(Row(**row) for row in document["rows"])
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        same = document["about"] == about
+        return tuple(Row(**row) for row in document["rows"]) if same else ()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not hold rows of this command", "Give --fresh, or another --out."
+        ) from error
 
 
 def _about(library: Library) -> dict[str, str]:

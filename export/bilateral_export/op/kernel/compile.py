@@ -26,7 +26,7 @@ from bilateral_export.op.kernel.manifest import (
     summary,
 )
 from bilateral_export.op.kernel.specialisations import DTYPES, Specialisation, select
-from bilateral_export.op.kernel.workers import worker_pool
+from bilateral_export.op.kernel.workers import positive, worker_pool
 
 
 def compile_all(target: Path, wanted: Sequence[Specialisation], workers: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", help="regular expression that the names of cubins have to contain"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     try:
         wanted = select(options.sm, options.dtype, options.only)

@@ -28,6 +28,10 @@ FEATURES = (16, 32, 64, 128)
 FEATURE_ROWS = (16, 128)
 # The plan kernel states the most there is: left to itself, ptxas spills to fit one more program.
 PLAN_REGISTERS = 255
+# float32 operands are multiplied as three TF32 products, which keeps 21 bits of each product.
+PRECISION = "tf32x3"
+# Elements of one program of the features kernel.
+FEATURE_BLOCK = 1024
 
 Status = Literal["measured", "predicted"]
 

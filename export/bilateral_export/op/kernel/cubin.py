@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from bilateral_export.errors import UserError
-from bilateral_export.op.kernel.configurations import PLAN_REGISTERS
+from bilateral_export.op.kernel.configurations import FEATURE_BLOCK, PLAN_REGISTERS, PRECISION
 from bilateral_export.op.kernel.specialisations import Specialisation
-
-FEATURE_BLOCK = 1024
 
 # Pointers whose type is not T.
 _FLOAT = ("bandwidth", "key_term", "key_bias", "tile_norm", "tile_term", "tile_boxes", "source")
@@ -129,7 +127,7 @@ def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict
         del blocks["BLOCK_M"]
         return prepare.bilateral_key_tiles_kernel, blocks, options
     if specialisation.kernel == "plan":
-        constants = {"C": specialisation.coordinates, "PRECISION": "tf32x3", **blocks}
+        constants = {"C": specialisation.coordinates, "PRECISION": PRECISION, **blocks}
         options["maxnreg"] = PLAN_REGISTERS
         return plan.bilateral_plan_kernel, constants, options
     if chosen.max_registers:
@@ -140,7 +138,7 @@ def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict
         "C": max(specialisation.coordinates, 1),
         "P": max(specialisation.features, 16),
         "STAGES": chosen.num_stages,
-        "PRECISION": "tf32x3",
+        "PRECISION": PRECISION,
         **blocks,
     }
     return forward.bilateral_attention_kernel, constants, options

@@ -14,7 +14,9 @@ from torch import Tensor
 from bilateral_export.errors import UserError
 from bilateral_export.op.kernel import configurations
 from bilateral_export.op.kernel.configurations import (
+    FEATURE_BLOCK,
     PLAN_REGISTERS,
+    PRECISION,
     Configuration,
     class_of,
     plan_warps,
@@ -31,11 +33,6 @@ from bilateral_export.op.operands import Operands
 # The share of a row's weights that skipped tiles may hold: it moves an output by at most half a
 # unit in the last place of max|v| in that type.
 BUDGET = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
-
-# float32 operands are multiplied as three TF32 products, which keeps 21 bits of each product.
-PRECISION = "tf32x3"
-
-FEATURE_BLOCK = 1024
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 

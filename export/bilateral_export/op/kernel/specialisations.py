@@ -85,7 +85,15 @@ def _attention(architecture: int, dtype: str, head_dim: int) -> Iterator[Special
 
 
 def select(architectures: Sequence[int], dtypes: Sequence[str], only: str) -> list[Specialisation]:
-    """The set for compute capabilities; 8.9 gets the code of 8.6."""
+    """The set for compute capabilities; 8.9 gets the code of 8.6.
+
+    Raises:
+        UserError: `only`, which names have to contain, is no regular expression, or none does.
+    """
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise UserError(f"--only {only!r} is no regular expression: {error}") from error
     covering = {
         device: architecture
         for architecture, devices in ARCHITECTURES.items()
@@ -95,7 +103,7 @@ def select(architectures: Sequence[int], dtypes: Sequence[str], only: str) -> li
     wanted = [
         item
         for item in specialisations(chosen)
-        if item.dtype in dtypes and re.search(only, item.name)
+        if item.dtype in dtypes and pattern.search(item.name)
     ]
     if not wanted:
         raise UserError(f"no cubin has {only!r} in its name", "Leave --only out.")

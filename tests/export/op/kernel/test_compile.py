@@ -168,8 +168,11 @@ if __name__ == "__main__":
         assert worker.exists()
         parent.kill()
         parent.wait()
-    for _ in range(100):
-        if not worker.exists() or "State:\tZ" in (worker / "status").read_text():
+    for _ in range(600):
+        try:
+            if "State:\tZ" in (worker / "status").read_text():
+                return
+        except OSError:  # it is gone
             return
         time.sleep(0.05)
     raise AssertionError(f"{worker} still runs")
