@@ -4,8 +4,9 @@
 
 `full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin`
 builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
-features (in 16 bits also up to 16 alone), fp32 with heads up to 64 alone, and the skipping of far tiles for images (two coordinates,
-heads up to 64). What a plan needs and the library lacks is said when the plan is built.
+features (in 16 bits also up to 16 alone), fp32 with heads up to 64 alone, and the skipping of far
+tiles for images (two coordinates, heads up to 64). What a plan needs and the library lacks is said
+when the plan is built.
 """
 
 from __future__ import annotations
