@@ -4,8 +4,9 @@
 
 `full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin`
 builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
-features, fp32 with heads up to 64 alone, and the skipping of far tiles for images (two coordinates,
-heads up to 64). What a plan needs and the library lacks is said when the plan is built.
+features (in 16 bits also up to 16 alone), fp32 with heads up to 64 alone, and the skipping of far
+tiles for images (two coordinates, heads up to 64). What a plan needs and the library lacks is said
+when the plan is built.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from bilateral_export.op.kernel.compile import compile_all
 from bilateral_export.op.kernel.configurations import ARCHITECTURES
 from bilateral_export.op.kernel.manifest import problems
 from bilateral_export.op.kernel.specialisations import DTYPES, Specialisation, specialisations
+from bilateral_export.op.kernel.workers import positive
+
+# The architecture whose code runs on a compute capability.
+COVERING = {device: name for name, devices in ARCHITECTURES.items() for device in devices}
 
 
 def main() -> int:
@@ -27,10 +32,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="directory to create")
     parser.add_argument("--set", choices=("standard", "full"), default="standard")
-    parser.add_argument("--sm", type=int, nargs="+", help="compute capabilities such as 90")
+    parser.add_argument(
+        "--sm", type=int, nargs="+", choices=sorted(COVERING), help="compute capabilities"
+    )
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--head-dim", type=int, nargs="+", help="only these head sizes")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
     options = parser.parse_args()
 
     wanted = [
@@ -55,8 +62,7 @@ def architectures(capabilities: list[int] | None) -> list[int]:
     """The architectures whose code runs on these compute capabilities; all when None."""
     if capabilities is None:
         return list(ARCHITECTURES)
-    covering = {device: name for name, devices in ARCHITECTURES.items() for device in devices}
-    return list(dict.fromkeys(covering[device] for device in capabilities))
+    return list(dict.fromkeys(COVERING[device] for device in capabilities))
 
 
 def is_standard(kernel: Specialisation) -> bool:
@@ -64,8 +70,10 @@ def is_standard(kernel: Specialisation) -> bool:
     if kernel.kernel == "plan":  # without it no tile is skipped, and the result is the same
         return kernel.coordinates == 2 and kernel.head_dim <= 64
     largest_head = 64 if kernel.dtype == "fp32" else 128
+    # 16: what a Gaussian spatial kernel becomes as features, which float32 has no use for.
+    features = (0, 64) if kernel.dtype == "fp32" else (0, 16, 64)
     return (
-        kernel.head_dim <= largest_head and kernel.coordinates <= 2 and kernel.features in (0, 64)
+        kernel.head_dim <= largest_head and kernel.coordinates <= 2 and kernel.features in features
     )
 
 
