@@ -428,6 +428,10 @@ def test_a_dropout_in_training_mode_fails_though_no_number_shows_it(
         ([("Dropout", ["x", "", "x"])], [], True),  # whoever calls decides
         ([("Bernoulli", ["x"])], [], True),
         ([("RandomNormalLike", ["x"])], [], True),
+        ([("RandomUniformLike", ["x"])], [], True),
+        ([("RandomNormal", [])], [], True),
+        ([("RandomUniform", [])], [], True),
+        ([("Multinomial", ["x"])], [], True),
         ([("Relu", ["x"])], [], False),
     ],
 )
