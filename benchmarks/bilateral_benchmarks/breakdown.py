@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import service_pb2
 
 from bilateral_benchmarks.generator import TICK_S
+from bilateral_benchmarks.load import require_positive
 from bilateral_benchmarks.report import Context
 from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
 from bilateral_benchmarks.run import OnProgress
@@ -88,8 +88,7 @@ def measure_breakdown(
         UserError: The server or model is not there or goes away, refuses the arrays, or served
             others too; the duration is no positive number.
     """
-    if not 0 < duration_s < math.inf:
-        raise UserError(f"a duration of {duration_s:g} s", "It must be a number above 0.")
+    require_positive(duration_s, f"a duration of {duration_s:g} s")
     context = Context.now()
     try_out(url, model, arrays, DEFAULT_TIMEOUT_S)
     shared = is_shared(url, arrays, None)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.attention_model import write_attention
 from bilateral_benchmarks.isolated import Isolated, measure_isolated
+from bilateral_benchmarks.load import require_positive
 from bilateral_benchmarks.report import Context
 from bilateral_export.lowering.lower import Form, lower
 
@@ -75,7 +76,11 @@ def measure_growth(
     """Measure one attention layer (6 heads of 64, both kernels Gaussian) along each axis.
 
     Batch and depth are varied at 577 tokens. Every point is a fresh process.
+
+    Raises:
+        UserError: The seconds for each point are no positive number.
     """
+    require_positive(seconds, f"{seconds:g} seconds for each point")
     axes: dict[Axis, Sequence[int]] = {"tokens": lengths, "batch": batches, "depth": depths}
     series = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -15,6 +15,20 @@ Arrivals = Literal["constant", "poisson"]
 _CHUNK = 1024
 
 
+def require_positive(value: float, what: str) -> None:
+    """Refuse what is no rate, duration or bound.
+
+    Args:
+        value: The number.
+        what: What it is, with its value, as the error says it.
+
+    Raises:
+        UserError: It is not above 0, infinite, or no number.
+    """
+    if not 0 < value < math.inf:
+        raise UserError(what, "It must be a number above 0.")
+
+
 class Load(BaseModel):
     """Who sends when.
 
@@ -40,8 +54,8 @@ class Load(BaseModel):
     def _possible(self) -> Load:
         for name in ("concurrency", "rate", "processes"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} is {value}", "It must be a number above 0.")
+            if value is not None:
+                require_positive(value, f"{name} is {value}")
         if self.rate is None and self.processes > self.concurrency:
             raise UserError(
                 f"{self.processes} processes cannot share a concurrency of {self.concurrency}",

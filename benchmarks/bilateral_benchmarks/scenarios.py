@@ -11,14 +11,13 @@ Only the arrivals and the metrics are MLPerf's: no accuracy run, no prescribed m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.load import Load
+from bilateral_benchmarks.load import Load, require_positive
 from bilateral_benchmarks.rate_search import Judge, Probe, highest_rate
 from bilateral_benchmarks.report import LATENESS_SHARE, PAUSE_BOUND_MS, Context, Report
 from bilateral_benchmarks.run import OnProgress
@@ -96,8 +95,7 @@ def run_scenario(
         UserError: The server or the model is not there or refuses the inputs, or the bound is no
             positive number.
     """
-    if not 0 < bound_ms < math.inf:
-        raise UserError(f"a bound of {bound_ms:g} ms", "It must be a number above 0.")
+    require_positive(bound_ms, f"a bound of {bound_ms:g} ms")
     context = Context.now()
 
     def measure(samples: int, load: Load, seconds: float = duration_s) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.options import BatchOption, OutputOption, numbers
 from bilateral_cli.bench.output import finish_document
 from bilateral_cli.console import JsonOption
-from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
     from bilateral_benchmarks.document import Document
@@ -82,8 +80,6 @@ def growth(
 
     # A class token and one patch.
     sizes = [int(value) for value in numbers(lengths, whole=True, least=2)]
-    if not 0 < seconds < math.inf:
-        raise UserError(f"{seconds:g} seconds for each point", "Give a number above 0.")
     with experiment() as shown:
         found = measure_growth(sizes, seconds=seconds, on_point=shown.step)
     finish_document(Document(title="Growth of attention", items=(found,)), output, json)
