@@ -1,0 +1,95 @@
+"""The token of one server start: what lets a caller on this machine manage that server.
+
+Everybody who reaches the port may ask for health, metadata and inference. Model control, shared
+memory, logging, trace and statistics need the token, which lies in a file that only the server's
+user can read, named after the gRPC port. `Client` finds it for loopback addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bilateral_export.errors import UserError
+
+METADATA_KEY = "triton-grpc-protocol-bilateral-token"
+"""The request metadata that carries the token, in the form of Triton's restricted protocols."""
+
+_LOOPBACK = ("localhost", "::1")
+
+
+@contextlib.contextmanager
+def published_token(grpc_port: int) -> Iterator[str]:
+    """Make a token, write it to the file where `find_token` looks, and remove that at the end.
+
+    Raises:
+        UserError: The directory of tokens belongs to somebody else, or cannot be written.
+    """
+    path, token = _directory() / str(grpc_port), secrets.token_urlsafe(32)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(token)
+    draft.replace(path)
+    try:
+        yield token
+    finally:
+        # A server that has started on the port since then has written its own.
+        if _read(path) == token:
+            path.unlink(missing_ok=True)
+
+
+def find_token(url: str) -> str | None:
+    """The token of the server at a loopback "host:port", if this user started it; else None."""
+    host, _, port = url.rpartition(":")
+    host = host.strip("[]")
+    if not (host in _LOOPBACK or host.startswith("127.")) or not port.isdecimal():
+        return None
+    try:
+        return _read(_directory() / port)
+    except UserError:
+        return None
+
+
+def _directory() -> Path:
+    """Make the directory of tokens if there is none, and refuse one that others can enter."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    path = (
+        Path(runtime) / "bilateral"
+        if runtime and Path(runtime).is_dir()
+        else Path(tempfile.gettempdir()) / f"bilateral-{os.geteuid()}"
+    )
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made: {error.strerror}",
+            "Set XDG_RUNTIME_DIR to a directory of yours.",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise UserError(
+            f"{path} is not a directory that only this user can enter",
+            "Remove it, or set XDG_RUNTIME_DIR to a directory of yours.",
+        )
+    return path
+
+
+def _read(path: Path) -> str | None:
+    """A token file's content; None if there is none, or others could have written or read it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return None
+        return file.read().strip() or None
