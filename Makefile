@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 
 ROBUSTNESS_OUTPUT ?= benchmarks/results
 
-.PHONY: quickstart test lint format bench robustness clean
+.PHONY: quickstart test test-slow lint format bench robustness clean
 
 quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRPC, on the CPU
 	$(BIN)/bilateral quickstart
@@ -18,8 +18,11 @@ quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRP
 # Two at a time, one thread each; what measures time runs alone afterwards, and again where something
 # else had the cores: wrong code fails three times.
 test: $(VENV)/.installed-dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not timing"
-	$(BIN)/python -m pytest -m timing --reruns 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not timing and not slow"
+	$(BIN)/python -m pytest -m "timing and not slow" --reruns 2
+
+test-slow: $(VENV)/.installed-dev  ## studies under load, minutes each; one after the other
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev plugin-lint  ## ruff and mypy; clang-format and clang-tidy
 	$(BIN)/ruff check .
