@@ -444,4 +444,6 @@ def _require_runnable(model: onnx.ModelProto, path: Path) -> None:
         open_session(model, optimised=False)
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         reason = str(error).rpartition("] : ")[2] or str(error)
+        if "NOT_IMPLEMENTED" in reason:
+            fix = "Its CPU provider has no such kernel; export fp32 or fp16 for it."
         raise UserError(f"ONNX Runtime cannot open {path} ({reason})", fix) from error

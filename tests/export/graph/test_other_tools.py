@@ -283,6 +283,8 @@ def test_what_is_written_in_16_bits_is_known_as_that(digits: object, tmp_path: P
         path = export_onnx(digits, tmp_path / "m.onnx", precision=precision).path
         assert precisions(onnx.load(path)) == (precision,)
         assert changes(onnx.load(path)) == ()
+    with pytest.raises(UserError, match="has no such kernel; export fp32 or fp16"):
+        lower(path, "onnxruntime-cpu", tmp_path / "lowered.onnx")  # bf16
 
 
 def test_a_model_from_elsewhere_is_not_said_to_be_changed() -> None:
