@@ -1,10 +1,12 @@
-"""`inspect` says how a file becomes the input, and who said so; export refuses equal labels."""
+"""`inspect` and `repository add` say what a file is, not what it says it is."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
+import onnx
 import pytest
 from tests.cli.conftest import DIGITS, Bilateral
 
@@ -38,6 +40,41 @@ def test_its_source_travels_in_the_file(bilateral: Bilateral, tmp_path: Path) ->
     summary = bilateral("inspect", tmp_path / "m.onnx", "--json").json
     assert summary["preprocessing"].endswith("from the name digits")
     assert (summary["precisions"], summary["changes"]) == (["fp32"], [])
+
+
+def test_a_file_that_another_tool_quantised_is_said_to_be_int8(
+    bilateral: Bilateral, digits_onnx: Path, tmp_path: Path
+) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(digits_onnx, tmp_path / "int8.onnx")
+    shown = bilateral("inspect", tmp_path / "int8.onnx").out
+    assert re.search(r"precision +│ int8 ", shown)
+    assert "digits_bilateral, exported as fp32" in shown
+    assert "exported as fp32, its weights are int8" in shown
+    added = bilateral(
+        "repository", "add", "m", tmp_path / "int8.onnx", "--repository", tmp_path / "r"
+    )
+    assert added.code == 0
+    assert "was changed since its export: exported as fp32, its weights are int8" in added.err
+
+
+def test_a_file_that_another_tool_made_fp16_is_refused_in_one_line(
+    bilateral: Bilateral, digits_onnx: Path, tmp_path: Path
+) -> None:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(digits_onnx)), tmp_path / "fp16.onnx")
+    for command in (
+        ("repository", "add", "m", tmp_path / "fp16.onnx", "--repository", tmp_path / "r"),
+        ("lower", tmp_path / "fp16.onnx", "--for", "openvino"),
+    ):
+        outcome = bilateral(*command)
+        assert outcome.code == 2
+        assert "Traceback" not in outcome.err
+        assert "exported as fp32, its weights are fp16" in outcome.err
+        assert "Export it again with `bilateral export`, which has --precision" in outcome.err
+    assert not list((tmp_path / "r").glob("m/*"))
 
 
 def test_equal_labels_are_refused_at_export(tmp_path: Path) -> None:
