@@ -79,9 +79,14 @@ def _onnx_rows(summary: OnnxSummary) -> Rows:
     ]
     rows += [("attention", f"{count} x {text}") for text, count in summary.attention.items()]
     rows.append(("weights", weights or "none"))
+    rows.append(("precision", " and ".join(summary.precisions) or "no products"))
     if summary.metadata is not None:
         said = summary.metadata
-        rows.append(("model", f"{said.get('name')}, {said.get('precision')}"))
+        rows.append(("model", f"{said.get('name')}, exported as {said.get('precision')}"))
+    if summary.preprocessing:
+        rows.append(("preprocessing", summary.preprocessing))
+    if summary.changes:
+        rows.append(("changed since", "\n".join(summary.changes)))
     return rows
 
 

@@ -99,6 +99,9 @@ def add(
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
+    import onnx
+
+    from bilateral_export.graph.changes import changes
     from bilateral_serving import repository as repositories
     from bilateral_serving.config import Settings, Target
 
@@ -132,6 +135,9 @@ def add(
     newest = entry.versions[-1]
     if entry.target == "tensorrt":
         _print_launch(newest.directory)
+    else:
+        for change in changes(onnx.load(model, load_external_data=False)):
+            notes.print(f"{model} was changed since its export: {change}", markup=False)
     out.print(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"
         f" batches up to {entry.max_batch_size}",

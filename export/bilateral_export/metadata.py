@@ -16,7 +16,12 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class ArtifactMetadata(BaseModel):
-    """Everything a server or a client needs to know of an exported model."""
+    """Everything a server or a client needs to know of an exported model.
+
+    Attributes:
+        preprocessing_source: Who says how inputs are prepared, such as "the checkpoint's card";
+            empty where nothing is said, and in files of version 0.1.0.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +32,7 @@ class ArtifactMetadata(BaseModel):
     precision: Precision
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    preprocessing_source: str = ""
     checkpoint_sha256: str
     license: str
     versions: dict[str, str] = Field(default_factory=dict)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -19,8 +20,15 @@ DTYPES: dict[Precision, torch.dtype] = {
 FLOAT32_NAMES = ("positions", "log_bandwidth", "query_features", "key_features")
 
 
+# Factors in front of everything else: one that becomes 0 changes what is computed, where a small
+# weight among many does not.
+SCALE_NAMES = ("coefficients",)
+
+
 def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert a model's weights in place, keeping what the spatial kernel needs in float32.
+
+    Every tensor is looked at. Single weights may become 0: they are below what the others round by.
 
     Args:
         model: Any model of this package.
@@ -28,15 +36,59 @@ def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Returns:
         The same model.
+
+    Raises:
+        UserError: A value becomes infinite, a scale becomes 0, or a weight matrix nothing but 0.
     """
-    islands = {
-        name: tensor.detach().clone()
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if name.rpartition(".")[2] in FLOAT32_NAMES
-    }
-    model.to(dtype)
-    if dtype != torch.float64:
-        for name, tensor in islands.items():
-            owner, _, attribute = name.rpartition(".")
-            getattr(model.get_submodule(owner), attribute).data = tensor.float()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        island = name.rpartition(".")[2] in FLOAT32_NAMES and dtype != torch.float64
+        owner, _, attribute = name.rpartition(".")
+        converted = _converted(name, tensor.detach(), torch.float32 if island else dtype)
+        getattr(model.get_submodule(owner), attribute).data = converted
     return model
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """One tensor in another type: the only conversion of weights in this package."""
+    converted = tensor.to(dtype)
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    kind = str(dtype).removeprefix("torch.")
+    if not bool(torch.isfinite(converted).all()):
+        raise UserError(
+            f"tensor {name} holds {largest:.3g}, and {kind} ends at {torch.finfo(dtype).max:.3g}",
+            "Export with --precision bf16 or fp32, which reach 3.4e+38, or scale the weights down"
+            " in the checkpoint."
+            if largest < torch.finfo(torch.float32).max
+            else "The training run diverged, or this is not a weight: look at the checkpoint.",
+        )
+    lost = (converted == 0) & (tensor != 0)
+    last = name.rpartition(".")[2]
+    emptied = last == "weight" and bool(lost.any()) and not bool(converted.any())
+    if emptied or (last in SCALE_NAMES and bool(lost.any())):
+        raise UserError(
+            f"tensor {name} becomes 0 in {kind}: its largest value is {largest:.3g}, and {kind}"
+            f" begins at {torch.finfo(dtype).smallest_normal:.3g}",
+            "Export with --precision bf16 or fp32.",
+        )
+    return converted
+
+
+def check_bandwidths(model: nn.Module) -> None:
+    """Refuse bandwidths so small that the spatial kernel's factor 1 / (2 sigma^2) is infinite.
+
+    Raises:
+        UserError: With the tensor's name and its smallest bandwidth, in float32.
+    """
+    for name, tensor in model.named_parameters():
+        if name.rpartition(".")[2] != "log_bandwidth":
+            continue
+        sigma = float(tensor.detach().float().exp().min())
+        if not sigma**2 * 2 * torch.finfo(torch.float32).max > 1:
+            raise UserError(
+                f"tensor {name}: exp({float(tensor.min()):.3g}) is a bandwidth of {sigma:.3g},"
+                " whose 1 / (2 sigma^2) is infinite in float32",
+                "A token then sees nothing but itself. Clamp log_bandwidth in the checkpoint; -10"
+                " means the same and is safe.",
+            )

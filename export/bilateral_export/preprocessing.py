@@ -126,3 +126,25 @@ Preprocessing = Annotated[
     | TextPreprocessing,
     Field(discriminator="kind"),
 ]
+
+
+def preprocessing_text(how: Preprocessing | None, source: str = "") -> str:
+    """One line for a person: what is done to an input file, and who said so.
+
+    Args:
+        how: The model's preprocessing.
+        source: Where it comes from, such as "the checkpoint's card"; may be empty.
+    """
+    if how is None:
+        return (
+            "none: `bilateral infer` cannot prepare files; export with --model CARD.json, a"
+            ' document {"schema_version": 1, "name": ..., "model": the configuration,'
+            ' "preprocessing": {"kind": "image", ...}}'
+        )
+    shown = how.model_dump(exclude={"kind", "palette", "vocabulary", "vocabulary_sha256"})
+    values = {
+        name: " ".join(f"{one:.4g}" for one in value) if isinstance(value, tuple) else str(value)
+        for name, value in shown.items()
+    }
+    text = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"{how.kind}: {text}" + (f"; from {source}" if source else "")

@@ -61,16 +61,20 @@ class Tokenizer:
     @classmethod
     def trained(cls, text: str, least: int, split: str = "words") -> Tokenizer:
         """The words that occur `least` times or more, most frequent first."""
-        counts = Counter(word for line in text.splitlines() for word in _cut(line, split))
+        lines = _unmarked(text).splitlines()
+        counts = Counter(word for line in lines for word in _cut(line, split))
         for special in (END, UNKNOWN):
             counts.pop(special, None)
         kept = sorted((w for w, n in counts.items() if n >= least), key=lambda w: (-counts[w], w))
         return cls([END, UNKNOWN, *kept], split)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; every line but the last ends with `<eos>`."""
+        """The ids of a text; every line but the last ends with `<eos>`.
+
+        A byte-order mark before it, which editors write into files, is not a part of it.
+        """
         ids: list[int] = []
-        for number, line in enumerate(text.split("\n")):
+        for number, line in enumerate(_unmarked(text).split("\n")):
             ids += [self.end] * (number > 0)
             ids += [self._ids.get(word, self.unknown) for word in _cut(line, self.split)]
         return ids
@@ -96,6 +100,10 @@ class Tokenizer:
     def sha256(self) -> str:
         """Of the vocabulary, one word a line."""
         return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+
+def _unmarked(text: str) -> str:
+    return text.removeprefix("\ufeff")
 
 
 def _cut(line: str, split: str) -> list[str]:

@@ -197,7 +197,13 @@ def classifier_input(info: ModelInfo) -> str:
     Raises:
         UserError: The model has several inputs, no preprocessing or no labels.
     """
-    if len(info.inputs) != 1 or info.metadata is None or info.metadata.preprocessing is None:
+    if info.metadata is not None and info.metadata.preprocessing is None:
+        raise UserError(
+            f"model '{info.name}' was exported without preprocessing",
+            "Export it again with --model CARD.json, a card that has one, or send tensors with"
+            " infer.",
+        )
+    if len(info.inputs) != 1 or info.metadata is None:
         raise UserError(
             f"model '{info.name}' does not say how a file becomes its input",
             "Serve a classifier that `bilateral export` wrote, or send tensors with infer.",

@@ -17,25 +17,33 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# Pillow's modes of 16-bit greyscale; a 16-bit PNG opens as one of them.
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_INDIRECT = {"LAB": "RGB", "La": "LA"}
+# TIFF's tags, and the photometric interpretation in which 0 is white.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED, _WHITE_IS_ZERO = 258, 262, 339, 2, 0
 
 
 def read_image(source: Path | bytes) -> Image.Image:
     """Decode a PNG, JPEG or other file that Pillow reads, turned upright by its EXIF orientation.
 
+    Of an animation or a file of several pages, the first picture; colour profiles are ignored, as
+    in DeiT's loader.
+
     Args:
         source: A file, or the bytes of one.
 
+    Returns:
+        An image of 8 bits a channel.
+
     Raises:
-        UserError: The file is missing, empty, cut off, too large, or not an image.
+        UserError: The file is missing, empty, cut off, too large, not an image, or does not say
+            which of its values is white (32-bit, floating-point or signed values).
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else require_file(source, "image").read_bytes()
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-        return ImageOps.exif_transpose(image)
+        return _eight_bits(ImageOps.exif_transpose(image), image, name)
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is not an image", "Give a PNG or JPEG file.") from error
     except Image.DecompressionBombError as error:
@@ -64,9 +72,13 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """An image in 8 bits a channel: luma (ITU-R 601) for one channel, RGB for three.
 
     Transparent pixels lie on black, and 16-bit values are scaled.
+
+    Raises:
+        UserError: Its values have no scale: modes I and F.
     """
-    if image.mode in _SIXTEEN_BIT:
-        image = _to_eight_bits(image)
+    image = _eight_bits(image, image, "the image")
+    if image.mode in _INDIRECT:  # Pillow has no direct way from these
+        image = image.convert(_INDIRECT[image.mode])
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         image = Image.new("RGBA", opaque.size, (0, 0, 0, 255))
@@ -90,9 +102,35 @@ def resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampli
     return image.resize(size, resampling)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255 instead of scaling.
-    values = np.asarray(image).astype(np.float64) * (255.0 / 65535.0)
+def _eight_bits(image: Image.Image, file: Image.Image, name: str) -> Image.Image:
+    """Scale values wider than 8 bits to 0..255, black to white.
+
+    Pillow's own conversion clips at 255 instead of scaling.
+
+    Args:
+        image: The pixels.
+        file: What they were read from, whose format and tags say what they mean.
+        name: The file's name, for the message.
+
+    Raises:
+        UserError: Which value is white is not known.
+    """
+    # Pillow scales every PNM to 16 bits, and its older versions open a 16-bit PNG as I.
+    in_sixteen = image.mode == "I" and file.format in ("PNG", "PPM")
+    tags = getattr(file, "tag_v2", {})
+    if (image.mode in ("I", "F") and not in_sixteen) or _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise UserError(
+            f"{name} has floating-point, signed or 32-bit values, and nothing says which is white",
+            "Save it with 8 or 16 bits a channel.",
+        )
+    if not image.mode.startswith("I"):
+        return image
+    white = 2 ** tags.get(_BITS, (16,))[0] - 1
+    values = np.asarray(image).astype(np.float64) * (255 / white)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow turns 8 bits over, and no others
+        values = 255 - values
+    if "transparency" in file.info:
+        values[np.asarray(image) == file.info["transparency"]] = 0
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 

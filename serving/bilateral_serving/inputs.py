@@ -83,8 +83,14 @@ def pixels(image: Image.Image, how: PixelsPreprocessing) -> NDArray[np.int64]:
 
 
 def text_bytes(source: Source, length: int) -> NDArray[np.int64]:
-    """Byte + 1 of a UTF-8 text, at most `length` of them."""
-    content = _content(source, "text")
+    """Byte + 1 of a UTF-8 text, at most `length` of them.
+
+    Markup, and the commas and quotes of a CSV file, are text like any other: the model reads them.
+
+    Raises:
+        UserError: The text is empty or not UTF-8.
+    """
+    content = _text(source, "text").encode()
     return np.frombuffer(content[:length], np.uint8).astype(np.int64) + 1
 
 
@@ -96,7 +102,7 @@ def expression(source: Source, length: int) -> NDArray[np.int64]:
     """
     name = "the expression" if isinstance(source, bytes) else str(source)
     try:
-        symbols = listops.parse(_content(source, "expression").decode())
+        symbols = listops.parse(_text(source, "expression"))
         if len(symbols) > length:
             raise UserError(
                 f"{name} has {len(symbols)} symbols", f"The model takes up to {length}."
@@ -116,20 +122,25 @@ def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return padded
 
 
-def _content(source: Source, what: str) -> bytes:
+def _text(source: Source, what: str) -> str:
+    """A UTF-8 text without its byte-order mark, which an editor may have put before it."""
+    name = f"the {what}" if isinstance(source, bytes) else f"{what} {source}"
     content = source if isinstance(source, bytes) else require_file(source, what).read_bytes()
-    if not content:
-        raise UserError(f"the {what} is empty", "Give at least one character.")
-    return content
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name} is not UTF-8 text: byte {error.start} does not fit", "Convert it first."
+        ) from error
+    if not text:
+        raise UserError(f"{name} is empty", "Give at least one character.")
+    return text
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file's content.
+    """A UTF-8 text file's content, without a byte-order mark.
 
     Raises:
         UserError: The file is missing, empty or not UTF-8.
     """
-    try:
-        return require_file(path, "text").read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error})", "Convert it first.") from error
+    return _text(path, "text").replace("\r\n", "\n").replace("\r", "\n")

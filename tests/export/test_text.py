@@ -55,6 +55,13 @@ def test_already_tokenised_text_is_cut_at_spaces_only() -> None:
     ]
 
 
+@pytest.mark.parametrize("split", ["words", "spaces"])
+def test_a_byte_order_mark_is_no_part_of_a_text(split: str) -> None:
+    tokenizer = Tokenizer.trained("\ufeffThe class", least=1, split=split)
+    assert set(tokenizer.words) == {END, UNKNOWN, "The", "class"}
+    assert tokenizer.encode("\ufeffThe") == tokenizer.encode("The")
+
+
 def test_rare_words_become_unknown_and_frequent_ones_come_first() -> None:
     tokenizer = Tokenizer.trained("a a a b b c", least=2)
     assert tokenizer.words == (END, UNKNOWN, "a", "b")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ImagePreprocessing
+from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_serving.images import preprocess, read_image
+from bilateral_serving.segmentation import cut
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -121,6 +124,133 @@ def test_an_even_colour_stays_even_at_any_size(
     assert tensor.shape == (3, size, size)
     assert tensor.flags.c_contiguous
     np.testing.assert_allclose(tensor, colour / 255, atol=1e-6)
+
+
+def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """A greyscale TIFF of kinds that Pillow reads and does not write; one strip, little-endian."""
+    height, width = values.shape
+    if bits == 12:  # packed, most significant bit first
+        text = "".join(f"{value:012b}" for value in values.ravel())
+        data = int(text, 2).to_bytes(len(text) // 8, "big")
+    else:
+        data = values.tobytes()
+    short, long = 3, 4
+    entries = [
+        *((256, long, width), (257, long, height), (258, short, bits), (259, short, 1)),
+        *((262, short, photometric), (273, long, 8 + 2 + 12 * 10 + 4), (277, short, 1)),
+        *((278, long, height), (279, long, len(data)), (339, short, sample_format)),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4) + data
+
+
+def grey_files(grey: np.ndarray) -> dict[str, bytes]:
+    """One greyscale picture of 8 bits in every kind of file that can hold it exactly."""
+    image = Image.fromarray(grey)
+    wide = grey.astype(np.uint16) * 257
+    twelve = np.rint(grey * (4095 / 255)).astype(np.uint16)
+    other = Image.fromarray(255 - grey)
+    files = {
+        **{f"L {kind}": encoded(image, kind) for kind in ("PNG", "TIFF", "BMP", "PPM", "GIF")},
+        **{f"RGB {kind}": encoded(image.convert("RGB"), kind) for kind in ("PNG", "TIFF", "BMP")},
+        "P PNG": encoded(image.convert("P"), "PNG"),
+        "LA PNG": encoded(image.convert("LA"), "PNG"),
+        "RGBA PNG": encoded(image.convert("RGBA"), "PNG"),
+        "RGB WebP": encoded(image.convert("RGB"), "WEBP", lossless=True),
+        "I;16 PNG": encoded(Image.fromarray(wide), "PNG"),
+        "I;16 TIFF": encoded(Image.fromarray(wide), "TIFF"),
+        "I;16B TIFF": encoded(Image.frombytes("I;16B", image.size, wide.astype(">u2")), "TIFF"),
+        "16-bit PGM": b"P5 %d %d 65535\n" % image.size + wide.astype(">u2").tobytes(),
+        "12-bit PGM": b"P5 %d %d 4095\n" % image.size + twelve.astype(">u2").tobytes(),
+        "12-bit TIFF": tiff(twelve, 12),
+        "white is zero, 8-bit TIFF": tiff(255 - grey, 8, photometric=0),
+        "white is zero, 16-bit TIFF": tiff(65535 - wide, 16, photometric=0),
+        "animated GIF": encoded(image, "GIF", save_all=True, append_images=[other]),
+        "animated PNG": encoded(image, "PNG", save_all=True, append_images=[other]),
+        "TIFF of two pages": encoded(image, "TIFF", save_all=True, append_images=[other]),
+    }
+    if features.check("jpg_2000"):
+        files["JPEG 2000"] = encoded(image, "JPEG2000")
+        files["16-bit JPEG 2000"] = encoded(Image.fromarray(wide), "JPEG2000")
+    return files
+
+
+def files_without_scale(grey: np.ndarray) -> dict[str, bytes]:
+    """The same picture in kinds of files that do not say which value is white."""
+    files = {
+        f"{kind} TIFF": encoded(Image.fromarray(values), "TIFF")
+        for kind, values in {
+            "float 0..1": (grey / 255).astype(np.float32),
+            "float 0..255": grey.astype(np.float32),
+            "float 0..65535": grey.astype(np.float32) * 257,
+            "int32": grey.astype(np.int32),
+        }.items()
+    }
+    files["uint32 TIFF"] = tiff(grey.astype("<u4"), 32)
+    files["signed 16-bit TIFF"] = tiff(grey.astype("<i2"), 16, sample_format=2)
+    files["signed 8-bit TIFF"] = tiff((grey // 2).astype("i1"), 8, sample_format=2)
+    height, width = grey.shape
+    pixels = (grey / np.float32(255)).astype("<f4").tobytes()
+    files["PFM"] = b"Pf\n%d %d\n-1.0\n" % (width, height) + pixels
+    return files
+
+
+SEGMENTER = SegmentationPreprocessing(
+    window=8, stride=8, mean=(0, 0, 0), std=(1, 1, 1), palette=((0, 0, 0),)
+)
+
+
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_same_picture_in_any_file_is_the_same_input_or_refused(seed: int) -> None:
+    grey = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+    expected = grey.astype(np.float32) / np.float32(255)
+    for kind, data in grey_files(grey).items():
+        for channels in (1, 3):
+            made = preprocess(read_image(data), how(channels, 8))
+            np.testing.assert_array_equal(made, np.stack([expected] * channels), err_msg=kind)
+        windows = cut(read_image(data), SEGMENTER).pixels
+        np.testing.assert_array_equal(windows, np.stack([expected] * 3)[None], err_msg=kind)
+    for data in files_without_scale(grey).values():
+        with pytest.raises(UserError, match="nothing says which is white"):
+            read_image(data)
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_alpha_is_read(mode: str) -> None:
+    image = Image.new(f"{mode[:-1]}A", (4, 4), (200,) * (len(mode) - 1) + (128,)).convert(mode)
+    for channels in (1, 3):
+        np.testing.assert_allclose(preprocess(image, how(channels)), 100 / 255, atol=1.1 / 255)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "HSV"])
+def test_other_colour_spaces_are_nearly_the_same_colours(mode: str) -> None:
+    """They are rounded when they are made, so the same picture is a few levels off."""
+    colours = np.linspace(40, 215, 192).astype(np.uint8).reshape(8, 8, 3)
+    image = Image.fromarray(colours)
+    other = image.convert(mode)
+    for channels in (1, 3):
+        expected = preprocess(image, how(channels, 8))
+        files = [encoded(other, "TIFF")] if mode != "HSV" else []
+        for made in (other, *map(read_image, files)):
+            got = preprocess(made, how(channels, 8))
+            np.testing.assert_allclose(got, expected, atol=12 / 255, err_msg=mode)
+
+
+def test_a_bilevel_picture_is_black_and_white() -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (8, 8)).astype(bool)
+    for kind in ("PNG", "TIFF", "BMP", "PPM"):
+        tensor = preprocess(read_image(encoded(Image.fromarray(bits), kind)), how(1, 8))
+        np.testing.assert_array_equal(tensor[0], bits, err_msg=kind)
+
+
+def test_a_16_bit_picture_is_turned_upright_and_its_clear_pixels_are_black() -> None:
+    wide = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = read_image(encoded(Image.fromarray(wide), exif=exif, transparency=int(wide[0, 3])))
+    upright = np.rot90(np.where(wide == wide[0, 3], 0, wide), -1)
+    np.testing.assert_array_equal(np.asarray(made), np.rint(upright / 257).astype(np.uint8))
 
 
 class TestBadInput:

@@ -31,12 +31,14 @@ class Checkpoint:
         sha256: Of that file.
         card: Configuration, labels, preprocessing, licence.
         state: The weights by name, on the CPU.
+        preprocessing_source: Where the card's preprocessing comes from; empty where it has none.
     """
 
     path: Path
     sha256: str
     card: CheckpointCard
     state: dict[str, Tensor]
+    preprocessing_source: str = ""
 
     def build_model(self) -> nn.Module:
         """The model with these weights, in evaluation mode, in the dtype of the file."""

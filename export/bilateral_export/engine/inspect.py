@@ -20,6 +20,8 @@ from bilateral_export.engine.plan_header import PlanHeader, read_header
 from bilateral_export.engine.source import described, weight_files
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
+from bilateral_export.graph.changes import changes, precisions, read_metadata
+from bilateral_export.preprocessing import preprocessing_text
 
 CONFIG = "config.pbtxt"
 _PLAN_SUFFIXES = (".plan", ".engine")
@@ -39,6 +41,9 @@ class OnnxSummary:
         functions: Local functions, with their overload.
         attention: One line for each distinct BilateralAttention configuration, with its count.
         weights: Number of elements by type.
+        precisions: Types of the weights that are multiplied with, most numbers first.
+        changes: What other tools have changed since `bilateral export` wrote the file.
+        preprocessing: How a file becomes the input, and where that comes from, in one line.
         metadata: What the exporter wrote about the model, if anything.
     """
 
@@ -52,6 +57,9 @@ class OnnxSummary:
     functions: tuple[str, ...]
     attention: dict[str, int]
     weights: dict[str, int]
+    precisions: tuple[str, ...]
+    changes: tuple[str, ...]
+    preprocessing: str
     metadata: dict[str, Any] | None
 
 
@@ -136,8 +144,16 @@ def _inspect_onnx(path: Path) -> OnnxSummary:
         ),
         attention=_by_count(_attention_text(node) for node in attention_nodes(model)),
         weights=_weights(model),
+        precisions=precisions(model),
+        changes=changes(model),
+        preprocessing=_preprocessing(model),
         metadata=described(model),
     )
+
+
+def _preprocessing(model: onnx.ModelProto) -> str:
+    said = read_metadata(model)
+    return "" if said is None else preprocessing_text(said.preprocessing, said.preprocessing_source)
 
 
 def _inspect_plan(path: Path) -> PlanSummary:

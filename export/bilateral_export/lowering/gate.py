@@ -15,6 +15,8 @@ from bilateral_export.lowering.site import Site
 from bilateral_export.lowering.stream import Stream
 
 FACTOR = 4.0
+# ONNX Runtime's names of types that are not NumPy's.
+_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 _ROWS = 48
 _BATCH = 2
 
@@ -94,6 +96,17 @@ def measure_outputs(
     return error, factor * 4 * float(np.finfo(np.float32).eps)
 
 
+def open_session(model: onnx.ModelProto, *, optimised: bool = True) -> onnxruntime.InferenceSession:
+    """A model in ONNX Runtime's CPU provider; one that is only opened need not be optimised."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
 def _activations(
     lowered: onnx.ModelProto, wanted: Sequence[str], seed: int
 ) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:
@@ -103,12 +116,8 @@ def _activations(
     del probe.graph.output[:]
     names = list(dict.fromkeys(wanted))
     for name in names:
-        probe.graph.output.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+        probe.graph.output.add(name=name)  # ONNX Runtime infers its type
+    session = open_session(probe)
     generator = np.random.default_rng(seed)
     values = session.run(names, _inputs(session, generator))
     return dict(zip(names, values, strict=True)), generator
@@ -165,9 +174,9 @@ def _inputs(
         shape = [
             size if isinstance(size, int) else free[axis] for axis, size in enumerate(node.shape)
         ]
-        if node.type == "tensor(float)":
-            inputs[node.name] = generator.standard_normal(shape).astype(np.float32)
+        kind = np.dtype(_TYPES.get(node.type) or node.type[len("tensor(") : -1])
+        if kind.kind == "f":
+            inputs[node.name] = generator.standard_normal(shape).astype(kind)
         else:
-            kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
-            inputs[node.name] = np.ones(shape, dtype=kind.get(node.type, np.float32))
+            inputs[node.name] = np.ones(shape, dtype=kind)
     return inputs

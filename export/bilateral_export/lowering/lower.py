@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file, sha256
+from bilateral_export.graph.changes import LOWERING_KEY as METADATA_KEY
+from bilateral_export.graph.changes import changes, missing_bodies
 from bilateral_export.lowering.attention import use_attention
 from bilateral_export.lowering.augmented import augment
 from bilateral_export.lowering.decomposed import decompose
@@ -20,6 +22,7 @@ from bilateral_export.lowering.gate import (
     measure_norms,
     measure_outputs,
     measure_sites,
+    open_session,
 )
 from bilateral_export.lowering.gelu import keep_gelu
 from bilateral_export.lowering.heads import read_heads_in_place
@@ -42,7 +45,6 @@ Runtime = Literal["onnxruntime-cpu", "openvino"]
 Form = Literal["augmented", "mask", "attention", "decomposed"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
-METADATA_KEY = "bilateral.lowering"
 
 # From here on the flash form is faster on ONNX Runtime's CPU provider, which `bilateral bench suite
 # --only crossover` measures by turns. On two cores of an EPYC with AVX-512 it is 1.05 times as fast
@@ -427,4 +429,21 @@ def _read(path: Path) -> onnx.ModelProto:
         raise UserError(
             f"{path} was lowered for {done.runtime} already", "Start from the exported file."
         )
+    _require_runnable(model, path)
     return model
+
+
+def _require_runnable(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a file that cannot be run as it is, so that a later failure is a fault of ours."""
+    changed = "; ".join(changes(model))
+    since = f"Another tool changed it: {changed}. " if changed else ""
+    fix = f"{since}Export it again with `bilateral export`, which has --precision and --opset."
+    if missing := missing_bodies(model):
+        raise UserError(f"{path}: {missing[0]} has no function body", fix)
+    try:
+        open_session(model, optimised=False)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+        reason = str(error).rpartition("] : ")[2] or str(error)
+        if "NOT_IMPLEMENTED" in reason:
+            fix = "Its CPU provider has no such kernel; export fp32 or fp16 for it."
+        raise UserError(f"ONNX Runtime cannot open {path} ({reason})", fix) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx.parser
+from onnx import numpy_helper
 
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
@@ -34,7 +36,8 @@ def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProt
 
     The matrix products take the tokens' type; the spatial term and the softmax are float32. The
     term |q|^2 of the Gaussian range kernel cancels in the softmax and is left out, which is also
-    what lets TensorRT fuse the body.
+    what lets TensorRT fuse the body. Constants are tensors, which have a type: tools that fold
+    constants read a plain number (`value_float`) as float64.
 
     Args:
         configuration: The kernels and masks the body computes.
@@ -77,6 +80,41 @@ def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProt
     return onnx.parser.parse_function(text)
 
 
+def same_body(found: onnx.FunctionProto, configuration: Configuration, opset: int) -> bool:
+    """Whether a function computes exactly what `function_body` writes for the configuration.
+
+    Names of nodes, notes, and how a constant is written change nothing; the body that version
+    0.1.0 wrote, with plain numbers for constants, is the same body.
+    """
+    return _computation(found) == _computation(function_body(configuration, opset))
+
+
+def _computation(function: onnx.FunctionProto) -> list[bytes]:
+    """A function's nodes without names and notes, every constant of its own as a tensor."""
+    nodes = []
+    for node in function.node:
+        kept = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
+        kept.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+        for attribute in kept.attribute:
+            attribute.ClearField("doc_string")
+            dtype = _PLAIN_NUMBERS.get(attribute.name)
+            if node.op_type == "Constant" and not attribute.ref_attr_name:
+                value = onnx.helper.get_attribute_value(attribute)
+                array = numpy_helper.to_array(value) if dtype is None else np.array(value, dtype)
+                tensor = numpy_helper.from_array(array)
+                attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
+        nodes.append(kept.SerializeToString(deterministic=True))
+    return nodes
+
+
+# The forms of a Constant that carry no element type but the one the standard gives them.
+_PLAIN_NUMBERS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+
 _PRODUCT = """\
 scale_f = Constant <value_float: float = @scale> ()
 scale_t = CastLike (scale_f, query)
@@ -96,12 +134,12 @@ def range_step(kernel: RangeKernel) -> str:
 product_f = Cast <to = 1> (product)
 key_f = Cast <to = 1> (key)
 key_square = Mul (key_f, key_f)
-last_axis = Constant <value_ints = [-1]> ()
+last_axis = Constant <value = int64[1] {-1}> ()
 key_norm = ReduceSum <keepdims = 0> (key_square, last_axis)
-minus_half = Constant <value_float = -0.5> ()
+minus_half = Constant <value = float {-0.5}> ()
 half_scale = Mul (scale_f, minus_half)
 key_term = Mul (key_norm, half_scale)
-head_row = Constant <value_ints = [2]> ()
+head_row = Constant <value = int64[1] {2}> ()
 key_column = Unsqueeze (key_term, head_row)
 logits_out = Add (product_f, key_column)"""
     )
@@ -115,10 +153,10 @@ def spatial_step(kernel: SpatialKernel) -> str:
 
 
 _SQUARED_DISTANCE = """\
-axis_0 = Constant <value_ints = [0]> ()
-axis_1 = Constant <value_ints = [1]> ()
-axes_1_2 = Constant <value_ints = [1, 2]> ()
-axis_last = Constant <value_ints = [2]> ()
+axis_0 = Constant <value = int64[1] {0}> ()
+axis_1 = Constant <value = int64[1] {1}> ()
+axes_1_2 = Constant <value = int64[2] {1, 2}> ()
+axis_last = Constant <value = int64[1] {2}> ()
 p_row = Unsqueeze (query_positions, axis_1)
 p_column = Unsqueeze (key_positions, axis_0)
 difference = Sub (p_row, p_column)
@@ -131,13 +169,13 @@ _PER_VARIANCE = """\
 sigma = Unsqueeze (bandwidth, axes_1_2)
 per_sigma = Div (exempted, sigma)
 per_variance = Div (per_sigma, sigma)
-minus_half_s = Constant <value_float = -0.5> ()
+minus_half_s = Constant <value = float {-0.5}> ()
 spatial = Mul (per_variance, minus_half_s)
 """
 
 _FEATURES = """\
-axis_0 = Constant <value_ints = [0]> ()
-axis_1 = Constant <value_ints = [1]> ()
+axis_0 = Constant <value = int64[1] {0}> ()
+axis_1 = Constant <value = int64[1] {1}> ()
 features_transposed = Transpose <perm = [0, 2, 1]> (key_positions)
 similarity = MatMul (query_positions, features_transposed)
 """
@@ -145,8 +183,8 @@ similarity = MatMul (query_positions, features_transposed)
 # A product, not a selection: it folds and fuses. What it multiplies is finite, so 0 * x is 0; that
 # is why the Gaussian divides by the variance only afterwards.
 _EXEMPT_PREFIX = """\
-zero = Constant <value_int = 0> ()
-one = Constant <value_int = 1> ()
+zero = Constant <value = int64 {0}> ()
+one = Constant <value = int64 {1}> ()
 query_shape = Shape <start = 2, end = 3> (query)
 key_shape = Shape <start = 2, end = 3> (key)
 query_count = Squeeze (query_shape)
@@ -168,15 +206,15 @@ exempted = Mul (similarity, placed)
 _ADD_SPATIAL = "logits_out = Add (logits_in, spatial)"
 
 _KEY_BIAS = """\
-bias_axes = Constant <value_ints = [1, 2]> ()
+bias_axes = Constant <value = int64[2] {1, 2}> ()
 bias = Unsqueeze (key_bias, bias_axes)
 logits_out = Add (logits_in, bias)"""
 
 _CAUSAL = """\
-c_zero = Constant <value_int = 0> ()
-c_one = Constant <value_int = 1> ()
-c_axis_0 = Constant <value_ints = [0]> ()
-c_axis_1 = Constant <value_ints = [1]> ()
+c_zero = Constant <value = int64 {0}> ()
+c_one = Constant <value = int64 {1}> ()
+c_axis_0 = Constant <value = int64[1] {0}> ()
+c_axis_1 = Constant <value = int64[1] {1}> ()
 c_query_shape = Shape <start = 2, end = 3> (query)
 c_key_shape = Shape <start = 2, end = 3> (key)
 c_query_count = Squeeze (c_query_shape)
@@ -188,7 +226,7 @@ column = Range (c_zero, c_key_count, c_one)
 row_column = Unsqueeze (row, c_axis_1)
 column_row = Unsqueeze (column, c_axis_0)
 past = LessOrEqual (column_row, row_column)
-minus_infinity = Constant <value_float = -inf> ()
+minus_infinity = Constant <value = float {-inf}> ()
 logits_out = Where (past, logits_in, minus_infinity)"""
 
 _SOFTMAX = """\

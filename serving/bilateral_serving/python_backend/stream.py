@@ -76,7 +76,7 @@ class Streamer:
     def __init__(self, run: Run, directory: Path, metadata: str) -> None:
         about = json.loads(metadata)
         model, text = about["model"], about["preprocessing"]
-        words = (directory / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+        words = (directory / "vocabulary.txt").read_text(encoding="utf-8-sig").split("\n")
         self._tokenizer = Tokenizer(words, text["split"])
         self._context = int(text["context"])
         self._cache_shape = (1, model["depth"], model["heads"], 0, model["dim"] // model["heads"])

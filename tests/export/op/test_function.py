@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from bilateral_export.op import contract, torch_op
-from bilateral_export.op.function import Configuration, function_body
+from bilateral_export.op.function import Configuration, function_body, same_body
 
 CONFIGURATIONS = [
     Configuration(range_kernel, spatial_kernel, causal, key_bias)
@@ -108,6 +108,37 @@ def test_onnx_runtime_computes_the_torch_operator(configuration: Configuration) 
         (answer,) = session.run(None, feeds)
         expected = torch_answer(configuration, feeds)
         np.testing.assert_allclose(answer, expected, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.overload)
+def test_its_constants_have_a_type_which_tools_that_fold_constants_keep(
+    configuration: Configuration,
+) -> None:
+    body = function_body(configuration, 22)
+    constants = [node.attribute[0] for node in body.node if node.op_type == "Constant"]
+    assert all(constant.name == "value" or constant.ref_attr_name for constant in constants)
+
+    graphsurgeon = pytest.importorskip("onnx_graphsurgeon", reason="it is not installed")
+    feeds = feeds_of(configuration)
+    graph = graphsurgeon.import_onnx(model_of([call(configuration)], [body], feeds, 22))
+    folded = graphsurgeon.export_onnx(graph.fold_constants().cleanup())
+    (answer,) = onnxruntime.InferenceSession(folded.SerializeToString()).run(None, feeds)
+    expected = torch_answer(configuration, feeds)
+    np.testing.assert_allclose(answer, expected, rtol=2e-4, atol=2e-6)
+
+
+def test_the_same_body_is_known_and_another_is_not() -> None:
+    bodies = {configuration: function_body(configuration, 22) for configuration in CONFIGURATIONS}
+    for found, body in bodies.items():
+        plain = onnx.FunctionProto()
+        plain.CopyFrom(body)
+        for node in plain.node:  # as version 0.1.0 wrote it
+            if node.op_type == "Constant" and not node.attribute[0].ref_attr_name:
+                value = onnx.numpy_helper.to_array(node.attribute[0].t)
+                kind = {"f": "float", "i": "int"}[value.dtype.kind] + "s" * value.ndim
+                node.attribute[0].CopyFrom(helper.make_attribute(f"value_{kind}", value.tolist()))
+        for other in CONFIGURATIONS:
+            assert same_body(body, other, 22) == same_body(plain, other, 22) == (found == other)
 
 
 def test_one_file_may_hold_several_configurations_as_overloads() -> None:

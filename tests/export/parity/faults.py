@@ -153,7 +153,7 @@ def _softmax_in_half(nodes: list[onnx.NodeProto]) -> None:
 
 def _key_norm_positive(nodes: list[onnx.NodeProto]) -> None:
     constant = next(node for node in nodes if list(node.output) == ["minus_half"])
-    constant.attribute[0].f = 0.5
+    constant.attribute[0].t.CopyFrom(numpy_helper.from_array(np.float32(0.5)))
 
 
 def _sigma_once(nodes: list[onnx.NodeProto]) -> None:
