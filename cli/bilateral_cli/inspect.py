@@ -81,7 +81,8 @@ def _onnx_rows(summary: OnnxSummary) -> Rows:
     rows.append(("weights", weights or "none"))
     if summary.metadata is not None:
         said = summary.metadata
-        rows.append(("model", f"{said.get('name')}, {said.get('precision')}"))
+        weights_key = f", weights {said['weights']}" if said.get("weights") else ""
+        rows.append(("model", f"{said.get('name')}, {said.get('precision')}{weights_key}"))
     return rows
 
 

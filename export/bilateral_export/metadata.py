@@ -16,7 +16,12 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class ArtifactMetadata(BaseModel):
-    """Everything a server or a client needs to know of an exported model."""
+    """Everything a server or a client needs to know of an exported model.
+
+    Attributes:
+        weights: The entry of a training checkpoint that was exported, such as "model_ema"; None
+            where the checkpoint held nothing else, and in files of older versions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,5 +33,6 @@ class ArtifactMetadata(BaseModel):
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     checkpoint_sha256: str
+    weights: str | None = None
     license: str
     versions: dict[str, str] = Field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard, parse_card
+from bilateral_export.checkpoint.text import printable, read_document
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 
@@ -31,20 +31,20 @@ def read_native(path: Path) -> tuple[dict[str, Tensor], CheckpointCard | None]:
     """Read a safetensors file and its card: the one inside, else `<stem>.json` beside it.
 
     Raises:
-        UserError: The file is truncated or no safetensors file, or its card is not valid.
+        UserError: The file is truncated or not a safetensors file, or its card is not valid.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"checkpoint {path} is truncated or no safetensors file ({error})",
+            f"checkpoint {path} is truncated or not a safetensors file ({printable(error, 160)})",
             "Copy it again and compare its size and SHA-256 with the original.",
         ) from error
     if CARD_KEY in metadata:
         return state, parse_card(metadata[CARD_KEY], str(path))
     beside = path.with_suffix(".json")
     if beside.is_file():
-        return state, parse_card(beside.read_text(encoding="utf-8"), str(beside))
+        return state, parse_card(read_document(beside, "configuration"), str(beside))
     return state, None

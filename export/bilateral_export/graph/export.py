@@ -166,6 +166,7 @@ def _metadata(checkpoint: Checkpoint, precision: Precision) -> ArtifactMetadata:
         labels=card.labels,
         preprocessing=card.preprocessing,
         checkpoint_sha256=checkpoint.sha256,
+        weights=checkpoint.weights,
         license=card.license,
         versions={
             "bilateral-serve": __version__,

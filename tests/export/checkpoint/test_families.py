@@ -44,9 +44,11 @@ def test_together_they_stay_small() -> None:
     assert LISTOPS.stat().st_size + PYDOC.stat().st_size < 3_000_000
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'lra_texts'.*lra_text, .*wikitext103_small.*segmenter"):
+def test_an_unknown_name_lists_known_ones_like_it() -> None:
+    with pytest.raises(UserError, match=r"'lra_texts'.*lra_text, .*`bilateral models` lists all"):
         named("lra_texts")
+    with pytest.raises(UserError, match=r"unknown model name '\?+'.*`bilateral models` lists all"):
+        named("?" * 1000)
 
 
 @pytest.mark.parametrize(

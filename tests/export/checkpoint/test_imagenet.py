@@ -99,7 +99,7 @@ def test_names_from_a_file_replace_those_of_the_checkpoint(tmp_path: Path) -> No
     [
         (b"zero\none\n", "has 2 lines; the model has 10 classes"),
         (b"a\nb\nc\n\ne\nf\ng\nh\ni\nj\n", "10 lines, 1 of them blank"),
-        (b"\xff\xfe\x00", "is no UTF-8 text"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
 )
 def test_a_file_that_does_not_name_every_class_is_refused(
