@@ -124,7 +124,7 @@ class _Reader:
         for name, known in (("interpolation", ("bilinear", "bicubic")), ("crop_mode", ("center",))):
             value = self.said.get(name)
             if value and value not in known:
-                raise self._wrong(name, f"is not {' or '.join(known)}, which is all that is served")
+                raise self._wrong(name, f"is not {' or '.join(known)}, all that is served")
         value = self.said.get("interpolation")
         return value if value in ("bilinear", "bicubic") else None
 

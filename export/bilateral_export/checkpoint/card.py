@@ -25,6 +25,7 @@ from bilateral_export.preprocessing import (
 
 SCHEMA_VERSION = 1
 BYTE_ORDER_MARK = "\ufeff"
+_LARGEST_RESIZE = 100  # times the crop that is kept
 
 
 class CheckpointCard(BaseModel):
@@ -53,7 +54,7 @@ class CheckpointCard(BaseModel):
     @model_validator(mode="after")
     def _name_can_be_shown(self) -> CheckpointCard:
         if has_control_character(self.name) or not self.name.strip():
-            raise ValueError(f"name {printable(self.name)!r} cannot be shown in one line")
+            raise ValueError(f"name '{printable(self.name)}' cannot be shown in one line")
         return self
 
     @model_validator(mode="after")
@@ -65,9 +66,9 @@ class CheckpointCard(BaseModel):
             )
         for label in self.labels:
             if len(label.splitlines()) != 1 or has_control_character(label):
-                raise ValueError(f"label {printable(label)!r} is not one line")
+                raise ValueError(f"label '{printable(label)}' is not one line")
             if label.startswith(BYTE_ORDER_MARK):
-                raise ValueError(f"label {printable(label)!r} begins with a byte-order mark")
+                raise ValueError(f"label '{printable(label)}' begins with a byte-order mark")
         return self
 
     @model_validator(mode="after")
@@ -80,6 +81,10 @@ class CheckpointCard(BaseModel):
                     raise ValueError(
                         f"the preprocessing makes images {said}, the model takes {wanted}"
                     )
+                if how.resize > _LARGEST_RESIZE * how.height:
+                    raise ValueError(
+                        f"the preprocessing resizes to {how.resize} pixels to keep {how.height}"
+                    )
             case TextPreprocessing() as how, LanguageModelConfig() as model:
                 if (len(how.vocabulary), how.context) != (model.vocabulary, model.context):
                     raise ValueError(
@@ -91,6 +96,10 @@ class CheckpointCard(BaseModel):
                     raise ValueError(
                         f"the preprocessing cuts windows of {how.window} pixels, the model takes"
                         f" {model.image_size}"
+                    )
+                if how.stride > how.window:
+                    raise ValueError(
+                        f"windows of {how.window} pixels every {how.stride} leave gaps"
                     )
                 if len(how.palette) < model.num_classes:
                     raise ValueError(
@@ -122,7 +131,7 @@ class CheckpointCard(BaseModel):
                 pass
             case how, model:
                 raise ValueError(
-                    f"preprocessing of the kind {how.kind!r} is not for a {model.family}"
+                    f"preprocessing of the kind {how.kind!r} is not for the family {model.family!r}"
                 )
         return self
 
@@ -147,5 +156,5 @@ def describe(error: ValidationError) -> str:
     reasons = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         where = printable(".".join(map(str, problem["loc"])) or "document", longest=50)
-        reasons.append(f"{where}: {problem['msg']}")
+        reasons.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
     return listed(reasons, separator="; ", longest=160)

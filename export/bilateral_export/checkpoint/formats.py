@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -18,25 +19,30 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SAVE_STATE_DICT = "Save model.state_dict() with torch.save or safetensors, and give that file."
 _UNPACK = "Unpack it and give the checkpoint inside."
+_GIVE_PYTORCH = "Give PyTorch weights."
+_JOIN = "Join the parts first: load each, update one dictionary, and save that."
+_ONNX = "an ONNX model, not a checkpoint"
 
-# First bytes (after white space and a byte-order mark), what such a file is, what to do.
+# First bytes (after a byte-order mark and white space), what such a file is, what to do.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (
-        b"version https://git-lfs",
+        rb"version https://git-lfs",
         "a Git LFS pointer, not the file it stands for",
         "Run `git lfs pull` where it came from.",
     ),
-    (b"<!doctype html", "an HTML page", "The download failed: open its address in a browser."),
-    (b"<html", "an HTML page", "The download failed: open its address in a browser."),
-    (b"<?xml", "an XML document", "The download failed: read what it says."),
-    (b"GGUF", "a GGUF file (llama.cpp)", "Give the checkpoint that it was converted from."),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", "Give PyTorch weights."),
-    (b"\x93NUMPY", "a NumPy array", "Give a file of named tensors: a state_dict."),
-    (b"\x1f\x8b", "a gzip archive", _UNPACK),
-    (b"\xfd7zXZ", "an xz archive", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
-    (b"BZh", "a bzip2 archive", _UNPACK),
-    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (rb"<!doctype html|<html", "an HTML page", "The download failed: open its address."),
+    (rb"<\?xml", "an XML document", "The download failed: read what it says."),
+    (rb"GGUF", "a GGUF file (llama.cpp)", "Give the checkpoint that it was converted from."),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", _GIVE_PYTORCH),
+    (rb"\x93NUMPY", "a NumPy array", "Give a file of named tensors: a state_dict."),
+    # Fields of ONNX's ModelProto: the IR's version, then a text or the graph.
+    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x3a\x42]", _ONNX, "Give the checkpoint it was made from."),
+    # A msgpack map whose first key is a short text.
+    (rb"[\x81-\x8f\xde][\xa1-\xbf]", "a Flax checkpoint (msgpack)", _GIVE_PYTORCH),
+    (rb"\x1f\x8b|\xfd7zXZ|\x28\xb5\x2f\xfd|BZh|7z\xbc\xaf", "a compressed archive", _UNPACK),
+    (rb"(?s:.{257})ustar", "a tar archive", _UNPACK),
+    (rb"\{\s*\"(metadata|weight_map)\"", "an index: it lists the parts of a checkpoint", _JOIN),
+    (rb"\{", "a JSON document", "Give the weights; --model takes JSON."),
 )
 # Part of a record's name in a zip archive, what the archive is, what to do.
 _FOREIGN_ARCHIVES: tuple[tuple[str, str, str], ...] = (
@@ -47,22 +53,21 @@ _FOREIGN_ARCHIVES: tuple[tuple[str, str, str], ...] = (
         _SAVE_STATE_DICT,
     ),
     (r"\.npy$", "an archive of NumPy arrays (.npz)", _SAVE_STATE_DICT),
-    (r"model\.weights\.h5$", "a Keras model", "Give PyTorch weights."),
+    (r"model\.weights\.h5$", "a Keras model", _GIVE_PYTORCH),
     (r"MAR-INF/", "a TorchServe archive", _UNPACK),
 )
-_FOREIGN_SUFFIXES: dict[str, tuple[str, str]] = {
-    ".onnx": ("an ONNX model, not a checkpoint", "Give the checkpoint that it was exported from."),
-    ".msgpack": ("a Flax checkpoint", "Give PyTorch weights."),
-    ".pb": ("a TensorFlow graph", "Give PyTorch weights."),
-    ".index": ("a part of a TensorFlow checkpoint", "Give PyTorch weights."),
-    ".tflite": ("a TensorFlow Lite model", "Give PyTorch weights."),
-}
+# The end of a file's name, where the content says nothing.
+_FOREIGN_NAMES: tuple[tuple[str, str, str], ...] = (
+    (r"\.onnx$", _ONNX, "Give the checkpoint it was made from."),
+    (r"\.tflite$", "a TensorFlow Lite model", _GIVE_PYTORCH),
+    (r"\.(pb|index|data-\d+-of-\d+)$", "a part of a TensorFlow model", _GIVE_PYTORCH),
+)
 # A file in a directory, what the directory is, what to do.
 _DIRECTORIES: tuple[tuple[str, str, str], ...] = (
     (
         "*.index.json",
         "a Hugging Face folder with its weights in parts",
-        "Join the parts into one file first.",
+        _JOIN,
     ),
     ("config.json", "a Hugging Face folder", "Give the file of weights inside it."),
     (
@@ -70,7 +75,7 @@ _DIRECTORIES: tuple[tuple[str, str, str], ...] = (
         "a distributed checkpoint",
         "Run `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`.",
     ),
-    ("saved_model.pb", "a TensorFlow model", "Give PyTorch weights."),
+    ("saved_model.pb", "a TensorFlow model", _GIVE_PYTORCH),
 )
 
 
@@ -81,7 +86,7 @@ def identify(path: Path) -> Format:
         UserError: The file is not a checkpoint, or one in a format that is not read: the message
             names what it is.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (no error for a name that cannot be)
         for pattern, what, fix in _DIRECTORIES:
             if any(path.glob(pattern)):
                 raise UserError(f"checkpoint {path} is a directory: {what}", fix)
@@ -91,7 +96,7 @@ def identify(path: Path) -> Format:
     if part := _SHARD.search(path.name):
         raise UserError(
             f"checkpoint {path} is part {int(part[1])} of {int(part[2])}",
-            "Join the parts first: load each, update one dictionary, and save that.",
+            _JOIN,
         )
     if head.startswith(b"PK\x03\x04"):
         _refuse_foreign_archive(path)
@@ -102,10 +107,11 @@ def identify(path: Path) -> Format:
                 f"checkpoint {path} is a pickle that torch.save did not write", _SAVE_STATE_DICT
             )
         return "torch"
-    if path.suffix == ".safetensors" or head[8:].lstrip(b" ").startswith(b'{"'):
-        _refuse_foreign(path, head)
+    if head[4:9] == b"\0\0\0\0{":  # after the length of the JSON document that begins the file
         return "safetensors"
     _refuse_foreign(path, head)
+    if path.suffix == ".safetensors":
+        return "safetensors"  # truncated or damaged: its reader says how
     raise UserError(
         f"checkpoint {path} is truncated or not a checkpoint at all",
         "Give a .safetensors file or what torch.save wrote.",
@@ -113,24 +119,12 @@ def identify(path: Path) -> Format:
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    lowered = start.lower()
-    for magic, what, fix in _FOREIGN:
-        if head.startswith(magic) or lowered.startswith(magic):
+    for pattern, what, fix in _FOREIGN:
+        if re.match(rb"(?:\xef\xbb\xbf)?\s*(?:" + pattern + rb")", head, re.IGNORECASE):
             raise UserError(f"checkpoint {path} is {what}", fix)
-    if head[257:262] == b"ustar":
-        raise UserError(f"checkpoint {path} is a tar archive", _UNPACK)
-    if path.name.endswith(".index.json") or b'"weight_map"' in start:
-        raise UserError(
-            f"checkpoint {path} is an index: it lists the parts of a checkpoint",
-            "Join the parts into one file first.",
-        )
-    if start.startswith(b"{") and path.suffix != ".safetensors":
-        raise UserError(
-            f"checkpoint {path} is a JSON document", "Give the weights; --model takes JSON."
-        )
-    if found := _FOREIGN_SUFFIXES.get(path.suffix):
-        raise UserError(f"checkpoint {path} is {found[0]}", found[1])
+    for suffix, what, fix in _FOREIGN_NAMES:
+        if re.search(suffix, path.name):
+            raise UserError(f"checkpoint {path} is {what}", fix)
 
 
 def _refuse_foreign_archive(path: Path) -> None:

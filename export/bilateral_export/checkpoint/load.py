@@ -23,6 +23,7 @@ from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.checkpoint.state_dict import named_weights
 from bilateral_export.checkpoint.text import listed, printable, read_document
 from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
 from bilateral_export.files import sha256 as sha256_of
 from bilateral_export.models.family import ModelConfig, build
 from bilateral_export.models.zoo import named
@@ -97,10 +98,9 @@ def load_checkpoint(
             its configuration (sizes that differ are shown with both values, else missing,
             unexpected and wrongly shaped tensors), or holds values that are not finite.
     """
+    digest = None if sha256 is None else _checked_digest(path, sha256)
     kind = identify(path)
-    digest = sha256_of(path)
-    if sha256 is not None:
-        _check_digest(path, digest, sha256)
+    digest = digest or sha256_of(path)
     content = _read_safetensors(path, weights) if kind == "safetensors" else _read(path, weights)
     card, source = _card(path, content, model)
     _check_fit(content.state, card, path)
@@ -116,16 +116,18 @@ def load_checkpoint(
     )
 
 
-def _check_digest(path: Path, digest: str, wanted: str) -> None:
+def _checked_digest(path: Path, wanted: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
         raise UserError(
             f"--sha256 {printable(wanted)} is not a SHA-256", "Give its 64 hexadecimal digits."
         )
+    digest = sha256_of(require_file(path, "checkpoint"))
     if digest != wanted.lower():
         raise UserError(
             f"checkpoint {path} has the SHA-256 {digest}, not {wanted.lower()}",
             "It is another file or was damaged on its way: copy it again.",
         )
+    return digest
 
 
 def _read_safetensors(path: Path, weights: str | None) -> _Content:
@@ -158,7 +160,7 @@ def _card(path: Path, content: _Content, model: str | None) -> tuple[CheckpointC
             return own, "the checkpoint's card"
         if said is None:
             name = content.arguments.model
-            known = f" (its training arguments say {printable(name)!r})" if name else ""
+            known = f" (its training arguments say '{printable(name)}')" if name else ""
             raise UserError(
                 f"checkpoint {path} does not say which model it is{known}",
                 "Give --model: a JSON configuration, or a name that `bilateral models` lists.",
@@ -275,7 +277,7 @@ def _misfit(sizes: list[str], kinds: Mapping[str, list[str]]) -> str:
 def _misfit_fix(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     first = {name.partition(".")[0] for name in state}
     if len(first) == 1 and not any(name.startswith(f"{min(first)}.") for name in expected):
-        return f"All its names begin with {printable(min(first))!r}: save that module's state_dict."
+        return f"All its names begin with '{printable(min(first))}': save that module's state_dict."
     return "Give the configuration it was trained with."
 
 

@@ -67,7 +67,7 @@ def read_pickled(path: Path, weights: str | None) -> PickledCheckpoint:
             " tensors",
             "Save model.state_dict().",
         )
-    states = {key: value for key, value in content.items() if is_state(value)}
+    states = {key: v for key, v in content.items() if isinstance(key, str) and is_state(v)}
     key = _chosen(content, list(states), weights, path)
     named = named_weights(content if key is None else states[key], path)
     return PickledCheckpoint(
@@ -88,9 +88,13 @@ def _unpickled(path: Path) -> Any:
             f"Save it with torch.save's default protocol, {_PROTOCOL}.",
         )
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
+        with (
+            path.open("rb") as stream,  # by its name, torch would take it for another format
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(SAFE_GLOBALS),
+        ):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
         reason = str(error) if isinstance(error, pickle.UnpicklingError) else ""
         raise _refusal(path, reason) from error
@@ -110,13 +114,13 @@ def _refusal(path: Path, reason: str) -> UserError:
 
 
 def _chosen(
-    content: Mapping[Any, Any], present: list[Any], weights: str | None, path: Path
+    content: Mapping[Any, Any], present: list[str], weights: str | None, path: Path
 ) -> str | None:
     """The entry with the weights; None where they are the whole file."""
     if weights is not None:
         if weights not in present:
             raise UserError(
-                f"checkpoint {path} has no weights under {printable(weights)!r}",
+                f"checkpoint {path} has no weights under '{printable(weights)}'",
                 f"It has: {listed(present) or 'none'}.",
             )
         return weights
@@ -125,7 +129,7 @@ def _chosen(
     known = [key for key in WEIGHT_KEYS if key in present]
     if known:
         return known[0]
-    if len(present) == 1 and isinstance(present[0], str):
+    if len(present) == 1:
         return present[0]
     if present:
         raise UserError(
@@ -133,6 +137,6 @@ def _chosen(
             "Say which with --weights.",
         )
     raise UserError(
-        f"checkpoint {path} has no weights: its keys are {listed(list(content))}",
+        f"checkpoint {path} has no weights: its keys are {listed(list(content)) or 'none'}",
         f"Expected a state dict, or one under {', '.join(WEIGHT_KEYS[:3])}.",
     )

@@ -28,6 +28,9 @@ class Inert:
 
     def __setstate__(self, _state: Any) -> None: ...
 
+    def __repr__(self) -> str:
+        return "an object that is not read"
+
 
 class PlainDtype:
     """Numpy's dtype, by its code only."""
@@ -77,7 +80,17 @@ _STAND_INS: dict[str, Any] = {
     "builtins.slice": slice,
     "torch.torch_version.TorchVersion": str,
     "numpy.dtype": PlainDtype,
-    # Passed to a function above, never called.
+    # Read by nobody here: random states, identifiers, exact numbers, and classes that are passed to
+    # a function above.
+    **dict.fromkeys(("decimal.Decimal", "fractions.Fraction", "uuid.UUID"), Inert),
+    **{
+        f"numpy.random._pickle.__{name}_ctor": Inert
+        for name in ("generator", "bit_generator", "randomstate")
+    },
+    **{
+        f"numpy.random.{name}": Inert
+        for name in ("_pcg64.PCG64", "_mt19937.MT19937", "_philox.Philox", "_sfc64.SFC64")
+    },
     **{f"builtins.{name}": Inert for name in ("bool", "dict", "float", "int", "list", "str")},
     **{f"numpy.{name}": Inert for name in ("ndarray", "bool_", "float32", "float64", "int64")},
     **{f"datetime.{name}": getattr(datetime, name) for name in ("date", "datetime", "time")},

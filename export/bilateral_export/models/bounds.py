@@ -10,12 +10,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-Depth = Annotated[int, Field(gt=0, le=1024)]
-Width = Annotated[int, Field(gt=0, le=1 << 17)]
-Heads = Annotated[int, Field(gt=0, le=1024)]
-Pixels = Annotated[int, Field(gt=0, le=1 << 14)]
-Tokens = Annotated[int, Field(gt=0, le=1 << 20)]
-Classes = Annotated[int, Field(gt=0, le=1 << 20)]
-Vocabulary = Annotated[int, Field(gt=1, le=1 << 22)]
-Features = Annotated[int, Field(gt=0, le=4096)]
+Depth = Annotated[int, Field(strict=True, gt=0, le=1024)]
+Width = Annotated[int, Field(strict=True, gt=0, le=1 << 17)]
+Heads = Annotated[int, Field(strict=True, gt=0, le=1024)]
+Pixels = Annotated[int, Field(strict=True, gt=0, le=1 << 14)]
+Tokens = Annotated[int, Field(strict=True, gt=0, le=1 << 20)]
+Classes = Annotated[int, Field(strict=True, gt=0, le=1 << 20)]
+Vocabulary = Annotated[int, Field(strict=True, gt=1, le=1 << 22)]
+Features = Annotated[int, Field(strict=True, gt=0, le=4096)]
 Ratio = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
