@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ class _Reader:
     def _wrong(self, name: str, problem: str) -> UserError:
         return UserError(
             f"checkpoint {self.path}: its training arguments have {name}"
-            f" {printable(repr(self.said[name]))}, which {problem}",
+            f" {printable(reprlib.repr(self.said[name]))}, which {problem}",
             "Save the state_dict alone and give --model a card with the preprocessing.",
         )
 

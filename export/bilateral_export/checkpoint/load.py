@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from torch import Tensor, nn
 
-from bilateral_export.checkpoint.arguments import TrainingArguments
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
-from bilateral_export.checkpoint.formats import identify
+from bilateral_export.checkpoint.content import Content
+from bilateral_export.checkpoint.formats import Format, identify
 from bilateral_export.checkpoint.known import architecture, card_of, prepared
 from bilateral_export.checkpoint.native import read_native
 from bilateral_export.checkpoint.pickled import read_pickled
 from bilateral_export.checkpoint.sizes import differences
-from bilateral_export.checkpoint.state_dict import named_weights
 from bilateral_export.checkpoint.text import listed, printable, read_document
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
@@ -61,19 +60,11 @@ class Checkpoint:
         return model.requires_grad_(False)
 
 
-_NO_ARGUMENTS = TrainingArguments()
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What a file holds, whatever its format."""
-
-    state: dict[str, Tensor]
-    notes: tuple[str, ...]
-    card: CheckpointCard | None = None
-    weights: str | None = None
-    other_weights: tuple[str, ...] = ()
-    arguments: TrainingArguments = _NO_ARGUMENTS
+# One reader a format: what it returns is checked here, whichever it is.
+_READERS: dict[Format, Callable[[Path, str | None], Content]] = {
+    "safetensors": read_native,
+    "torch": read_pickled,
+}
 
 
 def load_checkpoint(
@@ -99,9 +90,9 @@ def load_checkpoint(
             unexpected and wrongly shaped tensors), or holds values that are not finite.
     """
     digest = None if sha256 is None else _checked_digest(path, sha256)
-    kind = identify(path)
+    read = _READERS[identify(path)]
     digest = digest or sha256_of(path)
-    content = _read_safetensors(path, weights) if kind == "safetensors" else _read(path, weights)
+    content = read(path, weights)
     card, source = _card(path, content, model)
     _check_fit(content.state, card, path)
     return Checkpoint(
@@ -130,29 +121,7 @@ def _checked_digest(path: Path, wanted: str) -> str:
     return digest
 
 
-def _read_safetensors(path: Path, weights: str | None) -> _Content:
-    if weights is not None:
-        raise UserError(
-            f"checkpoint {path} is a safetensors file, which holds one set of weights",
-            "Leave --weights out.",
-        )
-    state, card = read_native(path)
-    named_ones = named_weights(state, path)
-    return _Content(named_ones.state, named_ones.notes, card)
-
-
-def _read(path: Path, weights: str | None) -> _Content:
-    pickled = read_pickled(path, weights)
-    return _Content(
-        state=pickled.state,
-        notes=pickled.notes,
-        weights=pickled.key,
-        other_weights=pickled.others,
-        arguments=pickled.arguments,
-    )
-
-
-def _card(path: Path, content: _Content, model: str | None) -> tuple[CheckpointCard, str]:
+def _card(path: Path, content: Content, model: str | None) -> tuple[CheckpointCard, str]:
     """The card that a checkpoint's weights must fit, and where its preprocessing comes from."""
     own, said = content.card, architecture(content.arguments, path)
     if model is None:
@@ -176,6 +145,13 @@ def _card(path: Path, content: _Content, model: str | None) -> tuple[CheckpointC
             "Leave --model out, or give the checkpoint it belongs to.",
         )
     if own is not None:
+        for part in ("labels", "preprocessing"):
+            if getattr(wanted, part) and getattr(wanted, part) != getattr(own, part) and complete:
+                raise UserError(
+                    f"checkpoint {path} has a card with other {part} than --model"
+                    f" {printable(model)}",
+                    "Leave --model out, or correct the card.",
+                )
         return own, "the checkpoint's card"
     if complete:
         return wanted, f"the card {model}"

@@ -6,14 +6,13 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bilateral_export.checkpoint.arguments import TrainingArguments, training_arguments
+from bilateral_export.checkpoint.arguments import training_arguments
+from bilateral_export.checkpoint.content import Content
 from bilateral_export.checkpoint.plain_data import SAFE_GLOBALS
 from bilateral_export.checkpoint.records import check_records
 from bilateral_export.checkpoint.state_dict import is_state, named_weights
@@ -28,26 +27,7 @@ WEIGHT_KEYS = (
 _PROTOCOL = 2  # torch.save's default, and the only one its safe reader knows
 
 
-@dataclass(frozen=True)
-class PickledCheckpoint:
-    """Weights out of a training checkpoint.
-
-    Attributes:
-        state: The weights by name.
-        key: The entry they were under; None for a bare state dict.
-        others: Entries with weights that were not taken.
-        arguments: What the training arguments beside them say.
-        notes: What was changed or left out, for the user.
-    """
-
-    state: dict[str, Tensor]
-    key: str | None
-    others: tuple[str, ...]
-    arguments: TrainingArguments
-    notes: tuple[str, ...]
-
-
-def read_pickled(path: Path, weights: str | None) -> PickledCheckpoint:
+def read_pickled(path: Path, weights: str | None) -> Content:
     """Read a `torch.save` file, allowing tensors and plain data only.
 
     Args:
@@ -70,12 +50,12 @@ def read_pickled(path: Path, weights: str | None) -> PickledCheckpoint:
     states = {key: v for key, v in content.items() if isinstance(key, str) and is_state(v)}
     key = _chosen(content, list(states), weights, path)
     named = named_weights(content if key is None else states[key], path)
-    return PickledCheckpoint(
+    return Content(
         state=named.state,
-        key=key,
-        others=tuple(printable(other) for other in states if other != key),
-        arguments=training_arguments(content.get("args"), path),
         notes=named.notes,
+        weights=key,
+        other_weights=tuple(printable(other) for other in states if other != key),
+        arguments=training_arguments(content.get("args"), path),
     )
 
 

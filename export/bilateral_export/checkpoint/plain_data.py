@@ -32,6 +32,16 @@ class Inert:
         return "an object that is not read"
 
 
+class PlainText(str):
+    """A class that only adds methods to text."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: Any = "", *_arguments: Any) -> PlainText:
+        """Keep a text; what is not one is empty."""
+        return super().__new__(cls, text if isinstance(text, str) else "")
+
+
 class PlainDtype:
     """Numpy's dtype, by its code only."""
 
@@ -58,7 +68,8 @@ def _array(*_arguments: Any) -> Inert:
 
 
 def _path(*parts: Any) -> PurePath:
-    return PurePath(*map(str, parts))
+    # str() of what is not text may take for ever: a list of lists of the same list.
+    return PurePath(*(part for part in parts if isinstance(part, str)))
 
 
 def _dictionary(*_factory: Any) -> dict[Any, Any]:
@@ -78,7 +89,7 @@ _STAND_INS: dict[str, Any] = {
     "builtins.frozenset": frozenset,
     "builtins.range": range,
     "builtins.slice": slice,
-    "torch.torch_version.TorchVersion": str,
+    "torch.torch_version.TorchVersion": PlainText,
     "numpy.dtype": PlainDtype,
     # Read by nobody here: random states, identifiers, exact numbers, and classes that are passed to
     # a function above.

@@ -186,6 +186,33 @@ def test_a_byte_order_mark_before_a_card_is_dropped(checkpoint: Path, tmp_path: 
     assert card == CheckpointCard(name=MODEL, model=named(MODEL))
 
 
+def test_a_card_beside_and_one_that_is_asked_for_must_agree(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    beside, asked = checkpoint.with_suffix(".json"), tmp_path / "card.json"
+    own = document(preprocessing=IMAGE, labels=list("abcdefghij"))
+    try:
+        beside.write_text(json.dumps(own))
+        for said in (own, own | {"labels": []}, own | {"preprocessing": None}):
+            asked.write_text(json.dumps(said))
+            assert load_checkpoint(checkpoint, model=str(asked)).card.labels == tuple("abcdefghij")
+        for part, value in (
+            ("labels", list("jihgfedcba")),
+            ("preprocessing", IMAGE | {"resize": 9}),
+        ):
+            asked.write_text(json.dumps(own | {part: value}))
+            message = refusal(lambda: load_checkpoint(checkpoint, model=str(asked)))
+            assert f"has a card with other {part} than --model" in message
+    finally:
+        beside.unlink()
+
+
+def test_the_readmes_card_is_valid() -> None:
+    readme = (Path(load.__file__).parent / "README.md").read_text()
+    card = CheckpointCard.model_validate_json(readme.split("```")[1])
+    assert card.preprocessing is not None
+
+
 def test_a_name_with_markup_is_a_name(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text(json.dumps(document(name="[bold]x[/red]")))
     card = load_checkpoint(checkpoint, model=str(tmp_path / "card.json")).card

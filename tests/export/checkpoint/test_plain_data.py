@@ -69,6 +69,16 @@ class RunsCode:
         return os.system, (f"touch {self.witness}",)
 
 
+class _Laughs:
+    """Pickled as a path whose part is not text."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pathlib.PosixPath, (self.parts,)
+
+
 class Unknown:
     """A class of a training script's own."""
 
@@ -163,6 +173,20 @@ def test_no_stand_in_lets_code_run(state: State, tmp_path: Path, zipped: bool) -
         with pytest.raises(UserError, match=r"wants to run code.*posix\.system"):
             load_checkpoint(path, model=MODEL)
         assert not witness.exists()
+
+
+def test_what_would_take_for_ever_to_show_is_not_shown(state: State, tmp_path: Path) -> None:
+    laughs: list[Any] = ["ha"]
+    for _ in range(60):
+        laughs = [laughs, laughs]
+    path = tmp_path / "c.pth"
+    torch.save({"model": state, "args": {"mean": laughs}}, path)
+    with pytest.raises(UserError, match="training arguments have mean"):
+        load_checkpoint(path, model=MODEL)
+    torch.save({"model": state, "at": Path("run"), "laughs": laughs}, path)
+    assert load_checkpoint(path, model=MODEL).weights == "model"
+    torch.save({"model": state, "laughs": _Laughs(laughs), "at": Path("run")}, path)
+    assert load_checkpoint(path, model=MODEL).weights == "model"
 
 
 def test_numpy_is_never_given_the_bytes_of_objects(tmp_path: Path) -> None:
