@@ -87,7 +87,7 @@ def _of_graph(image: Path, model: Path) -> Subject:
     tensor = preprocess(read_image(image), about.preprocessing)
     return Subject(
         model=about.name,
-        runtime=f"ONNX Runtime from {model.name} ({about.precision})",
+        runtime=f"ONNX Runtime from {model.name} ({_described(about.precision, about.weights)})",
         image_name=image.name,
         tensor=tensor,
         preprocessing=about.preprocessing,
@@ -113,13 +113,17 @@ def _of_checkpoint(image: Path, path: Path, name: str | None, weights: str | Non
     tensor = preprocess(read_image(image), card.preprocessing)
     return Subject(
         model=card.name,
-        runtime=f"PyTorch from {path.name}",
+        runtime=f"PyTorch from {path.name}{f' ({loaded.weights})' if loaded.weights else ''}",
         image_name=image.name,
         tensor=tensor,
         preprocessing=card.preprocessing,
         labels=card.labels,
         maps=torch_maps(loaded.build_model(), card.model, tensor),
     )
+
+
+def _described(precision: str, weights: str | None) -> str:
+    return f"{precision}, weights {weights}" if weights else precision
 
 
 def _unprepared(path: Path) -> UserError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json
 from bilateral_export.metadata import Precision
+from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
+
+if TYPE_CHECKING:
+    from bilateral_export.checkpoint.load import Checkpoint
 
 
 @app.command()
@@ -44,6 +48,12 @@ def export(
         typer.Option(
             help="Move an image classifier to this resolution: learned positions are interpolated,"
             " coordinates rescaled."
+        ),
+    ] = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX", help="Refuse the checkpoint, before it is read, if this is not its hash."
         ),
     ] = None,
     labels: Annotated[
@@ -82,7 +92,7 @@ def export(
     from bilateral_export.graph.export import DEFAULT_OPSET, export_onnx
 
     with notes.status(f"Exporting {checkpoint}"):
-        loaded = load_checkpoint(checkpoint, model=model, weights=weights)
+        loaded = load_checkpoint(checkpoint, model=model, weights=weights, sha256=sha256)
         if labels is not None:
             loaded = with_labels(loaded, labels)
         if image_size is not None:
@@ -98,12 +108,19 @@ def export(
         )
         if explain:
             explain_onnx(onnx, onnx.with_suffix(".explain.onnx"))
+    how = loaded.card.preprocessing
     if json:
         print_json(
             exported.__dict__
             | {
                 "inputs": list(map(str, exported.inputs)),
                 "outputs": list(map(str, exported.outputs)),
+                "checkpoint_sha256": loaded.sha256,
+                "weights": loaded.weights,
+                "other_weights": loaded.other_weights,
+                "preprocessing": how.model_dump(mode="json") if how else None,
+                "preprocessing_source": loaded.preprocessing_source,
+                "notes": loaded.notes,
             }
         )
         return
@@ -111,6 +128,34 @@ def export(
         f"{exported.path}: {loaded.card.name}, {exported.precision}, opset {exported.opset},"
         f" {exported.attention_nodes} attention nodes, {exported.bytes / 1e6:.1f} MB",
         soft_wrap=True,
+        markup=False,
     )
     out.print(f"  in:  {', '.join(map(str, exported.inputs))}", markup=False)
     out.print(f"  out: {', '.join(map(str, exported.outputs))}", markup=False)
+    for line in _about(loaded):
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _about(checkpoint: Checkpoint) -> list[str]:
+    """What was taken from the checkpoint, and what was not."""
+    how = checkpoint.card.preprocessing
+    if how is None:
+        lines = ["preprocessing: none; to serve files, give --model a card that has it"]
+    else:
+        lines = [f"preprocessing: {_summary(how)}; from {checkpoint.preprocessing_source}"]
+    if checkpoint.weights is not None:
+        lines.append(f"weights: {checkpoint.weights}")
+    for other in checkpoint.other_weights:
+        lines.append(f"not taken: the weights under {other}; --weights {other} takes them")
+    return lines + [f"note: {note}" for note in checkpoint.notes]
+
+
+def _summary(how: Preprocessing) -> str:
+    if isinstance(how, ImagePreprocessing):
+        return (
+            f"shorter side to {how.resize} ({how.interpolation}), centre {how.height}x{how.width},"
+            f" mean {', '.join(f'{m:g}' for m in how.mean)},"
+            f" deviation {', '.join(f'{s:g}' for s in how.std)}"
+        )
+    sizes = how.model_dump(mode="json", include={"window", "stride", "length", "height", "width"})
+    return ", ".join([how.kind, *(f"{name} {value}" for name, value in sizes.items())])

@@ -82,7 +82,9 @@ def _onnx_rows(summary: OnnxSummary) -> Rows:
     rows.append(("precision", " and ".join(summary.precisions) or "no products"))
     if summary.metadata is not None:
         said = summary.metadata
-        rows.append(("model", f"{said.get('name')}, exported as {said.get('precision')}"))
+        weights_key = f", weights {said['weights']}" if said.get("weights") else ""
+        exported_as = f"exported as {said.get('precision')}"
+        rows.append(("model", f"{said.get('name')}, {exported_as}{weights_key}"))
     if summary.preprocessing:
         rows.append(("preprocessing", summary.preprocessing))
     if summary.changes:

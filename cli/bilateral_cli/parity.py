@@ -71,6 +71,10 @@ def parity(
     model: Annotated[
         str | None, typer.Option(help="As in `bilateral export`, where the checkpoint needs it.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="As in `bilateral export`, where the ONNX file does not say."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Judge every stage from training to serving against the FP64 model.
@@ -82,8 +86,7 @@ def parity(
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
-    from bilateral_export.checkpoint.load import load_checkpoint
-    from bilateral_export.checkpoint.resolution import as_exported
+    from bilateral_export.checkpoint.resolution import load_exported
     from bilateral_export.models.family import exportable
     from bilateral_export.parity.baseline import regressions, require_same_model
     from bilateral_export.parity.compare import Candidate
@@ -103,9 +106,8 @@ def parity(
         raise UserError(f"{reproducers} exists already", "Remove it or choose another name.")
     dims = dict(_dimension(text) for text in lengths or [])
     with notes.status("Reading") as status, tempfile.TemporaryDirectory() as scratch:
-        loaded = load_checkpoint(checkpoint, model=model)
         metadata = read_metadata(onnx)
-        loaded = as_exported(loaded, metadata)
+        loaded = load_exported(checkpoint, metadata, model=model, weights=weights)
         if earlier is not None:
             require_same_model(earlier, loaded.card)
         described = exportable(loaded.build_model())

@@ -21,6 +21,8 @@ class ArtifactMetadata(BaseModel):
     Attributes:
         preprocessing_source: Who says how inputs are prepared, such as "the checkpoint's card";
             empty where nothing is said, and in files of version 0.1.0.
+        weights: The entry of a training checkpoint that was exported, such as "model_ema"; None
+            where the checkpoint held nothing else, and in files of older versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,5 +36,6 @@ class ArtifactMetadata(BaseModel):
     preprocessing: Preprocessing | None = None
     preprocessing_source: str = ""
     checkpoint_sha256: str
+    weights: str | None = None
     license: str
     versions: dict[str, str] = Field(default_factory=dict)

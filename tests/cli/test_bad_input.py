@@ -67,8 +67,8 @@ def test_a_file_of_the_wrong_type(
     bilateral: Bilateral, digits_onnx: Path, text_file: Path, tmp_path: Path
 ) -> None:
     for arguments, complaint in (
-        (("export", text_file, tmp_path / "m.onnx"), "no checkpoint"),
-        (("export", digits_onnx, tmp_path / "m.onnx"), "no checkpoint"),
+        (("export", text_file, tmp_path / "m.onnx"), "not a checkpoint"),
+        (("export", digits_onnx, tmp_path / "m.onnx"), "an ONNX model, not a checkpoint"),
         (("parity", DIGITS, text_file), "ONNX"),
         (("parity", DIGITS, DIGITS), "ONNX"),
         (("repository", "add", "d", text_file, "--repository", tmp_path / "models"), "ONNX"),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bilateral_export.checkpoint.text import has_control_character, listed, printable
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import ModelConfig
@@ -23,6 +24,8 @@ from bilateral_export.preprocessing import (
 )
 
 SCHEMA_VERSION = 1
+BYTE_ORDER_MARK = "\ufeff"
+_LARGEST_RESIZE = 100  # times the crop that is kept
 
 
 class CheckpointCard(BaseModel):
@@ -41,12 +44,18 @@ class CheckpointCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    name: str
+    name: str = Field(min_length=1, max_length=200)
     model: ModelConfig
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     license: str = "unknown"
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _name_can_be_shown(self) -> CheckpointCard:
+        if has_control_character(self.name) or not self.name.strip():
+            raise ValueError(f"name '{printable(self.name)}' cannot be shown in one line")
+        return self
 
     @model_validator(mode="after")
     def _labels_fit(self) -> CheckpointCard:
@@ -56,8 +65,10 @@ class CheckpointCard(BaseModel):
                 f"there are {len(self.labels)} labels, the model has {classes} classes"
             )
         for label in self.labels:
-            if len(label.splitlines()) != 1:
-                raise ValueError(f"label {label!r} is not one line")
+            if len(label.splitlines()) != 1 or has_control_character(label):
+                raise ValueError(f"label '{printable(label)}' is not one line")
+            if label.startswith(BYTE_ORDER_MARK):
+                raise ValueError(f"label '{printable(label)}' begins with a byte-order mark")
         return self
 
     @model_validator(mode="after")
@@ -69,6 +80,10 @@ class CheckpointCard(BaseModel):
                 if said != wanted:
                     raise ValueError(
                         f"the preprocessing makes images {said}, the model takes {wanted}"
+                    )
+                if how.resize > _LARGEST_RESIZE * how.height:
+                    raise ValueError(
+                        f"the preprocessing resizes to {how.resize} pixels to keep {how.height}"
                     )
             case TextPreprocessing() as how, LanguageModelConfig() as model:
                 if (len(how.vocabulary), how.context) != (model.vocabulary, model.context):
@@ -82,14 +97,29 @@ class CheckpointCard(BaseModel):
                         f"the preprocessing cuts windows of {how.window} pixels, the model takes"
                         f" {model.image_size}"
                     )
+                if how.stride > how.window:
+                    raise ValueError(
+                        f"windows of {how.window} pixels every {how.stride} leave gaps"
+                    )
+                if len(how.palette) < model.num_classes:
+                    raise ValueError(
+                        f"the preprocessing has {len(how.palette)} colours, the model"
+                        f" {model.num_classes} classes"
+                    )
             case (
                 BytesPreprocessing() | ListOpsPreprocessing() as how,
-                SequenceClassifierConfig() as model,
+                SequenceClassifierConfig(grid=None) as model,
             ):
                 if how.length > model.length:
                     raise ValueError(
                         f"the preprocessing gives up to {how.length} tokens, the model takes"
                         f" {model.length}"
+                    )
+                documents = how.documents if isinstance(how, BytesPreprocessing) else 1
+                if documents != model.documents:
+                    raise ValueError(
+                        f"the preprocessing gives {documents} documents, the model takes"
+                        f" {model.documents}"
                     )
             case PixelsPreprocessing() as how, SequenceClassifierConfig() as model:
                 if (how.height, how.width) != model.grid:
@@ -97,6 +127,12 @@ class CheckpointCard(BaseModel):
                         f"the preprocessing gives {(how.height, how.width)} pixels, the model takes"
                         f" {model.grid}"
                     )
+            case None, _:
+                pass
+            case how, model:
+                raise ValueError(
+                    f"preprocessing of the kind {how.kind!r} is not for the family {model.family!r}"
+                )
         return self
 
 
@@ -104,7 +140,7 @@ def parse_card(text: str, source: str) -> CheckpointCard:
     """Validate a card's JSON.
 
     Raises:
-        UserError: It is no JSON, of another schema version, or a field is wrong; names the fields.
+        UserError: It is not JSON, of another schema version, or a field is wrong; names the fields.
     """
     try:
         return CheckpointCard.model_validate_json(text)
@@ -116,9 +152,9 @@ def parse_card(text: str, source: str) -> CheckpointCard:
 
 
 def describe(error: ValidationError) -> str:
-    """A pydantic error as one line: field and reason, for each field."""
-    reasons = (
-        f"{'.'.join(map(str, problem['loc'])) or 'document'}: {problem['msg']}"
-        for problem in error.errors()
-    )
-    return "; ".join(reasons)
+    """A pydantic error as one line: field and reason, for at most five fields."""
+    reasons = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        where = printable(".".join(map(str, problem["loc"])) or "document", longest=50)
+        reasons.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+    return listed(reasons, separator="; ", longest=160)

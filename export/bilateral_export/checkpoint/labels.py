@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.checkpoint.text import has_control_character, printable, read_document
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file
 
 
 def with_labels(checkpoint: Checkpoint, path: Path) -> Checkpoint:
@@ -24,15 +24,16 @@ def with_labels(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
 
 def _read(path: Path, classes: int) -> tuple[str, ...]:
-    require_file(path, "labels file")
-    try:
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except UnicodeDecodeError as error:
-        raise UserError(f"labels file {path} is no UTF-8 text", "Write one name a line.") from error
+    labels = tuple(line.strip() for line in read_document(path, "labels file").splitlines())
     if len(labels) != classes or "" in labels:
         blank = f", {labels.count('')} of them blank" if "" in labels else ""
         raise UserError(
             f"labels file {path} has {len(labels)} lines{blank}; the model has {classes} classes",
             "Write one name a line, in the order of the logits.",
+        )
+    if strange := next(filter(has_control_character, labels), None):
+        raise UserError(
+            f"labels file {path} has a name with control characters: {printable(strange)}",
+            "Write one name a line.",
         )
     return labels

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilateral_export.checkpoint.formats import identify
 from bilateral_export.checkpoint.imagenet import deit_preprocessing
-from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing
 from bilateral_export.models.classifier import ImageClassifierConfig
@@ -62,6 +64,32 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         update={"name": name, "model": target, "preprocessing": preprocessing}
     )
     return dataclasses.replace(checkpoint, card=card, state=state)
+
+
+def load_exported(
+    path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
+) -> Checkpoint:
+    """Load the weights that an artifact was exported from, at its resolution, to compare the two.
+
+    Args:
+        path: The checkpoint.
+        metadata: What the artifact says of itself.
+        model: As in `load_checkpoint`.
+        weights: Which weights, for artifacts that do not say (older ones). It must not contradict
+            those that do.
+
+    Raises:
+        UserError: As `load_checkpoint`, or the artifact was exported from other weights.
+    """
+    exported = metadata.weights
+    if exported is not None and weights not in (None, exported):
+        raise UserError(
+            f"the file was exported from the weights {exported!r}, and --weights says {weights!r}",
+            "Leave --weights out, or export those.",
+        )
+    if weights is None and identify(path) == "torch":
+        weights = exported
+    return as_exported(load_checkpoint(path, model=model, weights=weights), metadata)
 
 
 def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:

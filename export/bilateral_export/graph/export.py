@@ -183,6 +183,7 @@ def _metadata(checkpoint: Checkpoint, precision: Precision) -> ArtifactMetadata:
         preprocessing=card.preprocessing,
         preprocessing_source=checkpoint.preprocessing_source,
         checkpoint_sha256=checkpoint.sha256,
+        weights=checkpoint.weights,
         license=card.license,
         versions={
             "bilateral-serve": __version__,

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from bilateral_export.models.bounds import Features
 from bilateral_export.op import torch_op  # registers torch.ops.bilateral.attention
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 
@@ -34,7 +35,7 @@ class AttentionConfig(BaseModel):
     range_kernel: RangeKernel = "dot"
     spatial_kernel: SpatialKernel = "none"
     bandwidth: tuple[Bandwidth, Bandwidth] = (1.0, 4.0)
-    position_features: int = Field(default=16, ge=1)
+    position_features: Features = 16
 
 
 class BilateralAttention(nn.Module):

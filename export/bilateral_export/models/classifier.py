@@ -7,10 +7,11 @@ from typing import Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.bounds import Classes, Depth, Features, Heads, Pixels, Ratio, Width
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
 from bilateral_export.tensors import Array, TensorSpec
 
@@ -26,16 +27,16 @@ class ImageClassifierConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["image-classifier"] = "image-classifier"
-    image_size: int = Field(default=224, gt=0)
-    patch_size: int = Field(default=16, gt=0)
-    channels: int = Field(default=3, gt=0)
-    dim: int = Field(default=192, gt=0)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=3, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    num_classes: int = Field(default=1000, gt=0)
+    image_size: Pixels = 224
+    patch_size: Pixels = 16
+    channels: Features = 3
+    dim: Width = 192
+    depth: Depth = 12
+    heads: Heads = 3
+    mlp_ratio: Ratio = 4.0
+    num_classes: Classes = 1000
     distilled: bool = False
-    position_grid: int | None = Field(default=None, gt=0)
+    position_grid: Pixels | None = None
     attention: AttentionConfig = AttentionConfig()
     residual: ResidualConfig = ResidualConfig()
 
@@ -47,6 +48,8 @@ class ImageClassifierConfig(BaseModel):
             )
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+        if int(self.dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} of dim {self.dim} leaves no hidden layer")
         return self
 
     @property

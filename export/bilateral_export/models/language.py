@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention
+from bilateral_export.models.bounds import Depth, Heads, Tokens, Vocabulary, Width
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
 from bilateral_export.tensors import Array, TensorSpec
+
+_LARGEST_TABLE = 1 << 28
 
 
 class LanguageModelConfig(BaseModel):
@@ -32,13 +35,13 @@ class LanguageModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["language-model"] = "language-model"
-    vocabulary: int = Field(default=267_735, gt=1)
-    context: int = Field(default=256, gt=1)
-    dim: int = Field(default=128, gt=0)
-    depth: int = Field(default=16, gt=0)
-    heads: int = Field(default=8, gt=0)
-    hidden: int = Field(default=2048, gt=0)
-    cutoffs: tuple[int, ...] = (20_000, 40_000, 200_000)
+    vocabulary: Vocabulary = 267_735
+    context: Tokens = Field(default=256, gt=1)
+    dim: Width = 128
+    depth: Depth = 16
+    heads: Heads = 8
+    hidden: Width = 2048
+    cutoffs: tuple[int, ...] = Field(default=(20_000, 40_000, 200_000), max_length=64)
     attention: AttentionConfig = AttentionConfig()
     residual: ResidualConfig = ResidualConfig()
 
@@ -46,6 +49,8 @@ class LanguageModelConfig(BaseModel):
     def _sizes_fit(self) -> LanguageModelConfig:
         if self.dim % self.heads or self.dim % 2:
             raise ValueError(f"dim {self.dim} is no multiple of 2 and of heads {self.heads}")
+        if self.context * self.dim > _LARGEST_TABLE:  # of sinusoids, which no weights bound
+            raise ValueError(f"context {self.context} times dim {self.dim} is above 2**28")
         bounds = (0, *self.cutoffs, self.vocabulary)
         if any(low >= high for low, high in itertools.pairwise(bounds)):
             raise ValueError(f"cutoffs {self.cutoffs} do not rise below {self.vocabulary} words")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.bounds import Depth, Heads, Pixels, Ratio, Width
 from bilateral_export.models.classifier import ImageClassifierConfig, ImageModel, Mlp, PatchEmbed
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
 from bilateral_export.tensors import TensorSpec
@@ -32,13 +33,13 @@ class SegmenterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["segmenter"] = "segmenter"
-    image_size: int = Field(default=512, gt=0)
-    patch_size: int = Field(default=16, gt=0)
-    dim: int = Field(default=192, gt=0)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=3, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    decoder_depth: int = Field(default=2, gt=0)
+    image_size: Pixels = 512
+    patch_size: Pixels = 16
+    dim: Width = 192
+    depth: Depth = 12
+    heads: Heads = 3
+    mlp_ratio: Ratio = 4.0
+    decoder_depth: Depth = 2
     num_classes: int = Field(default=150, gt=0, le=256)
     attention: AttentionConfig = AttentionConfig()
     decoder_attention: AttentionConfig | None = None

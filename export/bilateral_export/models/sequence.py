@@ -10,10 +10,11 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.bounds import Classes, Depth, Heads, Tokens, Vocabulary, Width
 from bilateral_export.models.classifier import Mlp
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
 from bilateral_export.preprocessing import PADDING
@@ -35,15 +36,15 @@ class SequenceClassifierConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["sequence-classifier"] = "sequence-classifier"
-    vocabulary: int = Field(default=257, gt=1)
-    length: int = Field(default=4096, gt=0)
-    grid: tuple[int, int] | None = None
+    vocabulary: Vocabulary = 257
+    length: Tokens = 4096
+    grid: tuple[Tokens, Tokens] | None = None
     documents: Literal[1, 2] = 1
-    dim: int = Field(default=64, gt=0)
-    depth: int = Field(default=2, gt=0)
-    heads: int = Field(default=2, gt=0)
-    hidden: int = Field(default=128, gt=0)
-    num_classes: int = Field(default=2, gt=0)
+    dim: Width = 64
+    depth: Depth = 2
+    heads: Heads = 2
+    hidden: Width = 128
+    num_classes: Classes = 2
     pooling: Literal["mean", "class"] = "mean"
     attention: AttentionConfig = AttentionConfig()
     residual: ResidualConfig = ResidualConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from bilateral_export.errors import UserError
@@ -149,8 +150,12 @@ def named(name: str) -> ModelConfig:
     """The configuration of a known model.
 
     Raises:
-        UserError: The name is unknown; the message lists the known ones.
+        UserError: The name is unknown; the message has the known ones that are like it.
     """
     if name not in MODELS:
-        raise UserError(f"unknown model name {name!r}", f"Known: {', '.join(MODELS)}.")
+        alike = ", ".join(difflib.get_close_matches(name[:80], MODELS, n=5, cutoff=0.4))
+        raise UserError(
+            f"unknown model name {name[:80]!r}",
+            f"{f'Known names like it: {alike}. ' if alike else ''}`bilateral models` lists all.",
+        )
     return MODELS[name]

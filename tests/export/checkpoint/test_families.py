@@ -44,9 +44,11 @@ def test_together_they_stay_small() -> None:
     assert LISTOPS.stat().st_size + PYDOC.stat().st_size < 3_000_000
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'lra_texts'.*lra_text, .*wikitext103_small.*segmenter"):
+def test_an_unknown_name_lists_known_ones_like_it() -> None:
+    with pytest.raises(UserError, match=r"'lra_texts'.*lra_text, .*`bilateral models` lists all"):
         named("lra_texts")
+    with pytest.raises(UserError, match=r"unknown model name '\?+'.*`bilateral models` lists all"):
+        named("?" * 1000)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +101,9 @@ def test_weights_that_contradict_their_configuration_are_refused_with_both(
         )
         state, card = build(config).state_dict(), CheckpointCard(name=name, model=config)
     else:
-        state, own = read_native(CHECKPOINTS / f"{name}.safetensors")
-        assert own is not None
-        card = own
+        content = read_native(CHECKPOINTS / f"{name}.safetensors")
+        assert content.card is not None
+        state, card = content.state, content.card
     changed = type(card.model).model_validate(card.model.model_dump() | change)
     wrong = CheckpointCard(name=name, model=changed)
     save_checkpoint(tmp_path / "wrong.safetensors", state, wrong)
@@ -112,8 +114,9 @@ def test_weights_that_contradict_their_configuration_are_refused_with_both(
 
 
 def test_a_tokenizer_that_contradicts_the_model_is_refused_with_both(tmp_path: Path) -> None:
-    state, card = read_native(PYDOC)
-    assert card is not None
+    content = read_native(PYDOC)
+    assert content.card is not None
+    state, card = content.state, content.card
     assert isinstance(card.preprocessing, TextPreprocessing)
     for change, shown in (
         ({"context": 64}, "2520 words and context 64, the model 2520 and 128"),

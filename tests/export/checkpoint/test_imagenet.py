@@ -99,7 +99,8 @@ def test_names_from_a_file_replace_those_of_the_checkpoint(tmp_path: Path) -> No
     [
         (b"zero\none\n", "has 2 lines; the model has 10 classes"),
         (b"a\nb\nc\n\ne\nf\ng\nh\ni\nj\n", "10 lines, 1 of them blank"),
-        (b"\xff\xfe\x00", "is no UTF-8 text"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"a\nb\nc\x1b[31m\nd\ne\nf\ng\nh\ni\nj\n", r"control characters: c.x1b.31m"),
     ],
 )
 def test_a_file_that_does_not_name_every_class_is_refused(
@@ -144,3 +145,10 @@ def test_every_deit_has_its_configuration_as_json() -> None:
     assert len(deits) == 2 * 3 * 2 * 2
     for name in deits:
         assert json.loads(named(name).model_dump_json())["image_size"] == int(name[-3:])
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path: Path, newline: bytes) -> None:
+    names = tuple("abcdefghij")
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbf" + newline.join(n.encode() for n in names))
+    assert with_labels(load_checkpoint(DIGITS), tmp_path / "names.txt").card.labels == names

@@ -113,9 +113,9 @@ def test_all_misfits_are_listed_in_one_error(
     with pytest.raises(UserError) as refusal:
         load_checkpoint(path, model=PLAIN)
     message = str(refusal.value)
-    assert "missing norm.weight [48]" in message
-    assert "unexpected extra.bias [3]" in message
-    assert "head.bias has shape [11], expected [10]" in message
+    assert "1 missing: norm.weight [48]" in message
+    assert "1 unexpected: extra.bias [3]" in message
+    assert "1 of another shape: head.bias [11], expected [10]" in message
 
 
 def test_a_name_that_contradicts_the_checkpoint_is_refused_with_both_shown(
@@ -152,9 +152,9 @@ def test_broken_files_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("these are no weights")
     refusals = {
-        truncated(native): "truncated or no safetensors file",
-        truncated(saved(state, tmp_path / "t.pth")): "truncated or no checkpoint",
-        tmp_path / "text.pth": "truncated or no checkpoint",
+        truncated(native): "truncated or not a safetensors file",
+        truncated(saved(state, tmp_path / "t.pth")): "its list of records cannot be read",
+        tmp_path / "text.pth": "truncated or not a checkpoint",
         tmp_path / "empty.pth": "is empty",
         tmp_path: "is a directory",
         tmp_path / "nowhere.pth": "does not exist",
@@ -181,7 +181,7 @@ def test_weights_that_are_whole_numbers_are_refused(
 ) -> None:
     path = tmp_path / "c.safetensors"
     save_file(state | {"head.bias": state["head.bias"].int()}, path)
-    with pytest.raises(UserError, match=r"head\.bias is int32, expected floating point"):
+    with pytest.raises(UserError, match=r"1 not floating point: head\.bias is int32"):
         load_checkpoint(path, model=PLAIN)
 
 
