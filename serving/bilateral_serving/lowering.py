@@ -52,19 +52,11 @@ def lowered(artifact: Artifact, runtime: str | None) -> Iterator[tuple[Artifact,
 
 def note(config: pb.ModelConfig, version: int, done: str | None) -> None:
     """Keep in a configuration what was done to a version."""
-    key = f"{LOWERING_KEY}/{version}"
-    config.parameters.pop(key, None)
     if done is not None:
-        config.parameters[key].string_value = done
+        config.parameters[f"{LOWERING_KEY}/{version}"].string_value = done
 
 
-def keep_notes(old: pb.ModelConfig, new: pb.ModelConfig) -> tuple[str, ...]:
-    """Copy what was done to each version into the configuration that replaces an old one.
-
-    Returns:
-        The notes.
-    """
-    notes = {key: note for key, note in old.parameters.items() if key.startswith(LOWERING_KEY)}
-    for key, note in notes.items():
-        new.parameters[key].CopyFrom(note)
-    return tuple(note.string_value for note in notes.values())
+def notes(config: pb.ModelConfig) -> tuple[str, ...]:
+    """What was done to the versions of a configuration that were lowered."""
+    parameters = config.parameters.items()
+    return tuple(v.string_value for key, v in parameters if key.startswith(f"{LOWERING_KEY}/"))
