@@ -127,9 +127,11 @@ def add(
             lower=lower,
         )
     if json:
-        print_json(_as_json(entry))
+        print_json(_as_json(entry) | {"remarks": entry.remarks})
         return
     newest = entry.versions[-1]
+    for remark in entry.remarks:
+        notes.print(f"Note on {model}: {remark}", soft_wrap=True, markup=False, highlight=False)
     if entry.target == "tensorrt":
         _print_launch(newest.directory)
     out.print(
@@ -186,7 +188,7 @@ def show(
     rows += [("output", tensor) for tensor in entry.outputs]
     for version in entry.versions:
         about = version.metadata
-        said = f", {about.name} {about.precision}, weights {about.license}" if about else ""
+        said = f", {about.name} {version.precision}, weights {about.license}" if about else ""
         rows.append((f"version {version.number}", f"{version.size / 1e6:.1f} MB{said}"))
     out.print(table(["", name], rows))
 
@@ -238,6 +240,7 @@ def _as_json(entry: Entry) -> dict[str, Any]:
                 "directory": str(version.directory),
                 "bytes": version.size,
                 "metadata": version.metadata.model_dump(mode="json") if version.metadata else None,
+                "provenance": version.provenance.model_dump() if version.provenance else None,
             }
             for version in entry.versions
         ],

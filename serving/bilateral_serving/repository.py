@@ -9,6 +9,7 @@ A version directory appears whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
 from bilateral_serving import configure, lowering
 from bilateral_serving import plan as plans
-from bilateral_serving.artifact import Artifact, read_onnx
+from bilateral_serving.artifact import Artifact, read_onnx, remarks
 from bilateral_serving.config import CONFIG_FILE, LABELS_FILE, MODEL_FILES, Settings, Target
-from bilateral_serving.provenance import Provenance, set_provenance
+from bilateral_serving.dry_run import dry_run
+from bilateral_serving.provenance import Provenance, read_provenance, set_provenance
 from bilateral_serving.repository_lock import writing
 from bilateral_serving.version_files import (
     Progress,
@@ -43,6 +45,13 @@ class Version:
     directory: Path
     size: int
     metadata: ArtifactMetadata | None
+    provenance: Provenance | None = None
+
+    @property
+    def precision(self) -> str:
+        """Of the weights: as the file has them, else as it says."""
+        found = self.provenance.precision if self.provenance else ""
+        return found or (self.metadata.precision if self.metadata else "")
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Entry:
         threads: Threads of one instance; 0 for an even share of the cores.
         max_queue_delay_us: How long a request may wait for others, in microseconds.
         device: "gpu" if an instance asks for one, else "cpu".
+        remarks: What `add` has to say of the file, one line each; empty from `show`.
     """
 
     name: str
@@ -74,6 +84,7 @@ class Entry:
     threads: int
     max_queue_delay_us: int
     device: str
+    remarks: tuple[str, ...] = ()
 
 
 def add(
@@ -109,8 +120,8 @@ def add(
 
     Raises:
         UserError: The file is missing or not a model; the name, version or settings do not do; the
-            model disagrees with the versions that are there; the disk is full. The repository is
-            then as it was before.
+            model disagrees with the versions that are there, or does not run as it would be served;
+            the disk is full. The repository is then as it was before.
     """
     _check_name(name)
     if interface is not None and target != "tensorrt":
@@ -123,7 +134,7 @@ def add(
     config, _ = _configure(name, artifact, target, settings, version, directory)
     runtime = lowering.runtime_of(config) if lower else None
     with (
-        lowering.lowered(artifact, runtime) as (served, done),
+        lowering.lowered(artifact, runtime) as lowered,
         writing(repository) as staging,
         disk_errors(directory),
     ):
@@ -133,13 +144,16 @@ def add(
                 f"'{name}' was given another runtime while this file was lowered for {runtime}",
                 "Add the file again.",
             )
-        lowering.note(config, number, done)
+        lowering.note(config, number, lowered.done)
         staged = staging / name / str(number)
-        files = fill_version(staged, served, target, on_progress)
-        source = files[MODEL_FILES[target]] if served is artifact else sha256(artifact.path)
-        set_provenance(config, number, Provenance(source_sha256=source, files=files))
+        files = fill_version(staged, lowered.artifact, target, on_progress)
+        source = sha256(artifact.path) if lowered.done else files[MODEL_FILES[target]]
+        provenance = Provenance(source_sha256=source, files=files, precision=artifact.precision)
+        set_provenance(config, number, provenance)
+        untried = _try(artifact, staged, config)
         _put(staged, directory, config, artifact, staging)
-    return show(name, repository)
+    said = (*remarks(artifact), lowered.note, untried)
+    return dataclasses.replace(show(name, repository), remarks=tuple(filter(None, said)))
 
 
 def list_entries(repository: Path) -> tuple[Entry, ...]:
@@ -283,6 +297,20 @@ def _configure(
     return config, number
 
 
+def _try(artifact: Artifact, staged: Path, config: pb.ModelConfig) -> str:
+    """Open a filled version as the server will; returns why it was not tried, if it was not."""
+    if config.backend == "tensorrt":
+        return ""
+    tried = dry_run(staged, config, largest_batch=2)
+    if why := tried.refused or tried.failed:
+        raise UserError(
+            f"{artifact.path} cannot be served by {config.backend}: {why}",
+            "Give the file as `bilateral export` wrote it; one that only takes single items needs"
+            " --max-batch-size 1.",
+        )
+    return tried.skipped and f"it was not opened before it was added: {tried.skipped}"
+
+
 def _put(
     staged: Path, directory: Path, config: pb.ModelConfig, artifact: Artifact, staging: Path
 ) -> None:
@@ -371,6 +399,7 @@ def _entry(directory: Path) -> Entry:
                 path,
                 sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
                 configs.read_metadata(config, number),
+                read_provenance(config, number),
             )
             for number, path in _version_directories(directory).items()
         ),

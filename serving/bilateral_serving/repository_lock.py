@@ -36,7 +36,7 @@ def writing(repository: Path, wait_s: float = 300.0) -> Iterator[Path]:
     """Hold the lock of a repository and yield an empty staging directory in it.
 
     What killed commands left behind is deleted first, what is left in the staging directory at the
-    end. The repository is made if it is not there.
+    end. The repository is made if it is not there, and goes again if nothing comes into it.
 
     Args:
         repository: The repository's directory.
@@ -45,11 +45,9 @@ def writing(repository: Path, wait_s: float = 300.0) -> Iterator[Path]:
     Raises:
         UserError: Another command still holds the lock, or the directory cannot be written.
     """
-    with disk_errors(repository):
-        repository.mkdir(parents=True, exist_ok=True)
-        lock = os.open(repository / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    new = not repository.exists()
+    lock = _lock(repository, wait_s)
     try:
-        _lock(lock, repository, wait_s)
         with disk_errors(repository):
             for left in leftovers(repository):
                 shutil.rmtree(left)
@@ -59,6 +57,9 @@ def writing(repository: Path, wait_s: float = 300.0) -> Iterator[Path]:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     finally:
+        if new and [path.name for path in repository.iterdir()] == [LOCK_FILE]:
+            (repository / LOCK_FILE).unlink()
+            repository.rmdir()
         os.close(lock)
 
 
@@ -70,22 +71,37 @@ def leftovers(repository: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in found if path.is_dir() and not path.is_symlink()))
 
 
-def _lock(lock: int, repository: Path, wait_s: float) -> None:
+def _lock(repository: Path, wait_s: float) -> int:
+    """The lock's file descriptor, locked."""
     end = time.monotonic() + wait_s
     while True:
+        with disk_errors(repository):
+            repository.mkdir(parents=True, exist_ok=True)
+            lock = os.open(repository / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise UserError(
-                f"{repository} cannot be locked: {error.strerror}",
-                "Use a file system that has locks; an NFS share needs its lock service.",
-            ) from error
-        if time.monotonic() > end:
-            raise UserError(
-                f"another command has been writing {repository} for {wait_s:g} s",
-                f"Wait for it; `fuser {repository / LOCK_FILE}` says which process it is.",
-            )
-        time.sleep(_POLL_S)
+            while not _try_lock(lock, repository):
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another command has been writing {repository} for {wait_s:g} s",
+                        f"Wait for it; `fuser {repository / LOCK_FILE}` says which process it is.",
+                    )
+                time.sleep(_POLL_S)
+            if os.fstat(lock).st_nlink:
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)  # who had it removed a repository that got no model
+
+
+def _try_lock(lock: int, repository: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{repository} cannot be locked: {error.strerror}",
+            "Use a file system that has locks; an NFS share needs its lock service.",
+        ) from error
+    return True

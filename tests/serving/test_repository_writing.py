@@ -45,8 +45,9 @@ ADD_AT_ONCE = """
     from pathlib import Path
     import onnx  # once, and not in every child
     from bilateral_serving import repository
+    from bilateral_serving.dry_run import DryRun
 
-    repository.dry_run = lambda *_: None  # writes nothing in the repository, and is slow
+    repository.dry_run = lambda *_, **__: DryRun()  # writes nothing in the repository, and is slow
     model, root, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     for round in range(rounds):
         children = []
