@@ -22,17 +22,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_serving import configure
 from bilateral_serving.config import Runtime
+from bilateral_serving.datatypes import TRITON_NAMES, from_triton
 
 _SHOWN = 400
-_TYPES = {
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    "BOOL": "bool",
-    "STRING": "object",
-}
-_TYPES |= {name.upper(): name for name in ("int8", "int16", "int32", "int64")}
-_TYPES |= {f"U{name}": f"u{kind}" for name, kind in _TYPES.items() if name.startswith("INT")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def dry_run(
     """
     if why := _not_here(config):
         return DryRun(skipped=why)
-    own = directory / "model.py"
+    own = directory / (config.default_model_filename or "model.py")
     backend = resources.files("bilateral_serving.python_backend") / "model.py"
     task = {
         "directory": str(directory),
@@ -140,7 +132,7 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
             continue
         inputs = {
             name: {
-                "dtype": _TYPES.get(pb.DataType.Name(source.data_type)[5:], "object"),
+                "dtype": _dtype(source.data_type),
                 "shape": reshaped.get(name, list(source.dims)),
                 "random": source.random_data,
             }
@@ -161,7 +153,7 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
     if config.model_warmup or not free:  # which sizes would be right is not known
         inputs = {
             tensor.name: {
-                "dtype": _TYPES.get(pb.DataType.Name(tensor.data_type)[5:], "object"),
+                "dtype": _dtype(tensor.data_type),
                 "shape": [
                     configure.WARMUP_LENGTH if size < 0 else size
                     for size in reshaped.get(tensor.name, tensor.dims)
@@ -174,6 +166,12 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
         name = f"a request of {rows[0]} rows" if rows else "a request"
         runs.append({"is": "failed", "name": name, "requests": 1, "rows": rows, "inputs": inputs})
     return runs
+
+
+def _dtype(data_type: int) -> str:
+    """NumPy's name of an element type of config.pbtxt; "object" for texts and what NumPy lacks."""
+    name = from_triton("", pb.DataType.Name(data_type).removeprefix("TYPE_"), (), False).dtype
+    return name if name in TRITON_NAMES and name != "bfloat16" else "object"
 
 
 def _available_memory() -> int:
