@@ -78,12 +78,13 @@ def _print(diagnosis: Diagnosis) -> None:
     out.print(table(["", "this machine"], list(diagnosis.facts.items())))
     for finding in diagnosis.findings:
         style = _STYLES[finding.severity]
-        out.print(f"[{style}]{finding.severity}[/] {finding.subject}:", end=" ", highlight=False)
-        out.print(finding.problem, markup=False, highlight=False, soft_wrap=True)
+        out.print(finding.severity, style=style, end=" ")
+        said = f"{finding.subject}: {finding.problem}"
+        out.print(said, markup=False, highlight=False, soft_wrap=True)
         for line in (finding.why, finding.fix and f"-> {finding.fix}"):
             if line:
                 out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
     errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     warnings = sum(finding.severity == "warning" for finding in diagnosis.findings)
     counted = f"{diagnosis.repository}: {errors} errors, {warnings} warnings"
-    out.print(counted, highlight=False, soft_wrap=True)
+    out.print(counted, markup=False, highlight=False, soft_wrap=True)

@@ -95,7 +95,8 @@ def add(
     """Add a model file as a new version, with its config.pbtxt.
 
     The version appears whole or not at all. Its configuration is checked against the model's real
-    inputs and outputs and against the versions that are there.
+    inputs and outputs and against the versions that are there; then the version is opened and run
+    once, as the server will. What another tool did to the file is said.
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
@@ -138,6 +139,7 @@ def add(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"
         f" batches up to {entry.max_batch_size}",
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -205,7 +207,8 @@ def remove(
     from bilateral_serving import repository as repositories
 
     repositories.remove(name, Path(repository), version=version)
-    out.print(f"Removed {name}" + (f" version {version}" if version else ""))
+    said = f"Removed {name}" + (f" version {version}" if version else "")
+    out.print(said, soft_wrap=True, markup=False)
 
 
 def _print_launch(version: Path) -> None:
