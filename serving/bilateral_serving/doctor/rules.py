@@ -31,10 +31,13 @@ def check_rules(name: str, config: pb.ModelConfig, gpus: int) -> Iterator[Findin
     for check in (_batching, _instances, _tensors, _warmups, _others):
         for problem, fix in check(config, gpus):
             yield error(name, problem, NOT_LOADED, f"{fix} in {CONFIG_FILE}.")
-    names = [tensor.name for tensor in config.input]
-    for twice in sorted({tensor for tensor in names if names.count(tensor) > 1}):
-        fix = f"Leave one of them out of {CONFIG_FILE}."
-        yield error(name, f"has input '{twice}' more than once", NOT_ANSWERED, fix)
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        names = [tensor.name for tensor in tensors]
+        for twice in sorted({tensor for tensor in names if names.count(tensor) > 1}):
+            labelled = sum(t.name == twice and bool(t.label_filename) for t in config.output)
+            why = NOT_LOADED if kind == "output" and labelled > 1 else NOT_ANSWERED
+            fix = f"Leave one of them out of {CONFIG_FILE}."
+            yield error(name, f"has {kind} '{twice}' more than once", why, fix)
 
 
 def _batching(config: pb.ModelConfig, gpus: int) -> Iterator[Refusal]:

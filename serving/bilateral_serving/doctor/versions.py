@@ -200,6 +200,13 @@ def _check_description(
 def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -> Iterator[Finding]:
     """Names, types and shapes; each difference by itself."""
     decoupled = config.model_transaction_policy.decoupled
+    if config.HasField("sequence_batching"):
+        yield error(
+            subject,
+            "has sequence batching, and the model keeps nothing between requests",
+            NOT_ANSWERED,
+            f"Write dynamic_batching {{ }} instead in {CONFIG_FILE}.",
+        )
     if config.max_batch_size and not artifact.has_free_batch:
         yield error(
             subject,

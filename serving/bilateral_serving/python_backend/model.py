@@ -120,8 +120,8 @@ def check_files(directory: Path, provenance: str) -> None:
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError(
-                f"{directory / name} is not the file that was added: its SHA-256 is"
-                f" {digest.hexdigest()}, not {expected}. Add the model again."
+                f"{directory / name} is not the file that was added, whose SHA-256 is"
+                f" {expected}: add the model again"
             )
 
 
