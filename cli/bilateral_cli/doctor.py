@@ -42,6 +42,10 @@ def doctor(
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
     http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 is off.")] = 8002,
+    run: Annotated[
+        bool,
+        typer.Option("--run/--no-run", help="Open every model file and run its warm-up once."),
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Look at the machine and at every model, and say what would fail and how to fix it.
@@ -61,7 +65,7 @@ def doctor(
     served_with = tensorrt_of(container) if container is not None else tensorrt
     machine = read_machine(tritonserver, plugin, served_with)
     ports = {"grpc": grpc_port, "http": http_port or None, "metrics": metrics_port or None}
-    diagnosis = diagnose(repository, machine, host, ports)
+    diagnosis = diagnose(repository, machine, host, ports, run=run)
     if json:
         print_json(diagnosis)
     else:
@@ -74,12 +78,13 @@ def _print(diagnosis: Diagnosis) -> None:
     out.print(table(["", "this machine"], list(diagnosis.facts.items())))
     for finding in diagnosis.findings:
         style = _STYLES[finding.severity]
-        out.print(f"[{style}]{finding.severity}[/] {finding.subject}:", end=" ", highlight=False)
-        out.print(finding.problem, markup=False, highlight=False, soft_wrap=True)
+        out.print(finding.severity, style=style, end=" ")
+        said = f"{finding.subject}: {finding.problem}"
+        out.print(said, markup=False, highlight=False, soft_wrap=True)
         for line in (finding.why, finding.fix and f"-> {finding.fix}"):
             if line:
                 out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
     errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     warnings = sum(finding.severity == "warning" for finding in diagnosis.findings)
     counted = f"{diagnosis.repository}: {errors} errors, {warnings} warnings"
-    out.print(counted, highlight=False, soft_wrap=True)
+    out.print(counted, markup=False, highlight=False, soft_wrap=True)

@@ -95,7 +95,8 @@ def add(
     """Add a model file as a new version, with its config.pbtxt.
 
     The version appears whole or not at all. Its configuration is checked against the model's real
-    inputs and outputs and against the versions that are there.
+    inputs and outputs and against the versions that are there; then the version is opened and run
+    once, as the server will. What another tool did to the file is said.
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
@@ -130,9 +131,11 @@ def add(
             lower=lower,
         )
     if json:
-        print_json(_as_json(entry))
+        print_json(_as_json(entry) | {"remarks": entry.remarks})
         return
     newest = entry.versions[-1]
+    for remark in entry.remarks:
+        notes.print(f"Note on {model}: {remark}", soft_wrap=True, markup=False, highlight=False)
     if entry.target == "tensorrt":
         _print_launch(newest.directory)
     else:
@@ -142,6 +145,7 @@ def add(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"
         f" batches up to {entry.max_batch_size}",
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -192,7 +196,7 @@ def show(
     rows += [("output", tensor) for tensor in entry.outputs]
     for version in entry.versions:
         about = version.metadata
-        said = f", {about.name} {about.precision}, weights {about.license}" if about else ""
+        said = f", {about.name} {version.precision}, weights {about.license}" if about else ""
         rows.append((f"version {version.number}", f"{version.size / 1e6:.1f} MB{said}"))
     out.print(table(["", name], rows))
 
@@ -209,7 +213,8 @@ def remove(
     from bilateral_serving import repository as repositories
 
     repositories.remove(name, Path(repository), version=version)
-    out.print(f"Removed {name}" + (f" version {version}" if version else ""))
+    said = f"Removed {name}" + (f" version {version}" if version else "")
+    out.print(said, soft_wrap=True, markup=False)
 
 
 def _print_launch(version: Path) -> None:
@@ -244,6 +249,7 @@ def _as_json(entry: Entry) -> dict[str, Any]:
                 "directory": str(version.directory),
                 "bytes": version.size,
                 "metadata": version.metadata.model_dump(mode="json") if version.metadata else None,
+                "provenance": version.provenance.model_dump() if version.provenance else None,
             }
             for version in entry.versions
         ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,20 @@ _ELEMENT_TYPES = {
 }
 
 
+# ONNX's name of the type of weights -> what a precision is called.
+_PRECISIONS = {
+    "FLOAT": "fp32",
+    "FLOAT16": "fp16",
+    "BFLOAT16": "bf16",
+    "DOUBLE": "fp64",
+    "INT8": "int8",
+    "UINT8": "int8",
+    "INT4": "int4",
+    "UINT4": "int4",
+    **dict.fromkeys(("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ"), "fp8"),
+}
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A model file and what it says about itself.
@@ -47,6 +63,7 @@ class Artifact:
         outputs: Its outputs, in order.
         metadata: The document of `bilateral export`, or None for a model from elsewhere.
         max_batch: The largest batch the file accepts; None where it sets no limit.
+        precision: The type of most of its weights, as the file has them; "" if not known.
     """
 
     path: Path
@@ -55,6 +72,7 @@ class Artifact:
     outputs: tuple[TensorSpec, ...]
     metadata: ArtifactMetadata | None
     max_batch: int | None = None
+    precision: str = ""
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -66,6 +84,28 @@ class Artifact:
         """Whether the first axis of every input and output is free, and is one and the same."""
         first = [tensor.shape[0] if tensor.shape else 0 for tensor in self.tensors]
         return isinstance(first[0], str) and len(set(first)) == 1
+
+
+def remarks(artifact: Artifact) -> tuple[str, ...]:
+    """What a file that is served as it is lacks, or has become in another tool; one line each."""
+    about, found = artifact.metadata, []
+    if about is None:
+        found.append(
+            "it has no metadata, which other tools drop: clients can neither prepare inputs for it"
+            " nor name classes"
+        )
+    else:
+        if about.preprocessing is None:
+            found.append("it says no preprocessing: clients cannot prepare inputs from files")
+        if not about.labels and about.family.endswith(("classifier", "segmenter")):
+            found.append("it says no labels: clients can only number classes")
+        if artifact.precision and artifact.precision != about.precision:
+            found.append(
+                f"its weights are {artifact.precision}, though it was exported as {about.precision}"
+            )
+    if not artifact.has_free_batch:
+        found.append("its batch is fixed: requests are not batched")
+    return tuple(found)
 
 
 def read_onnx(path: Path) -> Artifact:
@@ -94,7 +134,14 @@ def read_onnx(path: Path) -> Artifact:
     outputs = tuple(_tensor_spec(path, value) for value in model.graph.output)
     if not inputs:
         raise UserError(f"{path} has no input", "Export a model that takes at least one tensor.")
-    return Artifact(path, _companions(path, model), inputs, outputs, _metadata(path, model))
+    return Artifact(
+        path,
+        _companions(path, model),
+        inputs,
+        outputs,
+        _metadata(path, model),
+        precision=_precision(model.graph),
+    )
 
 
 def _not_onnx(path: Path) -> UserError:
@@ -162,6 +209,17 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(attribute.g)
             for subgraph in attribute.graphs:
                 yield from _tensors(subgraph)
+
+
+def _precision(graph: onnx.GraphProto) -> str:
+    import onnx
+
+    counts: Counter[str] = Counter()
+    for tensor in _tensors(graph):
+        name = _PRECISIONS.get(onnx.TensorProto.DataType.Name(tensor.data_type))
+        if name is not None:
+            counts[name] += math.prod(tensor.dims)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _metadata(path: Path, model: onnx.ModelProto) -> ArtifactMetadata | None:

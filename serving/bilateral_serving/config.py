@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,6 +34,8 @@ MODEL_FILES: dict[Target, str] = {
 # What the integers of config.pbtxt hold, and those of version numbers.
 _MOST = 2**31 - 1
 LARGEST_VERSION = 2**63 - 1
+# A parameter of one version, such as `bilateral/1`.
+_OF_A_VERSION = re.compile(r"[a-z]+/[1-9]\d*")
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,28 @@ def described_versions(config: pb.ModelConfig) -> tuple[int, ...]:
     prefix = f"{METADATA_KEY}/"
     numbers = (key.removeprefix(prefix) for key in config.parameters if key.startswith(prefix))
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+
+
+def copy_versions(old: pb.ModelConfig, new: pb.ModelConfig) -> None:
+    """Copy everything a configuration says of single versions into the one that replaces it."""
+    for key, value in old.parameters.items():
+        if _OF_A_VERSION.fullmatch(key):
+            new.parameters[key].CopyFrom(value)
+
+
+def keep_versions(config: pb.ModelConfig, versions: Collection[int]) -> None:
+    """Remove what a configuration says of all versions but these; the version policy stays."""
+    for key in list(config.parameters):
+        if _OF_A_VERSION.fullmatch(key) and int(key.partition("/")[2]) not in versions:
+            del config.parameters[key]
+
+
+def without_version(policy: pb.ModelVersionPolicy, version: int) -> pb.ModelVersionPolicy:
+    """The version policy that does not name `version`; the default one if it named no other."""
+    kept = [number for number in policy.specific.versions if number != version]
+    if not policy.HasField("specific"):
+        return policy
+    return version_policy(",".join(map(str, kept)) or "latest")
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -6,13 +6,16 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.errors import UserError
 from bilateral_serving.artifact import Artifact
 
 LOWERING_KEY = "lowering"
+_SHOWN = 300
 
 
 def runtime_of(config: pb.ModelConfig) -> str | None:
@@ -27,44 +30,66 @@ def runtime_of(config: pb.ModelConfig) -> str | None:
     return "openvino" if runtime == "openvino" else "onnxruntime-cpu"
 
 
-@contextlib.contextmanager
-def lowered(artifact: Artifact, runtime: str | None) -> Iterator[tuple[Artifact, str | None]]:
-    """Yield the artifact to serve, and what was done to it in a few words.
+@dataclass(frozen=True)
+class Lowered:
+    """The file to serve.
 
-    A model without attention of ours, and one whose weights lie outside the file, stays as it is.
+    Attributes:
+        artifact: It, and what it takes and gives.
+        done: What was done to the exported file, in a few words; None if nothing was.
+        note: Why nothing was, where something went wrong; "" otherwise.
+    """
+
+    artifact: Artifact
+    done: str | None = None
+    note: str = ""
+
+
+@contextlib.contextmanager
+def lowered(artifact: Artifact, runtime: str | None) -> Iterator[Lowered]:
+    """Yield what to serve: the lowering for `runtime`, or the file as it is.
+
+    A model without attention of ours, and one whose weights lie outside the file, stays as it is;
+    so does one that another tool has changed so that it cannot be lowered.
 
     Raises:
-        UserError: The file cannot be read as an ONNX model.
+        UserError: The file cannot be read as an ONNX model, or is for OpenVINO, which reads only
+            lowered files, and cannot be lowered.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        yield _lower(artifact, runtime, Path(scratch))
+
+
+def _lower(artifact: Artifact, runtime: str | None, scratch: Path) -> Lowered:
     if runtime is None or artifact.companions:
-        yield artifact, None
-        return
+        return Lowered(artifact)
     from bilateral_export.lowering.lower import has_attention, lower
 
-    if not has_attention(artifact.path):
-        yield artifact, None
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        result = lower(artifact.path, runtime, Path(scratch) / artifact.path.name)
-        done = f"{result.lowering.runtime}: {result.lowering.summary}"
-        yield dataclasses.replace(artifact, path=result.path), done
+    try:
+        if not has_attention(artifact.path):
+            return Lowered(artifact)
+        result = lower(artifact.path, runtime, scratch / artifact.path.name)
+    except UserError:
+        raise
+    except Exception as error:  # the passes take what `bilateral export` writes for granted
+        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        if runtime == "openvino":
+            raise UserError(
+                f"{artifact.path} cannot be lowered for {runtime}: {reason}",
+                "Give the file as `bilateral export` wrote it.",
+            ) from error
+        return Lowered(artifact, note=f"it is served as it is, for it cannot be lowered: {reason}")
+    done = f"{result.lowering.runtime}: {result.lowering.summary}"
+    return Lowered(dataclasses.replace(artifact, path=result.path), done)
 
 
 def note(config: pb.ModelConfig, version: int, done: str | None) -> None:
     """Keep in a configuration what was done to a version."""
-    key = f"{LOWERING_KEY}/{version}"
-    config.parameters.pop(key, None)
     if done is not None:
-        config.parameters[key].string_value = done
+        config.parameters[f"{LOWERING_KEY}/{version}"].string_value = done
 
 
-def keep_notes(old: pb.ModelConfig, new: pb.ModelConfig) -> tuple[str, ...]:
-    """Copy what was done to each version into the configuration that replaces an old one.
-
-    Returns:
-        The notes.
-    """
-    notes = {key: note for key, note in old.parameters.items() if key.startswith(LOWERING_KEY)}
-    for key, note in notes.items():
-        new.parameters[key].CopyFrom(note)
-    return tuple(note.string_value for note in notes.values())
+def notes(config: pb.ModelConfig) -> tuple[str, ...]:
+    """What was done to the versions of a configuration that were lowered."""
+    parameters = config.parameters.items()
+    return tuple(v.string_value for key, v in parameters if key.startswith(f"{LOWERING_KEY}/"))

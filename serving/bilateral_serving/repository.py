@@ -9,28 +9,32 @@ A version directory appears whole or not at all.
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
-from bilateral_export.files import disk_errors, require_file, write_text
+from bilateral_export.files import disk_errors, require_file, sha256
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
 from bilateral_serving import configure, lowering
 from bilateral_serving import plan as plans
-from bilateral_serving.artifact import Artifact, read_onnx
-from bilateral_serving.config import (
-    CONFIG_FILE,
-    Settings,
-    Target,
+from bilateral_serving.artifact import Artifact, read_onnx, remarks
+from bilateral_serving.config import CONFIG_FILE, LABELS_FILE, MODEL_FILES, Settings, Target
+from bilateral_serving.dry_run import dry_run
+from bilateral_serving.provenance import Provenance, read_provenance, set_provenance
+from bilateral_serving.repository_lock import writing
+from bilateral_serving.version_files import (
+    Progress,
+    fill_version,
+    put_version,
+    replace_text,
+    restored_on_error,
 )
-from bilateral_serving.version_files import Progress, write_version
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class Version:
     directory: Path
     size: int
     metadata: ArtifactMetadata | None
+    provenance: Provenance | None = None
+
+    @property
+    def precision(self) -> str:
+        """Of the weights: as the file has them, else as it says."""
+        found = self.provenance.precision if self.provenance else ""
+        return found or (self.metadata.precision if self.metadata else "")
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Entry:
         threads: Threads of one instance; 0 for an even share of the cores.
         max_queue_delay_us: How long a request may wait for others, in microseconds.
         device: "gpu" if an instance asks for one, else "cpu".
+        remarks: What `add` has to say of the file, one line each; empty from `show`.
     """
 
     name: str
@@ -72,6 +84,7 @@ class Entry:
     threads: int
     max_queue_delay_us: int
     device: str
+    remarks: tuple[str, ...] = ()
 
 
 def add(
@@ -107,8 +120,8 @@ def add(
 
     Raises:
         UserError: The file is missing or not a model; the name, version or settings do not do; the
-            model disagrees with the versions that are there; the disk is full. The repository is
-            then as it was before.
+            model disagrees with the versions that are there, or does not run as it would be served;
+            the disk is full. The repository is then as it was before.
     """
     _check_name(name)
     if interface is not None and target != "tensorrt":
@@ -117,27 +130,30 @@ def add(
         )
     artifact = _read(model, target, interface)
     directory = repository / name
-    existing = _existing_config(directory)
-    number = _next_version(directory) if version is None else version
-    if not 1 <= number <= configs.LARGEST_VERSION:
-        raise UserError(f"version is {number}", f"It must be from 1 to {configs.LARGEST_VERSION}.")
-    if (directory / str(number)).exists():
-        raise UserError(
-            f"{directory / str(number)} exists already",
-            "Leave the version out to add the next one, or remove that one first.",
-        )
-
-    config = _config(name, artifact, target, settings, existing, directory)
-    configs.check_batch(config, artifact)
-    configs.set_metadata(config, number, artifact.metadata)
-    text = configs.write(config)
-    configs.check_interface(configs.parse(text, directory / CONFIG_FILE), artifact)
+    # Refused now rather than after the lowering, which can take long.
+    config, _ = _configure(name, artifact, target, settings, version, directory)
     runtime = lowering.runtime_of(config) if lower else None
-    with lowering.lowered(artifact, runtime) as (artifact, done):
-        lowering.note(config, number, done)
-        text = configs.write(config)
-        write_version(directory, number, artifact, target, text, existing is None, on_progress)
-    return show(name, repository)
+    with (
+        lowering.lowered(artifact, runtime) as lowered,
+        writing(repository) as staging,
+        disk_errors(directory),
+    ):
+        config, number = _configure(name, artifact, target, settings, version, directory)
+        if lower and lowering.runtime_of(config) != runtime:
+            raise UserError(
+                f"'{name}' was given another runtime while this file was lowered for {runtime}",
+                "Add the file again.",
+            )
+        lowering.note(config, number, lowered.done)
+        staged = staging / name / str(number)
+        files = fill_version(staged, lowered.artifact, target, on_progress)
+        source = sha256(artifact.path) if lowered.done else files[MODEL_FILES[target]]
+        provenance = Provenance(source_sha256=source, files=files, precision=artifact.precision)
+        set_provenance(config, number, provenance)
+        untried = _try(artifact, staged, config)
+        _put(staged, directory, config, artifact, staging)
+    said = (*remarks(artifact), lowered.note, untried)
+    return dataclasses.replace(show(name, repository), remarks=tuple(filter(None, said)))
 
 
 def list_entries(repository: Path) -> tuple[Entry, ...]:
@@ -173,25 +189,33 @@ def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     Raises:
         UserError: There is no such model or version, or it cannot be removed.
     """
-    entry = show(name, repository)
-    if version is None:
-        _discard(entry.directory)
-        return
-    numbers = {item.number: item.directory for item in entry.versions}
-    if version not in numbers:
-        known = ", ".join(map(str, numbers)) or "none"
-        raise UserError(f"model '{name}' has no version {version}", f"It has: {known}.")
-    _discard(numbers[version])
-    config = _existing_config(entry.directory)
+    show(name, repository)
+    with writing(repository) as staging:
+        directory = show(name, repository).directory
+        with disk_errors(directory):
+            if version is None:
+                directory.rename(staging / name)
+            else:
+                _remove_version(directory, version, staging)
+
+
+def _remove_version(directory: Path, version: int, staging: Path) -> None:
+    versions = _version_directories(directory)
+    if version not in versions:
+        known = ", ".join(map(str, versions)) or "none"
+        raise UserError(f"model '{directory.name}' has no version {version}", f"It has: {known}.")
+    path = directory / CONFIG_FILE
+    config = _existing_config(directory)
     assert config is not None
-    configs.set_metadata(config, version, None)
-    lowering.note(config, version, None)
-    named = config.version_policy.specific.versions
-    if version in named:  # Triton loads no model whose policy names a version that is not there
-        named.remove(version)
-        if not named:
-            config.ClearField("version_policy")
-    write_text(entry.directory / CONFIG_FILE, configs.write(config))
+    with restored_on_error(path, staging):
+        if version in config.version_policy.specific.versions:
+            # First of all: a server would look for a version that is gone.
+            policy = configs.without_version(config.version_policy, version)
+            config.version_policy.CopyFrom(policy)
+            replace_text(path, configs.write(config), staging)
+        versions[version].rename(staging / str(version))
+    configs.keep_versions(config, _version_directories(directory))
+    replace_text(path, configs.write(config), staging)
 
 
 def _model_directories(repository: Path) -> dict[str, Path]:
@@ -244,6 +268,68 @@ def _existing_config(directory: Path) -> pb.ModelConfig | None:
     return configs.parse(path.read_text(encoding="utf-8"), path)
 
 
+def _configure(
+    name: str,
+    artifact: Artifact,
+    target: Target,
+    settings: Settings | None,
+    version: int | None,
+    directory: Path,
+) -> tuple[pb.ModelConfig, int]:
+    """The configuration with this file as one more version, and the version's number."""
+    existing = _existing_config(directory)
+    versions = _version_directories(directory) if existing is not None else {}
+    if existing is not None:  # what a killed command said of a version that never came
+        configs.keep_versions(existing, versions)
+    number = max(versions, default=0) + 1 if version is None else version
+    if not 1 <= number <= configs.LARGEST_VERSION:
+        raise UserError(f"version is {number}", f"It must be from 1 to {configs.LARGEST_VERSION}.")
+    if (directory / str(number)).exists():
+        raise UserError(
+            f"{directory / str(number)} exists already",
+            "Leave the version out to add the next one, or remove that one first.",
+        )
+    config = _config(name, artifact, target, settings, existing, directory)
+    configs.check_batch(config, artifact)
+    configs.set_metadata(config, number, artifact.metadata)
+    text = configs.write(config)
+    configs.check_interface(configs.parse(text, directory / CONFIG_FILE), artifact)
+    return config, number
+
+
+def _try(artifact: Artifact, staged: Path, config: pb.ModelConfig) -> str:
+    """Open a filled version as the server will; returns why it was not tried, if it was not."""
+    if config.backend == "tensorrt":
+        return ""
+    tried = dry_run(staged, config, largest_batch=2)
+    if why := tried.refused or tried.failed:
+        raise UserError(
+            f"{artifact.path} cannot be served by {config.backend}: {why}",
+            "Give the file as `bilateral export` wrote it; one that only takes single items needs"
+            " --max-batch-size 1.",
+        )
+    return tried.skipped and f"it was not opened before it was added: {tried.skipped}"
+
+
+def _put(
+    staged: Path, directory: Path, config: pb.ModelConfig, artifact: Artifact, staging: Path
+) -> None:
+    """Move a filled version to its place, with its configuration and labels: all or nothing."""
+    labels = artifact.metadata.labels if artifact.metadata else ()
+    text = "".join(f"{label}\n" for label in labels)
+    if not directory.exists():
+        if labels:
+            (staged.parent / LABELS_FILE).write_text(text, encoding="utf-8")
+        (staged.parent / CONFIG_FILE).write_text(configs.write(config), encoding="utf-8")
+        staged.parent.rename(directory)
+        return
+    path = directory / LABELS_FILE
+    if labels and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        # Other versions have the same labels, or none.
+        replace_text(path, text, staging)
+    put_version(staged, directory, config, staging)
+
+
 def _config(
     name: str,
     artifact: Artifact,
@@ -259,9 +345,8 @@ def _config(
     if settings is None:
         return existing
     config = configure.build(name, artifact, target, settings)
-    for number in configs.described_versions(existing):
-        configs.set_metadata(config, number, configs.read_metadata(existing, number))
-    kept = lowering.keep_notes(existing, config)
+    configs.copy_versions(existing, config)
+    kept = lowering.notes(config)
     if kept and lowering.runtime_of(existing) != lowering.runtime_of(config):
         raise UserError(
             f"versions of '{name}' were lowered ({', '.join(kept)}), and not for these settings",
@@ -298,10 +383,6 @@ def _version_directories(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _next_version(directory: Path) -> int:
-    return max(_version_directories(directory), default=0) + 1 if directory.is_dir() else 1
-
-
 def _entry(directory: Path) -> Entry:
     config = _existing_config(directory)
     assert config is not None
@@ -318,6 +399,7 @@ def _entry(directory: Path) -> Entry:
                 path,
                 sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
                 configs.read_metadata(config, number),
+                read_provenance(config, number),
             )
             for number, path in _version_directories(directory).items()
         ),
@@ -325,14 +407,7 @@ def _entry(directory: Path) -> Entry:
         outputs=outputs,
         max_batch_size=config.max_batch_size,
         instances=sum(group.count for group in config.instance_group) or 1,
-        threads=int(threads.string_value) if threads else 0,
+        threads=int(threads.string_value) if threads and threads.string_value.isdecimal() else 0,
         max_queue_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
         device="gpu" if gpu else "cpu",
     )
-
-
-def _discard(directory: Path) -> None:
-    doomed = directory.with_name(f".removed-{directory.name}-{os.getpid()}")
-    with disk_errors(directory):
-        directory.rename(doomed)
-        shutil.rmtree(doomed)

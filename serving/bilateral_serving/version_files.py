@@ -1,26 +1,22 @@
-"""The files of one version of a model, and the configuration beside it: written both or neither."""
+"""The files of one version and the configuration beside them, written in an order that is safe."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
-from bilateral_export.files import atomic_directory, disk_errors, write_text
+from tritonclient.grpc import model_config_pb2 as pb
+
 from bilateral_export.preprocessing import TextPreprocessing
+from bilateral_serving import config as configs
 from bilateral_serving import plan as plans
 from bilateral_serving.artifact import Artifact
-from bilateral_serving.config import (
-    CONFIG_FILE,
-    LABELS_FILE,
-    MODEL_FILES,
-    VOCABULARY_FILE,
-    Target,
-)
+from bilateral_serving.config import CONFIG_FILE, MODEL_FILES, VOCABULARY_FILE, Target
 
 Progress = Callable[[int, int], None]
 """Called with the bytes copied so far and the bytes in all."""
@@ -28,60 +24,25 @@ Progress = Callable[[int, int], None]
 _CHUNK = 8 << 20
 
 
-def write_version(
-    directory: Path,
-    number: int,
-    artifact: Artifact,
-    target: Target,
-    text: str,
-    new: bool,
-    on_progress: Progress | None,
-) -> None:
-    """Write a version and the configuration: both or neither.
-
-    Args:
-        directory: The model's.
-        number: The version's.
-        artifact: The model file.
-        target: The backend that will run it.
-        text: The whole of config.pbtxt.
-        new: Whether the model is not there yet.
-        on_progress: Called while files are copied.
-
-    Raises:
-        UserError: The disk is full or cannot be written.
-    """
-    if new:
-        with atomic_directory(directory) as draft:
-            (draft / str(number)).mkdir()
-            _fill_version(draft / str(number), artifact, target, on_progress)
-            _write_labels(draft, artifact)
-            (draft / CONFIG_FILE).write_text(text, encoding="utf-8")
-    else:
-        # The configuration first: one that describes a version still to come does no harm.
-        with (
-            disk_errors(directory),
-            _restored_on_error(directory / CONFIG_FILE, directory / LABELS_FILE),
-            atomic_directory(directory / str(number)) as draft,
-        ):
-            _fill_version(draft, artifact, target, on_progress)
-            _write_labels(directory, artifact)
-            write_text(directory / CONFIG_FILE, text)
-
-
-def _fill_version(
+def fill_version(
     directory: Path, artifact: Artifact, target: Target, on_progress: Progress | None
-) -> None:
+) -> dict[str, str]:
+    """Copy what one version consists of into its directory, which is made.
+
+    Returns:
+        The SHA-256 of every model file there, by name.
+    """
+    directory.mkdir(parents=True)
     copies = {artifact.path: directory / MODEL_FILES[target]}
     copies |= {path: directory / path.name for path in artifact.companions}
-    if target == "tensorrt" and plans.has_manifest(artifact.path):
-        served = directory / MODEL_FILES[target]
-        copies[plans.manifest_path(artifact.path)] = plans.manifest_path(served)
     total = sum(path.stat().st_size for path in copies)
     done = 0
+    digests: dict[str, str] = {}
     for source, copy in copies.items():
+        digest = hashlib.sha256()
         with source.open("rb") as reader, copy.open("xb") as writer:
             while chunk := reader.read(_CHUNK):
+                digest.update(chunk)
                 writer.write(chunk)
                 done += len(chunk)
                 if on_progress:
@@ -89,9 +50,64 @@ def _fill_version(
             # Before the rename that makes it visible, the data must be on the disk.
             writer.flush()
             os.fsync(writer.fileno())
+        digests[copy.name] = digest.hexdigest()
+    if target == "tensorrt" and plans.has_manifest(artifact.path):
+        served = directory / MODEL_FILES[target]
+        shutil.copyfile(plans.manifest_path(artifact.path), plans.manifest_path(served))
     if target == "python":
         for name, content in backend_files(artifact).items():
             (directory / name).write_bytes(content)
+    return digests
+
+
+def put_version(staged: Path, directory: Path, config: pb.ModelConfig, staging: Path) -> None:
+    """Move a version into its model, and describe it in the model's configuration: both or neither.
+
+    Killed at any point it leaves a model that loads: the version policy names no version that is
+    not there, and no version is there that the configuration does not describe.
+
+    Args:
+        staged: The version's directory, filled; its name is its number.
+        directory: The model's directory.
+        config: The model's configuration with the new version in it.
+        staging: A directory on the repository's file system for what is being written.
+    """
+    path, number = directory / CONFIG_FILE, int(staged.name)
+    old = configs.parse(path.read_text(encoding="utf-8"), path)
+    described = pb.ModelConfig()
+    described.CopyFrom(config)
+    if number in config.version_policy.specific.versions:
+        described.version_policy.CopyFrom(configs.without_version(config.version_policy, number))
+        if not described.version_policy.HasField("specific"):
+            described.version_policy.CopyFrom(old.version_policy)
+    with restored_on_error(path, staging):
+        replace_text(path, configs.write(described), staging)
+        staged.rename(directory / staged.name)
+        try:
+            if described != config:
+                replace_text(path, configs.write(config), staging)
+        except BaseException:
+            (directory / staged.name).rename(staged)
+            raise
+
+
+def replace_text(path: Path, text: str, staging: Path) -> None:
+    """Write a file whole or not at all."""
+    draft = staging / f"{path.name}.draft"
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+@contextlib.contextmanager
+def restored_on_error(path: Path, staging: Path) -> Iterator[None]:
+    """Put a text file back as it was if the block raises."""
+    before = path.read_text(encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if path.read_text(encoding="utf-8") != before:
+            replace_text(path, before, staging)
+        raise
 
 
 def backend_files(artifact: Artifact) -> dict[str, bytes]:
@@ -110,27 +126,3 @@ def backend_files(artifact: Artifact) -> dict[str, bytes]:
             "bilateral_text.py": text.read_bytes(),
         }
     return files
-
-
-def _write_labels(directory: Path, artifact: Artifact) -> None:
-    labels = artifact.metadata.labels if artifact.metadata else ()
-    if labels:
-        write_text(directory / LABELS_FILE, "".join(f"{label}\n" for label in labels))
-
-
-@contextlib.contextmanager
-def _restored_on_error(*paths: Path) -> Iterator[None]:
-    """Put files back as they were if the block raises. A full disk cannot prevent that."""
-    with tempfile.TemporaryDirectory(prefix=".before-", dir=paths[0].parent) as before:
-        copies = {path: Path(before) / path.name for path in paths if path.exists()}
-        for path, copy in copies.items():
-            shutil.copy2(path, copy)
-        try:
-            yield
-        except BaseException:
-            for path in paths:
-                if path in copies:
-                    copies[path].replace(path)
-                else:
-                    path.unlink(missing_ok=True)
-            raise

@@ -273,7 +273,7 @@ class TestBadInput:
         with pytest.raises(UserError) as caught, running(grpc_only(root)):
             pass
         assert "stopped while loading: model 'quadrants' version 1:" in caught.value.problem
-        assert "Protobuf parsing failed" in caught.value.problem
+        assert "model.onnx is not the file that was added" in caught.value.problem
         assert "Traceback" not in str(caught.value)
         assert wait_until_gone(str(root), 5) == []
 

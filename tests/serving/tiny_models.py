@@ -130,7 +130,13 @@ def words(path: Path) -> Path:
             "axis": np.array([1]),
             "row": np.full(3, -np.log(3), dtype=np.float32),
         },
-        metadata(name="words", labels=(), preprocessing=text),
+        metadata(
+            family="language-model",
+            name="words",
+            model={"depth": 1, "heads": 1, "dim": 1, "context": 4},
+            labels=(),
+            preprocessing=text,
+        ),
     )
 
 

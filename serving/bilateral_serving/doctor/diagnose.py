@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_serving import preflight
+from bilateral_serving.config import CONFIG_FILE
+from bilateral_serving.doctor.ensembles import check_ensemble
 from bilateral_serving.doctor.findings import (
+    NOT_LOADED,
     Diagnosis,
     Finding,
     Severity,
@@ -30,6 +34,8 @@ def diagnose(
     machine: Machine,
     host: str = "127.0.0.1",
     ports: Mapping[str, int | None] | None = None,
+    *,
+    run: bool = True,
 ) -> Diagnosis:
     """Look at a repository and at the machine that is to serve it; changes nothing.
 
@@ -38,6 +44,8 @@ def diagnose(
         machine: What `read_machine` found.
         host: The address the server is to listen on.
         ports: What it is for -> port, None where off; none are looked at when empty.
+        run: Whether to open every model file that is served, and to run its warm-up, each in a
+            process of its own.
 
     Raises:
         UserError: There is no such directory.
@@ -50,12 +58,22 @@ def diagnose(
     findings: list[Finding] = []
     models: list[CheckedModel] = []
     for directory in sorted(path for path in repository.iterdir() if path.is_dir()):
+        if directory.name == "lost+found":  # the file system's own, which only root may read
+            continue
         if directory.name.startswith("."):
             findings.append(_leftover(directory))
             continue
-        model, found = check_model(directory, machine)
+        if not _is_model(directory):
+            findings.append(_stranger(directory))
+            continue
+        model, found = check_model(directory, machine, run)
         models.append(model)
         findings += found
+    configurations = {model.name: model.config for model in models if model.config is not None}
+    versions = {model.name: model.versions for model in models}
+    for name, config in configurations.items():
+        if config.platform == "ensemble":
+            findings += check_ensemble(name, config, configurations, versions)
     if not models:
         findings.append(
             warning(
@@ -73,13 +91,34 @@ def diagnose(
     return Diagnosis(repository=str(repository), facts=machine.facts, findings=tuple(findings))
 
 
+def _is_model(directory: Path) -> bool:
+    """Whether a directory has a configuration, or a version that may have lost it."""
+    try:
+        return any(
+            path.name == CONFIG_FILE or re.fullmatch(r"[1-9]\d*", path.name)
+            for path in directory.iterdir()
+        )
+    except OSError:  # one that may not be read: to be told of as a model
+        return True
+
+
+def _stranger(directory: Path) -> Finding:
+    return Finding(
+        severity="info",
+        subject=directory.name,
+        problem="is no model: it has neither a configuration nor a version",
+        why="`bilateral serve` leaves it alone.",
+        fix=f"Move it out of the repository: {directory}",
+    )
+
+
 def _leftover(directory: Path) -> Finding:
     return Finding(
         severity="info",
         subject=directory.name,
         problem="is left over from something that was interrupted, or is being written now",
         why="Triton ignores names that begin with a dot.",
-        fix=f"If nothing is writing it: rm -r {directory}",
+        fix="The next `bilateral repository add` or `remove` deletes what a killed one left.",
     )
 
 
@@ -92,7 +131,7 @@ def _check_gpu(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Fin
             yield error(
                 model.name,
                 f"is configured for a GPU, and {reason}",
-                "Triton would not load the model.",
+                NOT_LOADED,
                 "Serve it on a machine with a GPU, or say which container will:"
                 " bilateral doctor --container RELEASE",
             )
@@ -137,14 +176,16 @@ def _check_server(models: Sequence[CheckedModel], machine: Machine) -> Iterator[
         return
     backends = {model.config.backend for model in models if model.config is not None}
     for model in models:
-        if model.config is None:
+        if model.config is None or (
+            model.config.platform == "ensemble" and not model.config.backend
+        ):
             continue
         backend = model.config.backend
-        if not (server.backends / backend).is_dir():
+        if not backend or not (server.backends / backend).is_dir():
             yield error(
                 model.name,
                 f"needs the backend '{backend}', which {server.binary} does not have",
-                "Triton would not load the model.",
+                NOT_LOADED,
                 "Serve it in NVIDIA's container (bilateral doctor --container RELEASE), or add it"
                 " again with --target python.",
             )
@@ -200,7 +241,7 @@ def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterato
             yield error(
                 model.name,
                 f"runtime '{runtime}' is not one of {', '.join(installed)}",
-                "Triton's Python backend would not load the model.",
+                NOT_LOADED,
                 "Add the model again with --runtime onnxruntime.",
             )
             continue
@@ -209,7 +250,7 @@ def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterato
             yield error(
                 model.name,
                 f"needs {runtime}, which is not installed",
-                "Triton's Python backend would not load the model.",
+                NOT_LOADED,
                 fix,
             )
 

@@ -10,6 +10,11 @@ from bilateral_export.errors import UserError
 
 Severity = Literal["error", "warning", "info"]
 
+# Why a finding matters. Tests hold the first against the real server: it is said where Triton
+# refuses to load, and nowhere else.
+NOT_LOADED = "Triton would not load the model."
+NOT_ANSWERED = "Requests would fail."
+
 
 class Finding(BaseModel):
     """One thing found.

@@ -12,6 +12,7 @@ that cannot be served does not take its neighbours with it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ class TritonPythonModel:
         parameters = {key: entry["string_value"] for key, entry in config["parameters"].items()}
         instances = sum(group["count"] for group in config["instance_group"])
         version_directory = Path(args["model_repository"]) / args["model_version"]
+
+        check_files(version_directory, parameters.get(f"provenance/{args['model_version']}", "{}"))
 
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
@@ -101,6 +104,25 @@ class TritonPythonModel:
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in self._inputs
         }
+
+
+def check_files(directory: Path, provenance: str) -> None:
+    """Refuse a file that is not the one that was added; a version without hashes is taken as it is.
+
+    Args:
+        directory: The version's.
+        provenance: The version's parameter of that name, whose `files` has SHA-256 by name.
+    """
+    for name, expected in json.loads(provenance).get("files", {}).items():
+        digest = hashlib.sha256()
+        with (directory / name).open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            raise ValueError(
+                f"{directory / name} is not the file that was added, whose SHA-256 is"
+                f" {expected}: add the model again"
+            )
 
 
 def respond(request: Any, names: list[str], arrays: Sequence[Array]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import socket
@@ -21,10 +22,12 @@ from bilateral_export.errors import UserError
 from bilateral_export.plugin import PluginContents
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
-from bilateral_serving.doctor.diagnose import diagnose
+from bilateral_serving.doctor import diagnose as doctor
 from bilateral_serving.doctor.machine import Machine, read_machine
 from bilateral_serving.installation import PYTHON_VERSION, Installation
 
+# Files are opened and run by test_agreement.py, which asks the server too.
+diagnose = functools.partial(doctor.diagnose, run=False)
 H100 = Device("H100", 90, 80 << 30, 79 << 30)
 
 
@@ -58,8 +61,10 @@ class Scene:
         self.machine = dataclasses.replace(self.machine, **facts)
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a healthy scene, to be copied."""
+    tmp_path = tmp_path_factory.mktemp("healthy")
     root, files = tmp_path / "repository", tmp_path / "files"
     for number in (1, 2):
         repository.add(
@@ -81,17 +86,25 @@ def scene(tmp_path: Path) -> Scene:
     stub = server / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
     stub.parent.mkdir(parents=True)
     stub.touch()
+    return tmp_path
+
+
+@pytest.fixture
+def scene(healthy: Path, tmp_path: Path) -> Scene:
+    shutil.copytree(healthy, tmp_path, dirs_exist_ok=True)
+    root, files, server = (tmp_path / name for name in ("repository", "files", "tritonserver"))
+    stubs = server / "python_backend_stubs" / PYTHON_VERSION
     machine = Machine(
         driver=Driver((13, 0), (H100,)),
         tensorrt="10.14.1",
         onnxruntime="1.22.0",
         openvino="2026.4.0",
         tritonserver=Installation(
-            server / "bin" / "tritonserver", server / "backends", stub.parents[1], ()
+            server / "bin" / "tritonserver", server / "backends", stubs.parent, ()
         ),
         numpy="1.26.4",
         libpython=files / "libpython.so",
-        plugin=plugin,
+        plugin=files / "libplugin.so",
         plugin_contents=PluginContents("1", (80, 90), 10),
     )
     return Scene(root, machine)
@@ -256,10 +269,12 @@ def other_name(scene: Scene) -> None:
     scene.edit('name: "quadrants"', 'name: "quarters"')
 
 
-def policy_names_an_absent_version(scene: Scene) -> None:
-    scene.edit(
-        "version_policy {\n  all {\n  }\n}", "version_policy { specific { versions: [1, 7] } }"
-    )
+def policy(scene: Scene, text: str) -> None:
+    scene.edit("version_policy {\n  all {\n  }\n}", f"version_policy {{ {text} }}")
+
+
+def policy_serves_nothing(scene: Scene) -> None:
+    policy(scene, "specific { versions: [7] }")
 
 
 def no_gpu(scene: Scene) -> None:
@@ -396,7 +411,7 @@ FAULTS: list[tuple[Callable[[Scene], None], str, str]] = [
     (config_of_another_form, "quadrants", "config.pbtxt"),
     (missing_config, "quadrants", "does not exist"),
     (other_name, "quadrants", "quarters"),
-    (policy_names_an_absent_version, "quadrants", "version 7"),
+    (policy_serves_nothing, "quadrants", "none of the versions that are there: 1, 2"),
     (no_gpu, "planned", "no NVIDIA driver"),
     (driver_without_gpu, "planned", "no GPU is visible"),
     (full_gpu, "machine", "100 MiB free"),
@@ -483,6 +498,7 @@ def test_a_server_or_plugin_that_is_named_must_be_one(tmp_path: Path) -> None:
     ("seed", "problem"),
     [
         (lambda scene: manifest_path(scene.plan).unlink(), "no manifest"),
+        (lambda scene: policy(scene, "specific { versions: [1, 7] }"), "version 7"),
         (lambda scene: (scene.root / "quadrants" / "old").mkdir(), "no version"),
         (lambda scene: (scene.root / "quadrants" / "01").mkdir(), "no version"),
         (
@@ -507,6 +523,14 @@ def test_an_empty_repository_is_a_warning_and_none_at_all_is_refused(tmp_path: P
     assert [finding.severity for finding in diagnosis.findings] == ["warning"]
     with pytest.raises(UserError, match="no model repository"):
         diagnose(tmp_path / "missing", Machine())
+
+
+def test_directories_that_are_no_models_are_no_errors(scene: Scene) -> None:
+    (scene.root / "lost+found").mkdir()
+    assert diagnose(scene.root, scene.machine).findings == ()
+    (scene.root / "notes").mkdir()
+    (finding,) = diagnose(scene.root, scene.machine).findings
+    assert (finding.severity, finding.subject) == ("info", "notes")
 
 
 def test_leftovers_of_an_interrupted_write_are_only_mentioned(scene: Scene) -> None:
