@@ -87,11 +87,15 @@ def training_arguments(arguments: object, path: Path) -> TrainingArguments:
         said = dict(getattr(arguments, "__dict__", {}))
     reader = _Reader(said, path)
     name = said.get("model")
+    image_size = reader.whole("input_size", "img_size")
+    crop = reader.crop("eval_crop_ratio", "crop_pct")
+    if said.get("eval_crop_ratio") is not None and image_size is not None and image_size <= 32:
+        crop = 1.0  # DeiT's build_transform takes images of 32 pixels and less as they are
     return TrainingArguments(
         model=name if isinstance(name, str) and name else None,
-        image_size=reader.whole("input_size", "img_size"),
+        image_size=image_size,
         num_classes=reader.whole("nb_classes", "num_classes"),
-        crop=reader.crop("eval_crop_ratio", "crop_pct"),
+        crop=crop,
         interpolation=reader.interpolation(),
         mean=reader.channels("mean", least=-math.inf),
         std=reader.channels("std", least=0.0),

@@ -64,11 +64,7 @@ _FOREIGN_NAMES: tuple[tuple[str, str, str], ...] = (
 )
 # A file in a directory, what the directory is, what to do.
 _DIRECTORIES: tuple[tuple[str, str, str], ...] = (
-    (
-        "*.index.json",
-        "a Hugging Face folder with its weights in parts",
-        _JOIN,
-    ),
+    ("*.index.json", "a Hugging Face folder with its weights in parts", _JOIN),
     ("config.json", "a Hugging Face folder", "Give the file of weights inside it."),
     (
         ".metadata",
@@ -93,11 +89,8 @@ def identify(path: Path) -> Format:
     require_file(path, "checkpoint")
     with path.open("rb") as stream:
         head = stream.read(512)
-    if part := _SHARD.search(path.name):
-        raise UserError(
-            f"checkpoint {path} is part {int(part[1])} of {int(part[2])}",
-            _JOIN,
-        )
+    if (part := _SHARD.search(path.name)) and int(part[2]) != 1:
+        raise UserError(f"checkpoint {path} is part {int(part[1])} of {int(part[2])}", _JOIN)
     if head.startswith(b"PK\x03\x04"):
         _refuse_foreign_archive(path)
         return "torch"

@@ -155,7 +155,7 @@ def _card(path: Path, content: Content, model: str | None) -> tuple[CheckpointCa
         return own, "the checkpoint's card"
     if complete:
         return wanted, f"the card {model}"
-    return prepared(wanted, content.arguments)
+    return prepared(said or wanted, content.arguments)
 
 
 def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:

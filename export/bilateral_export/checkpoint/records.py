@@ -12,6 +12,10 @@ import torch
 from bilateral_export.checkpoint.text import printable
 from bilateral_export.errors import UserError
 
+# A record with this attribute is a directory to torch, which leaves its tensor uninitialised, and a
+# file to Python: one flipped bit.
+_DIRECTORY = 0x10
+
 
 def check_records(path: Path) -> int:
     """Check that no record is compressed and that each has the bytes its checksum was taken of.
@@ -47,8 +51,10 @@ def _check_sizes(path: Path, records: list[zipfile.ZipInfo]) -> None:
             raise UserError(
                 f"checkpoint {path} has a compressed record ({printable(record.filename)}), which"
                 " torch.save never writes: refused",
-                "Unpack it and store it again without compression: zip -0.",
+                "Load it in your training code and save it again with torch.save.",
             )
+        if record.external_attr & _DIRECTORY:
+            raise _damaged(path, printable(record.filename))
     if len({record.filename for record in records}) < len(records):
         raise _damaged(path, "a record is there twice")
     if sum(record.file_size for record in records) > path.stat().st_size:
@@ -56,11 +62,7 @@ def _check_sizes(path: Path, records: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_sums(path: Path, expected: Mapping[str, int]) -> None:
-    """Compare what torch reads with the checksums.
-
-    By torch's own reader, because another one need not read the same: one flipped bit in the list
-    of records turns a record into a directory, whose tensor torch leaves uninitialised.
-    """
+    """Compare what torch reads with the checksums; another reader need not read the same."""
     reader = torch._C.PyTorchFileReader(str(path))
     folder = next(iter(expected)).partition("/")[0]
     names = {f"{folder}/{name}": name for name in reader.get_all_records()}

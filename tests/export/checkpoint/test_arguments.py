@@ -86,6 +86,18 @@ def test_a_fine_tuned_model_takes_its_classes_and_size_from_the_arguments(tmp_pa
     assert card.model == config
     assert card.labels == ()
     assert card.preprocessing == deit_preprocessing(160)
+    (tmp_path / "mine.json").write_text(config.model_dump_json())
+    asked = load_checkpoint(tmp_path / "c.pth", model=str(tmp_path / "mine.json"))
+    assert asked.card == card
+
+
+def test_deit_takes_small_images_as_they_are(tmp_path: Path) -> None:
+    config = named(DEIT).model_copy(update={"num_classes": 10, "image_size": 32})
+    state = build(config).state_dict()
+    said = {"model": DEIT, "nb_classes": 10, "input_size": 32, "eval_crop_ratio": 0.875}
+    how = _loaded(tmp_path / "c.pth", state, Namespace(**said)).card.preprocessing
+    assert isinstance(how, ImagePreprocessing)
+    assert (how.resize, how.height) == (32, 32)
 
 
 def test_the_model_that_is_asked_for_must_be_the_arguments(

@@ -119,6 +119,8 @@ def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
     state = build(named(MODEL)).state_dict()
     torch.save({"model": state}, tmp_path / "c.safetensors")
     save_file(state, tmp_path / "c.pth")
+    save_file(state, tmp_path / "m-00001-of-00001.safetensors")  # all of it
+    assert load_checkpoint(tmp_path / "m-00001-of-00001.safetensors", model=MODEL).weights is None
     assert load_checkpoint(tmp_path / "c.safetensors", model=MODEL).weights == "model"
     assert load_checkpoint(tmp_path / "c.pth", model=MODEL).weights is None
 
