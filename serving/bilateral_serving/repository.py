@@ -184,7 +184,7 @@ def remove(name: str, repository: Path, *, version: int | None = None) -> None:
     A version policy that names the version does not any more; the newest is served if it named no
     other.
 
-    A directory first gets a name that Triton ignores, so that no half of it is ever served.
+    A directory is first moved to where Triton does not look, so that no half of it is ever served.
 
     Raises:
         UserError: There is no such model or version, or it cannot be removed.
@@ -290,6 +290,13 @@ def _configure(
             "Leave the version out to add the next one, or remove that one first.",
         )
     config = _config(name, artifact, target, settings, existing, directory)
+    wanted = config.version_policy.specific.versions
+    if wanted and not {number, *versions}.intersection(wanted):
+        raise UserError(
+            f"the versions to serve, {', '.join(map(str, wanted))}, are not there; this one is"
+            f" {number}",
+            "Name a version that is there with --versions, or say 'latest'.",
+        )
     configs.check_batch(config, artifact)
     configs.set_metadata(config, number, artifact.metadata)
     text = configs.write(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +18,10 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_serving.command import backend_directory, environment
 from bilateral_serving.installation import find, find_libpython
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class BareServer:
@@ -50,9 +55,10 @@ class BareServer:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
         self.client = InferenceServerClient(f"127.0.0.1:{port}")
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while True:
             with contextlib.suppress(InferenceServerException):
                 if self.client.is_server_live(client_timeout=1):
@@ -61,7 +67,7 @@ class BareServer:
             assert time.monotonic() < end
             time.sleep(0.05)
 
-    def load(self, name: str, seconds: float = 60) -> str | None:
+    def load(self, name: str, seconds: float = 120) -> str | None:
         """Why the server refuses a model; None if it loads it."""
         try:
             self.client.load_model(name, client_timeout=seconds)

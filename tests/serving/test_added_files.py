@@ -15,14 +15,18 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import sha256
 from bilateral_export.graph.export import export_onnx
 from bilateral_serving import repository
+from bilateral_serving.client import Client
 from bilateral_serving.config import Settings
+from bilateral_serving.provenance import read_provenance
+from bilateral_serving.server import RunningServer
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
+CHECKPOINT = "digits_bilateral.safetensors"
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
+    checkpoint = load_checkpoint(CHECKPOINTS / CHECKPOINT)
     return export_onnx(checkpoint, tmp_path_factory.mktemp("digits") / "digits.onnx").path
 
 
@@ -45,6 +49,26 @@ def test_an_exported_file_needs_no_remark_and_its_hashes_are_kept(
     assert provenance.files == {"model.onnx": sha256(served)}
     assert sha256(served) != sha256(digits)  # it was lowered
     assert entry.versions[0].precision == "fp32"
+
+
+def test_the_chain_of_hashes_reaches_from_the_checkpoint_to_the_client(
+    digits: Path, server: RunningServer, client: Client, tmp_path: Path
+) -> None:
+    version = repository.add("digits", digits, tmp_path / "r").versions[0]
+    assert version.metadata is not None
+    assert version.metadata.checkpoint_sha256 == sha256(CHECKPOINTS / CHECKPOINT)
+    # The server of these tests has other models: what it serves is what it says it serves.
+    provenance = read_provenance(client.model_config("quadrants"), 2)
+    assert provenance is not None
+    assert provenance.files == {"model.onnx": provenance.source_sha256}
+
+
+def test_parameters_that_are_no_numbers_do_not_hide_the_other_models(tmp_path: Path) -> None:
+    repository.add("quadrants", models.quadrants(tmp_path / "m.onnx"), tmp_path / "r")
+    path = tmp_path / "r" / "quadrants" / "config.pbtxt"
+    path.write_text(path.read_text().replace('string_value: "0"', 'string_value: "many"'))
+    (entry,) = repository.list_entries(tmp_path / "r")
+    assert entry.threads == 0
 
 
 def test_external_data_has_its_hash_too(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_export.engine.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
+from bilateral_export.metadata import METADATA_KEY
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
 from bilateral_serving import configure
@@ -29,7 +30,7 @@ from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.plans import check_plan
 from bilateral_serving.dry_run import dry_run
 from bilateral_serving.plan import artifact_of
-from bilateral_serving.provenance import read_provenance
+from bilateral_serving.provenance import PROVENANCE_KEY, read_provenance
 from bilateral_serving.version_files import backend_files
 
 
@@ -52,6 +53,8 @@ def check_version(
     if target not in MODEL_FILES:
         return None, []  # another backend's files are not ours to judge
     path = version / MODEL_FILES[cast(Target, target)]
+    if _is_foreign(version, path, config):
+        return None, []
     manifest: PlanManifest | None = None
     findings: list[Finding] = []
     try:
@@ -77,6 +80,14 @@ def check_version(
         if target != "tensorrt" and intact and run:
             findings += _run(subject, version, config, machine)
     return manifest, [*changed, *findings]
+
+
+def _is_foreign(version: Path, path: Path, config: pb.ModelConfig) -> bool:
+    """Whether a Python model is someone's own code, which needs no model file of ours."""
+    number = int(version.name)
+    ours = {f"{METADATA_KEY}/{number}", f"{PROVENANCE_KEY}/{number}"} & set(config.parameters)
+    code = version / (config.default_model_filename or "model.py")
+    return config.backend == "python" and not path.exists() and not ours and code.is_file()
 
 
 def _check_hashes(subject: str, version: Path, config: pb.ModelConfig) -> Iterator[Finding]:

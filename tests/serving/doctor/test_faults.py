@@ -533,6 +533,15 @@ def test_directories_that_are_no_models_are_no_errors(scene: Scene) -> None:
     assert (finding.severity, finding.subject) == ("info", "notes")
 
 
+def test_a_python_model_of_ones_own_is_not_judged_by_our_files(scene: Scene) -> None:
+    version = scene.root / "own" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text("class TritonPythonModel: ...")
+    text = 'backend: "python" max_batch_size: 0 input { name: "x" data_type: TYPE_FP32 dims: 1 }'
+    (scene.root / "own" / "config.pbtxt").write_text(text)
+    assert diagnose(scene.root, scene.machine).findings == ()
+
+
 def test_leftovers_of_an_interrupted_write_are_only_mentioned(scene: Scene) -> None:
     (scene.root / ".partial-abc").mkdir()
     (finding,) = diagnose(scene.root, scene.machine).findings
