@@ -17,12 +17,19 @@ from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.adversarial import Forward, Found, box_of, search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect
 from bilateral_export.parity.budget import DEFAULT_FACTOR
-from bilateral_export.parity.checks import behaviour_checks, extreme_checks
+from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
 from bilateral_export.parity.differentiable import DifferentiableGraph
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
-from bilateral_export.parity.identity import body_check, identity_checks, random_check
-from bilateral_export.parity.measure import error_floor
+from bilateral_export.parity.identity import (
+    body_check,
+    identity_checks,
+    interface_check,
+    plugin_check,
+    random_check,
+    softmax_check,
+)
+from bilateral_export.parity.measure import error_floor, magnitude
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import (
     Bisection,
@@ -126,10 +133,18 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
     bisections: list[Bisection] = []
     if plan.metadata is not None:
         checks += identity_checks(plan.checkpoint, plan.metadata)
+    fits = True
     if plan.onnx is not None:
         file = onnx.load(plan.onnx, load_external_data=False)
-        checks += [body_check(file), random_check(file)]
+        interface = interface_check(file, model)
+        checks += [interface, body_check(file), plugin_check(file)]
+        checks += [softmax_check(file), random_check(file)]
+        fits = interface.passed
     for stage in plan.stages:
+        if stage.graph is not None and not fits:
+            reason = "the file's inputs or outputs are not the model's"
+            skipped.append(Skipped(stage=stage.candidate.name, reason=reason))
+            continue
         progress(stage.candidate.name)
         try:
             opened = stage.candidate.runner.__enter__()
@@ -227,6 +242,9 @@ def _run_stage(
         outputs = truth.eager  # this stage is what the budget is measured by
     else:
         outputs = outputs_of(candidate.runner, plan.samples)
+    if problem := _unlike(outputs, truth.reference):
+        check = Check(stage=candidate.name, name="outputs", detail=problem, passed=False)
+        return [], [check], {}
     rows = judge(candidate, outputs, truth, plan.samples, plan.factor)
     if not stage.checked:
         # Eager PyTorch is what the others are held against.
@@ -234,15 +252,28 @@ def _run_stage(
             return rows, [], {}
         check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
         return rows, [check], {check.name: found}
-    limits = {row.output: row.budget for row in rows}
-    several = max(plan.samples, key=lambda sample: sample.items)
+    limits = {row.output: Limit(row.budget, magnitude(truth.reference[row.output])) for row in rows}
+    several = max(plan.samples, key=lambda sample: next(iter(sample.arrays.values())).size)
     checks = behaviour_checks(candidate, several, limits)
     truth = grounds.truth(candidate.ground, extreme=True)
-    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor)
+    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor, limits)
     if not plan.adversarial:
         return rows, checks, {}
     check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
     return rows, [*checks, check], {check.name: found}
+
+
+def _unlike(outputs: comparison.Outputs, reference: comparison.Outputs) -> str:
+    """How answers differ from the reference's before any number is compared; empty if not."""
+    for name, wanted in reference.items():
+        if name not in outputs:
+            return f"there is no output {name}"
+        for mine, true in zip(outputs[name], wanted, strict=True):
+            if mine.shape != true.shape:
+                return f"{name} has shape {list(mine.shape)} instead of {list(true.shape)}"
+            if mine.dtype != true.dtype:
+                return f"{name} is not {'whole' if true.dtype.kind == 'i' else 'floating'} numbers"
+    return ""
 
 
 def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> tuple[Check, Sample]:
