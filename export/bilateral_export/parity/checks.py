@@ -115,12 +115,13 @@ def extreme_checks(
             checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not finite))
             continue
         problems = []
-        for name, pieces in truth.reference.items():
+        for name, limit in limits.items():
+            pieces = truth.reference[name]
             if pieces[number].dtype.kind != "f" and not _finite(sample):
                 continue  # which class NaN scores decide is nobody's promise
             eager = truth.eager[name][number]
             shown = answer[name], pieces[number], eager
-            problems += _at_extreme(candidate, *shown, factor, limits[name])
+            problems += _at_extreme(candidate, *shown, factor, limit)
         text = "; ".join(problems) or "as FP64"
         checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not problems))
     return checks

@@ -22,6 +22,7 @@ from bilateral_export.parity.decision import judge_decisions
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import Decision, ParityReport, ParityRow, WorstInput
 from bilateral_export.parity.samples import Sample
+from bilateral_export.parity.scores import largest_difference, scores_of, tipped
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 
@@ -153,12 +154,18 @@ def judge(
     budget = Budget.of(factor)
     rows = []
     for name, reference in truth.reference.items():
+        if name not in outputs:  # scores, which this runner does not give
+            continue
         errors, furthest = measure.pooled_errors(outputs[name], reference)
         eager, _ = measure.pooled_errors(truth.eager[name], reference)
         floor = measure.error_floor(reference[0], candidate.rounding)
         found = quotient(errors, eager, floor)
         limit = worst_error(eager, floor, factor)
         decision = judge_decisions(name, outputs[name], reference, limit)
+        if decision and (scores := truth.reference.get(scores_of(name))):
+            usual = largest_difference(truth.eager[scores_of(name)], scores)
+            beyond = tipped(outputs[name], reference, scores, factor * usual)
+            decision = decision.model_copy(update={"flipped": beyond})
         pairs = list(zip(outputs[name], reference, strict=True))
         distances = [measure.ulps(mine, true, candidate.rounding).ravel() for mine, true in pairs]
         items = sum(map(len, reference))

@@ -27,6 +27,7 @@ from bilateral_export.parity.compare import (
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import ParityRow
 from bilateral_export.parity.samples import Sample, random_samples
+from bilateral_export.parity.scores import expose_scores, with_scores
 from bilateral_export.parity.widen import widen_file
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
@@ -114,7 +115,7 @@ def test_a_healthy_model_passes_fifty_seeds(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Precision) -> None:
-    """Its graph returns labels, no scores: what counts is the share of pixels that differs."""
+    """By its labels, and by the scores behind them."""
     config = named("segmenter_tiny").model_copy(
         update={"image_size": 32, "patch_size": 8, "dim": 48, "depth": 2, "num_classes": 5}
     )
@@ -123,7 +124,9 @@ def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Preci
     card = CheckpointCard(name="segmenter", model=config)
     checkpoint = Checkpoint(tmp_path, "0" * 64, card, model.state_dict())
     exported = export_onnx(checkpoint, tmp_path / "segmenter.onnx", precision=precision)
-    assert _failed_seeds(checkpoint, _native(exported.path, precision), {}) == []
+    scored = with_scores(checkpoint)
+    shown = expose_scores(exported.path, scored, tmp_path / "scores.onnx")
+    assert _failed_seeds(scored, _native(shown, precision), {}) == []
 
 
 @pytest.mark.parametrize("name", SERVING_FAULTS)
