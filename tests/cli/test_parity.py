@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import onnx
@@ -66,3 +67,37 @@ def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path)
     ):
         with pytest.raises(UserError, match=complaint):
             _parity(healthy, *options)
+
+
+def test_too_few_items_are_named_as_the_reason(healthy: Path) -> None:
+    """What the reason says to give is enough."""
+    found = [_parity(healthy, "--items", 4, "--batches", 1, "--seed", seed) for seed in range(3)]
+    outcome = next(each for each in found if each.exit_code == 1)
+    (wanted,) = set(re.findall(r"too few items to tell, give --items (\d+)", outcome.stdout)[:1])
+    assert all("FAIL" in line or "give --items" not in line for line in outcome.stdout.splitlines())
+    assert _parity(healthy, "--items", wanted, "--seed", found.index(outcome)).exit_code == 0
+
+
+def test_names_and_reasons_are_not_markup(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None):
+        return None if name == "onnxruntime_extensions" else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    outcome = _parity(healthy, "--items", 1, "--batches", 1)
+    assert "pip install 'bilateral-serve[custom-op]'" in outcome.stdout
+
+
+def test_a_file_of_other_outputs_is_a_verdict(healthy: Path, tmp_path: Path) -> None:
+    model = onnx.load(healthy)
+    next(node for node in model.graph.node if "logits" in node.output).output[0] = "[red]"
+    model.graph.output[0].name = "[red]"
+    onnx.save(model, tmp_path / "renamed.onnx")
+    outcome = _parity(tmp_path / "renamed.onnx", "--items", 8)
+    assert outcome.exit_code == 1
+    assert "file: interface: it has no output logits; the model has no output [red]" in (
+        outcome.stdout
+    )

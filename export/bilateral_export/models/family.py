@@ -80,6 +80,22 @@ def corners_of(model: object) -> tuple[dict[str, int], ...]:
             return ({},)
 
 
+def tracing_example(model: Exportable) -> dict[str, Array]:
+    """Inputs to trace a model with: at least 2 along every dynamic dimension.
+
+    A tracer takes a size of 0 or 1 for a constant. No values are looked up while it traces, so that
+    they may be longer than the model allows.
+    """
+    drawn = model.example(2, np.random.default_rng(0))
+    sizes = {
+        name: max(2, size)
+        for spec in model.inputs()
+        for name, size in zip(spec.shape, drawn[spec.name].shape, strict=True)
+        if isinstance(name, str) and name != "batch"
+    }
+    return model.example(2, np.random.default_rng(0), **sizes)
+
+
 def exportable(model: nn.Module) -> Exportable:
     """The same model, typed by what the exporter needs of it."""
     return cast(Exportable, model)

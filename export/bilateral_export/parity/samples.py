@@ -74,12 +74,17 @@ def random_samples(
 
 def enough_items(model: Exportable) -> int:
     """How many items it takes until every output has `measure.NUMBERS` numbers, and 32 at least."""
+    usual = model.example(1, np.random.default_rng(0), **corners_of(model)[-1])
+    sizes = {
+        name: size
+        for spec in model.inputs()
+        for name, size in zip(spec.shape, usual[spec.name].shape, strict=True)
+    }
     numbers = [
-        math.prod(int(size) for size in spec.shape[1:])
+        math.prod(size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape[1:])
         for spec in model.outputs()
-        if not any(isinstance(size, str) for size in spec.shape[1:])
     ]
-    return max(DEFAULT_ITEMS, math.ceil(NUMBERS / min(numbers, default=NUMBERS)))
+    return max(DEFAULT_ITEMS, math.ceil(NUMBERS / max(1, min(numbers))))
 
 
 def _plan(

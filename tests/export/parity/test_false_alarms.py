@@ -68,6 +68,5 @@ def test_sixty_healthy_models_pass(classes: int, tmp_path: Path) -> None:
     assert failures(classes, range(MODELS), range(SEEDS), tmp_path) == []
 
 
-@pytest.mark.parametrize("classes", [1, 2])
-def test_a_healthy_model_of_few_classes_passes(classes: int, tmp_path: Path) -> None:
-    assert failures(classes, range(1), range(3), tmp_path) == []
+def test_a_healthy_model_of_one_logit_passes(tmp_path: Path) -> None:
+    assert failures(1, range(1), range(2), tmp_path) == []
