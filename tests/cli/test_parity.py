@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import onnx
@@ -67,15 +66,6 @@ def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path)
     ):
         with pytest.raises(UserError, match=complaint):
             _parity(healthy, *options)
-
-
-def test_too_few_items_are_named_as_the_reason(healthy: Path) -> None:
-    """What the reason says to give is enough."""
-    found = [_parity(healthy, "--items", 4, "--batches", 1, "--seed", seed) for seed in range(3)]
-    outcome = next(each for each in found if each.exit_code == 1)
-    (wanted,) = set(re.findall(r"too few items to tell, give --items (\d+)", outcome.stdout)[:1])
-    assert all("FAIL" in line or "give --items" not in line for line in outcome.stdout.splitlines())
-    assert _parity(healthy, "--items", wanted, "--seed", found.index(outcome)).exit_code == 0
 
 
 def test_names_and_reasons_are_not_markup(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
