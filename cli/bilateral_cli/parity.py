@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, notes, out, print_json, table
@@ -41,14 +42,21 @@ def parity(
     ] = 4.0,
     batches: Annotated[
         str, typer.Option(metavar="N,N,...", help="Batch sizes, such as a profile's corners.")
-    ] = "1,2,7",
+    ] = "1,2,8,9",
     lengths: Annotated[
         list[str] | None,
         typer.Option(
             "--length", metavar="NAME=N,N,...", help="Sizes of another dynamic dimension."
         ),
     ] = None,
-    items: Annotated[int, typer.Option(min=1, help="Random inputs to compare at least.")] = 32,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Random inputs to compare at least; 32, or more where an output is one to three"
+            " numbers, unless given.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     adversarial: Annotated[
         int, typer.Option(min=0, help="Steps of searching for the inputs that disagree most.")
@@ -111,7 +119,7 @@ def parity(
         if earlier is not None:
             require_same_model(earlier, loaded.card)
         described = exportable(loaded.build_model())
-        check_graph(onnx, described.inputs())
+        check_graph(onnx, metadata, loaded.card.model.family)
         known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
         if unknown := dims.keys() - known:
             raise UserError(
@@ -158,7 +166,8 @@ def parity(
     else:
         _print(report)
     for text in worse:
-        notes.print(f"[bold red]Worse than the baseline:[/] {text}", highlight=False)
+        worse_text = f"[bold red]Worse than the baseline:[/] {escape(text)}"
+        notes.print(worse_text, highlight=False)
     if not report.passed or worse:
         raise typer.Exit(EXIT_FAILED)
 
@@ -187,25 +196,32 @@ def _print(report: ParityReport) -> None:
     kept = [check for check in report.checks if check.passed]
     if report.checks:
         out.print(f"{len(kept)} of {len(report.checks)} checks hold.", highlight=False)
+    for row in report.rows:
+        if not row.passed:
+            _say("FAIL", f"{row.stage}: {row.output}: {row.reason}")
     for check in report.checks:
         if not check.passed:
-            out.print(
-                f"[bold red]FAIL[/] {check.stage}: {check.name}: {check.detail}", highlight=False
-            )
+            _say("FAIL", f"{check.stage}: {check.name}: {check.detail}")
     for skipped in report.skipped:
-        out.print(f"[dim]skipped {skipped.stage}: {skipped.reason}[/]", highlight=False)
+        text = escape(f"skipped {skipped.stage}: {skipped.reason}")
+        out.print(f"[dim]{text}[/]", highlight=False)
     for found in report.bisections:
         if found.culprit is None:
             continue
         at = found.culprit
-        out.print(
-            f"[bold red]First wrong node[/] of {found.stage}: {at.node} ({at.operator})\n"
+        _say(
+            "First wrong node",
+            f"of {found.stage}: {at.node} ({at.operator})\n"
             f"  torch module {at.module or 'unknown'}, source {at.source or 'unknown'}\n"
             f"  error {at.error:.2e} there, allowed {at.limit:.2e}, {found.before:.2e} before it",
-            highlight=False,
         )
         if found.reproducer:
-            out.print(f"  reproducer: {found.reproducer}", highlight=False)
+            out.print(f"  reproducer: {found.reproducer}", highlight=False, markup=False)
+
+
+def _say(what: str, text: str) -> None:
+    """Print what is wrong; names and reasons are not markup."""
+    out.print(f"[bold red]{what}[/] {escape(text)}", highlight=False)
 
 
 def parity_table(report: ParityReport) -> Table:
@@ -213,8 +229,8 @@ def parity_table(report: ParityReport) -> Table:
     columns = ["stage", "output", ">error", ">budget", ">of eager", ">decisions"]
     rows = [
         (
-            row.stage,
-            row.output,
+            escape(row.stage),
+            escape(row.output),
             f"{row.error:.1e}",
             f"{row.budget:.1e}",
             f"{row.typical:.2f}",

@@ -66,3 +66,28 @@ def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path)
     ):
         with pytest.raises(UserError, match=complaint):
             _parity(healthy, *options)
+
+
+def test_names_and_reasons_are_not_markup(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None):
+        return None if name == "onnxruntime_extensions" else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    outcome = _parity(healthy, "--items", 1, "--batches", 1)
+    assert "pip install 'bilateral-serve[custom-op]'" in outcome.stdout
+
+
+def test_a_file_of_other_outputs_is_a_verdict(healthy: Path, tmp_path: Path) -> None:
+    model = onnx.load(healthy)
+    next(node for node in model.graph.node if "logits" in node.output).output[0] = "[red]"
+    model.graph.output[0].name = "[red]"
+    onnx.save(model, tmp_path / "renamed.onnx")
+    outcome = _parity(tmp_path / "renamed.onnx", "--items", 8)
+    assert outcome.exit_code == 1
+    assert "file: interface: it has no output logits; the model has no output [red]" in (
+        outcome.stdout
+    )

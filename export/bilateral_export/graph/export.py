@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -27,7 +26,7 @@ from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
-from bilateral_export.models.family import exportable
+from bilateral_export.models.family import exportable, tracing_example
 from bilateral_export.models.features import use_spatial_features
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 from bilateral_export.tensors import TensorSpec
@@ -135,8 +134,7 @@ def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXP
     """
     described = exportable(model)
     inputs = described.inputs()
-    # A batch of 2, because the exporter takes a size of 1 for a constant.
-    example = described.example(2, np.random.default_rng(0))
+    example = tracing_example(described)
     shapes = tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs

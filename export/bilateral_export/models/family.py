@@ -60,6 +60,42 @@ def pads(model: object) -> bool:
     return isinstance(model, SequenceClassifier) and model.config.grid is None
 
 
+def corners_of(model: object) -> tuple[dict[str, int], ...]:
+    """Sizes of the dynamic dimensions but the batch, by name, at their ends; usual ones last.
+
+    A language model's: the whole context without a past, one token with the longest past, and one
+    without any. A sequence classifier's: the longest, twice, and one token; half the longest is
+    usual.
+    """
+    match model:
+        case LanguageModel():
+            context = model.config.context
+            longest = {"past": 0, "length": context}
+            return longest, {"past": context - 1, "length": 1}, {"past": 0, "length": 1}, {}
+        case SequenceClassifier() if model.config.grid is None:
+            length = model.config.length
+            half = max(1, length // 2)
+            return {"length": length}, {"length": length}, {"length": 1}, {"length": half}
+        case _:
+            return ({},)
+
+
+def tracing_example(model: Exportable) -> dict[str, Array]:
+    """Inputs to trace a model with: at least 2 along every dynamic dimension.
+
+    A tracer takes a size of 0 or 1 for a constant. No values are looked up while it traces, so that
+    they may be longer than the model allows.
+    """
+    drawn = model.example(2, np.random.default_rng(0))
+    sizes = {
+        name: max(2, size)
+        for spec in model.inputs()
+        for name, size in zip(spec.shape, drawn[spec.name].shape, strict=True)
+        if isinstance(name, str) and name != "batch"
+    }
+    return model.example(2, np.random.default_rng(0), **sizes)
+
+
 def exportable(model: nn.Module) -> Exportable:
     """The same model, typed by what the exporter needs of it."""
     return cast(Exportable, model)

@@ -81,10 +81,17 @@ class Segmenter(ImageModel):
         Returns:
             Class indices `[B, S, S]`, uint8.
         """
-        masks = self.masks(image)
+        return self.decide(self.scores(image))
+
+    def scores(self, image: Tensor) -> Tensor:
+        """The score of every class for every pixel, `[B, classes, S, S]`."""
         size = self.config.image_size
-        masks = F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
-        return masks.argmax(dim=1).to(torch.uint8)
+        masks = self.masks(image)
+        return F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """The best class of each pixel, `[B, S, S]`, uint8."""
+        return scores.argmax(dim=1).to(torch.uint8)
 
     def masks(self, image: Tensor) -> Tensor:
         """The score of every class for every patch, `[B, classes, grid, grid]`."""

@@ -16,7 +16,9 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.provenance import MODULE_KEY, SOURCE_KEY
 from bilateral_export.lowering.tokens_first import held_tensors, to_matrix
 from bilateral_export.metadata import Precision
+from bilateral_export.parity.measure import TIES
 from bilateral_export.parity.oracle import Oracle
+from bilateral_export.parity.scores import decided
 from bilateral_export.parity.windows import OpenRunner, Window, WindowedRun, extract
 from bilateral_export.precision import DTYPES
 from bilateral_export.tensors import Array
@@ -102,6 +104,7 @@ def bisect(
     *,
     factor: float = NODE_FACTOR,
     to_the_end: bool = False,
+    budgets: Mapping[str, float] | None = None,
 ) -> Walk:
     """Walk a graph in windows until a node's output is further from FP64 than its budget.
 
@@ -119,6 +122,8 @@ def bisect(
         precision: Of the graph.
         factor: Limit of each node, as a multiple of the eager error there.
         to_the_end: Whether to go on after the first broken node, to report every node's error.
+        budgets: What the errors of the graph's outputs may be at least, by name: of a few numbers,
+            eager PyTorch's error in one sample is luck.
 
     Raises:
         UserError: The runtime cannot run a part of the graph before any culprit.
@@ -130,6 +135,7 @@ def bisect(
     known = reference.operations.keys() & eager.operations.keys()
     known |= {matrix for matrix, tensor in held.items() if tensor in known}
     eps = float(torch.finfo(DTYPES[precision]).eps)
+    least = {**dict.fromkeys(decided(model.graph), factor * TIES), **(budgets or {})}
     errors: dict[str, NodeError] = {}
     culprit: Culprit | None = None
     pending: list[Ran] = []
@@ -153,7 +159,7 @@ def bisect(
             compared = [name for name in made if name in truth]
             for name in compared:
                 usual_error = distance(usual[name], truth[name])
-                limit = factor * max(usual_error, eps)
+                limit = max(factor * max(usual_error, eps), least.get(name, 0.0))
                 at = _error(node, distance(made[name], truth[name]), usual_error, limit)
                 errors[name] = at
                 if at.broken and culprit is None:
@@ -175,7 +181,7 @@ def bisect(
 def distance(got: Array, reference: Array) -> float:
     """Relative Euclidean distance of two tensors; infinite where they are not finite alike.
 
-    Whole numbers and truth values must be equal: the distance is then 0, else infinite.
+    Of whole numbers and truth values it is the share that differs.
     """
     if got.shape != reference.shape:
         return float("inf")
@@ -185,7 +191,7 @@ def distance(got: Array, reference: Array) -> float:
     if not alike or not np.isfinite(wide[finite]).all():
         return float("inf")
     if reference.dtype.kind != "f":
-        return 0.0 if np.array_equal(wide, true) else float("inf")
+        return float(np.mean(wide != true)) if wide.size else 0.0
     norm = float(np.linalg.norm(true[finite]))
     return float(np.linalg.norm(wide[finite] - true[finite])) / (norm or 1.0)
 

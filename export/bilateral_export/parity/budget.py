@@ -49,16 +49,30 @@ class Quotient:
         typical_low: Lower end of its one-sided confidence interval.
         typical_high: Upper end.
         worst: Largest error / `largest_error` of eager PyTorch.
+        spread: Standard deviation of the logarithm of error / eager error.
+        count: How many errors there are.
     """
 
     typical: float
     typical_low: float
     typical_high: float
     worst: float
+    spread: float = 0.0
+    count: int = 1
 
     def within(self, budget: Budget) -> bool:
         """Whether the typical ratio is, with confidence, within budget, and the worst too."""
         return self.typical_high <= budget.typical and self.worst <= budget.worst
+
+    def enough(self, budget: Budget) -> int | None:
+        """How many errors would decide, where these are too few; None where more change nothing.
+
+        With twice as many as would do if the next ones were like these.
+        """
+        room = math.log(budget.typical / self.typical) if math.isfinite(self.typical) else 0.0
+        if self.typical_high <= budget.typical or room <= 0:
+            return None
+        return math.ceil(2 * (_QUANTILE * self.spread / room) ** 2)
 
 
 def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotient:
@@ -86,6 +100,8 @@ def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotie
         typical_low=math.exp(mean - half_width),
         typical_high=math.exp(mean + half_width),
         worst=worst,
+        spread=spread,
+        count=len(logs),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,8 +23,21 @@ REPEATS = 3
 Answer = dict[str, Array]
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How wrong one item of an output may be.
+
+    Attributes:
+        error: Largest relative error: the budget of the output's row.
+        size: What the output's numbers count as at least (`measure.magnitude`).
+    """
+
+    error: float
+    size: float
+
+
 def behaviour_checks(
-    candidate: Candidate, sample: Sample, limits: Mapping[str, float]
+    candidate: Candidate, sample: Sample, limits: Mapping[str, Limit]
 ) -> list[Check]:
     """Check an open runner on one sample of several items.
 
@@ -33,7 +47,7 @@ def behaviour_checks(
     Args:
         candidate: Its runner is open.
         sample: Two items or more.
-        limits: Largest relative error per output.
+        limits: How wrong each output may be.
     """
     runner = candidate.runner
     items = [
@@ -71,20 +85,25 @@ def behaviour_checks(
 
 
 def extreme_checks(
-    candidate: Candidate, samples: Sequence[Sample], truth: Truth, factor: float
+    candidate: Candidate,
+    samples: Sequence[Sample],
+    truth: Truth,
+    factor: float,
+    limits: Mapping[str, Limit],
 ) -> list[Check]:
     """Check an open runner on extreme inputs.
 
     Where FP64 is finite and eager PyTorch in the precision too, the error must be within `factor`
-    times the eager error. Where FP64 is not finite, neither may the runner be: it propagates NaN
-    and infinity, or refuses the input with a `UserError`. Items beside the extreme one must not
-    notice.
+    times the eager error on such inputs, or within what ordinary ones may have. Where FP64 is not
+    finite, neither may the runner be: it propagates NaN and infinity, or refuses the input with a
+    `UserError`. Items beside the extreme one must not notice.
 
     Args:
         candidate: Its runner is open.
         samples: From `extremes`.
         truth: Reference and eager outputs on them.
         factor: See above.
+        limits: How wrong an ordinary item of each output may be.
     """
     checks = []
     for number, sample in enumerate(samples):
@@ -96,29 +115,41 @@ def extreme_checks(
             checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not finite))
             continue
         problems = []
-        for name, pieces in truth.reference.items():
+        for name, limit in limits.items():
+            pieces = truth.reference[name]
             if pieces[number].dtype.kind != "f" and not _finite(sample):
                 continue  # which class NaN scores decide is nobody's promise
             eager = truth.eager[name][number]
-            problems += _at_extreme(candidate, answer[name], pieces[number], eager, factor)
+            shown = answer[name], pieces[number], eager
+            problems += _at_extreme(candidate, *shown, factor, limit)
         text = "; ".join(problems) or "as FP64"
         checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not problems))
     return checks
 
 
 def _at_extreme(
-    candidate: Candidate, got: Array, reference: Array, eager: Array, factor: float
+    candidate: Candidate,
+    got: Array,
+    reference: Array,
+    eager: Array,
+    factor: float,
+    ordinary: Limit,
 ) -> list[str]:
     problems = []
-    for item, (mine, true, usual) in enumerate(zip(got, reference, eager, strict=True)):
-        if not np.isfinite(true).all():
+    finite, usual = (np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in (reference, eager))
+    judged = finite & usual
+    limit = ordinary.error
+    if judged.any():
+        errors = item_errors(eager[judged], reference[judged], ordinary.size)
+        floor = error_floor(reference, candidate.rounding)
+        limit = max(limit, worst_error(errors, floor, factor))
+    for item, (mine, true) in enumerate(zip(got, reference, strict=True)):
+        if not finite[item]:
             if np.isfinite(mine).all():
                 problems.append(f"item {item} is finite where FP64 is not")
-        elif np.isfinite(usual).all():
-            error = item_errors(mine[None], true[None])
-            floor = error_floor(true, candidate.rounding)
-            limit = worst_error(item_errors(usual[None], true[None]), floor, factor)
-            # One item alone has no distribution to be typical of: rounding may favour it twofold.
+        elif judged[item]:
+            error = item_errors(mine[None], true[None], ordinary.size)
+            # A few items have no distribution to be typical of: rounding may favour one twofold.
             if error[0] > 2 * limit:
                 problems.append(f"item {item}: error {error[0]:.1e}, allowed {2 * limit:.1e}")
     return problems
@@ -133,7 +164,7 @@ def _compare(
     name: str,
     answers: Sequence[Answer],
     wanted: Sequence[Answer],
-    limits: Mapping[str, float],
+    limits: Mapping[str, Limit],
 ) -> Check:
     worst, exact = 0.0, True
     passed = True
@@ -141,10 +172,10 @@ def _compare(
         for output, limit in limits.items():
             if answer[output].shape != truth[output].shape:
                 return _verdict(candidate, name, f"{output} has another shape", False)
-            error = float(item_errors(answer[output], truth[output]).max())
+            error = float(item_errors(answer[output], truth[output], limit.size).max())
             worst, exact = max(worst, error), exact and error == 0
             # Both sides may be off by the budget, in opposite directions.
-            passed = passed and error <= 2 * limit
+            passed = passed and error <= 2 * limit.error
     text = "equal to the last bit" if exact else f"differs by {worst:.1e} at most"
     return _verdict(candidate, name, text, passed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,18 @@ import numpy as np
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
 from bilateral_export.parity import measure
-from bilateral_export.parity.budget import DEFAULT_FACTOR, Budget, quotient, worst_error
+from bilateral_export.parity.budget import (
+    DEFAULT_FACTOR,
+    Budget,
+    Quotient,
+    quotient,
+    worst_error,
+)
 from bilateral_export.parity.decision import judge_decisions
-from bilateral_export.parity.measure import Reference
 from bilateral_export.parity.reference import Ground
-from bilateral_export.parity.report import ParityReport, ParityRow, WorstInput
+from bilateral_export.parity.report import Decision, ParityReport, ParityRow, WorstInput
 from bilateral_export.parity.samples import Sample
+from bilateral_export.parity.scores import largest_difference, scores_of, tipped
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 
@@ -147,14 +154,22 @@ def judge(
     budget = Budget.of(factor)
     rows = []
     for name, reference in truth.reference.items():
-        errors = _errors(outputs[name], reference)
-        eager = _errors(truth.eager[name], reference)
+        if name not in outputs:  # scores, which this runner does not give
+            continue
+        errors, furthest = measure.pooled_errors(outputs[name], reference)
+        eager, _ = measure.pooled_errors(truth.eager[name], reference)
         floor = measure.error_floor(reference[0], candidate.rounding)
         found = quotient(errors, eager, floor)
         limit = worst_error(eager, floor, factor)
         decision = judge_decisions(name, outputs[name], reference, limit)
+        if decision and (scores := truth.reference.get(scores_of(name))):
+            usual = largest_difference(truth.eager[scores_of(name)], scores)
+            beyond = tipped(outputs[name], reference, scores, factor * usual)
+            decision = decision.model_copy(update={"flipped": beyond})
         pairs = list(zip(outputs[name], reference, strict=True))
         distances = [measure.ulps(mine, true, candidate.rounding).ravel() for mine, true in pairs]
+        items = sum(map(len, reference))
+        reason = _reason(found, budget, decision, items)
         rows.append(
             ParityRow(
                 stage=candidate.name,
@@ -169,22 +184,40 @@ def judge(
                 cosine=min(float(measure.cosines(*pair).min()) for pair in pairs),
                 ulp_histogram=measure.ulp_histogram(np.concatenate(distances)),
                 decision=decision,
-                items=len(errors),
-                worst=_worst(errors, samples),
-                passed=found.within(budget) and not (decision and decision.flipped),
+                items=items,
+                worst=_worst(float(errors.max()), int(furthest[errors.argmax()]), samples),
+                passed=not reason,
+                reason=reason,
             )
         )
     return rows
 
 
-def _errors(outputs: Sequence[Array], reference: Sequence[Array]) -> Reference:
-    pairs = zip(outputs, reference, strict=True)
-    return np.concatenate([measure.item_errors(mine, true) for mine, true in pairs])
+def _reason(found: Quotient, budget: Budget, decision: Decision | None, items: int) -> str:
+    """Why a row does not pass, in words; empty where it does."""
+    reasons = []
+    if not found.worst <= budget.worst:
+        reasons.append(
+            f"its largest error is {found.worst:.3g} times eager PyTorch's,"
+            f" allowed {budget.worst:g}"
+        )
+    if not found.typical_high <= budget.typical:
+        interval = f"({found.typical_low:.2g} to {found.typical_high:.2g} with 99 % confidence)"
+        text = f"its typical error is {found.typical:.2g} times eager PyTorch's {interval}"
+        text += f", allowed {budget.typical:g}"
+        if enough := found.enough(budget):
+            wanted = math.ceil(enough * items / found.count)
+            text += f": too few items to tell, give --items {wanted}"
+        reasons.append(text)
+    if decision and decision.flipped:
+        reasons.append(
+            f"{decision.flipped} of {decision.decisions} decisions differ beyond what rounding"
+            " explains"
+        )
+    return "; ".join(reasons)
 
 
-def _worst(errors: Reference, samples: Sequence[Sample]) -> WorstInput:
-    item = int(errors.argmax())
-    error = float(errors[item])
+def _worst(error: float, item: int, samples: Sequence[Sample]) -> WorstInput:
     for sample in samples:
         if item < sample.items:
             return WorstInput(sample=sample.origin, item=item, error=error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from pydantic import TypeAdapter, ValidationError
 
 from bilateral_export.checkpoint.load import Checkpoint
@@ -15,13 +16,24 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.graph.attach import attention_nodes, configuration_of
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
-from bilateral_export.models.family import ModelConfig
+from bilateral_export.models.family import Exportable, ModelConfig
 from bilateral_export.op import contract
 from bilateral_export.op.function import same_body
 from bilateral_export.parity.report import Check
 from bilateral_export.tensors import TensorSpec
 
 STAGE = "file"
+
+_ATTRIBUTES = {
+    contract.SCALE,
+    contract.RANGE_KERNEL,
+    contract.SPATIAL_KERNEL,
+    contract.QUERY_PREFIX,
+    contract.KEY_PREFIX,
+    contract.CAUSAL,
+    contract.PLUGIN_NAMESPACE,
+    contract.PLUGIN_VERSION,
+}
 
 _RANDOM = (
     "Bernoulli",
@@ -58,30 +70,78 @@ def read_metadata(path: Path) -> ArtifactMetadata:
     raise UserError(f"{path} does not say what it was exported from", "Use `bilateral export`.")
 
 
-def check_graph(path: Path, inputs: Sequence[TensorSpec]) -> None:
-    """Refuse a file that is damaged, lacks its weights, or takes other inputs than the model.
+def check_graph(path: Path, metadata: ArtifactMetadata, family: str) -> None:
+    """Refuse a file that is damaged, lacks its weights, or is of another family.
 
     Args:
         path: The file.
-        inputs: The trained model's.
+        metadata: What it says of itself.
+        family: The trained model's.
 
     Raises:
-        UserError: `onnx.checker` refuses it, or the inputs' names differ.
+        UserError: `onnx.checker` refuses it, or it is of another family.
     """
+    if metadata.family != family:
+        raise UserError(
+            f"{path} is of family {metadata.family}, the checkpoint of {family}",
+            "Give the file that was exported from this checkpoint.",
+        )
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:  # ValidationError, or protobuf's
         first = str(error).partition("\n")[0]
         raise UserError(
-            f"{path} is no valid ONNX model ({first})", "Export it again with `bilateral export`."
+            f"{path} is not a valid ONNX model ({first})",
+            "Export it again with `bilateral export`.",
         ) from error
-    graph = onnx.load(path, load_external_data=False).graph
-    taken = [value.name for value in graph.input]
-    if missing := [spec.name for spec in inputs if spec.name not in taken]:
-        raise UserError(
-            f"{path} takes {', '.join(taken)}, and the checkpoint's model {', '.join(missing)}",
-            "Give the file that was exported from this checkpoint.",
-        )
+
+
+def interface_check(model: onnx.ModelProto, trained: Exportable) -> Check:
+    """Whether a file takes and returns what the model does: names, types, ranks, fixed sizes.
+
+    Where it does not, no runtime's answers can be compared with the model's.
+    """
+    graph = model.graph
+    weights = {tensor.name for tensor in [*graph.initializer, *_sparse(graph)]}
+    problems = [
+        f"a caller may replace the weight {value.name}, which is an input too"
+        for value in graph.input
+        if value.name in weights
+    ]
+    for kind, values, specs in (
+        ("input", [v for v in graph.input if v.name not in weights], trained.inputs()),
+        ("output", list(graph.output), trained.outputs()),
+    ):
+        given = {value.name: value for value in values}
+        wanted = {spec.name: spec for spec in specs}
+        problems += [f"it has no {kind} {name}" for name in wanted if name not in given]
+        problems += [f"the model has no {kind} {name}" for name in given if name not in wanted]
+        for name in wanted.keys() & given.keys():
+            if not _fits(given[name], wanted[name]):
+                problems.append(f"{kind} {name} is not {wanted[name]}")
+    return Check(
+        stage=STAGE,
+        name="interface",
+        detail="; ".join(problems) or "takes and returns what the model does",
+        passed=not problems,
+    )
+
+
+def _sparse(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    return [tensor.values for tensor in graph.sparse_initializer]
+
+
+def _fits(value: onnx.ValueInfoProto, spec: TensorSpec) -> bool:
+    """Whether a value has a spec's type and, where it says a shape, that shape."""
+    tensor = value.type.tensor_type
+    if tensor.elem_type != helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)):
+        return False
+    if not tensor.HasField("shape"):
+        return True
+    sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
+    return len(sizes) == len(spec.shape) and all(
+        size is None or size == wanted for size, wanted in zip(sizes, spec.shape, strict=True)
+    )
 
 
 def body_check(model: onnx.ModelProto) -> Check:
@@ -91,8 +151,9 @@ def body_check(model: onnx.ModelProto) -> Check:
     one may not.
     """
     changed = []
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    nodes = attention_nodes(ir.serde.deserialize_model(model))
+    standard = ("", "ai.onnx")
+    opset = next(entry.version for entry in model.opset_import if entry.domain in standard)
+    nodes = [node for node in attention_nodes(ir.serde.deserialize_model(model)) if _whole(node)]
     calls = {(node.overload, configuration_of(node)) for node in nodes}
     for overload, configuration in sorted(calls, key=str):
         body = next(
@@ -107,6 +168,69 @@ def body_check(model: onnx.ModelProto) -> Check:
         name="operator body",
         detail=f"not the operator's: {', '.join(changed)}" if changed else right,
         passed=not changed,
+    )
+
+
+def plugin_check(model: onnx.ModelProto) -> Check:
+    """Whether every node of the operator has all of its attributes, and those of the plugin.
+
+    No other runtime reads them, so no number shows it, and TensorRT finds its plugin by them.
+    """
+    wrong = []
+    said = {contract.PLUGIN_NAMESPACE: contract.DOMAIN, contract.PLUGIN_VERSION: contract.VERSION}
+    for node in attention_nodes(ir.serde.deserialize_model(model)):
+        if not _whole(node):
+            odd = ", ".join(sorted(_ATTRIBUTES ^ set(node.attributes)))
+            wrong.append(f"{node.name} lacks an attribute, or has one more: {odd}")
+            continue
+        for name, wanted in said.items():
+            if (got := str(node.attributes[name].value)) != str(wanted):
+                wrong.append(f"{name} of {node.name} is {got!r}, not {str(wanted)!r}")
+    return Check(
+        stage=STAGE,
+        name="plugin attributes",
+        detail="; ".join(wrong) or "those of the operator",
+        passed=not wrong,
+    )
+
+
+def _whole(node: ir.Node) -> bool:
+    return set(node.attributes) == _ATTRIBUTES
+
+
+def softmax_check(model: onnx.ModelProto) -> Check:
+    """Whether a file takes no exponential that large logits make infinite.
+
+    What this package writes has Softmax, which subtracts the largest logit first. A softmax that
+    was written out without it agrees with FP64 on ordinary inputs, and no input that is judged
+    need have logits large enough to show it: layer norms keep them small.
+    """
+    bare = []
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        made = {name: node for node in nodes for name in node.output}
+        bare += [
+            node.name or node.output[0]
+            for node in nodes
+            if node.op_type == "Exp" and not _below_zero(made.get(node.input[0]), made)
+        ]
+    return Check(
+        stage=STAGE,
+        name="softmax",
+        detail=f"logits from 89 on (fp16: 12) become infinite at {', '.join(bare)}"
+        if bare
+        else "no logit is too large",
+        passed=not bare,
+    )
+
+
+def _below_zero(node: onnx.NodeProto | None, made: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a node takes the largest element of what it reads away from it."""
+    if node is None or node.op_type != "Sub":
+        return False
+    largest = made.get(node.input[1])
+    return largest is not None and (largest.op_type, largest.input[0]) == (
+        "ReduceMax",
+        node.input[0],
     )
 
 
@@ -170,10 +294,9 @@ def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[
     pairs = {
         "weights": (metadata.checkpoint_sha256, checkpoint.sha256),
         "configuration": (_configuration(metadata), card.model),
-        "labels": (misplaced(metadata.labels, card.labels), ()),
         "preprocessing": (metadata.preprocessing, card.preprocessing),
     }
-    return [
+    checks = [
         Check(
             stage=STAGE,
             name=name,
@@ -182,6 +305,7 @@ def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[
         )
         for name, (said, true) in pairs.items()
     ]
+    return [*checks, labels_check(metadata.labels, card.labels)]
 
 
 def _configuration(metadata: ArtifactMetadata) -> ModelConfig | None:
@@ -193,12 +317,24 @@ def _configuration(metadata: ArtifactMetadata) -> ModelConfig | None:
         return None
 
 
-def misplaced(labels: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
-    """Labels that stand for another class than in the checkpoint.
+def labels_check(labels: Sequence[str], trained: Sequence[str]) -> Check:
+    """Whether a file's labels are the checkpoint's: as many, and each at its class.
 
-    New names are no fault (`bilateral export --labels` gives them); a name that moved is.
+    A checkpoint without labels says nothing of them, and names that are all new were given at
+    export (`bilateral export --labels`): both hold. Labels that are gone, have moved, or differ
+    where others are the checkpoint's, do not.
     """
-    if labels and trained and len(labels) != len(trained):
-        return tuple(labels)
-    places = {label: place for place, label in enumerate(trained)}
-    return tuple(label for place, label in enumerate(labels) if places.get(label, place) != place)
+    pairs = enumerate(zip(labels, trained, strict=False))
+    differ = [place for place, (label, true) in pairs if label != true]
+    problem, detail = "", "as in the checkpoint"
+    if not trained:
+        detail = "the checkpoint has none"
+    elif len(labels) != len(trained):
+        problem = f"the file has {len(labels) or 'none'}, the checkpoint {len(trained)}"
+    elif not set(labels) & set(trained):
+        detail = "other names than the checkpoint's, as `bilateral export --labels` gives them"
+    elif differ:
+        place = differ[0]
+        problem = f"class {place} is {labels[place]!r}, in the checkpoint {trained[place]!r}"
+        problem += f"; {len(differ)} differ"
+    return Check(stage=STAGE, name="labels", detail=problem or detail, passed=not problem)

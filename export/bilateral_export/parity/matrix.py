@@ -17,12 +17,19 @@ from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.adversarial import Forward, Found, box_of, search
 from bilateral_export.parity.bisection import NodeError, Walk, bisect
 from bilateral_export.parity.budget import DEFAULT_FACTOR
-from bilateral_export.parity.checks import behaviour_checks, extreme_checks
+from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
 from bilateral_export.parity.differentiable import DifferentiableGraph
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
-from bilateral_export.parity.identity import body_check, identity_checks, random_check
-from bilateral_export.parity.measure import error_floor
+from bilateral_export.parity.identity import (
+    body_check,
+    identity_checks,
+    interface_check,
+    plugin_check,
+    random_check,
+    softmax_check,
+)
+from bilateral_export.parity.measure import error_floor, magnitude
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import (
     Bisection,
@@ -34,6 +41,7 @@ from bilateral_export.parity.report import (
 )
 from bilateral_export.parity.reproducer import write_reproducer
 from bilateral_export.parity.samples import Sample
+from bilateral_export.parity.scores import scores_of, with_scores
 from bilateral_export.parity.stages import Stage
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.torch_runner import TorchRunner
@@ -86,11 +94,12 @@ class _Grounds:
     def truth(self, ground: Ground, extreme: bool = False) -> Truth:
         """Reference and eager outputs on the samples, or on the extremes."""
         samples = self.extremes if extreme else self.plan.samples
+        checkpoint = with_scores(self.plan.checkpoint)
         if (ground.weights, extreme) not in self.references:
-            with ground.reference(self.plan.checkpoint) as runner:
+            with ground.reference(checkpoint) as runner:
                 self.references[ground.weights, extreme] = outputs_of(runner, samples)
         if (ground, extreme) not in self.eagers:
-            with ground.eager(self.plan.checkpoint) as runner:
+            with ground.eager(checkpoint) as runner:
                 self.eagers[ground, extreme] = outputs_of(runner, samples)
         return Truth(self.references[ground.weights, extreme], self.eagers[ground, extreme])
 
@@ -126,10 +135,18 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
     bisections: list[Bisection] = []
     if plan.metadata is not None:
         checks += identity_checks(plan.checkpoint, plan.metadata)
+    fits = True
     if plan.onnx is not None:
         file = onnx.load(plan.onnx, load_external_data=False)
-        checks += [body_check(file), random_check(file)]
+        interface = interface_check(file, model)
+        checks += [interface, body_check(file), plugin_check(file)]
+        checks += [softmax_check(file), random_check(file)]
+        fits = interface.passed
     for stage in plan.stages:
+        if stage.graph is not None and not fits:
+            reason = "the file's inputs or outputs are not the model's"
+            skipped.append(Skipped(stage=stage.candidate.name, reason=reason))
+            continue
         progress(stage.candidate.name)
         try:
             opened = stage.candidate.runner.__enter__()
@@ -147,13 +164,18 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
             judged = _judge_stage(stage, plan, grounds)
         rows += judged.rows
         checks += judged.checks
+        skipped += _labels_only(stage, judged.rows, grounds)
         sample = judged.failed_on
         if sample is None and plan.layers and not bisections:
-            sample = _worst(judged.rows, plan)
+            sample = _several(plan)
         if sample and plan.bisect and stage.graph is not None and stage.open_runner is not None:
             progress(f"{stage.candidate.name}: walking the graph")
             try:
-                bisections.append(_walk(stage, plan, sample, judged.failed_on is not None))
+                budgets = {row.output: row.budget for row in judged.rows}
+                walked = _walk(stage, plan, sample, budgets, judged.failed_on is not None)
+                bisections.append(walked)
+                if walked.culprit is not None and judged.failed_on is None:
+                    checks.append(_broken_node(stage, walked.culprit))
             except UserError as error:  # the verdict stands without it
                 walk = f"{stage.candidate.name}, node by node"
                 skipped.append(Skipped(stage=walk, reason=str(error)))
@@ -201,6 +223,32 @@ def _judge_stage(stage: Stage, plan: Plan, grounds: _Grounds) -> _Judged:
     return _Judged(rows, checks, next(met, None))
 
 
+def _several(plan: Plan) -> Sample:
+    """The sample that has most in it."""
+    return max(plan.samples, key=lambda sample: next(iter(sample.arrays.values())).size)
+
+
+def _labels_only(stage: Stage, rows: Sequence[ParityRow], grounds: _Grounds) -> list[Skipped]:
+    """The scores that are not judged, where a runner gives labels only."""
+    given = {row.output for row in rows}
+    known = grounds.truth(stage.candidate.ground).reference
+    reason = (
+        "it gives labels only: none may differ where the margin in FP64 is beyond rounding, and of"
+        " the others a few thousandths"
+    )
+    return [
+        Skipped(stage=f"{stage.candidate.name}, {scores_of(row.output)}", reason=reason)
+        for row in rows
+        if scores_of(row.output) in known.keys() - given
+    ]
+
+
+def _broken_node(stage: Stage, node: Node) -> Check:
+    """No stage passes while one of its nodes is beyond its limit."""
+    detail = f"{node.node} is off by {node.error:.1e}, allowed {node.limit:.1e}"
+    return Check(stage=stage.candidate.name, name="node by node", detail=detail, passed=False)
+
+
 def _worst(rows: Sequence[ParityRow], plan: Plan) -> Sample | None:
     return next((s for s in plan.samples if rows and s.origin == rows[0].worst.sample), None)
 
@@ -227,6 +275,9 @@ def _run_stage(
         outputs = truth.eager  # this stage is what the budget is measured by
     else:
         outputs = outputs_of(candidate.runner, plan.samples)
+    if problem := _unlike(outputs, truth.reference):
+        check = Check(stage=candidate.name, name="outputs", detail=problem, passed=False)
+        return [], [check], {}
     rows = judge(candidate, outputs, truth, plan.samples, plan.factor)
     if not stage.checked:
         # Eager PyTorch is what the others are held against.
@@ -234,15 +285,29 @@ def _run_stage(
             return rows, [], {}
         check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
         return rows, [check], {check.name: found}
-    limits = {row.output: row.budget for row in rows}
-    several = max(plan.samples, key=lambda sample: sample.items)
-    checks = behaviour_checks(candidate, several, limits)
+    limits = {row.output: Limit(row.budget, magnitude(truth.reference[row.output])) for row in rows}
+    checks = behaviour_checks(candidate, _several(plan), limits)
     truth = grounds.truth(candidate.ground, extreme=True)
-    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor)
+    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor, limits)
     if not plan.adversarial:
         return rows, checks, {}
     check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
     return rows, [*checks, check], {check.name: found}
+
+
+def _unlike(outputs: comparison.Outputs, reference: comparison.Outputs) -> str:
+    """How answers differ from the reference's before any number is compared; empty if not."""
+    for name, wanted in reference.items():
+        if name not in outputs:
+            if name in map(scores_of, outputs):
+                continue
+            return f"there is no output {name}"
+        for mine, true in zip(outputs[name], wanted, strict=True):
+            if mine.shape != true.shape:
+                return f"{name} has shape {list(mine.shape)} instead of {list(true.shape)}"
+            if mine.dtype != true.dtype:
+                return f"{name} is not {'whole' if true.dtype.kind == 'i' else 'floating'} numbers"
+    return ""
 
 
 def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> tuple[Check, Sample]:
@@ -285,7 +350,9 @@ def _search(plan: Plan, runner: Runner, ground: Ground, forward: Forward | None)
         return search(model, runner, reference, plan.adversarial, box=box, forward=forward)
 
 
-def _walk(stage: Stage, plan: Plan, sample: Sample, failed: bool) -> Bisection:
+def _walk(
+    stage: Stage, plan: Plan, sample: Sample, budgets: Mapping[str, float], failed: bool
+) -> Bisection:
     assert stage.graph is not None
     assert stage.open_runner is not None
     reference, eager = stage.candidate.ground.oracles(plan.checkpoint)
@@ -299,6 +366,7 @@ def _walk(stage: Stage, plan: Plan, sample: Sample, failed: bool) -> Bisection:
         stage.candidate.rounding,
         factor=plan.factor,
         to_the_end=plan.layers,
+        budgets=budgets,
     )
     reproducer = ""
     if failed and walk.culprit is not None and plan.reproducers is not None:

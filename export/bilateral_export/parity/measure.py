@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,34 +19,99 @@ Reference = NDArray[np.float64]
 # Share of whole-number decisions that may tip with any rounding: scores that are all but equal.
 TIES = 1e-3
 
+# An error has as many numbers behind it at least: the error of a single one is luck, and relative
+# to a number near 0 it is anything. Items of fewer numbers are pooled. NUMBERS is how many it takes
+# in all for a verdict: with fewer, the interval of the typical ratio fails correct runtimes.
+POOLED_NUMBERS = 8
+NUMBERS = 128
+
 # Upper edges of the histogram's bins, in units of last place; what is beyond falls in one more bin.
 ULP_EDGES = tuple(0.5 * 2.0**power for power in range(0, 28, 3))
 
 
-def relative_errors(got: Array, reference: Reference) -> Reference:
+def relative_errors(got: Array, reference: Reference, size: float = 0.0) -> Reference:
     """`|got - reference| / |reference|` of each item of the first axis (Euclidean norms).
 
     NaN or infinity where the reference has none gives infinity, so that it can pass no budget.
     A reference of zeros is compared absolutely.
+
+    Args:
+        got: The items judged.
+        reference: What they are compared with.
+        size: What the numbers of a reference count as at least, from `magnitude`.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.asarray(got, dtype=np.float64) - reference
         axes = tuple(range(1, reference.ndim))
-        norms = np.sqrt(np.square(reference).sum(axes))
+        least = size * math.sqrt(math.prod(reference.shape[1:]))
+        norms = np.maximum(np.sqrt(np.square(reference).sum(axes)), least)
         errors = np.sqrt(np.square(difference).sum(axes)) / np.where(norms > 0, norms, 1.0)
     return np.where(np.isfinite(errors), errors, np.inf)
 
 
-def item_errors(got: Array, reference: Array) -> Reference:
+def item_errors(got: Array, reference: Array, size: float = 0.0) -> Reference:
     """How wrong each item of the first axis is.
 
-    Relative distance where the output is floating; where it is whole numbers (the class of each
-    pixel), the share that differs.
+    Relative distance where the output is floating, as in `relative_errors`; where it is whole
+    numbers (the class of each pixel), the share that differs.
     """
     if reference.dtype.kind == "f":
-        return relative_errors(got, reference.astype(np.float64))
+        return relative_errors(got, reference.astype(np.float64), size)
     differs = np.asarray(got) != reference
     return np.asarray(differs.reshape(len(reference), -1).mean(axis=1))
+
+
+def magnitude(reference: Sequence[Array]) -> float:
+    """Root mean square of an output's numbers, all samples together; of whole numbers 0.
+
+    A number near 0 has no relative error: an item's norm counts as that of numbers of this size at
+    least, wherever a single item is judged.
+    """
+    if reference[0].dtype.kind != "f":
+        return 0.0
+    squares = sum(float(np.square(array).sum()) for array in reference)
+    return math.sqrt(squares / max(sum(array.size for array in reference), 1))
+
+
+def pooled_errors(
+    outputs: Sequence[Array], reference: Sequence[Array]
+) -> tuple[Reference, NDArray[np.intp]]:
+    """Errors with `POOLED_NUMBERS` behind each: neighbouring items of few numbers count as one.
+
+    An item that is large enough stays alone, and its error is that of `item_errors`; so do a few
+    small ones that are too few for a pool.
+
+    Args:
+        outputs: What is judged, one array per sample.
+        reference: The same of the reference.
+
+    Returns:
+        The error of each pool, and the number of the item in it that is furthest off.
+    """
+    pairs = list(zip(outputs, reference, strict=True))
+    norms = np.concatenate([_norms(true) for true in reference])
+    errors = np.concatenate([item_errors(mine, true) for mine, true in pairs])
+    distances = errors * np.where(norms > 0, norms, 1.0)
+    sizes = [int(true[0].size) for true in reference for _ in true]
+    pools: list[NDArray[np.intp]] = []
+    start = 0
+    for size, run in itertools.groupby(sizes):
+        length = len(list(run))
+        wanted = math.ceil(POOLED_NUMBERS / max(size, 1))
+        items = np.arange(start, start + length)
+        pools += np.split(items, np.arange(wanted, length - wanted + 1, wanted))
+        start += length
+    whole = np.array([np.linalg.norm(norms[items]) or 1.0 for items in pools])
+    with np.errstate(invalid="ignore"):
+        pooled = np.array([np.linalg.norm(distances[items]) for items in pools]) / whole
+    return pooled, np.array([items[distances[items].argmax()] for items in pools])
+
+
+def _norms(reference: Array) -> Reference:
+    """Norm of each item of the first axis; whole numbers have none."""
+    if reference.dtype.kind != "f":
+        return np.ones(len(reference))
+    return np.asarray(np.linalg.norm(reference.reshape(len(reference), -1), axis=1))
 
 
 def error_floor(reference: Array, precision: Precision) -> float:

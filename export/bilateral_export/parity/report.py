@@ -86,6 +86,7 @@ class ParityRow(_Record):
         items: How many items were compared.
         worst: Where the error is largest.
         passed: Whether both budgets are kept and no decision flipped.
+        reason: Why it did not pass, in words; empty where it did.
     """
 
     stage: str
@@ -103,6 +104,7 @@ class ParityRow(_Record):
     items: int
     worst: WorstInput
     passed: bool
+    reason: str = ""
 
 
 class Check(_Record):

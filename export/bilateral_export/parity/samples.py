@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product, repeat
+from itertools import chain, cycle, islice, product, repeat
 from pathlib import Path
 
 import numpy as np
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.models.family import Exportable
+from bilateral_export.models.family import Exportable, corners_of
+from bilateral_export.parity.measure import NUMBERS
 from bilateral_export.tensors import Array, TensorSpec
 
 BATCH = "batch"
-DEFAULT_BATCHES = (1, 2, 7)
+# One, several, the largest that `bilateral repository add` lets a server make, and one more.
+DEFAULT_BATCHES = (1, 2, 8, 9)
 DEFAULT_ITEMS = 32
+# The largest batch that is repeated.
+USUAL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -36,26 +41,28 @@ def random_samples(
     model: Exportable,
     batches: Sequence[int] = DEFAULT_BATCHES,
     lengths: Mapping[str, Sequence[int]] | None = None,
-    items: int = DEFAULT_ITEMS,
+    items: int | None = None,
     seed: int = 0,
 ) -> list[Sample]:
     """Random inputs as the model's family draws them (`Exportable.example`).
 
-    Every batch size meets every length once; then the largest batch size is repeated until there
-    are enough items for the confidence a verdict needs.
+    Without `lengths`, every batch size and every corner of the other dynamic dimensions
+    (`family.corners_of`) comes once at least, paired in their order: what is longest comes alone.
+    With them, every batch size meets every length. Then usual batches follow until there are enough
+    items for the confidence a verdict needs.
 
     Args:
         model: The model that the inputs are for.
         batches: Batch sizes, such as the corners of a TensorRT profile.
         lengths: Sizes to visit of each other dynamic dimension, by its name; one that is left out
-            is always as long as the model allows.
-        items: How many items there are at least.
+            is as long as the family draws it.
+        items: How many items there are at least; None: `enough_items`.
         seed: Of the generator; the same seed gives the same arrays.
     """
     generator = np.random.default_rng(seed)
-    combinations = list(_corners(lengths or {}))
+    wanted = enough_items(model) if items is None else items
     samples = []
-    for number, (batch, dims) in enumerate(_plan(batches, combinations, items)):
+    for number, (batch, dims) in enumerate(_plan(model, batches, lengths, wanted)):
         sizes = "".join(f", {name} {size}" for name, size in dims.items())
         samples.append(
             Sample(
@@ -65,23 +72,44 @@ def random_samples(
     return samples
 
 
-def _corners(lengths: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:
-    for sizes in product(*lengths.values()):
-        yield dict(zip(lengths, sizes, strict=True))
+def enough_items(model: Exportable) -> int:
+    """How many items it takes until every output has `measure.NUMBERS` numbers, and 32 at least."""
+    usual = model.example(1, np.random.default_rng(0), **corners_of(model)[-1])
+    sizes = {
+        name: size
+        for spec in model.inputs()
+        for name, size in zip(spec.shape, usual[spec.name].shape, strict=True)
+    }
+    numbers = [
+        math.prod(size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape[1:])
+        for spec in model.outputs()
+    ]
+    return max(DEFAULT_ITEMS, math.ceil(NUMBERS / max(1, min(numbers))))
 
 
 def _plan(
-    batches: Sequence[int], combinations: Sequence[dict[str, int]], items: int
+    model: Exportable,
+    batches: Sequence[int],
+    lengths: Mapping[str, Sequence[int]] | None,
+    items: int,
 ) -> Iterator[tuple[int, dict[str, int]]]:
-    drawn = 0
-    for batch, dims in product(batches, combinations):
+    if lengths:
+        given = [dict(zip(lengths, sizes, strict=True)) for sizes in product(*lengths.values())]
+        corners = list(product(batches, given))
+        ordinary = [(max(batches), dims) for dims in given]
+    else:
+        ends = corners_of(model)
+        pairs = zip(cycle(batches), cycle(ends), strict=False)
+        corners = list(islice(pairs, max(len(batches), len(ends))))
+        usual = max((batch for batch in batches if batch <= USUAL_BATCH), default=max(batches))
+        ordinary = [(usual, ends[-1])]
+    yield from corners
+    drawn = sum(batch for batch, _ in corners)
+    for batch, dims in cycle(ordinary):
+        if drawn >= items:
+            break
         yield batch, dims
         drawn += batch
-    number = 0
-    while drawn < items:
-        yield max(batches), combinations[number % len(combinations)]
-        drawn += max(batches)
-        number += 1
 
 
 def real_samples(

@@ -13,6 +13,7 @@ from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
 from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.report import Skipped
+from bilateral_export.parity.scores import expose_scores, with_scores
 from bilateral_export.parity.widen import widen_file
 from bilateral_export.parity.windows import OpenRunner
 from bilateral_export.precision import DTYPES
@@ -61,41 +62,43 @@ def stages(
         checkpoint: The trained weights.
         onnx: The exported file.
         precision: It was exported in.
-        scratch: Directory for the widened graph.
+        scratch: Directory for the widened graph, and for that whose scores are shown.
         compiled: Whether to compile with TorchInductor, which takes a while.
 
     Returns:
         The stages in the order of the pipeline, and those left out with the reason.
     """
+    scored = with_scores(checkpoint)
     made = [
-        Stage(Candidate(TorchRunner(checkpoint, DTYPES[each]), each, stage=f"torch eager {each}"))
+        Stage(Candidate(TorchRunner(scored, DTYPES[each]), each, stage=f"torch eager {each}"))
         for each in DTYPES
     ]
     skipped = []
     dtype = DTYPES[precision]
     if compiled:
-        made.append(Stage(Candidate(CompiledRunner(checkpoint, dtype), precision)))
+        made.append(Stage(Candidate(CompiledRunner(scored, dtype), precision)))
     else:
         skipped.append(Skipped(stage="torch.compile", reason="it takes a minute: give --compile"))
-    made.append(Stage(Candidate(ExportedRunner(checkpoint, dtype), precision)))
+    made.append(Stage(Candidate(ExportedRunner(scored, dtype), precision)))
     if precision != "fp32":
         wide = scratch / f"widened-{onnx.name}"
         widen_file(onnx, wide)
-        runner = OnnxRuntimeRunner(wide)
+        runner = OnnxRuntimeRunner(expose_scores(wide, scored, scratch / f"scores-{wide.name}"))
         candidate = Candidate(runner, precision, widened=True, stage=WIDENED)
         made.append(Stage(candidate, graph=wide, open_runner=OnnxRuntimeRunner))
-    made.append(_reading(onnx, precision, OnnxRuntimeRunner))
+    shown = expose_scores(onnx, scored, scratch / f"scores-{onnx.name}")
+    made.append(_reading(onnx, shown, precision, OnnxRuntimeRunner))
     if importlib.util.find_spec(custom_op_runner.PACKAGE):
-        made.append(_reading(onnx, precision, CustomOpRunner, checked=False))
+        made.append(_reading(onnx, shown, precision, CustomOpRunner, checked=False))
     else:
         reason = f"not installed: {custom_op_runner.INSTALL}"
         skipped.append(Skipped(stage="onnxruntime custom op", reason=reason))
     if importlib.util.find_spec("openvino"):
-        made.append(_reading(onnx, precision, OpenVinoRunner))
+        made.append(_reading(onnx, shown, precision, OpenVinoRunner))
     else:
         skipped.append(Skipped(stage="openvino", reason="not installed: pip install openvino"))
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        made.append(_reading(onnx, precision, _on_cuda))
+        made.append(_reading(onnx, shown, precision, _on_cuda))
     else:
         reason = "this ONNX Runtime has no CUDAExecutionProvider"
         skipped.append(Skipped(stage="onnxruntime CUDA", reason=reason))
@@ -104,11 +107,12 @@ def stages(
 
 def _reading(
     onnx: Path,
+    shown: Path,
     precision: Precision,
     open_runner: Callable[[Path], OpenableRunner],
     checked: bool = True,
 ) -> Stage:
-    runner = open_runner(onnx)
+    runner = open_runner(shown)
     candidate = Candidate(runner, precision, stage=f"{runner.name}, {precision} file")
     return Stage(candidate, checked, graph=onnx, open_runner=open_runner)
 

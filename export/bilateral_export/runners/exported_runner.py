@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.models.family import exportable
+from bilateral_export.models.family import exportable, tracing_example
 from bilateral_export.runners.torch_runner import TorchRunner
 from bilateral_export.tensors import TensorSpec
 
@@ -42,8 +41,7 @@ def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgr
         The program.
     """
     described = exportable(model)
-    # A batch of 2, because a size of 1 would be taken for a constant.
-    example = described.example(2, np.random.default_rng(0))
+    example = tracing_example(described)
     tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in described.inputs()]
     if widened:
         tensors = [t.double() if t.is_floating_point() else t for t in tensors]

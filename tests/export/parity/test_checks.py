@@ -16,7 +16,7 @@ from tests.export.parity.models import Subject
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import exportable
 from bilateral_export.parity.adversarial import POPULATION, box_of, search
-from bilateral_export.parity.checks import behaviour_checks, extreme_checks
+from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Candidate, truth_of
 from bilateral_export.parity.differentiable import DifferentiableGraph
 from bilateral_export.parity.extremes import extreme_samples, token_extremes
@@ -128,11 +128,11 @@ def _failures(subject: Subject, runner: OnnxRuntimeRunner) -> set[str]:
     model = exportable(subject.checkpoint.build_model())
     samples = [*extreme_samples(model), *token_extremes(model)]
     with runner:
-        limits = dict.fromkeys(subject.truth.reference, 1e-5)
+        limits = dict.fromkeys(subject.truth.reference, Limit(1e-5, 0.0))
         checks = behaviour_checks(candidate, subject.samples[2], limits)
         if samples:
             truth = truth_of(subject.checkpoint, candidate.ground, samples)
-            checks += extreme_checks(candidate, samples, truth, factor=4)
+            checks += extreme_checks(candidate, samples, truth, 4, limits)
     assert len(checks) == 5 + len(samples)
     return {check.name for check in checks if not check.passed}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from bilateral_export.parity.compare import (
 from bilateral_export.parity.reference import Ground
 from bilateral_export.parity.report import ParityRow
 from bilateral_export.parity.samples import Sample, random_samples
+from bilateral_export.parity.scores import expose_scores, with_scores
 from bilateral_export.parity.widen import widen_file
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
@@ -114,7 +116,7 @@ def test_a_healthy_model_passes_fifty_seeds(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Precision) -> None:
-    """Its graph returns labels, no scores: what counts is the share of pixels that differs."""
+    """By its labels, and by the scores behind them."""
     config = named("segmenter_tiny").model_copy(
         update={"image_size": 32, "patch_size": 8, "dim": 48, "depth": 2, "num_classes": 5}
     )
@@ -123,7 +125,9 @@ def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Preci
     card = CheckpointCard(name="segmenter", model=config)
     checkpoint = Checkpoint(tmp_path, "0" * 64, card, model.state_dict())
     exported = export_onnx(checkpoint, tmp_path / "segmenter.onnx", precision=precision)
-    assert _failed_seeds(checkpoint, _native(exported.path, precision), {}) == []
+    scored = with_scores(checkpoint)
+    shown = expose_scores(exported.path, scored, tmp_path / "scores.onnx")
+    assert _failed_seeds(scored, _native(shown, precision), {}) == []
 
 
 @pytest.mark.parametrize("name", SERVING_FAULTS)
@@ -208,3 +212,35 @@ def test_a_ground_rounds_weights_before_it_widens_them(subjects: dict[str, Subje
         coarse = rounded.run(arrays)["logits"]
     exact = subject.truth.reference["logits"][0]
     assert 1e-4 < np.linalg.norm(coarse - exact) / np.linalg.norm(exact) < 0.1
+
+
+def _scattered(subject: Subject, items: int) -> ParityRow:
+    """A row of answers whose errors are a fifth of eager PyTorch's here and twice it there."""
+    reference = np.ones((items, 16))
+    ratios = np.resize([0.2, 2.0, 0.3, 1.9], items)[:, None]
+    truth = Truth({"y": [reference]}, {"y": [reference * (1 + 1e-6)]})
+    candidate = Candidate(TorchRunner(subject.checkpoint), "fp32", stage="scattered")
+    samples = [Sample("all", {"x": reference})]
+    (row,) = judge(candidate, {"y": [reference * (1 + 1e-6 * ratios)]}, truth, samples)
+    return row
+
+
+def test_too_few_items_are_named_as_the_reason(subjects: dict[str, Subject]) -> None:
+    """An error below its budget fails where its typical ratio is not certain; more items tell."""
+    row = _scattered(subjects["digits"], 4)
+    assert not row.passed
+    assert row.error < row.budget
+    said = re.search(r"too few items to tell, give --items (\d+)", row.reason)
+    assert said is not None
+    enough = _scattered(subjects["digits"], int(said[1]))
+    assert enough.passed
+    assert enough.reason == ""
+
+
+def test_a_row_says_why_it_fails(subjects: dict[str, Subject]) -> None:
+    subject = subjects["digits"]
+    runner = TorchRunner(subject.checkpoint, torch.float16)
+    (row,) = compare(subject.checkpoint, [Candidate(runner, "fp32")], subject.samples).rows
+    assert "largest error" in row.reason
+    assert "typical error" in row.reason
+    assert "--items" not in row.reason

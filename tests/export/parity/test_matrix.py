@@ -27,14 +27,13 @@ from bilateral_export.parity.identity import (
     body_check,
     check_graph,
     identity_checks,
-    misplaced,
+    labels_check,
     random_check,
     read_metadata,
 )
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
 from bilateral_export.parity.stages import Stage, stages
-from bilateral_export.runners.torch_runner import TorchRunner
 from bilateral_serving.runner import TritonRunner
 
 FAULT = GRAPH_FAULTS["residual dropped"]
@@ -187,16 +186,16 @@ def test_a_damaged_file_is_refused(
     elsewhere = {"save_as_external_data": damage == "weights elsewhere", "location": "weights"}
     onnx.save(model, path, **elsewhere)
     (tmp_path / "weights").unlink(missing_ok=True)
-    inputs = TorchRunner(subjects["digits"].checkpoint).inputs
+    metadata = read_metadata(subjects["digits"].onnx)
     with pytest.raises(UserError, match=r"damaged\.onnx"):
-        check_graph(path, inputs)
-    check_graph(subjects["digits"].onnx, inputs)
+        check_graph(path, metadata, "image-classifier")
+    check_graph(subjects["digits"].onnx, metadata, "image-classifier")
 
 
 def test_a_file_of_another_family_is_refused(subjects: dict[str, Subject]) -> None:
-    inputs = TorchRunner(subjects["sequence"].checkpoint).inputs
-    with pytest.raises(UserError, match="takes image, and the checkpoint's model tokens"):
-        check_graph(subjects["digits"].onnx, inputs)
+    path = subjects["digits"].onnx
+    with pytest.raises(UserError, match="of family image-classifier, the checkpoint of sequence"):
+        check_graph(path, read_metadata(path), "sequence-classifier")
 
 
 def test_the_committed_schema_is_current() -> None:
@@ -380,11 +379,26 @@ def test_a_file_must_be_of_the_checkpoint_it_is_compared_with(
         assert [check.name for check in failed] == [name]
 
 
-def test_new_names_are_no_fault_and_moved_names_are() -> None:
-    assert misplaced(("x", "y"), ("a", "b")) == ()
-    assert misplaced(("b", "a"), ("a", "b")) == ("b", "a")
-    assert misplaced((), ("a", "b")) == ()
-    assert misplaced(("a",), ("a", "b")) == ("a",)
+@pytest.mark.parametrize(
+    ("labels", "trained", "holds"),
+    [
+        (("a", "b"), ("a", "b"), True),
+        (("a", "a"), ("a", "a"), True),  # whether two may be equal is for the export to say
+        (("x", "y"), ("a", "b"), True),  # all given anew, by `bilateral export --labels`
+        (("x", "y"), (), True),
+        ((), (), True),
+        ((), ("a", "b"), False),
+        (("a",), ("a", "b"), False),
+        (("b", "a"), ("a", "b"), False),
+        (("a", "x"), ("a", "b"), False),
+        (("a", "a"), ("a", "b"), False),
+    ],
+)
+def test_labels_are_those_of_the_checkpoint(
+    labels: tuple[str, ...], trained: tuple[str, ...], holds: bool
+) -> None:
+    check = labels_check(labels, trained)
+    assert check.passed is holds
 
 
 @pytest.mark.parametrize("fault", ["softmax in half precision", "key norm with the wrong sign"])

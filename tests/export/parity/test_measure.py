@@ -15,6 +15,8 @@ from bilateral_export.parity.measure import (
     cosines,
     error_floor,
     item_errors,
+    magnitude,
+    pooled_errors,
     relative_errors,
     ulp_histogram,
     ulps,
@@ -169,3 +171,34 @@ def test_labels_are_compared_as_decisions() -> None:
     assert found is not None
     assert found.agreement == 7 / 8
     assert found.summary_value == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+
+
+def test_items_of_few_numbers_are_pooled_and_others_stay_alone() -> None:
+    reference = [np.ones((1, 1)), np.ones((20, 1)), np.ones((3, 8)), np.ones((2, 3))]
+    got = [array.copy() for array in reference]
+    got[1][4] += 0.1
+    got[2][1] += 0.2
+    errors, furthest = pooled_errors(got, reference)
+    # 21 of one number: 8 and 13; three of eight: alone; two of three: together, being all.
+    np.testing.assert_allclose(errors, [0.1 / np.sqrt(8), 0, 0, 0.2, 0, 0])
+    assert furthest[0] == 5
+    assert furthest[3] == 22
+
+
+def test_a_number_near_zero_does_not_blow_up_its_pool() -> None:
+    reference = np.array([[1e-9], *[[1.0]] * 7])
+    errors, furthest = pooled_errors([reference + 1e-7], [reference])
+    np.testing.assert_allclose(errors, [1e-7 * np.sqrt(8 / 7)])
+    assert furthest.shape == (1,)
+    assert magnitude([reference]) == pytest.approx(np.sqrt(7 / 8))
+    assert item_errors(reference + 1e-7, reference, magnitude([reference])).max() < 1.1e-7
+    assert item_errors(reference + 1e-7, reference).max() > 10
+
+
+def test_one_number_that_is_not_finite_is_infinitely_wrong_in_its_pool() -> None:
+    reference = np.ones((8, 1))
+    got = reference.copy()
+    got[3] = np.nan
+    errors, furthest = pooled_errors([got], [reference])
+    assert list(errors) == [np.inf]
+    assert list(furthest) == [3]

@@ -1,0 +1,181 @@
+"""The scores behind labels: where a graph returns whole numbers, the last floating value before.
+
+Labels hide what is wrong: a share of the pixels that differ says little of the scores, and rounding
+may always tip those whose best classes are all but equal. So the scores are compared too, as a
+further output of the model and of the file, on a grid of pixels: whole, those of one batch would
+take gigabytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.files import atomic_file
+from bilateral_export.models.family import exportable
+from bilateral_export.models.segmenter import Segmenter
+from bilateral_export.tensors import Array, TensorSpec
+
+# Of each side, so many pixels are kept, the first and the last among them.
+GRID = 64
+
+# Operators behind an ArgMax that leave its decisions as they are.
+_RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+def scores_of(output: str) -> str:
+    """The name of the scores behind an output of labels."""
+    return f"{output}.scores"
+
+
+def grid(side: int) -> NDArray[np.int64]:
+    """Which rows, or columns, of an image of this side are compared."""
+    return np.linspace(0, side - 1, min(side, GRID)).round().astype(np.int64)
+
+
+def on_grid(labels: Array) -> Array:
+    """Labels `[B, H, W]` where their scores are compared."""
+    return np.asarray(labels[:, grid(labels.shape[1])][:, :, grid(labels.shape[2])])
+
+
+@dataclass(frozen=True)
+class ScoredCheckpoint(Checkpoint):
+    """A segmenter's checkpoint whose model returns the scores on the grid beside the labels."""
+
+    def build_model(self) -> nn.Module:
+        """The model with these weights, in evaluation mode, in the dtype of the file."""
+        model = super().build_model()
+        assert isinstance(model, Segmenter)
+        return WithScores(model)
+
+
+def with_scores(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, whose model returns the scores behind its labels, where it returns labels."""
+    if not isinstance(checkpoint.build_model(), Segmenter):
+        return checkpoint
+    return ScoredCheckpoint(
+        **{each.name: getattr(checkpoint, each.name) for each in fields(checkpoint)}
+    )
+
+
+class WithScores(nn.Module):
+    """Images `[B, 3, S, S]` in; labels, and scores `[B, classes, G, G]` on the grid, out."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.inputs, self.example = model.inputs, model.example
+        self.register_buffer("grid", torch.from_numpy(grid(model.config.image_size)), False)
+        self.grid: Tensor
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels as the model gives them, and scores, float32 or wider."""
+        scores = self.model.scores(image)
+        seen = scores.index_select(2, self.grid).index_select(3, self.grid)
+        return self.model.decide(scores), seen if seen.dtype == torch.float64 else seen.float()
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The model's outputs and the scores."""
+        (labels,) = self.model.outputs()
+        side = len(grid(self.config.image_size))
+        shape = ("batch", self.config.num_classes, side, side)
+        return labels, TensorSpec(scores_of(labels.name), "float32", shape)
+
+
+def expose_scores(path: Path, checkpoint: Checkpoint, target: Path) -> Path:
+    """Write a file that returns the scores behind its labels too; nothing else of it changes.
+
+    Args:
+        path: An exported file.
+        checkpoint: From `with_scores`.
+        target: The file to write.
+
+    Returns:
+        The target; the path itself where no output is labels, or the graph takes them from nothing
+        that is recognised.
+    """
+    model = checkpoint.build_model()
+    if not isinstance(model, WithScores):
+        return path
+    labels, scores = exportable(model).outputs()
+    proto = onnx.load(path)
+    decision = _decision(proto.graph, labels.name)
+    if decision is None:
+        return path
+    places = [f"{scores.name}.rows", f"{scores.name}.columns"]
+    steps = [decision.input[0], f"{scores.name}.of_rows", f"{scores.name}.of_both", scores.name]
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(grid(model.config.image_size), name) for name in places
+    )
+    proto.graph.node.extend(
+        [
+            helper.make_node("Gather", [steps[0], places[0]], [steps[1]], axis=2),
+            helper.make_node("Gather", [steps[1], places[1]], [steps[2]], axis=3),
+            helper.make_node("Cast", [steps[2]], [steps[3]], to=TensorProto.FLOAT),
+        ]
+    )
+    value = helper.make_tensor_value_info(scores.name, TensorProto.FLOAT, scores.shape)
+    proto.graph.output.append(value)
+    with atomic_file(target) as temporary:
+        onnx.save(proto, temporary)
+    return target
+
+
+def _decision(graph: onnx.GraphProto, output: str) -> onnx.NodeProto | None:
+    """The ArgMax over classes that an output's labels come from."""
+    made = {name: node for node in graph.node for name in node.output}
+    node = made.get(output)
+    while node is not None and node.op_type in _RESHAPING:
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "ArgMax":
+        return None
+    axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+    return node if axis in (1, -3) else None
+
+
+def decided(graph: onnx.GraphProto) -> set[str]:
+    """The values of a graph that are labels: decisions, which rounding may tip."""
+    names: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "ArgMax" or (node.op_type in _RESHAPING and node.input[0] in names):
+            names |= set(node.output)
+    return names
+
+
+def tipped(
+    got: Sequence[Array], labels: Sequence[Array], scores: Sequence[Array], largest: float
+) -> int:
+    """How many labels differ from the reference's though its margin is beyond rounding.
+
+    Args:
+        got: Labels `[B, H, W]` per sample.
+        labels: The reference's.
+        scores: The reference's `[B, classes, G, G]`, on the grid.
+        largest: How far any score may be off.
+    """
+    found = 0
+    for mine, true, wide in zip(got, labels, scores, strict=True):
+        if wide.shape[1] < 2:
+            continue
+        second, first = np.moveaxis(np.partition(wide, -2, axis=1)[:, -2:], 1, 0)
+        differs = on_grid(mine) != on_grid(true)
+        found += int((differs & (first - second > 2 * largest)).sum())
+    return found
+
+
+def largest_difference(got: Sequence[Array], reference: Sequence[Array]) -> float:
+    """The largest absolute difference of a number; infinite where one is not finite."""
+    pairs = zip(got, reference, strict=True)
+    most = np.array([np.abs(np.subtract(mine, true)).max() for mine, true in pairs])
+    return float(most.max()) if np.isfinite(most).all() else math.inf
