@@ -184,9 +184,8 @@ class Connection:
         call = begin()
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
-        metadata = None
-        if self._token and method.startswith("SystemSharedMemory"):
-            metadata = ((access.METADATA_KEY, self._token),)
+        # A front door asks for it too when a request reads shared memory.
+        metadata = ((access.METADATA_KEY, self._token),) if self._token else None
         make = getattr(self._stub, method)
         with self._lock:
             own = self._idle > 0 or self._threads < _MOST_THREADS

@@ -233,7 +233,7 @@ class Flows:
                 )
             )
         except UserError as error:
-            if not failures.lost_region(error):
+            if not (failures.lost_region(error) or failures.needs_token(error)):
                 raise
         # The server was started anew, or is about to be; the request was not executed.
         regions.drop_free()
