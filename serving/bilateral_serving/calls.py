@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc import InferResult
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import serialize_byte_tensor
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
@@ -15,6 +17,7 @@ from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 from bilateral_serving.config import read_metadata
 from bilateral_serving.datatypes import from_triton, triton_name
+from bilateral_serving.deadline import Deadline
 from bilateral_serving.inputs import Source, prepare
 from bilateral_serving.shared_memory import Region, layout
 
@@ -91,16 +94,23 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
 def to_request(
     info: ModelInfo,
     inputs: Mapping[str, Array],
+    version: int | None,
     outputs: Sequence[str],
+    deadline: Deadline,
     region: Region | None = None,
-) -> tuple[list[InferInput], list[InferRequestedOutput]]:
-    """The arrays as tritonclient's inputs, and the names as its requested outputs.
+) -> pb.ModelInferRequest:
+    """The message that asks for an inference.
 
     Args:
         info: The model.
         inputs: An array per input, checked.
+        version: The model's version; None: the newest.
         outputs: The outputs wanted; empty: all.
+        deadline: Until when the request may wait in the server's queue.
         region: Shared memory for what `shared_memory.layout` puts there; None: all in the message.
+
+    Raises:
+        UserError: The model has no such output.
     """
     known = [spec.name for spec in info.outputs]
     for name in outputs:
@@ -108,25 +118,52 @@ def to_request(
             raise UserError(
                 f"model '{info.name}' has no output '{name}'", f"It gives {', '.join(known)}."
             )
+    request = pb.ModelInferRequest(model_name=info.name, model_version=version_text(version))
+    request.parameters["timeout"].int64_param = round(deadline.left_s * 1e6)
     offsets = layout(info.inputs, inputs)[0] if region else {}
-    tensors = []
     for spec in info.inputs:
         array = inputs[spec.name]
-        tensor = InferInput(spec.name, list(array.shape), triton_name(spec))
+        tensor = request.inputs.add(name=spec.name, datatype=triton_name(spec), shape=array.shape)
         if region and spec.name in offsets:
             region.write(offsets[spec.name], array)
-            tensor.set_shared_memory(region.name, array.nbytes, offsets[spec.name])
+            tensor.parameters["shared_memory_region"].string_param = region.name
+            tensor.parameters["shared_memory_offset"].int64_param = offsets[spec.name]
+            tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
         else:
-            if spec.dtype == "bfloat16":  # tritonclient takes float32 and rounds it
-                array = array.astype(np.float32)
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-        tensors.append(tensor)
-    return tensors, [InferRequestedOutput(name) for name in (outputs or known)]
+            request.raw_input_contents.append(_encoded(spec, array))
+    for name in outputs or known:
+        request.outputs.add(name=name)
+    return request
 
 
-def to_arrays(result: Any, requested: Sequence[InferRequestedOutput]) -> dict[str, Array]:
+def to_arrays(answer: pb.ModelInferResponse) -> dict[str, Array]:
     """The answer's arrays by name."""
-    return {output.name(): result.as_numpy(output.name()) for output in requested}
+    result = InferResult(answer)
+    return {output.name: result.as_numpy(output.name) for output in answer.outputs}
+
+
+def check_finite(what: str, arrays: Mapping[str, Array]) -> None:
+    """Refuse an answer that holds NaN or infinity.
+
+    Raises:
+        UserError: It names the model, the output and how many rows are affected.
+    """
+    for name, array in arrays.items():
+        is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+        if is_float and not np.isfinite(array).all():
+            rows = array.reshape(len(array) if array.ndim else 1, -1)
+            bad = int((~np.isfinite(rows)).any(axis=1).sum())
+            raise UserError(
+                f"{what}: output {name} holds NaN or infinity in {bad} of {len(rows)} rows",
+                "Check the inputs, and the model's weights with `bilateral parity`.",
+            )
+
+
+def _encoded(spec: TensorSpec, array: Array) -> bytes:
+    """An array of any memory layout as Triton takes it inside a message."""
+    if spec.dtype == "object" and array.size:
+        return bytes(serialize_byte_tensor(array).item())
+    return array.tobytes()
 
 
 def pieces(info: ModelInfo, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:

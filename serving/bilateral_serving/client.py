@@ -6,16 +6,16 @@ with Client("localhost:8001") as client:
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import TimeoutError
 from types import TracebackType
 from typing import Any, TypeVar
 
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
-
 from bilateral_export.tensors import Array
-from bilateral_serving import failures, language, streams
+from bilateral_serving import language, streams
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -29,7 +29,7 @@ from bilateral_serving.flows import Flows
 from bilateral_serving.inputs import Source
 from bilateral_serving.language import Sampling, Score, Word
 from bilateral_serving.segmentation import Classes
-from bilateral_serving.steps import Ask, Compute, Flow, Step
+from bilateral_serving.steps import Compute, Flow, Pause, Step, Wait
 
 Result = TypeVar("Result")
 
@@ -38,13 +38,13 @@ class Client:
     """A connection to one Triton server. One object may be used by several threads.
 
     Every call has a deadline, which covers all that it does: looking the model up the first time,
-    retries, the answer. When it passes, a request that still waits in the server's queue is
-    dropped there.
+    retries, the answer. When it passes the caller gets an error; the call itself is not cancelled,
+    which Triton can die of, but runs on until the server answers (see `connection`).
 
     Only a call that never reached a server is tried again (see `failures.pause_before_retry`).
 
     Large inputs go through shared memory where the server is on this machine; closing the client
-    gives it back.
+    gives it back. After a fork, parent and child each have a connection and memory of their own.
 
     Args:
         url: "host:port" of the gRPC service.
@@ -53,6 +53,8 @@ class Client:
         shared_memory: Whether large inputs go through shared memory: None, if `url` is a loopback
             address and it works; True, also where the address does not show that the server is on
             this machine, and one line is logged if it does not work; False, never.
+        token: What the server asks of who shares memory with it; None: the token of a server that
+            this user started on this machine is found (see `access`).
 
     Raises:
         UserError: From every method, when no server answers, the deadline passes, the model is not
@@ -66,11 +68,12 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         shared_memory: bool | None = None,
+        token: str | None = None,
     ) -> None:
-        self._flows = Flows(url, timeout_s, shared_memory)
         self.url = url
-        self.retries = retries
-        self._server = triton.InferenceServerClient(url)
+        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
+        # A client that is not closed must not cancel its calls by the end of the process either.
+        weakref.finalize(self, self._flows.close)
 
     def __enter__(self) -> Client:
         return self
@@ -84,9 +87,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give shared memory back and close the connection."""
-        self._run(self._flows.close())
-        self._server.close()
+        """Wait for calls that still run (5 s at most), give shared memory back, and disconnect."""
+        self._flows.close()
 
     def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
         """Whether the server (or one model) is ready; False also if no server answers."""
@@ -116,6 +118,7 @@ class Client:
         version: int | None = None,
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
+        check_finite: bool = True,
     ) -> dict[str, Array]:
         """Run a model on a batch.
 
@@ -125,11 +128,15 @@ class Client:
             version: Its version; None: the newest served.
             outputs: The outputs wanted; empty: all.
             timeout_s: Seconds until the deadline; None: the client's own.
+            check_finite: Whether an answer that holds NaN or infinity is an error. Not for a model
+                whose answers may, and for a comparison that judges them itself.
 
         Returns:
             An array per output.
         """
-        return self._run(self._flows.infer(model, inputs, version, outputs, timeout_s))
+        return self._run(
+            self._flows.infer(model, inputs, version, outputs, timeout_s, check_finite)
+        )
 
     def classify(
         self,
@@ -224,20 +231,13 @@ class Client:
             return returned
 
     def _take(self, step: Step) -> Any:
-        if isinstance(step, Ask):
-            return self._ask(step)
-        if isinstance(step, Compute):
-            return step.work()
+        match step:
+            case Wait():
+                with contextlib.suppress(TimeoutError):
+                    step.call.exception(step.seconds)
+                return None
+            case Pause():
+                return time.sleep(step.seconds)
+            case Compute():
+                return step.work()
         return [self._run(flow) for flow in step.flows]
-
-    def _ask(self, ask: Ask) -> Any:
-        attempt = 0
-        while True:
-            try:
-                return ask.call(self._server, ask.deadline.left_s)
-            except InferenceServerException as error:
-                pause = failures.pause_before_retry(error, attempt, self.retries, ask.deadline)
-                if pause is None:
-                    raise failures.explain(error, self.url, ask.deadline, ask.what) from error
-            time.sleep(pause)
-            attempt += 1

@@ -3,22 +3,21 @@
     async with AsyncClient("localhost:8001") as client:
         outputs = await client.infer("digits", {"pixel_values": images})
 
-Cancelling the task that waits for a call cancels the call; a stream is left instead (streams.py).
+Cancelling the task that waits for a call ends the waiting at once; the call itself runs on until
+the server answers. A stream is left (streams.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException
-
 from bilateral_export.tensors import Array
-from bilateral_serving import failures, language, streams
+from bilateral_serving import language, streams
 from bilateral_serving.calls import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -31,7 +30,7 @@ from bilateral_serving.flows import Flows
 from bilateral_serving.inputs import Source
 from bilateral_serving.language import Sampling, Score, Word
 from bilateral_serving.segmentation import Classes
-from bilateral_serving.steps import Ask, Compute, Flow, Step
+from bilateral_serving.steps import Compute, Flow, Pause, Step, Wait
 
 Result = TypeVar("Result")
 
@@ -46,11 +45,11 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         shared_memory: bool | None = None,
+        token: str | None = None,
     ) -> None:
-        self._flows = Flows(url, timeout_s, shared_memory)
         self.url = url
-        self.retries = retries
-        self._server = triton.InferenceServerClient(url)
+        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
+        weakref.finalize(self, self._flows.close)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -64,9 +63,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Give shared memory back and close the connection."""
-        await self._run(self._flows.close())
-        await self._server.close()
+        """Wait for calls that still run (5 s at most), give shared memory back, and disconnect."""
+        await asyncio.to_thread(self._flows.close)
 
     async def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
         """Whether the server (or one model) is ready; False also if no server answers."""
@@ -98,9 +96,12 @@ class AsyncClient:
         version: int | None = None,
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
+        check_finite: bool = True,
     ) -> dict[str, Array]:
         """Run a model on a batch; arguments and result as `Client.infer`."""
-        return await self._run(self._flows.infer(model, inputs, version, outputs, timeout_s))
+        return await self._run(
+            self._flows.infer(model, inputs, version, outputs, timeout_s, check_finite)
+        )
 
     async def classify(
         self,
@@ -174,20 +175,28 @@ class AsyncClient:
             return returned
 
     async def _take(self, step: Step) -> Any:
-        if isinstance(step, Ask):
-            return await self._ask(step)
-        if isinstance(step, Compute):
-            return await asyncio.to_thread(step.work)
+        match step:
+            case Wait():
+                return await _wait(step)
+            case Pause():
+                return await asyncio.sleep(step.seconds)
+            case Compute():
+                return await asyncio.to_thread(step.work)
         return await asyncio.gather(*(self._run(flow) for flow in step.flows))
 
-    async def _ask(self, ask: Ask) -> Any:
-        attempt = 0
-        while True:
-            try:
-                return await ask.call(self._server, ask.deadline.left_s)
-            except InferenceServerException as error:
-                pause = failures.pause_before_retry(error, attempt, self.retries, ask.deadline)
-                if pause is None:
-                    raise failures.explain(error, self.url, ask.deadline, ask.what) from error
-            await asyncio.sleep(pause)
-            attempt += 1
+
+async def _wait(step: Wait) -> None:
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+
+    def tell(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(over.set)
+
+    step.call.add_done_callback(tell)
+    # A timer, not asyncio.wait_for, which can swallow a cancellation (before Python 3.12).
+    late = loop.call_later(step.seconds, over.set)
+    try:
+        await over.wait()
+    finally:
+        late.cancel()

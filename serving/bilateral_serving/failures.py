@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_serving.deadline import Deadline
+from bilateral_serving.shared_memory import is_loopback
 
 START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
 
@@ -24,11 +27,25 @@ def check_url(url: str) -> str:
         UserError: It does not; a scheme such as http:// does not belong there either.
     """
     host, colon, port = url.rpartition(":")
-    if not (host and colon and port.isdecimal()) or "//" in url:
+    bare_ipv6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if not (host and colon and port.isdecimal()) or "//" in url or bare_ipv6:
         raise UserError(
-            f"'{url}' is not the address of a server", "Give host:port, such as localhost:8001."
+            f"'{url}' is not the address of a server",
+            "Give host:port, such as localhost:8001 or [::1]:8001.",
         )
     return url
+
+
+class LateError(UserError):
+    """No answer came within the deadline. The request may still be executed."""
+
+
+def late(url: str, deadline: Deadline, what: str) -> LateError:
+    """Say that no answer came in time."""
+    return LateError(
+        f"{what}: no answer from {url} within {deadline.timeout_s:g} s",
+        "Raise the timeout, send smaller batches, or look at the server's load.",
+    )
 
 
 def pause_before_retry(
@@ -39,9 +56,8 @@ def pause_before_retry(
     The rule: only a call that never reached a server is repeated, that is, one for which no
     connection could be made. Whatever may have run once is not run twice.
     """
-    unsent = _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
     pause = _FIRST_PAUSE_S * 2.0**attempt
-    return pause if unsent and attempt < retries and pause < deadline.left_s else None
+    return pause if _unsent(error) and attempt < retries and pause < deadline.left_s else None
 
 
 def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
@@ -56,12 +72,9 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
     status, message = _status(error), _message(error)
     lower = message.lower()
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in lower:
-        return UserError(
-            f"{what}: no answer from {url} within {deadline.timeout_s:g} s",
-            "Raise the timeout, send smaller batches, or look at the server's load.",
-        )
+        return late(url, deadline, what)
     if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
-        return UserError(f"no Triton server answers at {url}", START_A_SERVER)
+        return UserError(f"no Triton server answers at {url}", _proxy_hint(url) or START_A_SERVER)
     if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
         return UserError(
             f"{what}: the connection to {url} broke before the answer came",
@@ -88,7 +101,40 @@ def refusal(error: UserError) -> str | None:
     if not isinstance(cause, InferenceServerException):
         return None
     unanswered = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
-    return None if _status(cause) in unanswered else _message(cause)
+    return _message(cause) if needs_token(error) or _status(cause) not in unanswered else None
+
+
+def needs_token(error: UserError) -> bool:
+    """Whether the server refused a call for want of its token."""
+    cause = error.__cause__
+    return isinstance(cause, InferenceServerException) and (
+        _status(cause) == "PERMISSION_DENIED" or "protocol is restricted" in _message(cause)
+    )
+
+
+def lost_region(error: UserError) -> bool:
+    """Whether a request was not executed because the server (a new one) lacks its shared memory."""
+    cause = error.__cause__
+    return isinstance(cause, InferenceServerException) and (
+        _unsent(cause) or "shared memory region" in (refusal(error) or "")
+    )
+
+
+def _unsent(error: InferenceServerException) -> bool:
+    return _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
+
+
+def _proxy_hint(url: str) -> str | None:
+    """What to do if gRPC went through a proxy to `url`, as environment variables make it do."""
+    host = url.rpartition(":")[0].strip("[]")
+    variables = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
+    used = next((name for name in variables if os.environ.get(name)), None)
+    if used is None or is_loopback(url):
+        return None
+    return (
+        f"The environment variable {used} is set, so the call went to that proxy: add {host} to "
+        "no_proxy if the server is reached without it."
+    )
 
 
 def _status(error: InferenceServerException) -> str:

@@ -7,29 +7,44 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import calls, language, segmentation, shared_memory
+from bilateral_serving import calls, failures, language, segmentation, shared_memory
 from bilateral_serving.calls import ModelInfo, Prediction
+from bilateral_serving.connection import Connection, OnEnd, process
 from bilateral_serving.deadline import Deadline
-from bilateral_serving.failures import check_url, refusal
 from bilateral_serving.inputs import Source
 from bilateral_serving.segmentation import Classes
-from bilateral_serving.shared_memory import Region, Regions
-from bilateral_serving.steps import Ask, Compute, Flow, Together
-
-_CLOSING_S = 2.0
+from bilateral_serving.shared_memory import Region
+from bilateral_serving.steps import Compute, Flow, Pause, Together, Wait
 
 
 class Flows:
     """The calls of one client. See `Client` for what each does and takes."""
 
-    def __init__(self, url: str, timeout_s: float, shared_memory: bool | None) -> None:
-        self.url = check_url(url)
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float,
+        retries: int,
+        shared_memory: bool | None,
+        token: str | None,
+    ) -> None:
+        self.url = failures.check_url(url)
         self.timeout_s = timeout_s
+        self.retries = retries
         self._known: dict[tuple[str, int | None], ModelInfo] = {}
-        self._regions = Regions(url, shared_memory)
+        self._connect = partial(Connection, url, token, shared_memory)
+        self._connections: dict[tuple[int, int], Connection] = {}  # by process
+
+    def close(self) -> None:
+        """Close this process's connection; a forked child leaves its parent's alone."""
+        connection = self._connections.get(process())
+        if connection:
+            connection.close()
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """The deadline of a call that begins now."""
@@ -37,53 +52,40 @@ class Flows:
 
     def is_ready(self, model: str | None, timeout_s: float | None) -> Flow[bool]:
         """Whether the server or the model is ready."""
-        what, deadline = _named(model), self.deadline(timeout_s)
+        what = "the server" if model is None else calls.named(model, None)
+        deadline = self.deadline(timeout_s)
         try:
             if model is None:
-                answer = yield Ask(
-                    what, deadline, lambda server, left: server.is_server_ready(client_timeout=left)
+                answer = yield from self._ask(
+                    what, deadline, "ServerReady", pb.ServerReadyRequest()
                 )
             else:
-                answer = yield Ask(
-                    what,
-                    deadline,
-                    lambda server, left: server.is_model_ready(model, client_timeout=left),
+                answer = yield from self._ask(
+                    what, deadline, "ModelReady", pb.ModelReadyRequest(name=model)
                 )
         except UserError:
             return False
-        return bool(answer)
+        return bool(answer.ready)
 
     def server_name(self, timeout_s: float | None) -> Flow[str]:
         """The name that the server gives itself."""
-        answer = yield Ask(
-            "the server",
-            self.deadline(timeout_s),
-            lambda server, left: server.get_server_metadata(client_timeout=left),
-        )
+        deadline, request = self.deadline(timeout_s), pb.ServerMetadataRequest()
+        answer = yield from self._ask("the server", deadline, "ServerMetadata", request)
         return str(answer.name)
 
     def describe(self, model: str, version: int | None, deadline: Deadline) -> Flow[ModelInfo]:
         """What a model takes and gives."""
-        metadata = yield Ask(
-            calls.named(model, version),
-            deadline,
-            lambda server, left: server.get_model_metadata(
-                model, calls.version_text(version), client_timeout=left
-            ),
-        )
+        what = calls.named(model, version)
+        request = pb.ModelMetadataRequest(name=model, version=calls.version_text(version))
+        metadata = yield from self._ask(what, deadline, "ModelMetadata", request)
         config = yield from self.config(model, version, deadline)
         return calls.model_info(metadata, config, version)
 
     def config(self, model: str, version: int | None, deadline: Deadline) -> Flow[Any]:
         """A model's configuration."""
-        answer = yield Ask(
-            calls.named(model, version),
-            deadline,
-            lambda server, left: server.get_model_config(
-                model, calls.version_text(version), client_timeout=left
-            ),
-        )
-        return answer.config
+        what = calls.named(model, version)
+        request = pb.ModelConfigRequest(name=model, version=calls.version_text(version))
+        return (yield from self._ask(what, deadline, "ModelConfig", request)).config
 
     def check_stream(self, model: str, version: int | None, deadline: Deadline) -> Flow[None]:
         """Refuse a model that is not served as a stream of words."""
@@ -96,6 +98,7 @@ class Flows:
         version: int | None,
         outputs: Sequence[str],
         timeout_s: float | None,
+        check_finite: bool = True,
     ) -> Flow[dict[str, Array]]:
         """Run a model on a batch."""
         deadline = self.deadline(timeout_s)
@@ -106,11 +109,16 @@ class Flows:
         try:
             calls.check_inputs(info, inputs)
             region = yield from self._region(info, inputs, deadline)
-            return (yield from self._send(info, inputs, version, outputs, deadline, region))
-        except UserError:
-            # The model may have changed since it was looked up.
-            self._known.pop((model, version), None)
+            answer = yield from self._send(info, inputs, version, outputs, deadline, region)
+        except UserError as error:
+            if not isinstance(error, failures.LateError):
+                # The model may have changed since it was looked up.
+                self._known.pop((model, version), None)
             raise
+        arrays = calls.to_arrays(answer)
+        if check_finite:
+            calls.check_finite(calls.named(model, version), arrays)
+        return arrays
 
     def classify(
         self,
@@ -152,11 +160,48 @@ class Flows:
             maps.append(segmentation.stitch(classes, windows))
         return maps
 
-    def close(self) -> Flow[None]:
-        """Take the shared memory back from the server."""
-        for region in self._regions.every():
-            yield from self._unregister(region.name, Deadline(_CLOSING_S))
-            self._regions.drop(region)
+    def _connection(self) -> Connection:
+        """The connection of this process: a forked child gets its own, with its own memory."""
+        key = process()
+        connection = self._connections.get(key)
+        if connection is None:
+            # Two threads may get here at once: the first one's stays, the other's was never used.
+            connection = self._connections.setdefault(key, self._connect())
+        return connection
+
+    def _ask(
+        self,
+        what: str,
+        deadline: Deadline,
+        method: str,
+        request: Any,
+        *,
+        on_end: OnEnd | None = None,
+    ) -> Flow[Any]:
+        """One gRPC call: the server's answer.
+
+        A call with `on_end` is not repeated: when it is over, what it used is given back.
+        """
+        connection = self._connection()
+        attempt = 0 if on_end is None else self.retries
+        while True:
+            call = connection.start(method, request, on_end)
+            try:
+                yield Wait(call, deadline.left_s)
+            finally:
+                connection.leave(call)
+            if not call.done():
+                raise failures.late(self.url, deadline, what)
+            error = call.exception()
+            if error is None:
+                return call.result()
+            if not isinstance(error, InferenceServerException):
+                raise error
+            pause = failures.pause_before_retry(error, attempt, self.retries, deadline)
+            if pause is None:
+                raise failures.explain(error, self.url, deadline, what) from error
+            yield Pause(pause)
+            attempt += 1
 
     def _send(
         self,
@@ -166,111 +211,100 @@ class Flows:
         outputs: Sequence[str],
         deadline: Deadline,
         region: Region | None,
-    ) -> Flow[dict[str, Array]]:
-        tensors, requested = calls.to_request(info, inputs, outputs, region)
+    ) -> Flow[Any]:
+        regions = self._connection().regions
+        what = calls.named(info.name, version)
         try:
-            result = yield Ask(
-                calls.named(info.name, version),
-                deadline,
-                lambda server, left: server.infer(
-                    info.name,
-                    tensors,
-                    model_version=calls.version_text(version),
-                    outputs=requested,
-                    timeout=round(left * 1e6),
-                    client_timeout=left,
-                ),
-            )
-        except UserError as error:
-            said = refusal(error)
-            if region and said is not None and "shared memory region" in said:
-                # The server was started anew, and refused the request before it was queued.
-                for lost in (region, *self._regions.unused()):
-                    self._regions.drop(lost)
-                return (yield from self._send(info, inputs, version, outputs, deadline, None))
-            if region:
-                (self._regions.doubt if said is None else self._regions.give)(region)
-            raise
+            request = calls.to_request(info, inputs, version, outputs, deadline, region)
         except BaseException:
             if region:
-                self._regions.doubt(region)
+                regions.give(region)
             raise
-        if region:
-            self._regions.give(region)
-        return calls.to_arrays(result, requested)
+        if region is None:
+            return (yield from self._ask(what, deadline, "ModelInfer", request))
+        try:
+            return (
+                yield from self._ask(
+                    what,
+                    deadline,
+                    "ModelInfer",
+                    request,
+                    on_end=lambda _: regions.give(region),
+                )
+            )
+        except UserError as error:
+            if not (failures.lost_region(error) or failures.needs_token(error)):
+                raise
+        # The server was started anew, or is about to be; the request was not executed.
+        regions.drop_free()
+        return (yield from self._send(info, inputs, version, outputs, deadline, None))
 
     def _region(
         self, info: ModelInfo, inputs: Mapping[str, Array], deadline: Deadline
     ) -> Flow[Region | None]:
         """Shared memory for a request's large tensors; None: they go into the message."""
         _, size = shared_memory.layout(info.inputs, inputs)
-        if not size or not self._regions.possible:
+        regions = self._connection().regions
+        if not size or not regions.possible:
             return None
-        region = self._regions.take(size)
-        if region is None and self._regions.may_grow:
-            region = yield from self._register(size, deadline)
+        region = regions.take(size)
+        if region is None:
+            yield from self._register(size, deadline)
+            region = regions.take(size)
         return region
 
-    def _register(self, size: int, deadline: Deadline) -> Flow[Region | None]:
-        what = f"shared memory with {self.url}"
-        try:
-            region = Region(size)
-        except OSError as error:
-            self._regions.give_up(str(error))
-            return None
+    def _register(self, size: int, deadline: Deadline) -> Flow[None]:
+        """Add a free region, unless there are too many or it does not work."""
+        connection = self._connection()
+        regions = connection.regions
         try:
             yield from self._tidy(deadline)
-            yield Ask(
-                what,
-                deadline,
-                lambda server, left: server.register_system_shared_memory(
-                    region.name, region.key, region.size, client_timeout=left
-                ),
+            region = regions.make(size)
+            if region is None:
+                return
+            request = pb.SystemSharedMemoryRegisterRequest(
+                name=region.name, key=region.key, byte_size=region.size
             )
+            yield from self._ask(
+                f"shared memory with {self.url}",
+                deadline,
+                "SystemSharedMemoryRegister",
+                request,
+                on_end=partial(regions.registered, region),
+            )
+        except OSError as error:
+            regions.give_up(str(error))
         except UserError as error:
-            region.close()
-            reason = refusal(error)
+            if failures.needs_token(error) and connection.find_token():
+                yield from self._register(size, deadline)
+                return
+            reason = failures.refusal(error)
             if reason is None:
                 raise
-            self._regions.give_up(reason)
-            return None
-        except BaseException:
-            region.close()
-            raise
-        region.hide()
-        self._regions.add(region)
-        return region
+            regions.give_up(reason)
 
     def _tidy(self, deadline: Deadline) -> Flow[None]:
-        """Unregister what requests left that were given up, and once what killed clients left."""
-        for region in self._regions.doubtful():
-            if (yield from self._unregister(region.name, deadline)):
-                self._regions.drop(region)
-        if self._regions.tidy:
+        """Once, remove what killed clients left."""
+        regions = self._connection().regions
+        if regions.tidy:
             return
-        self._regions.tidy = True
-        status = yield Ask(
-            "the server",
-            deadline,
-            lambda server, left: server.get_system_shared_memory_status(client_timeout=left),
-        )
-        for name in shared_memory.abandoned(status.regions):
-            yield from self._unregister(name, deadline)
-
-    def _unregister(self, name: str, deadline: Deadline) -> Flow[bool]:
-        """Whether the server has let go of a region; not while a request still uses it."""
+        regions.tidy = True
         try:
-            yield Ask(
+            status = yield from self._ask(
                 "the server",
                 deadline,
-                lambda server, left: server.unregister_system_shared_memory(
-                    name, client_timeout=left
-                ),
+                "SystemSharedMemoryStatus",
+                pb.SystemSharedMemoryStatusRequest(),
             )
-        except UserError:
-            return False
-        return True
-
-
-def _named(model: str | None) -> str:
-    return "the server" if model is None else f"model '{model}'"
+        except BaseException:
+            regions.tidy = False
+            raise
+        shared_memory.remove_abandoned_files()
+        for name in shared_memory.abandoned(status.regions):
+            request = pb.SystemSharedMemoryUnregisterRequest(name=name)
+            try:
+                yield from self._ask(
+                    "the server", deadline, "SystemSharedMemoryUnregister", request
+                )
+            except UserError:  # a request still uses it
+                continue

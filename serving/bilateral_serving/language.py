@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_export.text import Sampling, Word, perplexity
-from bilateral_serving.calls import utf8
+from bilateral_serving.calls import check_finite, utf8
 
 __all__ = [
     "SCORING",
@@ -115,12 +115,17 @@ def to_leave(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
     return message
 
 
-def words(result: Any) -> list[Word]:
-    """The words of one response; none for the empty one that ends a stream."""
+def words(what: str, result: Any) -> list[Word]:
+    """The words of one response; none for the empty one that ends a stream.
+
+    Raises:
+        UserError: A likelihood is NaN or infinite; it names the model as `what`.
+    """
     tokens = result.as_numpy("token")
     if tokens is None:
         return []
     texts, likelihoods = result.as_numpy("text"), result.as_numpy("log_likelihood")
+    check_finite(what, {"log_likelihood": likelihoods})
     return [
         Word(int(token), text.decode(), float(likelihood))
         for token, text, likelihood in zip(tokens, texts, likelihoods, strict=True)

@@ -1,19 +1,24 @@
 """System shared memory: large inputs reach a server on this machine without passing through gRPC.
 
-A region is a file in /dev/shm that the server maps too when the client registers it. Its name is
-removed right after that, so that nothing is left there however this process ends; what remains is
-the server's mapping, which the client unregisters when it closes and, if it was killed, the next
-client that shares memory with that server.
+A region is a file in /dev/shm that the server maps too when the client registers it. Its name,
+which cannot be guessed, is removed right after that, so that nothing is left there however this
+process ends; what remains is the server's mapping, which the client unregisters when it closes and,
+if it was killed, the next client that shares memory with that server.
+
+A region belongs to one process and to one request at a time, from `Regions.take` until that call is
+over (not until its caller stops waiting); only then `Regions.give` makes it free for the next.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import logging
 import math
 import mmap
 import os
+import secrets
 import threading
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -38,13 +43,13 @@ _live: set[str] = set()
 def layout(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[dict[str, int], int]:
     """Where in a region each tensor goes that is worth it, by name, and how many bytes that is.
 
-    Texts and bfloat16 have a form of their own on the way and stay in the message.
+    Texts have a form of their own on the way and stay in the message.
     """
     offsets: dict[str, int] = {}
     size = 0
     for spec in specs:
         array = inputs[spec.name]
-        if array.nbytes >= LEAST_BYTES and spec.dtype not in ("object", "bfloat16"):
+        if array.nbytes >= LEAST_BYTES and spec.dtype != "object":
             offsets[spec.name] = size
             size += math.ceil(array.nbytes / _ALIGNMENT) * _ALIGNMENT
     return offsets, size
@@ -61,21 +66,23 @@ class Region:
     """
 
     def __init__(self, size: int) -> None:
-        self.name = ".".join((_PREFIX, *_process(os.getpid()), uuid.uuid4().hex[:12]))
+        self.name = ".".join((_PREFIX, *_process(os.getpid()), secrets.token_hex(16)))
         self.key = _KEY_PREFIX + self.name
         self.size = 1 << (size - 1).bit_length()
         self._path = _DIRECTORY / self.name
-        file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        _live.add(self.name)  # before there is a file, which would look abandoned
         try:
-            # Reserved now: writing to what cannot be had would end the process.
-            os.posix_fallocate(file, 0, self.size)
-            self._memory = mmap.mmap(file, self.size)
+            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            try:
+                # Reserved now: writing to what cannot be had would end the process.
+                os.posix_fallocate(file, 0, self.size)
+                self._memory = mmap.mmap(file, self.size)
+            finally:
+                os.close(file)
         except OSError:
             self.hide()
+            _live.discard(self.name)
             raise
-        finally:
-            os.close(file)
-        _live.add(self.name)
 
     def write(self, offset: int, array: Array) -> None:
         """Copy an array of any memory layout to `offset`."""
@@ -94,7 +101,7 @@ class Region:
 
 
 class Regions:
-    """The regions of one client: each serves one request at a time, and is used again.
+    """The regions of one client in one process: each serves one request, and is used again.
 
     Args:
         url: The server's address.
@@ -113,60 +120,66 @@ class Regions:
         self.possible = is_loopback(url) if wanted is None else wanted
         self._all: list[Region] = []
         self._free: list[Region] = []
-        self._doubtful: list[Region] = []
         self._lock = threading.Lock()
 
-    @property
-    def may_grow(self) -> bool:
-        """Whether a further region may be made."""
-        return len(self._all) < MOST_REGIONS
+    def make(self, size: int) -> Region | None:
+        """A new region that the server does not know yet; None if there are `MOST_REGIONS`.
+
+        Raises:
+            OSError: There is no /dev/shm, or no room in it.
+        """
+        with self._lock:
+            if len(self._all) >= MOST_REGIONS:
+                return None
+            region = Region(size)
+            self._all.append(region)
+            return region
+
+    def registered(self, region: Region, error: Exception | None) -> None:
+        """Make a new region free if the server has mapped it, and drop it if not."""
+        if error:
+            self.drop(region)
+        else:
+            region.hide()
+            self.give(region)
 
     def take(self, size: int) -> Region | None:
-        """A free region of at least `size` bytes, or None."""
+        """A free region of at least `size` bytes for one request, or None."""
         with self._lock:
             found = next((region for region in self._free if region.size >= size), None)
             if found is not None:
                 self._free.remove(found)
             return found
 
-    def add(self, region: Region) -> None:
-        """Take in a region that the server has registered; it is in use."""
-        with self._lock:
-            self._all.append(region)
-
     def give(self, region: Region) -> None:
-        """Hand a region back whose request was answered."""
+        """Hand a region back whose request is over."""
         with self._lock:
-            if region in self._all:
-                self._free.append(region)
-
-    def doubt(self, region: Region) -> None:
-        """Hand a region back whose request was given up: the server may still read it."""
-        with self._lock:
-            self._doubtful.append(region)
-
-    def doubtful(self) -> list[Region]:
-        """What was handed back with `doubt`; to be dropped once the server lets go of it."""
-        with self._lock:
-            return list(self._doubtful)
+            self._free.append(region)
 
     def drop(self, region: Region) -> None:
-        """Close a region that the server does not have registered any more."""
+        """Close a region that no request uses and that the server does not know."""
         with self._lock:
-            for regions in (self._all, self._free, self._doubtful):
-                if region in regions:
-                    regions.remove(region)
+            if region in self._all:
+                self._all.remove(region)
         region.close()
 
-    def unused(self) -> list[Region]:
-        """The regions that no request uses."""
+    def drop_free(self) -> None:
+        """Close the free regions: the server was started anew and does not know them."""
         with self._lock:
-            return list(self._free)
+            lost, self._free = self._free, []
+        for region in lost:
+            self.drop(region)
 
     def every(self) -> list[Region]:
         """All regions."""
         with self._lock:
             return list(self._all)
+
+    def close(self) -> None:
+        """Close all regions; none is written to any more."""
+        self.possible = False
+        for region in self.every():
+            self.drop(region)
 
     def give_up(self, reason: str) -> None:
         """Use none from now on; said in one line if shared memory was asked for."""
@@ -180,12 +193,23 @@ class Regions:
 def is_loopback(url: str) -> bool:
     """Whether "host:port" names this machine's loopback interface."""
     host = url.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def abandoned(names: Iterable[str]) -> list[str]:
     """Those of a server's regions that belonged to clients on this machine which are gone."""
     return [name for name in names if _is_abandoned(name)]
+
+
+def remove_abandoned_files() -> None:
+    """Remove what this user's clients left that were killed before the server had mapped it."""
+    for path in _DIRECTORY.glob(f"{_PREFIX}.*"):
+        if _is_abandoned(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _is_abandoned(name: str) -> bool:

@@ -7,27 +7,26 @@ synchronous client takes the steps one after the other, the asyncio client await
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
-
-from bilateral_serving.deadline import Deadline
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One gRPC call; its result is the server's answer, or a UserError is raised in the flow.
+class Wait:
+    """Wait until a gRPC call is over, or the seconds are; no result."""
 
-    Attributes:
-        what: What is asked for, as an error names it.
-        deadline: When it must be over, retries included.
-        call: Given tritonclient's client and the seconds left, makes the call.
-    """
+    call: Future[Any]
+    seconds: float
 
-    what: str
-    deadline: Deadline
-    call: Callable[[Any, float], Any]
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait for some seconds; no result."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -44,5 +43,5 @@ class Together:
     flows: Sequence[Flow[Any]]
 
 
-Step: TypeAlias = Ask | Compute | Together
+Step: TypeAlias = Wait | Pause | Compute | Together
 Flow: TypeAlias = Generator[Step, Any, Result]

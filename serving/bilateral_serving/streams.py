@@ -22,7 +22,8 @@ from tritonclient.grpc import InferResult, service_pb2_grpc
 from tritonclient.grpc._utils import get_error_grpc
 from tritonclient.utils import InferenceServerException
 
-from bilateral_serving import calls, failures, language
+from bilateral_export.errors import UserError
+from bilateral_serving import calls, connection, failures, language
 from bilateral_serving.deadline import Deadline
 from bilateral_serving.language import Sampling, Word
 
@@ -47,6 +48,7 @@ def read(
     exchange = _Exchange(url, model, text, options, version, deadline, answers.put)
     try:
         while True:
+            exchange.check_process()
             try:
                 answer = answers.get(timeout=deadline.left_s)
             except queue.Empty:
@@ -121,10 +123,9 @@ class _Exchange:
         )
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._outgoing.put(self._request)
-        # The score of a long text is one long message.
-        self._channel = grpc.insecure_channel(
-            url, options=[("grpc.max_receive_message_length", -1)]
-        )
+        self._process = connection.process()
+        self._channel = connection.channel(url)
+        self._under_way = connection.begin()
         # gRPC's own deadline cancels, too: it is the last resort.
         self._call = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer(
             iter(self._outgoing.get, None), timeout=deadline.left_s + _PATIENCE_S
@@ -140,7 +141,20 @@ class _Exchange:
         """
         if isinstance(answer, InferenceServerException):
             raise failures.explain(answer, self._url, self._deadline, self._what) from answer
-        return language.words(answer)
+        return language.words(self._what, answer)
+
+    def check_process(self) -> None:
+        """Refuse to go on in a forked child, where nothing reads the stream.
+
+        Raises:
+            UserError: This is not the process that began it.
+        """
+        if connection.process() != self._process:
+            raise UserError(
+                f"{self._what}: the stream of words belongs to the process that this one was "
+                "forked from",
+                "Ask for another one here.",
+            )
 
     def leave(self) -> None:
         """Ask the model to end the stream; nothing is sent if it has ended."""
@@ -173,6 +187,7 @@ class _Exchange:
             self._deliver(get_error_grpc(broken))
         finally:
             self._outgoing.put(None)
+            self._under_way.set_result(None)
             self._deliver(None)
 
     def _take(self, response: Any) -> None:

@@ -8,12 +8,19 @@ import pytest
 from tests.serving import tiny_models as models
 from tests.serving.live_processes import free_ports
 
-from bilateral_serving import repository
+from bilateral_serving import connection, repository
 from bilateral_serving.client import Client
 from bilateral_serving.config import Settings
 from bilateral_serving.server import RunningServer, ServerOptions, running
 
 BATCHING = Settings(max_batch_size=8, threads=1, max_queue_delay_us=100_000)
+
+
+@pytest.fixture(autouse=True)
+def a_loaded_machine_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing and forking wait for calls under way as long as it takes."""
+    for bound in ("CLOSING_S", "_UNMAPPING_S", "_FORK_S"):
+        monkeypatch.setattr(connection, bound, 120.0)
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +40,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository.add("copies", models.copies(files / "c.onnx"), served, settings=one)
     alone = Settings(max_batch_size=1, threads=1)
     repository.add("slow", models.slow(files / "s.onnx"), served, settings=alone)
+    repository.add("slow_sum", models.slow_sum(files / "t.onnx"), served, settings=alone)
     limited = Settings(max_batch_size=1, threads=1, max_queue_size=1)
     repository.add("limited", models.slow(files / "q.onnx"), served, settings=limited)
     repository.add("largest", models.largest(files / "m.onnx"), served, settings=one)
     repository.add("lookup", models.lookup(files / "l.onnx"), served, settings=BATCHING)
     repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)
+    narrow = models.PREPROCESSING.model_copy(update={"std": (1e-10,)})
+    overflowing = models.quadrants(files / "o.onnx", gain=3e38, preprocessing=narrow)
+    repository.add("overflowing", overflowing, served, settings=one)
     # What an interrupted `add` of a killed process can leave must not disturb a server.
     (served / ".partial-left").mkdir()
     grpc, http, metrics = free_ports(3)

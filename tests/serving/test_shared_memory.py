@@ -109,26 +109,6 @@ def test_in_asyncio_too(server: RunningServer) -> None:
     asyncio.run(ask())
 
 
-def test_a_region_whose_request_was_given_up_is_not_written_to_again(
-    server: RunningServer,
-) -> None:
-    """The server may still read it: with a short deadline the request is under way."""
-
-    async def ask() -> None:
-        async with AsyncClient(server.url) as client:
-            inputs = rows(0)
-            await client.infer("arithmetic", inputs)
-            (first,) = registered(server)
-            task = asyncio.create_task(client.infer("arithmetic", rows(1)))
-            await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            check(await client.infer("arithmetic", inputs), inputs)
-            assert first not in registered(server)
-
-    asyncio.run(ask())
-
-
 def test_a_failed_request_gives_its_region_back(server: RunningServer) -> None:
     with Client(server.url) as client:
         inputs = rows(0)

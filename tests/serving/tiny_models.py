@@ -142,6 +142,28 @@ def words(path: Path) -> Path:
 
 def slow(path: Path) -> Path:
     """Multiplies a 256x256 matrix as often as `turns` says: as slow as one wants; for batch 1."""
+    return save(
+        path,
+        _turning(),
+        {"turns": (TensorProto.INT64, ["batch", 1])},
+        {"total": (TensorProto.FLOAT, ["batch", 1])},
+        {"rotation": np.eye(256, dtype=np.float32)},
+    )
+
+
+def slow_sum(path: Path) -> Path:
+    """The sum of two rows of any length, after as many turns as `slow`."""
+    row = (TensorProto.FLOAT, ["batch", "length"])
+    return save(
+        path,
+        [*_turning(), helper.make_node("Add", ["a", "b"], ["sum"])],
+        {"turns": (TensorProto.INT64, ["batch", 1]), "a": row, "b": row},
+        {"total": (TensorProto.FLOAT, ["batch", 1]), "sum": row},
+        {"rotation": np.eye(256, dtype=np.float32)},
+    )
+
+
+def _turning() -> list[onnx.NodeProto]:
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["still_going"]),
@@ -158,17 +180,11 @@ def slow(path: Path) -> Path:
             helper.make_tensor_value_info("next_state", TensorProto.FLOAT, [256, 256]),
         ],
     )
-    return save(
-        path,
-        [
-            helper.make_node("Squeeze", ["turns"], ["count"]),
-            helper.make_node("Loop", ["count", "", "rotation"], ["last"], body=body),
-            helper.make_node("ReduceSum", ["last"], ["total"], keepdims=1),
-        ],
-        {"turns": (TensorProto.INT64, ["batch", 1])},
-        {"total": (TensorProto.FLOAT, ["batch", 1])},
-        {"rotation": np.eye(256, dtype=np.float32)},
-    )
+    return [
+        helper.make_node("Squeeze", ["turns"], ["count"]),
+        helper.make_node("Loop", ["count", "", "rotation"], ["last"], body=body),
+        helper.make_node("ReduceSum", ["last"], ["total"], keepdims=1),
+    ]
 
 
 def copies(path: Path) -> Path:
