@@ -33,6 +33,8 @@ class LogLine:
 
     level: Level
     text: str
+    is_foreign: bool = False
+    """Whether it came from no part of Triton: a table, or what a model's process wrote."""
 
 
 def parse(line: str, previous: LogLine | None) -> LogLine:
@@ -47,13 +49,18 @@ def parse(line: str, previous: LogLine | None) -> LogLine:
         level = "debug"
     if not text.strip() or _ROUTINE.search(text):
         level = "debug"
-    return LogLine(level, text)
+    return LogLine(level, text, is_foreign=match is None)
 
 
 def loaded_model(line: LogLine) -> str | None:
     """The name of the model that this line says is loaded."""
     match = re.match(r"successfully loaded '(.+)'$", line.text)
     return match[1] if match else None
+
+
+def is_drained(line: LogLine) -> bool:
+    """Whether this line says that a server which stops has no request under way."""
+    return "Found 0 model versions that have in-flight inferences" in line.text
 
 
 def reasons(lines: list[LogLine]) -> list[str]:
