@@ -71,7 +71,7 @@ class Listen:
     token: str
 
     def target(self, options: ServerOptions) -> str:
-        """gRPC's address of it."""
+        """Its address, as gRPC writes it."""
         if self.directory is None:
             return f"{hosts.bracketed(hosts.reachable(options.host))}:{options.grpc_port}"
         return f"unix:{self.directory}/{_GRPC}:1"

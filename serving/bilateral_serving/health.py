@@ -2,8 +2,8 @@
 
 Triton 2.51 does not notice that the process of a Python model has died: every request to it fails
 from then on, and the server says that it is ready. So those processes are watched, and each model
-is asked for a real inference about once a second, by a thread of its own, which waits for one answer
-before it asks again.
+is asked for a real inference about once a second, by a thread of its own, which waits for one
+answer before it asks again.
 
 A probe waits in the same queue as the callers' requests. A model that is busy uses processor time,
 or waits for some; one that is wedged does neither. What has sent no answer for `SILENT_S` without
@@ -36,7 +36,6 @@ class Fault:
 
     reason: str
     model: str | None = None
-    wedged: bool = False
 
 
 class Health:
@@ -96,7 +95,7 @@ class _Probing:
     def fault(self) -> Fault | None:
         problem = self._problem
         if problem is not None and _UNHEALTHY in problem:
-            return Fault(f"model '{self._model}' answers that its process {_UNHEALTHY}", self._model)
+            return Fault(f"the process of model '{self._model}' {_UNHEALTHY}", self._model)
         now = time.monotonic()
         # If this process itself was stopped, the model is not to blame.
         paused, self._looked = now - self._looked > SILENT_S / 2, now
@@ -108,7 +107,6 @@ class _Probing:
             return Fault(
                 f"model '{self._model}' is wedged: no answer and no work for {SILENT_S:g} s",
                 self._model,
-                wedged=True,
             )
         return None
 

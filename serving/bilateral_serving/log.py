@@ -63,12 +63,14 @@ def is_drained(line: LogLine) -> bool:
     return "Found 0 model versions that have in-flight inferences" in line.text
 
 
+def failed_model(line: LogLine) -> tuple[str, str] | None:
+    """The name of the model that this line says did not load, and what went wrong."""
+    match = re.match(r"failed to load '(.+)' version (\d+): (?:Internal: )?(.*)", line.text)
+    return (match[1], f"version {match[2]}: {match[3]}") if match else None
+
+
 def reasons(lines: list[LogLine]) -> list[str]:
     """Why a server stopped, from its log: the models that failed, or else its error lines."""
-    failures = []
-    for line in lines:
-        match = re.match(r"failed to load '(.+)' version (\d+): (?:Internal: )?(.*)", line.text)
-        if match:
-            failures.append(f"model '{match[1]}' version {match[2]}: {match[3]}")
+    failures = [f"model '{found[0]}' {found[1]}" for line in lines if (found := failed_model(line))]
     errors = [line.text for line in lines if line.level == "error" and line.text.strip()]
     return list(dict.fromkeys(failures or errors))

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bilateral_export.errors import UserError
-from bilateral_serving.installation import PYTHON_VERSION, Installation
 from bilateral_serving import hosts
+from bilateral_serving.installation import PYTHON_VERSION, Installation
 from bilateral_serving.repository import Entry, list_names, show
 
 # Triton's Python backend passes tensors through shared memory; a container gets 64 MiB by default.

@@ -71,8 +71,14 @@ def link_model(model: Path, models: Path) -> None:
 
 def _parents() -> Sequence[Path]:
     """Where the directory may lie, the best place first."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", *([runtime] if runtime else [])]
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "/var/tmp")
+    places = [
+        tempfile.gettempdir(),
+        "/tmp",
+        "/var/tmp",
+        "/dev/shm",
+        runtime,
+    ]
     return [
         Path(place)
         for place in dict.fromkeys(places)

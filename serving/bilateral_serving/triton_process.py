@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bilateral_serving.log import LogLine, is_drained, loaded_model, parse, reasons
+from bilateral_serving.log import LogLine, failed_model, is_drained, loaded_model, parse, reasons
 from bilateral_serving.process_status import children
 
 OnLog = Callable[[LogLine], None]
@@ -46,6 +46,7 @@ class TritonProcess:
         self._shared_memory = shared_memory
         self._lines: deque[LogLine] = deque(maxlen=_KEPT_LINES)
         self._loaded: dict[str, None] = {}
+        self.failed: dict[str, str] = {}  # the models that did not load, and why
         self._drained = threading.Event()
         self._on_log = on_log
         self._process = subprocess.Popen(
@@ -95,15 +96,19 @@ class TritonProcess:
 
     def last_words(self) -> str:
         """The last line that came from no part of Triton, such as what a dying process wrote."""
-        own = [line.text for line in self._lines if line.is_foreign and line.text.strip()]
+        own = [
+            line.text
+            for line in self._lines
+            if line.is_foreign and line.text.strip() and not line.text.startswith(("+-", "| "))
+        ]
         return own[-1].strip() if own else "it gave no reason"
 
-    def stop(self, drain_s: float, hurry: threading.Event | None = None) -> None:
+    def stop(self, drain_s: float, hurry: threading.Event) -> None:
         """End the process: requests under way get `drain_s` seconds, or until `hurry` is set."""
         try:
             if self._process.poll() is None:
                 self._process.terminate()
-                self._wait_until_stopped(drain_s, hurry or threading.Event())
+                self._wait_until_stopped(drain_s, hurry)
         finally:
             self.kill()
 
@@ -132,6 +137,8 @@ class TritonProcess:
             self._lines.append(line)
             if name := loaded_model(line):
                 self._loaded[name] = None
+            if failure := failed_model(line):
+                self.failed[failure[0]] = failure[1]
             if is_drained(line):
                 self._drained.set()
             try:

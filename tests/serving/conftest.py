@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     # What an interrupted `add` of a killed process can leave must not disturb a server.
     (served / ".partial-left").mkdir()
     grpc, http, metrics = free_ports(3)
-    options = ServerOptions(served, grpc_port=grpc, http_port=http, metrics_port=metrics)
+    options = ServerOptions(served, grpc_port=grpc, http_port=None, metrics_port=metrics)
     with running(options) as ready:
         yield ready
 
