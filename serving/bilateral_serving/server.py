@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from types import FrameType
 
 from bilateral_serving.command import ServerOptions as ServerOptions
-from bilateral_serving.service import OnProgress, RunningServer, opened
+from bilateral_serving.service import OnProgress, opened
 from bilateral_serving.service import Progress as Progress
+from bilateral_serving.service import RunningServer as RunningServer
 from bilateral_serving.supervise import supervise
 from bilateral_serving.triton_process import OnLog
 
@@ -42,6 +43,7 @@ def running(
 def serve(
     options: ServerOptions,
     *,
+    signals: Signals | None = None,
     on_log: OnLog | None = None,
     on_progress: OnProgress | None = None,
     on_ready: Callable[[RunningServer], None] | None = None,
@@ -54,6 +56,7 @@ def serve(
 
     Args:
         options: What to serve and where.
+        signals: Where a caller counts signals already; None: they are counted here.
         on_log: Called for each line of the server's log, from another thread.
         on_progress: Called while models load.
         on_ready: Called when the server is ready for the first time.
@@ -62,12 +65,15 @@ def serve(
     Raises:
         UserError: As `running`, or the server cannot be started any more.
     """
-    with signals_counted() as signals, opened(options, on_log, signals.second) as service:
-        if not service.start(on_progress, signals.first):
+    with (
+        contextlib.nullcontext(signals) if signals else signals_counted() as counted,
+        opened(options, on_log, counted.second) as service,
+    ):
+        if not service.start(on_progress, counted.first):
             return
         if on_ready:
             on_ready(service.description)
-        supervise(service, signals.first, on_event or (lambda _line: None))
+        supervise(service, counted.first, on_event or (lambda _line: None))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from bilateral_serving.process_status import read_status
 from bilateral_serving.repository import Entry
 from bilateral_serving.scratch import link_model, scratch_directory
 from bilateral_serving.triton_process import OnLog, TritonProcess
-from bilateral_serving.upstream import Upstream
+from bilateral_serving.upstream import NoAnswerError, Upstream
 
 _POLL_S = 0.05
 # A model's process that ends while it loads says why through the server, within this time.
@@ -209,12 +209,27 @@ class Service:
             return True
         return False
 
-    def fault(self) -> Fault | None:
-        """What is wrong with tritonserver or its models now; None if nothing is."""
+    def watch(self) -> None:
+        """Begin to watch the models that are ready."""
         assert self._triton is not None
-        assert self._health is not None
+        assert self._upstream is not None
+        try:
+            probes = {name: self._upstream.probe(name) for name in self._models}
+        except NoAnswerError:
+            return
+        self._health = Health(
+            self._triton.pid,
+            self._triton.model_processes(),
+            {name: probe for name, probe in probes.items() if probe is not None},
+        )
+
+    def fault(self) -> Fault | None:
+        """What is wrong with tritonserver or the models that are watched; None if nothing is."""
+        assert self._triton is not None
         if why := self._triton.how_it_ended():
             return Fault(f"tritonserver stopped while serving: {'; '.join(why[:3])}")
+        if self._health is None:
+            return Fault("tritonserver did not describe its models")
         return self._health.fault()
 
     def mend_door(self) -> str | None:
@@ -238,7 +253,7 @@ class Service:
         for link in (self._scratch / "models" / model).iterdir():
             link.unlink()
         (self._scratch / "models" / model).rmdir()
-        self._failed[model] = reason
+        self._failed[model] = reason = self._plain(reason)
         if self.options.strict or not self.models:
             raise UserError(f"tritonserver cannot serve model '{model}': {reason}", _advice(reason))
 
@@ -287,7 +302,7 @@ class Service:
         while not (name.done() and name.exception() is None and self._listens()):
             if why := triton.how_it_ended():
                 raise UserError(
-                    f"tritonserver stopped while loading: {'; '.join(why[:3])}",
+                    f"tritonserver stopped while loading: {self._plain('; '.join(why[:3]))}",
                     _advice("; ".join(why)),
                 )
             loading.check()
@@ -312,25 +327,31 @@ class Service:
             )
         if self._door is not None:
             self._door.wait_until_listening(self.options.start_timeout_s)
-        self._take_stock(triton, upstream)
+        try:
+            self._take_stock(triton, upstream)
+        except NoAnswerError as error:
+            raise UserError("tritonserver stopped answering when it had just started") from error
         return True
 
     def _take_stock(self, triton: TritonProcess, upstream: Upstream) -> None:
-        """Find out which models are ready, and begin to watch them."""
+        """Find out which models are ready."""
         states = upstream.model_states()
         ready = {state.name for state in states if state.reason is None}
         self._models = tuple(name for name in self.models if name in ready)
-        failures = {state.name: state.reason for state in states if state.reason}
+        failures = {
+            state.name: self._plain(triton.failed.get(state.name, state.reason))
+            for state in states
+            if state.reason
+        }
         self._failed.update(failures)
         if not self._models:
-            why = "; ".join(f"model '{name}': {reason}" for name, reason in failures.items())
+            why = "; ".join(f"model '{name}': {reason}" for name, reason in self._failed.items())
             raise UserError(f"tritonserver can serve no model: {why}", _advice(why))
-        probes = {name: upstream.probe(name) for name in self._models}
-        self._health = Health(
-            triton.pid,
-            triton.model_processes(),
-            {name: probe for name, probe in probes.items() if probe is not None},
-        )
+
+    def _plain(self, reason: str) -> str:
+        """A reason without its traceback, and with the repository's path for that of the links."""
+        text = reason.removeprefix("Internal: ").partition("\n\nAt:")[0]
+        return text.replace(str(self._scratch / "models"), str(self.options.repository))
 
     def _listens(self) -> bool:
         """Whether Triton's other services accept connections; they start after gRPC."""

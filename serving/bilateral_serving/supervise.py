@@ -35,6 +35,7 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
     in_a_row = restarts = 0
     blamed: Counter[str] = Counter()
     ready_at = time.monotonic()
+    service.watch()
     while not stop.wait(_POLL_S):
         if ended := service.mend_door():
             on_event(f"The front door was started again: {ended}.")
@@ -57,6 +58,7 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
         if not _start(service, stop, fault, in_a_row, on_event):
             return
         ready_at = time.monotonic()
+        service.watch()
         on_event(
             f"Restart {restarts}, ready again {ready_at - found_at:.1f} s later: {fault.reason}."
         )

@@ -19,6 +19,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from bilateral_serving import language
 from bilateral_serving.access import METADATA_KEY
 
+_PATIENCE_S = 10.0
+
 Probe = Callable[[], str | None]
 """Asks a model for an answer and returns what went wrong, or None; waits as long as it takes."""
 
@@ -30,6 +32,10 @@ class ModelState:
     name: str
     version: str
     reason: str | None
+
+
+class NoAnswerError(Exception):
+    """The server did not answer: the connection broke, or the time is over."""
 
 
 class Upstream:
@@ -69,10 +75,9 @@ class Upstream:
         """What the server says of the models in its repository.
 
         Raises:
-            grpc.RpcError: The connection broke.
+            NoAnswerError: It did not answer.
         """
-        request = service_pb2.RepositoryIndexRequest()
-        answer = self._service.RepositoryIndex(request, metadata=self._metadata)
+        answer = self._answer("RepositoryIndex", service_pb2.RepositoryIndexRequest())
         return tuple(
             ModelState(model.name, model.version, None if model.state == "READY" else model.reason)
             for model in answer.models
@@ -82,10 +87,9 @@ class Upstream:
         """A probe by real inference; None for a model that zeros say nothing about.
 
         Raises:
-            grpc.RpcError: The connection broke.
+            NoAnswerError: The server did not describe it.
         """
-        request = service_pb2.ModelConfigRequest(name=model)
-        config = self._service.ModelConfig(request, metadata=self._metadata).config
+        config = self._answer("ModelConfig", service_pb2.ModelConfigRequest(name=model)).config
         if config.HasField("sequence_batching"):
             return None
         if not config.model_transaction_policy.decoupled:
@@ -95,6 +99,13 @@ class Upstream:
             nothing = service_pb2.ModelInferRequest(model_name=model, id="")
             return lambda: self._stream(language.to_leave(nothing))
         return None
+
+    def _answer(self, method: str, request: Any) -> Any:
+        call = getattr(self._service, method).future(request, metadata=self._metadata)
+        try:
+            return call.result(timeout=_PATIENCE_S)
+        except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+            raise NoAnswerError(method) from error
 
     def _infer(self, request: service_pb2.ModelInferRequest) -> str | None:
         try:

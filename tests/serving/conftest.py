@@ -40,8 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)
     # What an interrupted `add` of a killed process can leave must not disturb a server.
     (served / ".partial-left").mkdir()
-    grpc, http, metrics = free_ports(3)
-    options = ServerOptions(served, grpc_port=grpc, http_port=None, metrics_port=metrics)
+    grpc, metrics = free_ports(2)
+    options = ServerOptions(served, grpc_port=grpc, metrics_port=metrics)
     with running(options) as ready:
         yield ready
 
