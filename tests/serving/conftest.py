@@ -38,6 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository.add("largest", models.largest(files / "m.onnx"), served, settings=one)
     repository.add("lookup", models.lookup(files / "l.onnx"), served, settings=BATCHING)
     repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)
+    repository.add("reciprocal", models.reciprocal(files / "r.onnx"), served, settings=BATCHING)
     # What an interrupted `add` of a killed process can leave must not disturb a server.
     (served / ".partial-left").mkdir()
     grpc, metrics = free_ports(2)

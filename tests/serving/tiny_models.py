@@ -101,6 +101,16 @@ def lookup(path: Path) -> Path:
     )
 
 
+def reciprocal(path: Path) -> Path:
+    """One over a number: infinite for 0."""
+    return save(
+        path,
+        [helper.make_node("Reciprocal", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+    )
+
+
 def words(path: Path) -> Path:
     """The tensors of a language model, and a vocabulary of three words, all as likely."""
     vocabulary = ("<eos>", "<unk>", "word")
