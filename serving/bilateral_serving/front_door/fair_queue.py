@@ -28,7 +28,7 @@ class FairQueue:
         slots: Requests under way at once, of all callers.
         per_caller: Of one caller.
         waiting_per_caller: Requests of one caller that wait for a slot.
-        waiting: Of all callers.
+        waiting: Of all callers; beyond it each may have one.
     """
 
     def __init__(self, slots: int, per_caller: int, waiting_per_caller: int, waiting: int) -> None:
@@ -50,7 +50,8 @@ class FairQueue:
         if not self.waiting and self.running < self._slots and caller.running < self._per_caller:
             self._grant(caller)
             return
-        if len(caller.waiting) >= self._waiting_per_caller or self.waiting >= self._waiting:
+        full = self.waiting >= self._waiting and caller.waiting  # nobody's first is refused
+        if full or len(caller.waiting) >= self._waiting_per_caller:
             self._forget(name, caller)
             raise FullError
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,7 +63,7 @@ class FairQueue:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # granted in this very moment
                 self.leave(name)
-            else:
+            elif turn in caller.waiting:
                 caller.waiting.remove(turn)
                 self.waiting -= 1
                 self._forget(name, caller)
@@ -84,14 +85,15 @@ class FairQueue:
         while self._turns and self.running < self._slots:
             name, _ = self._turns.popitem(last=False)
             caller = self._callers[name]
-            if not caller.waiting:  # they were given up
-                self._forget(name, caller)
-                continue
-            caller.waiting.popleft().set_result(None)
-            self.waiting -= 1
-            self._grant(caller)
+            if caller.waiting:
+                turn = caller.waiting.popleft()
+                self.waiting -= 1
+                if not turn.cancelled():
+                    turn.set_result(None)
+                    self._grant(caller)
             if caller.waiting and caller.running < self._per_caller:
                 self._turns[name] = None
+            self._forget(name, caller)
 
     def _grant(self, caller: _Caller) -> None:
         caller.running += 1
