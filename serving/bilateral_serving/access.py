@@ -8,6 +8,7 @@ user can read, named after the gRPC port. `Client` finds it for loopback address
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import secrets
 import stat
@@ -19,6 +20,9 @@ from bilateral_export.errors import UserError
 
 METADATA_KEY = "triton-grpc-protocol-bilateral-token"
 """The request metadata that carries the token, in the form of Triton's restricted protocols."""
+
+HTTP_HEADER = "bilateral-token"
+"""The same over HTTP."""
 
 _LOOPBACK = ("localhost", "::1")
 
@@ -44,6 +48,12 @@ def published_token(grpc_port: int) -> Iterator[str]:
         # A server that has started on the port since then has written its own.
         if _read(path) == token:
             path.unlink(missing_ok=True)
+
+
+def is_token(shown: str | bytes, token: str) -> bool:
+    """Whether what a caller shows is the token; takes as long whatever it shows."""
+    shown = shown.encode(errors="replace") if isinstance(shown, str) else shown
+    return hmac.compare_digest(shown, token.encode())
 
 
 def find_token(url: str) -> str | None:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilateral_serving import hosts
-from bilateral_serving.access import METADATA_KEY
+from bilateral_serving.access import HTTP_HEADER
 from bilateral_serving.config import MODEL_FILES
 from bilateral_serving.installation import STUB, Installation
 from bilateral_serving.plan import launch_arguments
 from bilateral_serving.repository import Entry
 
 _CLOSED = "shared-memory,model-repository,statistics,trace,logging"
-_TOKEN_NAME = METADATA_KEY.removeprefix("triton-grpc-protocol-")
 # The names of its sockets; Triton adds ":1", the port, to that of gRPC.
 _GRPC, _HTTP = "grpc", "http"
 
@@ -94,13 +93,13 @@ class Listen:
         arguments += [
             f"--grpc-address={hosts.bracketed(numeric)}",
             f"--grpc-port={options.grpc_port}",
-            f"--grpc-restricted-protocol={_CLOSED}:{_TOKEN_NAME}={self.token}",
+            f"--grpc-restricted-protocol={_CLOSED}:{HTTP_HEADER}={self.token}",
         ]
         if http:
             arguments += [
                 f"--http-address={hosts.for_http(numeric)}",
                 f"--http-port={options.http_port}",
-                f"--http-restricted-api={_CLOSED}:{_TOKEN_NAME}={self.token}",
+                f"--http-restricted-api={_CLOSED}:{HTTP_HEADER}={self.token}",
             ]
         return arguments
 

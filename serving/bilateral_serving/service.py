@@ -381,6 +381,7 @@ class Service:
                 "listen": f"{host}:{options.grpc_port}",
                 "upstream": self._listen.target(options),
                 "http_listen": f"{host}:{options.http_port}" if http else None,
+                "http_hosts": (options.host, socket.gethostname()),
                 "http_upstream": str(self._listen.http_socket) if http else None,
                 "token": self._listen.token,
                 "parent": os.getpid(),

@@ -111,8 +111,8 @@ def reciprocal(path: Path) -> Path:
     )
 
 
-def words(path: Path) -> Path:
-    """The tensors of a language model, and a vocabulary of three words, all as likely."""
+def words(path: Path, likely: tuple[float, float, float] = (1, 1, 1)) -> Path:
+    """The tensors of a language model, and a vocabulary of three words, as likely as `likely`."""
     vocabulary = ("<eos>", "<unk>", "word")
     digest = hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
     text = TextPreprocessing(vocabulary=vocabulary, vocabulary_sha256=digest, context=4)
@@ -138,9 +138,14 @@ def words(path: Path) -> Path:
         {
             "nothing": np.zeros(1, dtype=np.float32),
             "axis": np.array([1]),
-            "row": np.full(3, -np.log(3), dtype=np.float32),
+            "row": np.log(np.maximum(likely, 1e-30) / np.sum(likely)).astype(np.float32),
         },
-        metadata(name="words", labels=(), preprocessing=text),
+        metadata(
+            name="words",
+            model={"depth": 1, "heads": 1, "dim": 1},
+            labels=(),
+            preprocessing=text,
+        ),
     )
 
 

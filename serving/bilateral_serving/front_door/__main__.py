@@ -9,10 +9,14 @@ import os
 import signal
 import sys
 
+# gRPC reads it when it is imported; what goes wrong is said here, in one line.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 import grpc
 import grpc.aio
 from pydantic import ValidationError
 
+from bilateral_serving.front_door.calls import Calls
 from bilateral_serving.front_door.grpc_proxy import GrpcProxy
 from bilateral_serving.front_door.options import FrontDoorOptions, Listening
 from bilateral_serving.front_door.upstream import Upstream
@@ -46,13 +50,18 @@ async def _run(options: FrontDoorOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     upstream = Upstream(options.upstream, options.hold_s, options.message_bytes)
-    proxy = GrpcProxy(options, upstream)
-    server, port = await _listen(options, proxy)
-    print(Listening(grpc=port).model_dump_json(), flush=True)
+    calls = Calls(options)
+    server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls))
+    http, http_address = None, None
+    if options.http_listen is not None:
+        from bilateral_serving.front_door.http_proxy import HttpProxy  # aiohttp, of the server only
+
+        http, http_address = await HttpProxy(options, upstream, calls).listen()
+    print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
     await stop.wait()
     # New requests are refused; those under way are answered.
-    await server.stop(options.drain_s)
-    await proxy.drain(options.drain_s)
+    await asyncio.gather(server.stop(options.drain_s), *([http.cleanup()] if http else []))
+    await calls.drain(options.drain_s)
     await upstream.channel.close()
 
 

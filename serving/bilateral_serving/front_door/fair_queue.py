@@ -22,13 +22,13 @@ class FairQueue:
 
     A caller is a connection. However many requests one of them sends, and however few of the
     answers it waits for, it holds at most `per_caller` slots, and each free slot goes to the next
-    caller that waits, not to the next request.
+    caller that waits, not to the next request. A caller that holds none gets one at once.
 
     Args:
-        slots: Requests under way at once, of all callers.
+        slots: Requests under way at once, of all callers; beyond it each may have one.
         per_caller: Of one caller.
         waiting_per_caller: Requests of one caller that wait for a slot.
-        waiting: Of all callers.
+        waiting: Of all callers; beyond it each may have one.
     """
 
     def __init__(self, slots: int, per_caller: int, waiting_per_caller: int, waiting: int) -> None:
@@ -47,10 +47,11 @@ class FairQueue:
             FullError: Too many requests wait already.
         """
         caller = self._callers.setdefault(name, _Caller())
-        if not self.waiting and self.running < self._slots and caller.running < self._per_caller:
+        if not caller.waiting and self._may_run(caller):
             self._grant(caller)
             return
-        if len(caller.waiting) >= self._waiting_per_caller or self.waiting >= self._waiting:
+        full = self.waiting >= self._waiting and caller.waiting  # nobody's first is refused
+        if full or len(caller.waiting) >= self._waiting_per_caller:
             self._forget(name, caller)
             raise FullError
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,7 +63,7 @@ class FairQueue:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # granted in this very moment
                 self.leave(name)
-            else:
+            elif turn in caller.waiting:
                 caller.waiting.remove(turn)
                 self.waiting -= 1
                 self._forget(name, caller)
@@ -81,17 +82,28 @@ class FairQueue:
         caller = self._callers[name]
         if caller.waiting and caller.running < self._per_caller:
             self._turns.setdefault(name)
-        while self._turns and self.running < self._slots:
-            name, _ = self._turns.popitem(last=False)
+            if not caller.running:
+                self._turns.move_to_end(name, last=False)
+        while self._turns:
+            name = next(iter(self._turns))
             caller = self._callers[name]
-            if not caller.waiting:  # they were given up
-                self._forget(name, caller)
-                continue
-            caller.waiting.popleft().set_result(None)
-            self.waiting -= 1
-            self._grant(caller)
+            if caller.waiting and not self._may_run(caller):
+                return
+            del self._turns[name]
+            if caller.waiting:
+                turn = caller.waiting.popleft()
+                self.waiting -= 1
+                if not turn.cancelled():
+                    turn.set_result(None)
+                    self._grant(caller)
             if caller.waiting and caller.running < self._per_caller:
                 self._turns[name] = None
+            self._forget(name, caller)
+
+    def _may_run(self, caller: _Caller) -> bool:
+        # One of each caller always: else those who have all slots decide when others are served.
+        room = self.running < self._slots or not caller.running
+        return room and caller.running < self._per_caller
 
     def _grant(self, caller: _Caller) -> None:
         caller.running += 1

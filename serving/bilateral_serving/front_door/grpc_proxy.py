@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
+from bilateral_serving import access
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.front_door import requests
+from bilateral_serving.front_door.calls import AWAY, FULL, Calls
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.stream import Stream
 from bilateral_serving.front_door.upstream import AwayError, Upstream, has_broken, was_not_sent
 
-logger = logging.getLogger(__name__)
-
 Metadata = Iterable[tuple[str, "str | bytes"]]
 Code = grpc.StatusCode
 
-AWAY = "tritonserver is away: it is being restarted, or has ended"
-FULL = "too many requests of this connection wait already: send fewer at once"
 FULL_OF_STREAMS = "too many streams of this connection are open already"
 CLOSED = "{} needs the token of the server's start, in the metadata " + METADATA_KEY
 
@@ -35,20 +30,13 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     Args:
         options: The limits and the token.
         upstream: The connection to Triton.
+        calls: The calls under way.
     """
 
-    def __init__(self, options: FrontDoorOptions, upstream: Upstream) -> None:
-        self._token = options.token.encode()
-        self._upstream = upstream
-        self._requests = FairQueue(
-            options.requests,
-            options.requests_per_caller,
-            options.waiting_per_caller,
-            options.waiting,
-        )
+    def __init__(self, options: FrontDoorOptions, upstream: Upstream, calls: Calls) -> None:
+        self._token, self._upstream, self._calls = options.token, upstream, calls
         self._streams = FairQueue(options.streams, options.streams_per_caller, 0, 0)
         self._open_stream = upstream.channel.stream_stream(requests.STREAM)
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._handlers = {
             method: grpc.unary_unary_rpc_method_handler(self._unary(method))
             for method in requests.OPEN
@@ -67,13 +55,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     def may_manage(self, metadata: Metadata) -> bool:
         """Whether a call shows the token."""
         shown = dict(metadata).get(METADATA_KEY, b"")
-        shown = shown.encode() if isinstance(shown, str) else shown
-        return hmac.compare_digest(shown, self._token)
-
-    async def drain(self, seconds: float) -> None:
-        """Wait for what is under way with Triton, whether its callers are still there or not."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+        return access.is_token(shown, self._token)
 
     def _unary(self, method: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
         send = self._upstream.channel.unary_unary(method)
@@ -97,23 +79,22 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             try:
                 if held:
                     await self._upstream.wait_until_connected(patience)
-                await self._requests.enter(caller)
-                asking = self._start(send_alone(send, request, metadata))
-                asking.add_done_callback(lambda _: self._requests.leave(caller))
-                answer: bytes = await asyncio.shield(asking)
-                return answer
+                try:
+                    answer: bytes = await self._calls.make(
+                        caller, lambda: _send(send, request, metadata)
+                    )
+                    return answer
+                except grpc.aio.AioRpcError as error:
+                    sent = not was_not_sent(error)
+                    if not held or (sent and not (again and has_broken(error))):
+                        await _abort(context, error.code(), error.details() or "")
+                    # Once: a request that ended the server must not end the next one.
+                    again = again and not sent
+                await self._upstream.wait_until_it_answers(patience)
             except AwayError:
                 await _abort(context, Code.UNAVAILABLE, AWAY)
             except FullError:
                 await _abort(context, Code.RESOURCE_EXHAUSTED, FULL)
-            except grpc.aio.AioRpcError as error:
-                if held and was_not_sent(error):
-                    continue
-                if again and has_broken(error):
-                    # Once: a request that ended the server must not end the next one, and so on.
-                    again = False
-                    continue
-                await _abort(context, error.code(), error.details() or "")
 
     async def _check(self, request: bytes, context: Any) -> bytes:
         """An inference request's envelope; the call ends here if it is not allowed."""
@@ -126,7 +107,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             await _abort(context, Code.PERMISSION_DENIED, CLOSED.format("shared memory"))
         return around
 
-    async def _stream(self, context: Any) -> None:
+    async def _stream(self, _requests: Any, context: Any) -> None:
         caller, metadata = context.peer(), _passed_on(context.invocation_metadata())
         try:
             await self._upstream.wait_until_connected(self._upstream.patience())
@@ -139,29 +120,17 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def check(request: bytes) -> None:
             await self._check(request, context)
 
-        stream = Stream(lambda: self._open_stream(metadata=metadata), context, self._start, check)
+        stream = Stream(
+            lambda: self._open_stream(metadata=metadata), context, self._calls.start, check
+        )
         stream.answers.add_done_callback(lambda _: self._streams.leave(caller))
         try:
             await stream.run()
         except grpc.aio.AioRpcError as error:
             await _abort(context, error.code(), error.details() or "")
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run to its end what no caller may cancel."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Else asyncio complains of an error whose caller has gone.
-            logger.debug("a call ended with %r", error)
-
-
-async def send_alone(send: Any, request: bytes, metadata: Metadata) -> bytes:
-    """Make a call to Triton, in a task that has nothing else to do."""
+async def _send(send: Any, request: bytes, metadata: Metadata) -> bytes:
     answer: bytes = await send(request, metadata=metadata)
     return answer
 

@@ -13,6 +13,7 @@ class FrontDoorOptions(BaseModel):
         upstream: gRPC's address of Triton, such as "unix:/directory/grpc:1".
         http_listen: Address of the callers' HTTP service; None: there is none.
         http_upstream: Path of the socket of Triton's HTTP service.
+        http_hosts: Names under which HTTP callers know this machine, besides its addresses.
         token: What a caller that manages the server must show (`access.METADATA_KEY`).
         parent: Process whose end ends the front door; None: nobody's does.
         hold_s: Seconds that a request waits for a server that is away.
@@ -34,6 +35,7 @@ class FrontDoorOptions(BaseModel):
     upstream: str
     http_listen: str | None = None
     http_upstream: str | None = None
+    http_hosts: tuple[str, ...] = ()
     token: str = Field(repr=False, min_length=16)
     parent: int | None = None
     hold_s: float = Field(20.0, ge=0)

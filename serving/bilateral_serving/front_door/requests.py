@@ -12,12 +12,13 @@ from bilateral_serving import language
 
 _SERVICE = "/inference.GRPCInferenceService/"
 
+LIVE = _SERVICE + "ServerLive"
 INFER = _SERVICE + "ModelInfer"
 STREAM = _SERVICE + "ModelStreamInfer"
 # Answered at once or not at all: whoever asks these wants to know how things are now.
 HEALTH = frozenset(
     (
-        _SERVICE + "ServerLive",
+        LIVE,
         _SERVICE + "ServerReady",
         _SERVICE + "ModelReady",
         "/grpc.health.v1.Health/Check",

@@ -9,6 +9,8 @@ import time
 import grpc
 import grpc.aio
 
+from bilateral_serving.front_door import requests
+
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
@@ -35,7 +37,7 @@ class Upstream:
     def __init__(self, address: str, hold_s: float, message_bytes: int) -> None:
         self._hold_s = hold_s
         self._back: asyncio.Task[None] | None = None
-        self.channel = grpc.aio.insecure_channel(
+        self.channel: grpc.aio.Channel = grpc.aio.insecure_channel(
             address,
             options=[
                 ("grpc.max_receive_message_length", -1),
@@ -50,41 +52,51 @@ class Upstream:
                 ("grpc.default_authority", "localhost"),
             ],
         )
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether Triton is there, as far as is known."""
-        return self.channel.get_state(try_to_connect=True) is _READY
+        self._is_live = self.channel.unary_unary(requests.LIVE)
 
     def patience(self) -> float:
         """Until when a request that comes now may wait, by the clock `time.monotonic`."""
         return time.monotonic() + self._hold_s
 
     async def wait_until_connected(self, end: float) -> None:
-        """Return at once if Triton is there, else when it is.
+        """Return at once if Triton is there, as far as is known, else when it is.
 
         Raises:
             AwayError: It was not there at `end`, by the clock `time.monotonic`.
         """
-        left_s = end - time.monotonic()
-        if left_s < 0:
-            raise AwayError
-        if self.is_connected:
+        if self._back is None and self.channel.get_state() is _READY:
             return
-        if self._back is None or self._back.done():
+        await self.wait_until_it_answers(end)
+
+    async def wait_until_it_answers(self, end: float) -> None:
+        """Return when Triton has answered a call: after one that broke, on a new connection.
+
+        Raises:
+            AwayError: It did not before `end`, by the clock `time.monotonic`.
+        """
+        if self._back is None:
             self._back = asyncio.create_task(self._come_back())
-        done, _ = await asyncio.wait((self._back,), timeout=left_s)
+        done, _ = await asyncio.wait((self._back,), timeout=max(0.0, end - time.monotonic()))
         if not done:
             raise AwayError
 
     async def _come_back(self) -> None:
-        """Return when Triton is there; one task for however many requests wait."""
+        """Return when Triton answers; one task for however many requests wait."""
         began = time.monotonic()
-        while not self.is_connected:
+        while not await self._answers():
             await asyncio.sleep(_POLL_S)
+        self._back = None
         waited_s = time.monotonic() - began
         if waited_s > _WORTH_SAYING_S:
             logger.warning("requests waited %.1f s for tritonserver", waited_s)
+
+    async def _answers(self) -> bool:
+        # The channel's state is no answer: it is READY for a while after its connection broke.
+        try:
+            await self._is_live(b"")
+        except grpc.aio.AioRpcError:
+            return False
+        return True
 
 
 def was_not_sent(error: grpc.aio.AioRpcError) -> bool:
