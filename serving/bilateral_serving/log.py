@@ -52,6 +52,12 @@ def parse(line: str, previous: LogLine | None) -> LogLine:
     return LogLine(level, text, is_foreign=match is None)
 
 
+def begun_model(line: LogLine) -> str | None:
+    """The name of the model of which this line says that an instance is being made."""
+    match = re.match(r"TRITONBACKEND_ModelInstanceInitialize: (.+)_\d+_\d+ \(", line.text)
+    return match[1] if match else None
+
+
 def loaded_model(line: LogLine) -> str | None:
     """The name of the model that this line says is loaded."""
     match = re.match(r"successfully loaded '(.+)'$", line.text)

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from bilateral_serving.door_process import DoorProcess
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.health import Fault, Health
 from bilateral_serving.installation import Installation, find, find_libpython, needs_front_door
-from bilateral_serving.process_status import read_status
 from bilateral_serving.repository import Entry
 from bilateral_serving.scratch import link_model, scratch_directory
 from bilateral_serving.triton_process import OnLog, TritonProcess
@@ -37,7 +36,7 @@ from bilateral_serving.upstream import NoAnswerError, Upstream
 
 _POLL_S = 0.05
 # A model's process that ends while it loads says why through the server, within this time.
-_LAST_WORDS_S = 2.0
+_LAST_WORDS_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,8 @@ def opened(
     gpu = _has_gpu() if options.gpu is None else options.gpu
     entries, failed = _servable(options, installation, gpu)
     libpython = find_libpython() if installation.is_wheel else None
-    if any(entry.target == "python" for entry in entries):
+    in_python = [entry.name for entry in entries if entry.target == "python"]
+    if in_python:
         preflight.check_python(installation, libpython)
         preflight.check_shared_memory()
     ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
@@ -126,6 +126,7 @@ def opened(
             environment(installation, libpython, gpu),
             scratch,
             listen,
+            in_python,
             failed,
             on_log,
         )
@@ -145,13 +146,14 @@ class Service:
         environment: dict[str, str],
         scratch: Path,
         listen: Listen,
+        in_python: Collection[str],
         failed: dict[str, str],
         on_log: OnLog | None,
     ) -> None:
         self.options = options
         self._command, self._environment = command, environment
         self._scratch, self._listen = scratch, listen
-        self._failed, self._on_log = failed, on_log
+        self._in_python, self._failed, self._on_log = in_python, failed, on_log
         self._starts = 0
         self._began = self._ready_after = 0.0
         self._triton: TritonProcess | None = None
@@ -297,7 +299,7 @@ class Service:
         triton, upstream = self._triton, self._upstream
         assert triton is not None
         assert upstream is not None
-        loading = _Loading(triton)
+        loading = _Loading(triton, self._in_python)
         name = upstream.ask_name()
         while not (name.done() and name.exception() is None and self._listens()):
             if why := triton.how_it_ended():
@@ -399,26 +401,25 @@ class _CrashedError(Exception):
 
 
 class _Loading:
-    """The processes of models that load: Triton waits minutes for one that has died."""
+    """Looks at the processes of models that load: Triton waits minutes for one that has died."""
 
-    def __init__(self, triton: TritonProcess) -> None:
-        self._triton = triton
-        self._seen: dict[int, str] = {}
-        self._missing_since: dict[int, float] = {}
+    def __init__(self, triton: TritonProcess, models: Collection[str]) -> None:
+        self._triton, self._models = triton, models
+        self._missing_since: dict[str, float] = {}
 
     def check(self) -> None:
-        """Look at them.
+        """Look at them once more.
 
         Raises:
-            _CrashedError: One has died, and Triton has not noticed.
+            _CrashedError: One has died, and Triton has not said so.
         """
-        self._seen.update(self._triton.model_processes())
+        alive = {*self._triton.model_processes().values()}
         settled = {*self._triton.loaded, *self._triton.failed}
         now = time.monotonic()
-        for pid, model in self._seen.items():
-            if model in settled or read_status(pid) is not None:
-                continue
-            if now - self._missing_since.setdefault(pid, now) > _LAST_WORDS_S:
+        for model in self._triton.begun:
+            if model not in self._models or model in settled or model in alive:
+                self._missing_since.pop(model, None)
+            elif now - self._missing_since.setdefault(model, now) > _LAST_WORDS_S:
                 raise _CrashedError(
                     model, f"its process died while loading: {self._triton.last_words()}"
                 )

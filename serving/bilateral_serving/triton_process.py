@@ -13,7 +13,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bilateral_serving.log import LogLine, failed_model, is_drained, loaded_model, parse, reasons
+from bilateral_serving.log import (
+    LogLine,
+    begun_model,
+    failed_model,
+    is_drained,
+    loaded_model,
+    parse,
+    reasons,
+)
 from bilateral_serving.process_status import children
 
 OnLog = Callable[[LogLine], None]
@@ -45,6 +53,7 @@ class TritonProcess:
     ) -> None:
         self._shared_memory = shared_memory
         self._lines: deque[LogLine] = deque(maxlen=_KEPT_LINES)
+        self.begun: set[str] = set()  # the models that it has begun to load
         self._loaded: dict[str, None] = {}
         self.failed: dict[str, str] = {}  # the models that did not load, and why
         self._drained = threading.Event()
@@ -135,6 +144,8 @@ class TritonProcess:
         for text in self._process.stdout:
             line = parse(text, line)
             self._lines.append(line)
+            if name := begun_model(line):
+                self.begun.add(name)
             if name := loaded_model(line):
                 self._loaded[name] = None
             if failure := failed_model(line):

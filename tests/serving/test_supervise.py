@@ -20,9 +20,13 @@ from tests.serving import tiny_models as models
 from tests.serving.live_processes import free_ports, left_by, wait_until_gone
 from tritonclient.utils import InferenceServerException
 
+from bilateral_export.errors import UserError
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
+from bilateral_serving.health import SILENT_S
+from bilateral_serving.installation import Installation
 from bilateral_serving.process_status import children
+from bilateral_serving.server import ServerOptions, running
 
 # Far above what anything here takes, for a machine that is busy with other things.
 _PATIENCE_S = 60.0
@@ -35,7 +39,6 @@ class Supervised:
         """
         import signal, sys
         from pathlib import Path
-        from bilateral_export.errors import UserError
         from bilateral_serving.server import ServerOptions, serve, signals_counted
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is in force outside of `serve`
@@ -234,10 +237,10 @@ class TestFaults:
 
     def test_a_busy_model_is_not_taken_for_one_that_hangs(self, supervised: Supervised) -> None:
         supervised.lines_so_far()
-        turns, took = 1000, 0.0
+        turns, took = 500, 0.0
         with triton.InferenceServerClient(supervised.url) as raw:
-            while took < 5.0:  # more than twice what a silent one is given
-                turns *= 2
+            while took < 2 * SILENT_S:
+                turns = round(turns * min(40.0, 3 * SILENT_S / took)) if took else turns
                 tensor = triton.InferInput("turns", [1, 1], "INT64")
                 tensor.set_data_from_numpy(np.int64([[turns]]))
                 began = time.monotonic()
@@ -263,7 +266,7 @@ def test_paths_and_proxies_that_triton_and_grpc_trip_over(tmp_path: Path) -> Non
         assert caller.problems == []
     finally:
         server.end()
-    assert list(odd.glob("bilateral-*")) == []
+    assert list(odd.glob("bilateral-serve-*")) == []
 
 
 class TestBadModels:
@@ -279,18 +282,15 @@ class TestBadModels:
         return root
 
     def test_the_others_are_served(self, root: Path) -> None:
-        from bilateral_serving.server import ServerOptions, running
-
         (port,) = free_ports(1)
-        began = time.monotonic()
         options = ServerOptions(root, grpc_port=port, metrics_port=None)
         with running(options) as server:
-            # Triton alone waits 300 s for the one that crashes.
-            assert time.monotonic() - began < _PATIENCE_S
             assert server.models == ("good",)
             assert set(server.failed) == {"damaged", "crashes", "misconfigured"}
             assert f"{root}/damaged/1/model.onnx failed" in server.failed["damaged"]
-            assert "its process died while loading" in server.failed["crashes"]
+            assert (
+                "version 1: Stub process 'crashes_0_0' is not healthy" in server.failed["crashes"]
+            )
             caller = triton.InferenceServerClient(server.url)
             assert caller.is_server_ready()
             assert [caller.is_model_ready(name) for name in ("good", "damaged")] == [True, False]
@@ -298,15 +298,32 @@ class TestBadModels:
 
     @pytest.mark.parametrize("name", ["damaged", "crashes", "misconfigured"])
     def test_strict_does_not_serve_the_others(self, name: str, root: Path) -> None:
-        from bilateral_export.errors import UserError
-        from bilateral_serving.server import ServerOptions, running
-
         (port,) = free_ports(1)
         options = ServerOptions(
             root, models=("good", name), grpc_port=port, metrics_port=None, strict=True
         )
         with pytest.raises(UserError, match=name), running(options):
             pass
+
+
+def test_a_process_that_dies_before_triton_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton alone waits 300 s for it, and then says nothing of why."""
+    stub = tmp_path / "stub"
+    stub.write_text("#!/bin/sh\necho 'no room for a Python here' >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(Installation, "stub", stub)
+    root = repository_at(tmp_path / "repository", tmp_path)
+    (port,) = free_ports(1)
+    began = time.monotonic()
+    options = ServerOptions(root, models=("lookup",), grpc_port=port, metrics_port=None)
+    with (
+        pytest.raises(UserError, match=r"'lookup': its process died while .* no room for a Python"),
+        running(options),
+    ):
+        pass
+    assert time.monotonic() - began < _PATIENCE_S
 
 
 def test_is_left_alone_by_signals_at_any_moment(tmp_path: Path) -> None:
