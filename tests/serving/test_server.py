@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from tests.serving import tiny_models as models
 from tests.serving.live_processes import free_ports, left_by, mentioning, wait_until_gone
 
@@ -144,6 +147,39 @@ class TestRunning:
         assert addresses
         assert all(address.endswith("0100007F") for address in addresses)
 
+    @pytest.mark.parametrize(
+        ("host", "direct"),
+        [
+            ("::1", False),
+            pytest.param("::1", True, marks=pytest.mark.slow),
+            pytest.param("::", False, marks=pytest.mark.slow),
+            pytest.param("::", True, marks=pytest.mark.slow),
+            pytest.param("localhost", False, marks=pytest.mark.slow),
+            pytest.param("localhost", True, marks=pytest.mark.slow),
+            pytest.param("0.0.0.0", True, marks=pytest.mark.slow),
+        ],
+    )
+    def test_listens_on_any_kind_of_address(self, host: str, direct: bool, root: Path) -> None:
+        if ":" in host and not has_ipv6():
+            pytest.skip("this machine has no IPv6")
+        grpc, http, metrics = free_ports(3)
+        options = ServerOptions(
+            root,
+            host=host,
+            grpc_port=grpc,
+            http_port=http,
+            metrics_port=metrics,
+            direct=direct,
+        )
+        with running(options) as server:
+            assert server.metrics_url is not None
+            caller = triton.InferenceServerClient(server.url)
+            assert caller.is_model_ready("quadrants")
+            caller.close()
+            for url in (server.metrics_url, f"http://{server.http_url}/v2/health/ready"):
+                with urllib.request.urlopen(url, timeout=20) as page:
+                    assert page.status == 200
+
     @pytest.mark.usefixtures("nothing_left")
     def test_reports_progress_and_leaves_nothing(self, root: Path) -> None:
         seen: list[Progress] = []
@@ -173,6 +209,30 @@ class TestRunning:
             assert server.models == ("lookup",)
             assert client.is_ready("lookup")
             assert not client.is_ready("quadrants")
+
+
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(("::1", 9)) != errno.EADDRNOTAVAIL
+
+
+class TestStop:
+    def test_nobody_delays_it(self, root: Path) -> None:
+        """Triton alone waits 30 s for a dead model process or an idle HTTP connection."""
+        grpc, http = free_ports(2)
+        options = ServerOptions(
+            root, grpc_port=grpc, http_port=http, metrics_port=None, stop_timeout_s=60
+        )
+        with contextlib.ExitStack() as callers:
+            with running(options) as server:
+                callers.enter_context(socket.create_connection(("127.0.0.1", grpc)))
+                idle = callers.enter_context(socket.create_connection(("127.0.0.1", http)))
+                idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert idle.recv(100).startswith(b"HTTP/1.1 200")
+                (model,) = children(server.pid)
+                os.kill(model, signal.SIGKILL)
+                began = time.monotonic()
+            assert time.monotonic() - began < options.stop_timeout_s / 2
 
 
 class TestServe:
@@ -261,6 +321,19 @@ class TestBadInput:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(UserError, match=f"port {port} .* taken"):
             serve(grpc_only(root, grpc_port=port))
+
+    def test_port_taken_where_localhost_may_lead(self, root: Path) -> None:
+        with socket.socket(socket.AF_INET6) as holder:
+            try:
+                holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                holder.bind(("::1", 0))
+            except OSError:
+                pytest.skip("this machine has no IPv6")
+            holder.listen()
+            port = holder.getsockname()[1]
+            for host in ("127.0.0.1", "localhost", "::", "0.0.0.0"):
+                with pytest.raises(UserError, match=f"port {port} on ::1 .* taken|on :: .* taken"):
+                    serve(grpc_only(root, host=host, grpc_port=port))
 
     def test_ports_that_are_the_same_or_none(self, root: Path) -> None:
         (port,) = free_ports(1)
