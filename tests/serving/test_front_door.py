@@ -27,6 +27,7 @@ from tests.serving.front_door import (
     request,
     started,
 )
+from tests.serving.streams_that_are_killed import ENDLESS, start_writers
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -147,25 +148,6 @@ class TestCallersThatLeave:
                 flooding.result()
 
 
-# A client that reads one word, says so, and waits to be killed.
-WRITER = """
-import sys
-import threading
-import grpc
-with grpc.insecure_channel(sys.argv[1]) as channel:
-    call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-    def messages():
-        yield sys.stdin.buffer.read()
-        threading.Event().wait()
-    answers = call(messages())
-    next(answers)
-    print("word", flush=True)
-    for answer in answers:
-        pass
-"""
-ENDLESS = language.sampling(max_tokens=10_000_000)
-
-
 class TestStreams:
     @staticmethod
     def first_word(door: Door) -> str:
@@ -178,23 +160,8 @@ class TestStreams:
     def test_of_killed_clients_end_and_end_nobody_elses(self, door: Door) -> None:
         expected = self.first_word(door)
         # Twelve, where the model writes eight at once: none may go on writing.
-        for some in range(3):
-            writers = [
-                subprocess.Popen(
-                    [sys.executable, "-c", WRITER, door.url],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-                for _ in range(4)
-            ]
-            for number, writer in enumerate(writers):
-                message = language.to_request("words", "", f"{some}.{number}", "word", ENDLESS)
-                assert writer.stdin is not None
-                writer.stdin.write(message.SerializeToString())
-                writer.stdin.close()
-            for writer in writers:
-                assert writer.stdout is not None
-                assert writer.stdout.readline() == b"word\n"
+        for _ in range(3):
+            writers = start_writers(door.url, 4)
             for writer in writers:
                 writer.kill()
                 writer.wait()
