@@ -37,6 +37,8 @@ from bilateral_serving.upstream import NoAnswerError, Upstream
 _POLL_S = 0.05
 # A model's process that ends while it loads says why through the server, within this time.
 _LAST_WORDS_S = 3.0
+# How long requests wait for tritonserver while it starts again.
+_HOLD_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -387,6 +389,7 @@ class Service:
                 "http_upstream": str(self._listen.http_socket) if http else None,
                 "token": self._listen.token,
                 "parent": os.getpid(),
+                "hold_s": _HOLD_S,
                 "drain_s": options.stop_timeout_s,
             }
         )

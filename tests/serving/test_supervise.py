@@ -85,6 +85,14 @@ class Supervised:
                 return rest
         pytest.fail(f"ended without '{word}': {self.process.communicate()[1]}")
 
+    def after(self, number: signal.Signals, pid: int) -> str:
+        """What it says once it has recovered from a signal to one of its processes."""
+        began = time.monotonic()
+        os.kill(pid, number)
+        event = self.wait_for("event")
+        print(f"{time.monotonic() - began:.1f} s after {number.name}: {event}")
+        return event
+
     def lines_so_far(self) -> list[str | None]:
         found = []
         while not self._lines.empty():
@@ -197,41 +205,43 @@ def caller(supervised: Supervised) -> Iterator[Caller]:
 
 class TestFaults:
     def test_a_model_process_that_is_killed(self, supervised: Supervised, caller: Caller) -> None:
-        os.kill(supervised.model("quadrants"), signal.SIGKILL)
-        assert "model 'quadrants'" in supervised.wait_for("event")
+        assert "model 'quadrants'" in supervised.after(
+            signal.SIGKILL, supervised.model("quadrants")
+        )
         caller.finish()
         # What had reached the dead process may say so; nothing else is lost, and nothing is wrong.
         assert [text for text in caller.problems if "is not healthy" not in text] == []
 
     def test_another_model_loses_nothing(self, supervised: Supervised, caller: Caller) -> None:
-        os.kill(supervised.model("lookup"), signal.SIGKILL)
-        assert "the process of model 'lookup'" in supervised.wait_for("event")
+        assert "the process of model 'lookup'" in supervised.after(
+            signal.SIGKILL, supervised.model("lookup")
+        )
         caller.finish()
         assert caller.problems == []
 
     def test_a_model_process_that_hangs(self, supervised: Supervised, caller: Caller) -> None:
-        os.kill(supervised.model("lookup"), signal.SIGSTOP)
-        assert "model 'lookup' is" in supervised.wait_for("event")  # wedged, or not healthy
+        assert "model 'lookup' is" in supervised.after(
+            signal.SIGSTOP, supervised.model("lookup")
+        )  # wedged, or not healthy
         caller.finish()
         assert caller.problems == []
 
     def test_a_server_that_is_killed(self, supervised: Supervised, caller: Caller) -> None:
-        os.kill(supervised.server(), signal.SIGKILL)
-        assert "tritonserver stopped while serving: it ended by SIGKILL" in supervised.wait_for(
-            "event"
+        assert "tritonserver stopped while serving: it ended by SIGKILL" in supervised.after(
+            signal.SIGKILL, supervised.server()
         )
         caller.finish()
         assert caller.problems == []
 
     def test_a_server_that_hangs(self, supervised: Supervised, caller: Caller) -> None:
-        os.kill(supervised.server(), signal.SIGSTOP)
-        assert "is wedged" in supervised.wait_for("event")
+        assert "is wedged" in supervised.after(signal.SIGSTOP, supervised.server())
         caller.finish()
         assert caller.problems == []
 
     def test_a_front_door_that_is_killed(self, supervised: Supervised, caller: Caller) -> None:
-        os.kill(supervised.door(), signal.SIGKILL)
-        assert "The front door was started again" in supervised.wait_for("event")
+        assert "The front door was started again" in supervised.after(
+            signal.SIGKILL, supervised.door()
+        )
         caller.finish()  # its connection broke; the next one serves
         assert [text for text in caller.problems if "UNAVAILABLE" not in text] == []
 
