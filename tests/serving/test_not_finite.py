@@ -25,7 +25,7 @@ def counted(server: RunningServer) -> float:
     assert server.metrics_url is not None
     with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
         rows = re.findall(
-            r'^bilateral_not_finite_total\{[^}]*model="reciprocal"[^}]*\} (\S+)$',
+            r"^bilateral_not_finite_total\{[^}]*\} (\S+)$",
             page.read().decode(),
             re.MULTILINE,
         )
@@ -34,12 +34,12 @@ def counted(server: RunningServer) -> float:
 
 def test_is_an_error_of_its_own_request_only_and_counted(server: RunningServer) -> None:
     before = counted(server)
-    values = [1.0, 0.0, 2.0, 4.0, 0.0, 8.0]  # one batch, or several: 1/0 is infinite
+    values = [2.0, 1.0, 3.0, 5.0, 1.0, 9.0]  # one batch, or several: 1 / (1 - 1) is infinite
     with ThreadPoolExecutor(len(values)) as pool:
         answers = [(value, pool.submit(ask, server, value)) for value in values]
     for value, answer in answers:
-        if value:
-            assert answer.result() == 1 / value
+        if value != 1:
+            assert answer.result() == 1 / (value - 1)
         else:
             with pytest.raises(InferenceServerException, match=r"'y' is not finite: .* in 1 of"):
                 answer.result()
@@ -52,3 +52,13 @@ def test_is_passed_on_where_the_input_is_not_finite_either_and_counted(
     before = counted(server)
     assert np.isnan(ask(server, np.nan))
     assert counted(server) - before == 1
+
+
+def test_zeros_are_exempt_because_warm_up_sends_them(server: RunningServer) -> None:
+    """A model whose warm-up failed would not be served: `zero_over_zero` is."""
+    before = counted(server)
+    with triton.InferenceServerClient(server.url) as raw:
+        tensor = triton.InferInput("x", [1, 1], "FP32")
+        tensor.set_data_from_numpy(np.float32([[0]]))
+        assert np.isnan(raw.infer("zero_over_zero", [tensor]).as_numpy("y")).all()
+    assert counted(server) == before

@@ -102,10 +102,24 @@ def lookup(path: Path) -> Path:
 
 
 def reciprocal(path: Path) -> Path:
-    """One over a number: infinite for 0."""
+    """One over a number less 1: infinite for 1."""
     return save(
         path,
-        [helper.make_node("Reciprocal", ["x"], ["y"])],
+        [
+            helper.make_node("Sub", ["x", "one"], ["less"]),
+            helper.make_node("Reciprocal", ["less"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+        {"one": np.ones(1, dtype=np.float32)},
+    )
+
+
+def zero_over_zero(path: Path) -> Path:
+    """A number over itself: NaN for 0."""
+    return save(
+        path,
+        [helper.make_node("Div", ["x", "x"], ["y"])],
         {"x": (TensorProto.FLOAT, ["batch", 1])},
         {"y": (TensorProto.FLOAT, ["batch", 1])},
     )

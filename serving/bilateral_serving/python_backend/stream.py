@@ -162,7 +162,7 @@ class Streamer:
         if stream.left or self._closing.is_set() or stream.sender.is_cancelled():
             raise LeftError
         # The keys and values are large, and what is wrong with them shows in the next word.
-        problem = self._problem({}, {OUTPUTS[0]: likelihood, OUTPUTS[1]: probabilities})
+        problem = self._problem(feed, {OUTPUTS[0]: likelihood, OUTPUTS[1]: probabilities})
         if problem is not None:
             raise ValueError(problem)
         return likelihood, probabilities, keys, values
