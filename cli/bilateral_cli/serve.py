@@ -24,10 +24,11 @@ def serve(
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+        str,
+        typer.Option(help="Address to listen on; 0.0.0.0 and :: are every one of this machine."),
     ] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 8000,
+    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 0,
     metrics_port: Annotated[
         int, typer.Option(help="Port of the Prometheus metrics; 0 is off.")
     ] = 8002,
@@ -38,6 +39,24 @@ def serve(
             " installed wheel are searched."
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="End with an error if any model cannot be served.")
+    ] = False,
+    direct: Annotated[
+        bool | None,
+        typer.Option(
+            "--direct/--front-door",
+            help="Whether callers connect to tritonserver itself, which with version 2.51 one of"
+            " them can end for all; if left out, its version decides.",
+        ),
+    ] = None,
+    start_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds until the server must be ready.")
+    ] = 300.0,
+    stop_timeout: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds that requests under way get to finish at the end."),
+    ] = 30.0,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show all of the server's log.")
     ] = False,
@@ -45,11 +64,12 @@ def serve(
     """Serve the model repository with the real tritonserver until Ctrl-C.
 
     What the server needs is checked before it starts: the Python it runs models in, free ports, a
-    model to serve. It is ready when the last line says so, and leaves no process behind.
+    model to serve. It is ready when the last line says so, is started again if it dies or stops
+    answering, and leaves no process behind.
 
     Example: bilateral serve digits
     """
-    from bilateral_serving.server import ServerOptions
+    from bilateral_serving.server import ServerOptions, signals_counted
     from bilateral_serving.server import serve as serve_models
 
     options = ServerOptions(
@@ -60,13 +80,20 @@ def serve(
         grpc_port=grpc_port,
         http_port=http_port or None,
         metrics_port=metrics_port or None,
+        direct=direct,
+        strict=strict,
+        start_timeout_s=start_timeout,
+        stop_timeout_s=stop_timeout,
     )
 
     def on_log(line: LogLine) -> None:
         if verbose or line.level in ("error", "warning"):
             notes.print(line.text, style=_STYLES[line.level], markup=False, highlight=False)
 
-    with progress() as bar:
+    def on_event(text: str) -> None:
+        notes.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    with signals_counted() as signals, progress() as bar:
         task = bar.add_task("Starting tritonserver", total=None)
 
         def on_progress(done: Progress) -> None:
@@ -77,11 +104,21 @@ def serve(
 
         def on_ready(server: RunningServer) -> None:
             bar.stop()
+            for name, reason in server.failed.items():
+                on_event(f"Model '{name}' is not served: {reason}")
             out.print(
                 f"Ready after {server.start_s:.1f} s: {', '.join(server.models)} at"
                 f" {server.url} (gRPC). Ctrl-C stops it.",
                 soft_wrap=True,
+                markup=False,
             )
 
-        serve_models(options, on_log=on_log, on_progress=on_progress, on_ready=on_ready)
-    notes.print("Stopped.")
+        serve_models(
+            options,
+            signals=signals,
+            on_log=on_log,
+            on_progress=on_progress,
+            on_ready=on_ready,
+            on_event=on_event,
+        )
+        notes.print("Stopped.")

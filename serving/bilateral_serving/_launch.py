@@ -19,6 +19,7 @@ def main(parent: int, command: list[str]) -> None:
         sys.exit("prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the line above
         sys.exit(0)
+    os.umask(0o077)  # its sockets and shared memory are this user's only
     os.execv(command[0], command)
 
 

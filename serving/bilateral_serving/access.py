@@ -8,6 +8,7 @@ user can read, named after the gRPC port. `Client` finds it for loopback address
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import secrets
 import stat
@@ -16,9 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bilateral_export.errors import UserError
+from bilateral_serving.process_status import owner_is_gone, owner_name
 
 METADATA_KEY = "triton-grpc-protocol-bilateral-token"
 """The request metadata that carries the token, in the form of Triton's restricted protocols."""
+
+HTTP_HEADER = "bilateral-token"
+"""The same over HTTP."""
 
 _LOOPBACK = ("localhost", "::1")
 
@@ -27,23 +32,34 @@ _LOOPBACK = ("localhost", "::1")
 def published_token(grpc_port: int) -> Iterator[str]:
     """Make a token, write it to the file where `find_token` looks, and remove that at the end.
 
+    Those of servers whose process was killed are removed, too.
+
     Raises:
         UserError: The directory of tokens belongs to somebody else, or cannot be written.
     """
     path, token = _directory() / str(grpc_port), secrets.token_urlsafe(32)
+    for old in path.parent.iterdir():
+        if owner_is_gone((_read(old) or "").partition("\n")[2]):
+            old.unlink(missing_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(token)
+        file.write(f"{token}\n{owner_name(os.getpid())}")
     draft.replace(path)
     try:
         yield token
     finally:
         # A server that has started on the port since then has written its own.
-        if _read(path) == token:
+        if _token(path) == token:
             path.unlink(missing_ok=True)
+
+
+def is_token(shown: str | bytes, token: str) -> bool:
+    """Whether what a caller shows is the token; takes as long whatever it shows."""
+    shown = shown.encode(errors="replace") if isinstance(shown, str) else shown
+    return hmac.compare_digest(shown, token.encode())
 
 
 def find_token(url: str) -> str | None:
@@ -53,7 +69,7 @@ def find_token(url: str) -> str | None:
     if not (host in _LOOPBACK or host.startswith("127.")) or not port.isdecimal():
         return None
     try:
-        return _read(_directory() / port)
+        return _token(_directory() / port)
     except UserError:
         return None
 
@@ -80,6 +96,11 @@ def _directory() -> Path:
             "Remove it, or set XDG_RUNTIME_DIR to a directory of yours.",
         )
     return path
+
+
+def _token(path: Path) -> str | None:
+    """The first line of a token file; the second names the process that serves."""
+    return (_read(path) or "").partition("\n")[0] or None
 
 
 def _read(path: Path) -> str | None:

@@ -9,10 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bilateral_serving import hosts
+from bilateral_serving.access import HTTP_HEADER
 from bilateral_serving.config import MODEL_FILES
 from bilateral_serving.installation import STUB, Installation
 from bilateral_serving.plan import launch_arguments
 from bilateral_serving.repository import Entry
+
+_CLOSED = "shared-memory,model-repository,statistics,trace,logging"
+# The names of its sockets; Triton adds ":1", the port, to that of gRPC.
+_GRPC, _HTTP = "grpc", "http"
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,14 @@ class ServerOptions:
         repository: The model repository.
         models: The models to load; empty: all that have a version.
         tritonserver: The executable; None: look for one.
-        host: Address to listen on; "0.0.0.0" is every one of this machine.
+        host: Address to listen on; "0.0.0.0" and "::" are every one of this machine.
         grpc_port: Port of the gRPC service.
         http_port: Port of the HTTP service; None: off.
         metrics_port: Port of the Prometheus metrics; None: off.
         gpu: Whether the server may use GPUs; None: if there is one.
+        direct: Whether callers' connections end in tritonserver and not in the front door. None:
+            if this server's version can bear that.
+        strict: Whether a model that cannot be served is an error although others can.
         start_timeout_s: Seconds until it must be ready.
         stop_timeout_s: Seconds that requests under way get to finish when it stops.
         arguments: Further arguments for tritonserver.
@@ -38,12 +47,61 @@ class ServerOptions:
     tritonserver: Path | None = None
     host: str = "127.0.0.1"
     grpc_port: int = 8001
-    http_port: int | None = 8000
+    http_port: int | None = None
     metrics_port: int | None = 8002
     gpu: bool | None = None
+    direct: bool | None = None
+    strict: bool = False
     start_timeout_s: float = 300.0
     stop_timeout_s: float = 30.0
     arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where tritonserver itself listens for gRPC and HTTP.
+
+    Attributes:
+        directory: Of its sockets, if a front door is before it; None: on the options' ports.
+        token: What its closed services want to see there; a front door has its own guard.
+    """
+
+    directory: Path | None
+    token: str
+
+    def target(self, options: ServerOptions) -> str:
+        """Its address, as gRPC writes it."""
+        if self.directory is None:
+            return f"{hosts.bracketed(hosts.reachable(options.host))}:{options.grpc_port}"
+        return f"unix:{self.directory}/{_GRPC}:1"
+
+    @property
+    def http_socket(self) -> Path | None:
+        """The socket of its HTTP service, if a front door is before it."""
+        return None if self.directory is None else self.directory / _HTTP
+
+    def arguments(self, options: ServerOptions) -> list[str]:
+        """What tritonserver is told of it."""
+        numeric = hosts.numeric(options.host)
+        http = options.http_port is not None
+        arguments = [] if http else ["--allow-http=false"]
+        if self.directory is not None:
+            arguments += [f"--grpc-address=unix:{self.directory}/{_GRPC}", "--grpc-port=1"]
+            if http:
+                arguments += [f"--http-address=unix:{self.directory}/{_HTTP}", "--http-port=1"]
+            return arguments
+        arguments += [
+            f"--grpc-address={hosts.bracketed(numeric)}",
+            f"--grpc-port={options.grpc_port}",
+            f"--grpc-restricted-protocol={_CLOSED}:{HTTP_HEADER}={self.token}",
+        ]
+        if http:
+            arguments += [
+                f"--http-address={hosts.for_http(numeric)}",
+                f"--http-port={options.http_port}",
+                f"--http-restricted-api={_CLOSED}:{HTTP_HEADER}={self.token}",
+            ]
+        return arguments
 
 
 def backend_directory(installation: Installation, scratch: Path) -> Path:
@@ -63,6 +121,8 @@ def command_line(
     options: ServerOptions,
     installation: Installation,
     backends: Path,
+    models: Path,
+    listen: Listen,
     entries: Sequence[Entry],
     gpu: bool,
 ) -> list[str]:
@@ -72,29 +132,27 @@ def command_line(
         options: What to serve and where.
         installation: The server.
         backends: Its directory of backends.
-        entries: The models to load.
+        models: The directory of the models to load, all of them and no other.
+        listen: Where it listens.
+        entries: The models.
         gpu: Whether it may use GPUs.
     """
     command = [
         str(installation.binary),
-        f"--model-repository={options.repository.resolve()}",
+        f"--model-repository={models}",
         f"--backend-directory={backends}",
-        # Only what is named is loaded: a directory that is being written is not.
-        "--model-control-mode=explicit",
-        *(f"--load-model={entry.name}" for entry in entries),
+        "--model-control-mode=none",
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={max(1, round(options.stop_timeout_s))}",
-        f"--grpc-address={options.host}",
-        f"--grpc-port={options.grpc_port}",
+        *listen.arguments(options),
     ]
-    if options.http_port is None:
-        command.append("--allow-http=false")
-    else:
-        command += [f"--http-address={options.host}", f"--http-port={options.http_port}"]
+    if not options.strict:
+        command += ["--exit-on-error=false", "--strict-readiness=false"]
     if options.metrics_port is None:
         command.append("--allow-metrics=false")
     else:
-        command += [f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}"]
+        address = hosts.for_http(hosts.numeric(options.host))
+        command += [f"--metrics-address={address}", f"--metrics-port={options.metrics_port}"]
     if not gpu:
         command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
     command += launch_arguments(

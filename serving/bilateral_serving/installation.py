@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -16,6 +17,8 @@ from bilateral_export.errors import UserError
 CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
+# The first release after the second of the two steps named in `needs_front_door`.
+_BEARS_CANCELLATION = (2, 57)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Installation:
     def is_wheel(self) -> bool:
         """Whether it comes from the nvidia-pytriton wheel and runs models in this Python."""
         return self.stubs is not None
+
+    @property
+    def version(self) -> str | None:
+        """Its version, which a container says in a file; None where there is none."""
+        file = self.binary.parent.parent / "TRITON_VERSION"
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
     @property
     def stub(self) -> Path | None:
@@ -80,6 +89,17 @@ def describe(binary: Path) -> Installation:
         stubs=stubs if stubs.is_dir() else None,
         libraries=(libraries,) if libraries.is_dir() else (),
     )
+
+
+def needs_front_door(version: str | None) -> bool:
+    """Whether a server of this version dies of calls that are cancelled or late.
+
+    Seen to die: 2.51, the wheel's. Triton's developers mended what they found of it in two steps,
+    the second in March 2025 (triton-inference-server/server, pull requests 7840 and 8078). Newer
+    versions were not tried here; an unknown one is taken for one that dies.
+    """
+    numbers = [int(number) for number in re.findall(r"\d+", version or "")[:2]]
+    return tuple(numbers) < _BEARS_CANCELLATION
 
 
 def find_libpython(directories: Iterable[Path] | None = None) -> Path | None:

@@ -33,6 +33,8 @@ class LogLine:
 
     level: Level
     text: str
+    is_foreign: bool = False
+    """Whether it came from no part of Triton: a table, or what a model's process wrote."""
 
 
 def parse(line: str, previous: LogLine | None) -> LogLine:
@@ -47,7 +49,13 @@ def parse(line: str, previous: LogLine | None) -> LogLine:
         level = "debug"
     if not text.strip() or _ROUTINE.search(text):
         level = "debug"
-    return LogLine(level, text)
+    return LogLine(level, text, is_foreign=match is None)
+
+
+def begun_model(line: LogLine) -> str | None:
+    """The name of the model of which this line says that an instance is being made."""
+    match = re.match(r"TRITONBACKEND_ModelInstanceInitialize: (.+)_\d+_\d+ \(", line.text)
+    return match[1] if match else None
 
 
 def loaded_model(line: LogLine) -> str | None:
@@ -56,12 +64,19 @@ def loaded_model(line: LogLine) -> str | None:
     return match[1] if match else None
 
 
+def is_drained(line: LogLine) -> bool:
+    """Whether this line says that a server which stops has no request under way."""
+    return "Found 0 model versions that have in-flight inferences" in line.text
+
+
+def failed_model(line: LogLine) -> tuple[str, str] | None:
+    """The name of the model that this line says did not load, and what went wrong."""
+    match = re.match(r"failed to load '(.+)' version (\d+): (?:Internal: )?(.*)", line.text)
+    return (match[1], f"version {match[2]}: {match[3]}") if match else None
+
+
 def reasons(lines: list[LogLine]) -> list[str]:
     """Why a server stopped, from its log: the models that failed, or else its error lines."""
-    failures = []
-    for line in lines:
-        match = re.match(r"failed to load '(.+)' version (\d+): (?:Internal: )?(.*)", line.text)
-        if match:
-            failures.append(f"model '{match[1]}' version {match[2]}: {match[3]}")
+    failures = [f"model '{found[0]}' {found[1]}" for line in lines if (found := failed_model(line))]
     errors = [line.text for line in lines if line.level == "error" and line.text.strip()]
     return list(dict.fromkeys(failures or errors))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 import socket
 import subprocess
@@ -12,67 +13,78 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bilateral_export.errors import UserError
+from bilateral_serving import hosts
 from bilateral_serving.installation import PYTHON_VERSION, Installation
-from bilateral_serving.repository import Entry, list_entries
+from bilateral_serving.repository import Entry, list_names, show
 
 # Triton's Python backend passes tensors through shared memory; a container gets 64 MiB by default.
 _LEAST_SHARED_MEMORY = 16 << 20
 
 
-def select_models(repository: Path, names: Sequence[str]) -> tuple[Entry, ...]:
+def select_models(
+    repository: Path, names: Sequence[str]
+) -> tuple[tuple[Entry, ...], dict[str, UserError]]:
     """The models to serve: those named, or all that have a version.
+
+    Returns:
+        The models, and those of the others that cannot be read: name -> why.
 
     Raises:
         UserError: The repository has none, or not those.
     """
-    entries = {entry.name: entry for entry in list_entries(repository)}
-    ready = [entry for entry in entries.values() if entry.versions]
+    entries: dict[str, Entry] = {}
+    refused: dict[str, UserError] = {}
+    for name in list_names(repository):
+        if names and name not in names:
+            continue
+        try:
+            entries[name] = show(name, repository)
+        except UserError as error:
+            refused[name] = error
     for name in names:
+        if name in refused:
+            continue
         if name not in entries:
             raise UserError(
                 f"no model '{name}' in {repository}",
-                f"The models there are: {', '.join(entries) or 'none'}.",
+                f"The models there are: {', '.join(list_names(repository)) or 'none'}.",
             )
         if not entries[name].versions:
             raise UserError(
                 f"model '{name}' in {repository} has no version",
                 f"Add one with `bilateral repository add {name} MODEL.onnx`.",
             )
-    if not ready:
+    ready = tuple(entry for entry in entries.values() if entry.versions)
+    if not ready and not refused:
         raise UserError(
             f"the model repository {repository} has no model to serve",
             "Add one with `bilateral repository add NAME MODEL.onnx`.",
         )
-    return tuple(entry for entry in ready if not names or entry.name in names)
+    return ready, refused
 
 
-def check_backends(installation: Installation, entries: Sequence[Entry]) -> None:
-    """Check that the server has the backend of every model.
-
-    Raises:
-        UserError: A backend is missing.
-    """
-    for entry in entries:
-        if not (installation.backends / entry.target).is_dir():
-            raise UserError(
-                f"model '{entry.name}' needs the backend '{entry.target}', which "
-                f"{installation.binary} does not have",
-                "Serve it in NVIDIA's Triton container, or add it again with --target python.",
-            )
-
-
-def check_devices(entries: Sequence[Entry], gpu: bool) -> None:
-    """Check that a model that asks for a GPU gets one.
+def check_entry(entry: Entry, installation: Installation, gpu: bool) -> None:
+    """Check that the server has what a model needs: its backend, and a GPU if it asks for one.
 
     Raises:
-        UserError: There is none, or GPUs are off.
+        UserError: It has not.
     """
-    for entry in entries:
-        if entry.device == "gpu" and not gpu:
-            raise UserError(
-                f"model '{entry.name}' is configured for a GPU, and there is none to use",
-                "Serve it on a machine with a GPU, or add it again with --device cpu.",
-            )
+    if not (installation.backends / entry.target).is_dir():
+        raise UserError(
+            f"model '{entry.name}' needs the backend '{entry.target}', which "
+            f"{installation.binary} does not have",
+            "Serve it in NVIDIA's Triton container, or add it again with --target python.",
+        )
+    if entry.device == "gpu" and not gpu:
+        raise UserError(
+            f"model '{entry.name}' is configured for a GPU, and there is none to use",
+            "Serve it on a machine with a GPU, or add it again with --device cpu.",
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", entry.name):
+        raise UserError(
+            f"the name of model '{entry.name}' is one that Triton's Python backend cannot take",
+            "Rename its directory, with letters, digits, '_', '-' and '.' only.",
+        )
 
 
 def check_python(installation: Installation, libpython: Path | None) -> None:
@@ -151,8 +163,8 @@ def check_ports(host: str, ports: Mapping[str, int | None]) -> None:
 def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserError]:
     """Every reason why these ports cannot be listened on; see `check_ports`."""
     try:
-        socket.getaddrinfo(host, None)
-    except (socket.gaierror, UnicodeError):
+        own, conflicting = hosts.addresses(host), hosts.conflicting(host)
+    except OSError:
         yield UserError(f"'{host}' is not an address here", "Use --host 127.0.0.1.")
         return
     used: dict[int, str] = {}
@@ -166,25 +178,32 @@ def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserEr
             yield UserError(
                 f"--{used[port]}-port and {option} are both {port}", "Give them different ports."
             )
-        elif reason := _why_not(host, port):
-            yield UserError(
-                f"port {port} on {host} cannot be used: {reason}",
-                f"Stop what listens there, or choose another with {option}.",
-            )
+        else:
+            yield from _refusals(own, conflicting, port, option)
         used.setdefault(port, purpose)
 
 
-def _why_not(host: str, port: int) -> str | None:
-    """Why a port cannot be listened on; None if it can."""
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as probe:
-        # As servers do: a port whose last connections are only closing is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _refusals(
+    own: Sequence[str], conflicting: Sequence[str], port: int, option: str
+) -> Iterator[UserError]:
+    """The first reason why a port cannot be listened on at these addresses, if there is one."""
+    for address in conflicting:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            probe.bind(address)
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # As servers do: a port whose last connections are only closing is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
         except OSError as error:
-            return "taken" if error.errno == errno.EADDRINUSE else str(error.strerror).lower()
-    return None
+            taken = error.errno == errno.EADDRINUSE
+            if not taken and address not in own:
+                continue  # such as ::1 where there is no IPv6
+            yield UserError(
+                f"port {port} on {address} cannot be used: "
+                f"{'taken' if taken else str(error.strerror).lower()}",
+                f"Stop what listens there, or choose another with {option}.",
+            )
+            return
 
 
 def _check_system_python() -> None:

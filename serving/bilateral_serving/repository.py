@@ -165,6 +165,15 @@ def list_entries(repository: Path) -> tuple[Entry, ...]:
     return tuple(_entry(directory) for directory in _model_directories(repository).values())
 
 
+def list_names(repository: Path) -> tuple[str, ...]:
+    """The names of the models of the repository, readable or not.
+
+    Raises:
+        UserError: The repository is not a directory.
+    """
+    return tuple(_model_directories(repository))
+
+
 def show(name: str, repository: Path) -> Entry:
     """One model of the repository.
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from tests.serving.live_processes import management
 
 from bilateral_benchmarks.breakdown import measure_breakdown
 from bilateral_benchmarks.inputs import made_up
@@ -201,4 +202,4 @@ def test_large_inputs_are_measured_in_shared_memory_and_in_the_message(
     # Other tests' clients may be at it: what counts is what nobody owns.
     assert abandoned(region.name for region in Path("/dev/shm").glob("bilateral-client*")) == []
     with triton.InferenceServerClient(server.url) as raw:
-        assert not raw.get_system_shared_memory_status().regions
+        assert not raw.get_system_shared_memory_status(headers=management(server.url)).regions

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.cli.test_bad_input import refused
+from tests.serving.live_processes import management
 from tritonclient.grpc import InferenceServerClient
 
 from bilateral_benchmarks.ports import free_port
@@ -62,7 +63,7 @@ def test_parity_judges_the_served_model_too(
     assert held >= {"batch of items", "repeated calls", "concurrent calls", "extreme: NaN"}
     # The concurrent requests did meet in dynamic batches: fewer executions than requests.
     with InferenceServerClient(url) as client:
-        (model,) = client.get_inference_statistics("digits").model_stats
+        (model,) = client.get_inference_statistics("digits", headers=management(url)).model_stats
     assert model.execution_count < model.inference_stats.success.count
 
 

@@ -7,6 +7,10 @@ import socket
 import time
 from pathlib import Path
 
+from bilateral_serving.access import METADATA_KEY, find_token
+from bilateral_serving.process_status import owner_name
+from bilateral_serving.scratch import PREFIX
+
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
@@ -26,6 +30,18 @@ def mentioning(text: str) -> list[int]:
             if text in (process / "cmdline").read_bytes().decode(errors="replace"):
                 found.append(int(process.name))
     return found
+
+
+def left_by(pid: int) -> str:
+    """What stands in the command lines and files of every server that a process has started."""
+    return f"{PREFIX}{owner_name(pid)}-"
+
+
+def management(url: str) -> dict[str, str]:
+    """The request headers that let a test manage the server that it has started."""
+    token = find_token(url)
+    assert token is not None
+    return {METADATA_KEY: token}
 
 
 def wait_until_gone(text: str, seconds: float) -> list[int]:

@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 from PIL import Image
 from tests.serving import tiny_models as models
-from tests.serving.live_processes import free_ports
+from tests.serving.live_processes import free_ports, management
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
@@ -155,13 +155,13 @@ class TestDynamicBatching:
 
 def executions(server: RunningServer, model: str) -> int:
     with triton.InferenceServerClient(server.url) as raw:
-        statistics = raw.get_inference_statistics(model)
+        statistics = raw.get_inference_statistics(model, headers=management(server.url))
     return int(statistics.model_stats[0].execution_count)
 
 
 def inferences(server: RunningServer, model: str) -> int:
     with triton.InferenceServerClient(server.url) as raw:
-        statistics = raw.get_inference_statistics(model)
+        statistics = raw.get_inference_statistics(model, headers=management(server.url))
     return int(statistics.model_stats[0].inference_count)
 
 
@@ -309,10 +309,11 @@ class TestBadInput:
             nobody.infer("quadrants", {"pixel_values": images(1)})
 
     def test_something_else_answers(self, server: RunningServer) -> None:
-        assert server.http_url is not None
-        with Client(server.http_url, timeout_s=5) as confused, pytest.raises(UserError) as caught:
+        assert server.metrics_url is not None
+        url = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        with Client(url, timeout_s=5) as confused, pytest.raises(UserError) as caught:
             confused.infer("quadrants", {"pixel_values": images(1)})
-        assert server.http_url in str(caught.value)
+        assert url in str(caught.value)
 
     @pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", ":8001", "host:port"])
     def test_wrong_address(self, url: str) -> None:

@@ -46,10 +46,8 @@ def client(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
         root / "repository",
         settings=Settings(max_batch_size=4, warmup=False),
     )
-    grpc, http, metrics = free_ports(3)
-    options = ServerOptions(
-        root / "repository", grpc_port=grpc, http_port=http, metrics_port=metrics
-    )
+    grpc, metrics = free_ports(2)
+    options = ServerOptions(root / "repository", grpc_port=grpc, metrics_port=metrics)
     with running(options) as server, Client(server.url, timeout_s=60) as connected:
         yield connected
 

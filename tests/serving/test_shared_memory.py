@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from tests.serving.live_processes import management
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import TensorSpec
@@ -40,7 +41,7 @@ def check(answer: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> None:
 
 def registered(server: RunningServer) -> list[str]:
     with triton.InferenceServerClient(server.url) as raw:
-        return list(raw.get_system_shared_memory_status().regions)
+        return list(raw.get_system_shared_memory_status(headers=management(server.url)).regions)
 
 
 def mapped(server: RunningServer) -> int:
@@ -124,7 +125,9 @@ def test_a_server_that_lost_the_region_is_sent_the_message_instead(server: Runni
         inputs = rows(0)
         client.infer("arithmetic", inputs)
         with triton.InferenceServerClient(server.url) as raw:
-            raw.unregister_system_shared_memory(registered(server)[0])
+            raw.unregister_system_shared_memory(
+                registered(server)[0], headers=management(server.url)
+            )
         check(client.infer("arithmetic", inputs), inputs)
         check(client.infer("arithmetic", inputs), inputs)
         assert len(registered(server)) == 1

@@ -101,8 +101,32 @@ def lookup(path: Path) -> Path:
     )
 
 
-def words(path: Path) -> Path:
-    """The tensors of a language model, and a vocabulary of three words, all as likely."""
+def reciprocal(path: Path) -> Path:
+    """One over a number less 1: infinite for 1."""
+    return save(
+        path,
+        [
+            helper.make_node("Sub", ["x", "one"], ["less"]),
+            helper.make_node("Reciprocal", ["less"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+        {"one": np.ones(1, dtype=np.float32)},
+    )
+
+
+def zero_over_zero(path: Path) -> Path:
+    """A number over itself: NaN for 0."""
+    return save(
+        path,
+        [helper.make_node("Div", ["x", "x"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 1])},
+        {"y": (TensorProto.FLOAT, ["batch", 1])},
+    )
+
+
+def words(path: Path, likely: tuple[float, float, float] = (1, 1, 1)) -> Path:
+    """The tensors of a language model, and a vocabulary of three words, as likely as `likely`."""
     vocabulary = ("<eos>", "<unk>", "word")
     digest = hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
     text = TextPreprocessing(vocabulary=vocabulary, vocabulary_sha256=digest, context=4)
@@ -128,7 +152,7 @@ def words(path: Path) -> Path:
         {
             "nothing": np.zeros(1, dtype=np.float32),
             "axis": np.array([1]),
-            "row": np.full(3, -np.log(3), dtype=np.float32),
+            "row": np.log(np.maximum(likely, 1e-30) / np.sum(likely)).astype(np.float32),
         },
         metadata(
             family="language-model",

@@ -1,0 +1,83 @@
+"""The front door's process: its start, its log and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from bilateral_export.errors import UserError
+from bilateral_serving.front_door.options import FrontDoorOptions
+
+_POLL_S = 0.02
+
+
+class DoorProcess:
+    """A front door that listens soon; it ends with this process.
+
+    Args:
+        options: What it is told.
+        directory: Where it runs: Python must find no foreign module there.
+    """
+
+    def __init__(self, options: FrontDoorOptions, directory: Path) -> None:
+        self._options = options
+        self._listens = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bilateral_serving.front_door"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=directory,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(options.model_dump_json().encode())
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    def wait_until_listening(self, timeout_s: float) -> None:
+        """Return when it listens.
+
+        Raises:
+            UserError: It has ended, or says nothing.
+        """
+        if self._listens:
+            return
+        assert self._process.stdout is not None
+        answered, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+        if not answered or not self._process.stdout.readline():
+            raise UserError(
+                f"the front door did not come to listen on {self._options.listen}: "
+                f"{self.how_it_ended() or f'it said nothing for {timeout_s:g} s'}",
+                "Its messages above say why; or serve without it with --direct.",
+            )
+        self._listens = True
+
+    def how_it_ended(self) -> str | None:
+        """How it ended; None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        return f"it ended {f'by {signal.Signals(-code).name}' if code < 0 else f'with {code}'}"
+
+    def stop(self, drain_s: float, hurry: threading.Event) -> None:
+        """End it: requests under way get `drain_s` seconds, or until `hurry` is set."""
+        try:
+            self._process.terminate()
+            end = time.monotonic() + drain_s + 1.0
+            while time.monotonic() < end and not hurry.is_set() and self._process.poll() is None:
+                time.sleep(_POLL_S)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()

@@ -1,0 +1,107 @@
+"""`python -m bilateral_serving.front_door`, with `FrontDoorOptions` as JSON on standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+
+# gRPC reads it when it is imported; what goes wrong is said here, in one line.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+import grpc.aio
+from pydantic import ValidationError
+
+from bilateral_serving.front_door.calls import Calls
+from bilateral_serving.front_door.grpc_proxy import GrpcProxy
+from bilateral_serving.front_door.options import FrontDoorOptions, Listening
+from bilateral_serving.front_door.upstream import Upstream
+
+_PR_SET_PDEATHSIG = 1
+# Seconds until a connection has said that it speaks HTTP/2; until one that is silent is asked
+# whether it is still there, and until it must have answered.
+_HANDSHAKE_S, _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S = 10, 60, 20
+
+
+def main() -> int:
+    """Run a front door until SIGTERM, SIGINT or the end of the parent; return the exit code."""
+    logging.basicConfig(stream=sys.stderr, format="front door: %(message)s", level=logging.INFO)
+    try:
+        options = FrontDoorOptions.model_validate_json(sys.stdin.buffer.read())
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_url=False):
+            logging.error("option %s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
+        return 2
+    _end_with(options.parent)
+    try:
+        asyncio.run(_run(options))
+    except OSError as error:
+        logging.error("%s", error)
+        return 2
+    return 0
+
+
+async def _run(options: FrontDoorOptions) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    upstream = Upstream(options.upstream, options.hold_s, options.message_bytes)
+    calls = Calls(options)
+    server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls))
+    http, http_address = None, None
+    if options.http_listen is not None:
+        from bilateral_serving.front_door.http_proxy import HttpProxy  # aiohttp, of the server only
+
+        http, http_address = await HttpProxy(options, upstream, calls).listen()
+    print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
+    await stop.wait()
+    # New requests are refused; those under way are answered.
+    await asyncio.gather(server.stop(options.drain_s), *([http.cleanup()] if http else []))
+    await calls.drain(options.drain_s)
+    await upstream.channel.close()
+
+
+async def _listen(options: FrontDoorOptions, proxy: GrpcProxy) -> tuple[grpc.aio.Server, str]:
+    """Start to answer gRPC; the address says which port it became.
+
+    Raises:
+        OSError: The port is taken, or the address is not this machine's.
+    """
+    server = grpc.aio.server(
+        handlers=(proxy,),
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", options.message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", options.waiting_per_caller),
+            ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
+            ("grpc.keepalive_time_ms", 1000 * _KEEPALIVE_S),
+            ("grpc.keepalive_timeout_ms", 1000 * _KEEPALIVE_TIMEOUT_S),
+            # Callers may ask as often as they like whether the server is still there.
+            ("grpc.http2.max_ping_strikes", 0),
+        ],
+    )
+    try:
+        port = server.add_insecure_port(options.listen)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {options.listen}: {error}") from error
+    await server.start()
+    return server, f"{options.listen.rpartition(':')[0]}:{port}"
+
+
+def _end_with(parent: int | None) -> None:
+    """Let the kernel end this process with its parent; see `_launch.py`."""
+    if parent is None:
+        return
+    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) != 0:
+        sys.exit("prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it ended before the line above
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

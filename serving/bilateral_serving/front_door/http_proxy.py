@@ -1,0 +1,278 @@
+"""HTTP callers on one side, Triton on the other: only whole, checked requests reach it.
+
+Triton 2.51 dies of deeply nested JSON and of bodies in very many chunks, and it does what any web
+page asks that a browser on this machine shows. A request is therefore read whole, checked, and
+sent with one length on a connection of its own, which is never aborted. Streams are for gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from bilateral_serving import access
+from bilateral_serving.front_door import json_body
+from bilateral_serving.front_door.calls import AWAY, FULL, Calls
+from bilateral_serving.front_door.fair_queue import FullError
+from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.front_door.upstream import AwayError, Upstream
+
+_MODEL = r"/v2/models/(?!stats\b)[\w.-]+(/versions/\d+)?"
+_HEALTH = re.compile(rf"/v2/health/(live|ready)|{_MODEL}/ready", re.ASCII)
+_DESCRIPTION = re.compile(rf"/v2/?|{_MODEL}(/config)?", re.ASCII)
+_INFER = re.compile(rf"{_MODEL}/infer", re.ASCII)
+_GENERATE = re.compile(rf"{_MODEL}/generate", re.ASCII)
+_JSON_LENGTH = "Inference-Header-Content-Length"
+_PASSED_ON = ("Accept-Encoding", "Content-Type", "traceparent", "tracestate")
+_GIVEN_BACK = ("Content-Encoding", "Content-Type", _JSON_LENGTH)
+# Bodies larger than this are checked in a thread.
+_SMALL = 64 << 10
+_HEADERS_TIMEOUT_S = 10.0
+_BODY_TIMEOUT_S = 30.0
+_CONNECTIONS = 256
+
+
+class _RefusedError(Exception):
+    """A request that is answered here, with an error."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class HttpProxy:
+    """Answers HTTP requests with Triton's answers.
+
+    Args:
+        options: The limits and the token.
+        upstream: The connection to Triton, which says whether it is there.
+        calls: The calls under way.
+    """
+
+    def __init__(self, options: FrontDoorOptions, upstream: Upstream, calls: Calls) -> None:
+        self._options, self._upstream, self._calls = options, upstream, calls
+        self._host, _, self._port = (options.http_listen or "").rpartition(":")
+        self._server = _Server(self._answer)
+
+    async def listen(self) -> tuple[web.ServerRunner, str]:
+        """Start to answer; returns what is to be cleaned up at the end, and the address.
+
+        Raises:
+            OSError: The port is taken, or the address is not this machine's.
+        """
+        runner = web.ServerRunner(self._server)
+        await runner.setup()
+        site = web.TCPSite(runner, self._host.strip("[]"), int(self._port), reuse_port=False)
+        await site.start()
+        return runner, f"{self._host}:{runner.addresses[0][1]}"
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._server.silent.discard(request.protocol)
+        try:
+            return await self._checked_answer(request)
+        except _RefusedError as error:
+            refusal = web.json_response({"error": str(error)}, status=error.status)
+            refusal.force_close()  # what is left of the body is not read
+            return refusal
+
+    async def _checked_answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._check_sender(request)
+        path = request.raw_path.partition("?")[0]
+        get, post = request.method == "GET", request.method == "POST"
+        is_health, is_infer = bool(_HEALTH.fullmatch(path)), bool(_INFER.fullmatch(path))
+        is_open = (get and (is_health or _DESCRIPTION.fullmatch(path))) or (
+            post and (is_infer or _GENERATE.fullmatch(path))
+        )
+        shown = request.headers.get(access.HTTP_HEADER, "")
+        may_manage = access.is_token(shown, self._options.token)
+        if not is_open and not may_manage:
+            raise _RefusedError(
+                HTTPStatus.FORBIDDEN,
+                f"{request.method} {path} needs the token of the server's start, in the header "
+                + access.HTTP_HEADER,
+            )
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        body = await self._body(request)
+        size = self._json_size(request, body) if is_infer else len(body)
+        if size != len(body):
+            headers[_JSON_LENGTH] = str(size)
+        await self._check_json(body[:size], may_manage)
+        repeatable = bool(is_open) and b"sequence_" not in body[:size]
+        return await self._ask(request, headers, body, repeatable, held=not is_health)
+
+    def _check_sender(self, request: web.BaseRequest) -> None:
+        """Refuse what a web page of another origin sends, under whatever name it knows this one."""
+        host = request.headers.get("Host", "")
+        name = re.sub(r":\d+$", "", host)
+        if name not in (self._host, *self._options.http_hosts) and not _is_own(name, request):
+            raise _RefusedError(
+                HTTPStatus.MISDIRECTED_REQUEST, f"Host '{host}' is not an address of this server"
+            )
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"http://{host}":
+            raise _RefusedError(
+                HTTPStatus.FORBIDDEN, f"requests of web pages ({origin}) are not answered"
+            )
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        length = request.content_length
+        if length is None:
+            if "Transfer-Encoding" not in request.headers:
+                return b""
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "a body needs a Content-Length")
+        if "Content-Encoding" in request.headers:
+            raise _RefusedError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read: send it plain"
+            )
+        if length > self._options.body_bytes:
+            raise _RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body has {length} bytes, and at most {self._options.body_bytes} are read",
+            )
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        try:
+            return await asyncio.wait_for(request.content.read(), _BODY_TIMEOUT_S)
+        except asyncio.TimeoutError as error:
+            raise _RefusedError(
+                HTTPStatus.REQUEST_TIMEOUT, f"the body took more than {_BODY_TIMEOUT_S:g} s"
+            ) from error
+
+    def _json_size(self, request: web.BaseRequest, body: bytes) -> int:
+        """How many bytes of an inference request are JSON; tensors follow."""
+        text = request.headers.get(_JSON_LENGTH)
+        if text is None:
+            return len(body)
+        if not (text.isascii() and text.isdecimal()) or int(text) > len(body):
+            raise _RefusedError(
+                HTTPStatus.BAD_REQUEST, f"{_JSON_LENGTH} '{text}' of a body of {len(body)} bytes"
+            )
+        return int(text)
+
+    async def _check_json(self, body: bytes, may_manage: bool) -> None:
+        if len(body) > _SMALL:
+            await asyncio.to_thread(self._check_json_now, body, may_manage)
+        else:
+            self._check_json_now(body, may_manage)
+
+    def _check_json_now(self, body: bytes, may_manage: bool) -> None:
+        depth = self._options.json_depth
+        if json_body.is_deeper_than(depth, body):
+            raise _RefusedError(
+                HTTPStatus.BAD_REQUEST, f"the JSON is nested more than {depth} deep"
+            )
+        try:
+            closed = not may_manage and json_body.refers_to_shared_memory(body)
+        except ValueError as error:
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"not JSON: {error}") from error
+        if closed:
+            raise _RefusedError(
+                HTTPStatus.FORBIDDEN,
+                "shared memory needs the token of the server's start, in the header "
+                + access.HTTP_HEADER,
+            )
+
+    async def _ask(
+        self,
+        request: web.BaseRequest,
+        headers: dict[str, str],
+        body: bytes,
+        again: bool,
+        held: bool,
+    ) -> web.Response:
+        caller = "http:{}:{}".format(*request.transport.get_extra_info("peername")[:2])  # type: ignore[union-attr]
+        patience = self._upstream.patience()
+        while True:
+            try:
+                if held:
+                    await self._upstream.wait_until_connected(patience)
+                try:
+                    answer: web.Response = await self._calls.make(
+                        caller, lambda: self._send(request.method, request.raw_path, headers, body)
+                    )
+                    return answer
+                except aiohttp.ClientError:
+                    if not again:
+                        raise
+                again = False  # see grpc_proxy
+                await self._upstream.wait_until_it_answers(patience)
+            except FullError:
+                raise _RefusedError(HTTPStatus.TOO_MANY_REQUESTS, FULL) from None
+            except (AwayError, aiohttp.ClientError) as error:
+                raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, AWAY) from error
+
+    async def _send(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> web.Response:
+        assert self._options.http_upstream is not None
+        # No connection is kept: an idle one keeps Triton from stopping.
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(self._options.http_upstream, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None),
+                auto_decompress=False,
+                skip_auto_headers=("Accept-Encoding", "User-Agent"),
+            ) as session,
+            session.request(
+                method,
+                URL(f"http://triton{path}", encoded=True),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+            ) as answer,
+        ):
+            kept = {name: answer.headers[name] for name in _GIVEN_BACK if name in answer.headers}
+            return web.Response(status=answer.status, body=await answer.read(), headers=kept)
+
+
+class _Server(web.Server):
+    """Bounds connections, and closes one that asks nothing for `_HEADERS_TIMEOUT_S`."""
+
+    def __init__(self, handler: Any) -> None:
+        self.silent: set[Any] = set()
+        super().__init__(
+            handler,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=15.0,
+            auto_decompress=False,
+        )
+
+    def __call__(self) -> Any:
+        """The protocol of a new connection."""
+        if len(self.connections) >= _CONNECTIONS:
+            return _Closed()
+        connection = super().__call__()
+        self.silent.add(connection)
+        asyncio.get_running_loop().call_later(_HEADERS_TIMEOUT_S, self._close_silent, connection)
+        return connection
+
+    def _close_silent(self, connection: web.RequestHandler) -> None:
+        if connection in self.silent:
+            self.silent.discard(connection)
+            connection.force_close()
+
+
+class _Closed(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _is_own(name: str, request: web.BaseRequest) -> bool:
+    """Whether a Host names the address that the request came to."""
+    assert request.transport is not None
+    address = ipaddress.ip_address(request.transport.get_extra_info("sockname")[0])
+    if name == "localhost":
+        return address.is_loopback
+    try:
+        return ipaddress.ip_address(name.strip("[]")) == address
+    except ValueError:
+        return False

@@ -1,0 +1,57 @@
+"""What is looked for in a JSON body before Triton parses it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_SIGN = re.compile(rb'["\[\]{}]')
+
+
+def is_deeper_than(limit: int, body: bytes) -> bool:
+    """Whether arrays and objects are nested more than `limit` deep; not whether it is valid."""
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    depth = position = 0
+    while (sign := _SIGN.search(body, position)) is not None:
+        position = sign.end()
+        if sign[0] == b'"':
+            position = _end_of_string(body, position)
+        elif sign[0] in b"[{":
+            depth += 1
+            if depth > limit:
+                return True
+        else:
+            depth -= 1
+    return False
+
+
+def refers_to_shared_memory(body: bytes) -> bool:
+    """Whether an object has a key of a shared-memory parameter.
+
+    Raises:
+        ValueError: It may have one, and is not valid JSON.
+    """
+    if b"shared_memory" not in body and b"\\u" not in body:
+        return False
+    found = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal found
+        found = found or any(key.startswith("shared_memory") for key, _ in pairs)
+
+    json.loads(body, object_pairs_hook=look)
+    return found
+
+
+def _end_of_string(body: bytes, position: int) -> int:
+    """Where a string ends that begins at `position`; the body's end if it does not."""
+    while (end := body.find(b'"', position)) >= 0:
+        escapes = end
+        while escapes > position and body[escapes - 1] == 0x5C:  # a backslash
+            escapes -= 1
+        position = end + 1
+        if (end - escapes) % 2 == 0:
+            return position
+    return len(body)

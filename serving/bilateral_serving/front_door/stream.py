@@ -1,0 +1,116 @@
+"""One stream of requests and answers between a caller and Triton."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from bilateral_serving.front_door import requests
+
+# Of one stream, the requests whose answers may still come: the last so many.
+_REMEMBERED = 1024
+
+Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+
+class Stream:
+    """Passes messages on, both ways.
+
+    Triton's side is never cancelled. When the caller goes, it is closed for requests, the models
+    are told to end the answers they are writing, and what still comes is read and dropped.
+
+    Each message is read when the one before it was handed on, so that a slow reader holds up its
+    own stream and fills no memory here.
+
+    Args:
+        open_stream: Opens a stream to Triton.
+        context: The caller's.
+        start: Starts a task that nothing cancels.
+        check: Checks one request.
+    """
+
+    def __init__(
+        self,
+        open_stream: Callable[[], Any],
+        context: Any,
+        start: Start,
+        check: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        self._open_stream, self._context = open_stream, context
+        self._start, self._check = start, check
+        self._call = open_stream()
+        self._has_caller = True
+        self._to_leave: OrderedDict[str, bytes] = OrderedDict()
+        self._writing: asyncio.Task[Any] | None = None
+        self.answers = start(self._pass_answers())
+        """Ends when Triton has ended the stream."""
+
+    async def run(self) -> None:
+        """Pass messages on until Triton has ended the stream, or the caller has gone.
+
+        Raises:
+            grpc.aio.AioRpcError: Triton's error.
+            asyncio.CancelledError: The caller has gone.
+        """
+        incoming = asyncio.create_task(self._pass_requests())
+        try:
+            await asyncio.wait((incoming, self.answers), return_when=asyncio.FIRST_COMPLETED)
+            if incoming.done():
+                incoming.result()
+            await asyncio.shield(self.answers)
+        finally:
+            self._has_caller = False
+            incoming.cancel()
+            if not self.answers.done():
+                self._start(self._leave())
+
+    async def _pass_requests(self) -> None:
+        while (request := await self._context.read()) is not grpc.aio.EOF:
+            await self._check(request)
+            if (leaving := requests.message_to_leave(request)) is not None:
+                self._to_leave[leaving[0]] = leaving[1]
+                if len(self._to_leave) > _REMEMBERED:
+                    self._to_leave.popitem(last=False)
+            await self._write(self._call.write(request))
+        await self._write(self._call.done_writing())
+
+    async def _write(self, writing: Coroutine[Any, Any, Any]) -> None:
+        # gRPC cancels a call whose writer is cancelled: it is another task.
+        self._writing = self._start(_unless_ended(writing))
+        await asyncio.shield(self._writing)
+
+    async def _pass_answers(self) -> None:
+        while (answer := await self._call.read()) is not grpc.aio.EOF:
+            if self._has_caller:
+                try:
+                    await self._context.write(answer)
+                except Exception:  # gRPC has several; each means that nobody is there
+                    self._has_caller = False
+
+    async def _leave(self) -> None:
+        """End the stream of a caller that has gone."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+        await _unless_ended(self._call.done_writing())
+        if not self._to_leave:
+            return
+        # The stream may have been closed for requests before its caller went: by one of its own.
+        messenger = self._open_stream()
+        for message in self._to_leave.values():
+            await _unless_ended(messenger.write(message))
+        await _unless_ended(messenger.done_writing())
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await messenger.read() is not grpc.aio.EOF:
+                pass
+
+
+async def _unless_ended(writing: Coroutine[Any, Any, Any]) -> None:
+    """Write to Triton; if it has ended the stream, its own status says why."""
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await writing
