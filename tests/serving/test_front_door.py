@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -342,6 +344,34 @@ class TestProcess:
             assert time.monotonic() < end
             time.sleep(0.05)
 
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::]"])
+    def test_listens_where_it_is_told(self, host: str, tmp_path: Path) -> None:
+        if "::" in host and not has_ipv6():
+            pytest.skip("this machine has no IPv6")
+        options = FrontDoorOptions(
+            listen=f"{host}:0",
+            http_listen=f"{host}:0",
+            http_upstream=str(tmp_path / "http"),
+            upstream="unix:/nowhere",
+            token=TOKEN,
+        )
+        process, listening = started(options)
+        reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        port = listening.grpc.rpartition(":")[2]
+        with grpc.insecure_channel(f"{reached}:{port}", options=OWN_CONNECTION) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ServerLive(pb.ServerLiveRequest(), timeout=20)
+            assert "failed to connect" in str(caught.value.details())  # to Triton
+        assert listening.http is not None
+        port = listening.http.rpartition(":")[2]
+        connection = http.client.HTTPConnection(f"{reached}:{port}", timeout=20)
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().status == 503
+        connection.close()
+        process.terminate()
+        assert process.wait(20) == 0
+
     def test_a_port_that_is_taken_is_one_line(self, door: Door) -> None:
         result = _run(listen=door.url, upstream="unix:/nowhere", token=TOKEN)
         assert result.returncode == 2
@@ -372,6 +402,15 @@ class TestProcess:
             timeout=60,
         )
         assert result.stdout.strip() == b"[]"
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _state(pid: int) -> str:

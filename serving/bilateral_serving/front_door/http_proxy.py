@@ -200,7 +200,7 @@ class HttpProxy:
                     )
                     return answer
                 except aiohttp.ClientError:
-                    if not again:
+                    if not (again and held):
                         raise
                 again = False  # see grpc_proxy
                 await self._upstream.wait_until_it_answers(patience)
