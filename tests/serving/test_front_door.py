@@ -183,6 +183,41 @@ class TestStreams:
                     answers.cancel()
         assert self.first_word(door)
 
+    @pytest.mark.parametrize("name", ["1", ""])
+    def test_of_the_same_id_are_nobody_elses(self, door: Door, name: str) -> None:
+        message = language.to_request("words", "", name, "word", ENDLESS)
+        with door.stub() as stub, door.stub() as other:
+            staying = stub.ModelStreamInfer(iter([message]), timeout=60)
+            next(staying)
+            going = other.ModelStreamInfer(iter([message]), timeout=60)
+            next(going)
+            going.cancel()
+            leave = language.to_leave(message)  # of a stranger, by name
+            list(other.ModelStreamInfer(iter([leave]), timeout=60))
+            # It goes on well beyond what was under way when the others left.
+            for _, answer in zip(range(2000), staying, strict=False):
+                assert answer.infer_response.id == name
+                assert len(answer.infer_response.outputs) == 3
+            staying.cancel()
+        assert self.first_word(door)
+
+    def test_are_left_by_their_own_message(self, door: Door) -> None:
+        message = language.to_request("words", "", "mine", "word", ENDLESS)
+        with door.stub() as stub:
+            more = threading.Event()
+
+            def both() -> Iterator[pb.ModelInferRequest]:
+                yield message
+                more.wait(60)
+                yield language.to_leave(message)
+
+            answers = stub.ModelStreamInfer(both(), timeout=60)
+            next(answers)
+            more.set()
+            last = list(answers)[-1]
+        assert last.infer_response.id == "mine"
+        assert last.infer_response.parameters["triton_final_response"].bool_param
+
     def test_carry_many_requests_in_order(self, door: Door) -> None:
         with door.stub() as stub:
             messages = [request("quadrants", pixel_values=IMAGE + number) for number in range(100)]
