@@ -29,7 +29,7 @@ from tests.serving.front_door import (
     request,
     started,
 )
-from tests.serving.streams_that_are_killed import ENDLESS, start_writers
+from tests.serving.streams_that_are_killed import ENDLESS, has_begun, start_writers
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -141,7 +141,7 @@ class TestCallersThatLeave:
             with ThreadPoolExecutor(1) as threads, door.stub() as stub:
                 flooding = threads.submit(flood)
                 try:
-                    for _ in range(20):
+                    for _ in range(8):
                         # Behind at most four of the other's: none would come through in a queue
                         # for all, which grows by thousands a second.
                         assert stub.ModelInfer(turns(1), timeout=60).outputs
@@ -164,6 +164,7 @@ class TestStreams:
         # Twelve, where the model writes eight at once: none may go on writing.
         for _ in range(3):
             writers = start_writers(door.url, 4)
+            assert all([has_begun(writer) for writer in writers])
             for writer in writers:
                 writer.kill()
                 writer.wait()
@@ -407,11 +408,13 @@ class TestProcess:
         process.terminate()
         assert process.wait(20) == 0
 
-    def test_a_port_that_is_taken_is_one_line(self, door: Door) -> None:
-        result = _run(listen=door.url, upstream="unix:/nowhere", token=TOKEN)
+    @pytest.mark.parametrize("option", ["listen", "http_listen"])
+    def test_a_port_that_is_taken_is_one_line(self, door: Door, option: str) -> None:
+        taken = {"listen": "127.0.0.1:0", "http_upstream": "/nowhere", option: door.url}
+        result = _run(upstream="unix:/nowhere", token=TOKEN, **taken)
         assert result.returncode == 2
         assert result.stderr.decode().count("\n") == 1
-        assert door.url in result.stderr.decode()
+        assert door.url.rpartition(":")[2] in result.stderr.decode()
 
     def test_options_that_cannot_be_are_a_line_each_and_no_token(self) -> None:
         secret = "short secret"
