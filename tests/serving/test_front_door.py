@@ -164,7 +164,7 @@ class TestStreams:
         # Twelve, where the model writes eight at once: none may go on writing.
         for _ in range(3):
             writers = start_writers(door.url, 4)
-            assert all([has_begun(writer) for writer in writers])
+            assert all(has_begun(writer) for writer in writers)
             for writer in writers:
                 writer.kill()
                 writer.wait()
