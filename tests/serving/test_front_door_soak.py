@@ -69,7 +69,7 @@ def kill_streams(door: Door, count: Counter[str]) -> None:
         count["streams whose client was killed" if begun else "streams without a word"] += 1
     for writer in writers:
         writer.kill()
-        writer.communicate()
+        writer.wait()
     time.sleep(0.5)
 
 
