@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
-from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, notes, out, print_json, table
+from bilateral_cli.console import (
+    DEFAULT_URL,
+    JsonOption,
+    UrlOption,
+    notes,
+    out,
+    print_json,
+    styled,
+    table,
+)
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +165,7 @@ def parity(
     else:
         _print(report)
     for text in worse:
-        notes.print(f"[bold red]Worse than the baseline:[/] {text}", highlight=False)
+        notes.print(styled("Worse than the baseline:", "bold red"), text, soft_wrap=True)
     if not report.passed or worse:
         raise typer.Exit(EXIT_FAILED)
 
@@ -187,20 +196,20 @@ def _print(report: ParityReport) -> None:
         out.print(f"{len(kept)} of {len(report.checks)} checks hold.", highlight=False)
     for check in report.checks:
         if not check.passed:
-            out.print(
-                f"[bold red]FAIL[/] {check.stage}: {check.name}: {check.detail}", highlight=False
-            )
+            failed = f"{check.stage}: {check.name}: {check.detail}"
+            out.print(styled("FAIL", "bold red"), failed, soft_wrap=True)
     for skipped in report.skipped:
-        out.print(f"[dim]skipped {skipped.stage}: {skipped.reason}[/]", highlight=False)
+        out.print(f"skipped {skipped.stage}: {skipped.reason}", style="dim", soft_wrap=True)
     for found in report.bisections:
         if found.culprit is None:
             continue
         at = found.culprit
         out.print(
-            f"[bold red]First wrong node[/] of {found.stage}: {at.node} ({at.operator})\n"
+            styled("First wrong node", "bold red"),
+            f"of {found.stage}: {at.node} ({at.operator})\n"
             f"  torch module {at.module or 'unknown'}, source {at.source or 'unknown'}\n"
             f"  error {at.error:.2e} there, allowed {at.limit:.2e}, {found.before:.2e} before it",
-            highlight=False,
+            soft_wrap=True,
         )
         if found.reproducer:
             out.print(f"  reproducer: {found.reproducer}", highlight=False)
@@ -217,7 +226,7 @@ def parity_table(report: ParityReport) -> Table:
             f"{row.budget:.1e}",
             f"{row.typical:.2f}",
             _decision(row),
-            "[green]pass[/]" if row.passed else "[bold red]FAIL[/]",
+            styled("pass", "green") if row.passed else styled("FAIL", "bold red"),
         )
         for row in report.rows
     ]
