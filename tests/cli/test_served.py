@@ -70,9 +70,9 @@ def test_bench_measures_the_served_model(bilateral: Bilateral, url: str) -> None
     # Windows that a busy machine leaves without an answer do not agree: it measures on.
     timed = ("--duration", 1.5, "--max-duration", 6, "--warmup", 0.2, "--json")
     outcome = bilateral("bench", "served", "digits", "--url", url, *timed)
-    assert outcome.code == 0, outcome.err
     document = outcome.json
     (report,) = document["items"]
+    assert outcome.code == (0 if report["valid"] else 1), outcome.err  # a busy machine stops it
     assert report["requests"] > 0
     assert report["errors"] == 0
 
