@@ -53,7 +53,8 @@ def require_replaceable(target: Path) -> None:
     """
     if target.is_dir():
         raise UserError(f"{target} is a directory", "Give the name of a file to write.")
-    if target.exists() and not target.is_file():
+    # /dev/stdout is a link to a file where the output goes to one.
+    if target.exists() and (not target.is_file() or target.absolute().parent == Path("/dev")):
         raise UserError(f"{target} is not a regular file", "Give the name of a file to write.")
 
 
@@ -105,9 +106,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `target`, whole or not at all."""
+    """Write `text` (UTF-8) to `target`, whole or not at all.
+
+    Bytes of a file's name that are not UTF-8 are written as escapes.
+    """
     with atomic_file(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def to_json(value: BaseModel | dict[str, Any] | list[Any], indent: int = 1) -> str:
