@@ -178,7 +178,7 @@ class _Server:
                     raise UserError(
                         f"the server was not ready after {self._options.start_timeout_s:g} s; "
                         f"still loading: {waiting or 'nothing'}",
-                        "Give it longer with --start-timeout, or serve fewer models.",
+                        "Serve fewer models, or see in the log (--verbose) what takes so long.",
                     )
                 if stop.wait(_POLL_S):
                     return False

@@ -48,8 +48,14 @@ def escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+TAGS = ("[bold]", "[/bold]", "[/]", "[", "]", "\\", ":smile:", "\x1b[31m", "😀", "\udcff", "\r")
+texts = st.lists(
+    st.sampled_from(TAGS) | st.characters(exclude_characters="\n\t│┃"), max_size=8
+).map("".join)
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.text(st.characters(exclude_characters="\n\t│┃")), st.text())
+@given(texts, texts)
 def test_any_text_is_printed_as_it_is(text: str, other: str) -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
     console = LiteralConsole(file=file, width=100_000, force_terminal=False)
