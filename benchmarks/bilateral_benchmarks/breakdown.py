@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import service_pb2
 
+from bilateral_benchmarks.answers import Expected, parse
 from bilateral_benchmarks.generator import TICK_S
 from bilateral_benchmarks.load import require_positive
 from bilateral_benchmarks.report import Context
 from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
-from bilateral_benchmarks.run import OnProgress
+from bilateral_benchmarks.run import OnProgress, RunFailedError
 from bilateral_benchmarks.served import DEFAULT_TIMEOUT_S, try_out
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
@@ -85,12 +86,12 @@ def measure_breakdown(
         on_progress: Called about ten times a second while requests are sent.
 
     Raises:
-        UserError: The server or model is not there or goes away, refuses the arrays, or served
-            others too; the duration is no positive number.
+        UserError: The server or model is not there or goes away, refuses the arrays, answers
+            wrongly, or served others too; the duration is no positive number.
     """
     require_positive(duration_s, f"a duration of {duration_s:g} s")
     context = Context.now()
-    try_out(url, model, arrays, DEFAULT_TIMEOUT_S)
+    expected = try_out(url, model, arrays, DEFAULT_TIMEOUT_S)
     shared = is_shared(url, arrays, None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_answering(url))
@@ -98,7 +99,7 @@ def measure_breakdown(
         region = stack.enter_context(registered(url, offsets_of(arrays)[1])) if shared else None
         infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
         for _ in range(20):
-            _request(infer, model, arrays, region)
+            _request(infer, model, arrays, region, expected)
         before = _statistics(channel, model)
         times: list[tuple[float, float, float]] = []
         network: list[float] = []
@@ -109,7 +110,7 @@ def measure_breakdown(
                     now - begun, float(np.median(np.sum(times[-100:], axis=1))) if times else None
                 )
                 shown = time.monotonic()
-            times.append(_request(infer, model, arrays, region))
+            times.append(_request(infer, model, arrays, region, expected))
             network.append(_refused(infer, arrays, region))
         after = _statistics(channel, model)
     served = after.success.count - before.success.count
@@ -163,7 +164,11 @@ def _answering(url: str) -> Iterator[None]:
 
 
 def _request(
-    infer: Any, model: str, arrays: Mapping[str, Array], region: Region | None
+    infer: Any,
+    model: str,
+    arrays: Mapping[str, Array],
+    region: Region | None,
+    expected: Expected,
 ) -> tuple[float, float, float]:
     """Seconds of serialising, of the call and of parsing."""
     start = time.perf_counter()
@@ -171,11 +176,12 @@ def _request(
     sent = time.perf_counter()
     answer = infer(message)
     received = time.perf_counter()
-    response = service_pb2.ModelInferResponse.FromString(answer)
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        np.frombuffer(raw, dtype=np.uint8).reshape(len(raw))
-        list(output.shape)
-    return sent - start, received - sent, time.perf_counter() - received
+    with contextlib.suppress(ValueError):  # said below
+        parse(answer)
+    parsed = time.perf_counter()
+    if problem := expected.problem(answer):
+        raise RunFailedError(f"model {model}: {problem}", "Nothing was measured.")
+    return sent - start, received - sent, parsed - received
 
 
 def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> float:

@@ -19,7 +19,7 @@ from bilateral_benchmarks.scenarios import ScenarioResult
 from bilateral_benchmarks.stages import Stages
 from bilateral_benchmarks.sweep import Sweep
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file, write_text
+from bilateral_export.files import require_file, to_json, write_text
 
 Item = Annotated[
     Report
@@ -71,9 +71,27 @@ class Document(BaseModel):
     parts: tuple[Part, ...] = ()
 
 
+def failures_of(document: Document) -> tuple[str, ...]:
+    """What is missing, and every run that is invalid, with the reason.
+
+    The Server scenario judges lateness by its own bound, so of its run only failed requests count.
+    """
+    found = list(document.failures)
+    for item in document.items:
+        if isinstance(item, Sweep):
+            reports = [point.report for point in item.points if point.report]
+        elif isinstance(item, ScenarioResult):
+            judged = item.report if item.report and item.scenario != "Server" else None
+            reports = [judged] if judged else []
+        else:
+            reports = [item] if isinstance(item, Report) else []
+        found += [f"{r.subject}, {r.load}: {r.problems[0]}" for r in reports if not r.valid]
+    return tuple(found)
+
+
 def save_document(document: Document, path: Path) -> None:
     """Write a document as JSON, whole or not at all."""
-    write_text(path, document.model_dump_json(indent=1) + "\n")
+    write_text(path, to_json(document))
 
 
 def load_document(path: Path) -> Document:

@@ -23,8 +23,9 @@ TICK_S = 0.1
 # A server that is this far behind will not catch up; the run ends before memory does.
 MAX_OUTSTANDING = 10_000
 
-Send = Callable[[], Awaitable[str | None]]
-"""Sends one request and waits for its answer. Returns why it failed, or None; it must not raise."""
+Send = Callable[[], Awaitable[tuple[float, str | None]]]
+"""Sends one request and waits for its answer. Returns when that was here, on the monotonic clock,
+and why the request failed, or None; it must not raise."""
 
 Sink = Callable[[list[Record], float], bool]
 """Takes the records completed since its last call, and the time; True ends the load."""
@@ -111,8 +112,8 @@ class _Run:
             await asyncio.sleep(self.start - time.monotonic())
             while not self.over:
                 sent = time.monotonic()
-                failure = await send()
-                self._complete(sent, sent, failure)
+                done, failure = await send()
+                self._complete(sent, sent, done, failure)
                 if failure:
                     await asyncio.sleep(HEARTBEAT_S)  # not a storm of failures
 
@@ -123,7 +124,7 @@ class _Run:
 
         async def request(intended: float) -> None:
             sent = time.monotonic()
-            self._complete(intended, sent, await send())
+            self._complete(intended, sent, *await send())
 
         for intended in self._schedule():
             # A long gap is waited for in pieces: the load may end within it.
@@ -144,8 +145,8 @@ class _Run:
             task.add_done_callback(outstanding.discard)
         await asyncio.gather(*outstanding, return_exceptions=self.overrun)
 
-    def _complete(self, intended: float, sent: float, failure: str | None) -> None:
-        self.completed.append(Record(intended, sent, time.monotonic(), failure is None))
+    def _complete(self, intended: float, sent: float, done: float, failure: str | None) -> None:
+        self.completed.append(Record(intended, sent, done, failure is None))
         self.failure = self.failure or failure
 
     def _schedule(self) -> Iterator[float]:

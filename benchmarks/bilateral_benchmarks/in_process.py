@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 
+from bilateral_benchmarks.answers import Expected, first_answer
 from bilateral_benchmarks.generator import TICK_S, Conduct
 from bilateral_benchmarks.load import Load, Plan
 from bilateral_benchmarks.report import Context, Report, summarise
@@ -41,30 +42,35 @@ def bench_runner(
         on_progress: Called about ten times a second.
 
     Raises:
-        UserError: The arrays do not fit.
+        UserError: The arrays do not fit, or the runner does not answer as it declares.
     """
-    runner.run(arrays)  # a refusal belongs here, not into a thread
+    # A refusal belongs here, not into a thread.
+    outputs = runner.run(arrays)
+    expected = first_answer(runner.name, runner.inputs, arrays, runner.outputs, outputs)
     load = Load(concurrency=concurrency)
     plan = Plan.lasting(duration_s, warmup_s, max_duration_s)
     context = Context.now()
-    measurement = _measure(runner, arrays, load, plan, on_progress)
+    measurement, failure = _measure(runner, arrays, expected, load, plan, on_progress)
     if not len(measurement.trace):
         raise UserError(
             f"{runner.name} did not finish a call within {duration_s:g} s",
             "Measure for longer (--duration).",
         )
-    outcome = Outcome(measurement, Conduct(pauses_s=(), overrun=False, failure=None))
+    outcome = Outcome(measurement, Conduct(pauses_s=(), overrun=False, failure=failure))
     return summarise("runner", subject or runner.name, arrays, load, plan, outcome, context)
 
 
 def _measure(
     runner: Runner,
     arrays: Mapping[str, Array],
+    expected: Expected,
     load: Load,
     plan: Plan,
     on_progress: OnProgress | None,
-) -> Measurement:
+) -> tuple[Measurement, str | None]:
+    """The measurement, and why the first call that failed did."""
     completed: list[Record] = []  # list.append is atomic
+    wrong: list[str] = []
     failures: list[BaseException] = []
     over = threading.Event()
 
@@ -72,8 +78,12 @@ def _measure(
         try:
             while not over.is_set():
                 sent = time.monotonic()
-                runner.run(arrays)
-                completed.append(Record(sent, sent, time.monotonic(), True))
+                outputs = runner.run(arrays)
+                done = time.monotonic()
+                problem = expected.difference(outputs)
+                completed.append(Record(sent, sent, done, problem is None))
+                if problem:
+                    wrong.append(problem)
         except BaseException as error:
             failures.append(error)
             over.set()
@@ -99,4 +109,4 @@ def _measure(
     if failures:
         raise failures[0]
     watch.feed(completed[seen:], time.monotonic())
-    return watch.measurement()
+    return watch.measurement(), wrong[0] if wrong else None

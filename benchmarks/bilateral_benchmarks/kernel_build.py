@@ -15,7 +15,7 @@ from typing import Any
 
 from bilateral_benchmarks.report import Context
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file, write_text
+from bilateral_export.files import require_file, to_json, write_text
 from bilateral_export.op.kernel.manifest import problems
 
 COMMAND = "python -m bilateral_benchmarks.kernel_build DIR --output benchmarks/results"
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "",
             *markdown(cubins),
         ]
-        write_text(options.output / "kernel_build.json", json.dumps(facts) + "\n")
+        write_text(options.output / "kernel_build.json", to_json(facts))
         write_text(options.output / "kernel_build.md", "\n".join(lines) + "\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

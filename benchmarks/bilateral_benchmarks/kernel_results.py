@@ -20,7 +20,7 @@ import torch
 from bilateral_benchmarks.kernel_timing import Timing
 from bilateral_benchmarks.kernel_ways import OURS, Shape
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
+from bilateral_export.files import to_json, write_text
 from bilateral_export.op.kernel.configurations import TABLE
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -113,7 +113,7 @@ class Results:
             "rows": [_written(asdict(row)) for row in self.rows],
             "bandwidth": [_written(asdict(row)) for row in self.curves],
         }
-        write_text(folder / "kernel.json", json.dumps(document, indent=1) + "\n")
+        write_text(folder / "kernel.json", to_json(document))
 
 
 def begin(folder: Path | None, device: str) -> Results:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
+from bilateral_export.files import to_json, write_text
 from bilateral_export.models.language import LanguageModel
 from bilateral_export.op.attention import spatial_logits
 from bilateral_export.op.kernel import configurations
@@ -320,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(text)
         if options.output:
             facts = {"command": COMMAND, "rows": [asdict(row) for row in found]}
-            write_text(options.output / "kernel_skipping.json", json.dumps(facts) + "\n")
+            write_text(options.output / "kernel_skipping.json", to_json(facts))
             heading = f"# Key tiles read on trained weights\n\n`{COMMAND}`\n\n"
             write_text(options.output / "kernel_skipping.md", f"{heading}{text}\n")
     except UserError as error:

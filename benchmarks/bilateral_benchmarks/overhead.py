@@ -13,7 +13,9 @@ from bilateral_benchmarks.in_process import bench_runner
 from bilateral_benchmarks.interleave import ratio_of
 from bilateral_benchmarks.report import Context
 from bilateral_benchmarks.request import is_shared
+from bilateral_benchmarks.run import RunFailedError
 from bilateral_benchmarks.served import bench_served
+from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 
@@ -84,6 +86,10 @@ def measure_overhead(
         rounds: How often everything is measured, by turns.
         seconds: Of one measurement.
         on_step: Called with what is being done.
+
+    Raises:
+        RunFailedError: A request failed.
+        UserError: A measurement has too few requests.
     """
     context = Context.now()
     ways: dict[str, tuple[str, bool | None]] = {way: (name, None) for way, name in models.items()}
@@ -119,13 +125,20 @@ def measure_overhead(
                         warmup_s=seconds / 5,
                         concurrency=callers,
                     )
+                if report.errors:
+                    raise RunFailedError(f"{name}: {report.problems[0]}", "Nothing was measured.")
                 value = report.items_per_s if callers > 1 else report.response.at(50.0)
-                table[row, number] = np.nan if value is None else value
+                if value is None:
+                    raise UserError(
+                        f"{name}: too few requests in {seconds:g} s for a median",
+                        "Measure for longer.",
+                    )
+                table[row, number] = value
     return Overhead(
         subject=subject,
         rounds=rounds,
-        in_process_p50_ms=float(np.nanmedian(latency[0])),
-        in_process_throughput=float(np.nanmedian(throughput[0])),
+        in_process_p50_ms=float(np.median(latency[0])),
+        in_process_throughput=float(np.median(throughput[0])),
         ways=tuple(_way(names, row, latency, throughput) for row in range(1, len(names))),
         context=context,
     )
@@ -135,9 +148,9 @@ def _way(names: Sequence[str], row: int, latency: Table, throughput: Table) -> S
     share = ratio_of(throughput[row] / throughput[0])
     return Served(
         name=names[row],
-        p50_ms=float(np.nanmedian(latency[row])),
-        overhead_ms=float(np.nanmedian(latency[row] - latency[0])),
-        throughput=float(np.nanmedian(throughput[row])),
+        p50_ms=float(np.median(latency[row])),
+        overhead_ms=float(np.median(latency[row] - latency[0])),
+        throughput=float(np.median(throughput[row])),
         share=share.value,
         share_low=share.low,
         share_high=share.high,

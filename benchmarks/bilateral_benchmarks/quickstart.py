@@ -16,7 +16,7 @@ from bilateral_benchmarks.machine import Machine
 from bilateral_benchmarks.ports import free_port
 from bilateral_benchmarks.served import bench_served
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.files import require_file, write_text
+from bilateral_export.files import require_file, to_json, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import ImagePreprocessing
 from bilateral_export.models.family import exportable
@@ -49,6 +49,7 @@ class Summary(BaseModel):
         p95_ms: The same.
         p99_ms: The same.
         throughput: Images per second, one caller.
+        failed_requests: While the latency was measured; wrong answers count.
         parity: Verdicts of ONNX Runtime and of the served model against FP64 PyTorch.
         seconds: Wall time of each step.
         machine: Where this ran.
@@ -64,6 +65,7 @@ class Summary(BaseModel):
     p95_ms: float | None
     p99_ms: float | None
     throughput: float
+    failed_requests: int
     parity: ParityReport
     seconds: dict[str, float]
     machine: Machine
@@ -71,7 +73,7 @@ class Summary(BaseModel):
     @property
     def passed(self) -> bool:
         """Whether what is served computes what was trained."""
-        return self.parity.passed and self.same_decisions
+        return self.parity.passed and self.same_decisions and not self.failed_requests
 
 
 OnStep = Callable[[str], None]
@@ -169,6 +171,7 @@ def quickstart(
         p95_ms=response.at(95),
         p99_ms=response.at(99),
         throughput=report.items_per_s,
+        failed_requests=report.errors,
         parity=in_process.model_copy(update={"rows": in_process.rows + served.rows}),
         seconds=seconds,
         machine=report.context.machine,
@@ -178,7 +181,7 @@ def quickstart(
         f"p50 {_ms(summary.p50_ms)}, p95 {_ms(summary.p95_ms)}, p99 {_ms(summary.p99_ms)},"
         f" {summary.throughput:.0f} images/s from one caller",
     )
-    write_text(out / "quickstart.json", summary.model_dump_json(indent=2) + "\n")
+    write_text(out / "quickstart.json", to_json(summary))
     return summary
 
 

@@ -54,11 +54,11 @@ def _program(path: Path) -> str:
 
 
 class WindowRow(BaseModel):
-    """One window of the measurement."""
+    """One window of the measurement; no median where nothing was answered."""
 
     model_config = ConfigDict(frozen=True)
 
-    median_ms: float
+    median_ms: float | None
     throughput: float
 
 
@@ -195,7 +195,10 @@ def summarise(
         lateness=lateness,
         longest_pause_ms=longest,
         windows=tuple(
-            WindowRow(median_ms=1e3 * window.median_s, throughput=window.throughput)
+            WindowRow(
+                median_ms=1e3 * window.median_s if window.answered else None,
+                throughput=window.throughput,
+            )
             for window in measured.windows
         ),
         stable=not unstable,

@@ -22,7 +22,13 @@ OnProgress = Callable[[float, float | None], None]
 _HEAD_START_S = 0.1
 
 
-class OverloadedError(UserError):
+class RunFailedError(UserError):
+    """What was measured does not work: a verdict, not a wrong input."""
+
+    exit_code = 1
+
+
+class OverloadedError(RunFailedError):
     """The target fell so far behind an open loop that the run was ended."""
 
     def __init__(self, load: Load) -> None:
@@ -52,8 +58,8 @@ def run_load(
         on_progress: Called about ten times a second.
 
     Raises:
-        UserError: Every request failed, none was due, or the target fell too far behind an open
-            loop.
+        RunFailedError: Every request failed, or the target fell too far behind an open loop.
+        UserError: No request was due.
     """
     if load.processes == 1:
         start = time.monotonic() + _HEAD_START_S
@@ -78,7 +84,7 @@ def run_load(
         )
     if not measurement.trace.ok.any():
         reason = conduct.failure or "no request was answered in time"
-        raise UserError(f"no request succeeded: {reason}", "Nothing was measured.")
+        raise RunFailedError(f"no request succeeded: {reason}", "Nothing was measured.")
     return Outcome(measurement, conduct)
 
 

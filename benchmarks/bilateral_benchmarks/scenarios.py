@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from bilateral_benchmarks.load import Load, require_positive
 from bilateral_benchmarks.rate_search import Judge, Probe, highest_rate
 from bilateral_benchmarks.report import LATENESS_SHARE, PAUSE_BOUND_MS, Context, Report
-from bilateral_benchmarks.run import OnProgress
+from bilateral_benchmarks.run import OnProgress, RunFailedError
 from bilateral_benchmarks.served import bench_served
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
@@ -94,6 +94,7 @@ def run_scenario(
     Raises:
         UserError: The server or the model is not there or refuses the inputs, or the bound is no
             positive number.
+        RunFailedError: Server: a request failed that had the server for itself.
     """
     require_positive(bound_ms, f"a bound of {bound_ms:g} ms")
     context = Context.now()
@@ -134,6 +135,8 @@ def run_scenario(
         return report if kept_schedule(report, bound_ms) else measure(1, Load(rate=rate), seconds)
 
     alone = measure(1, Load())
+    if alone.errors:
+        raise RunFailedError(f"one caller alone: {alone.problems[0]}", "No rate was tried.")
     best: Report | None = None
     probes: tuple[Probe, ...] = ()
     # No rate can be answered faster than one request at a time.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
 
+from bilateral_benchmarks.answers import Expected, first_answer
 from bilateral_benchmarks.generator import Send
 from bilateral_benchmarks.load import Load, Plan
 from bilateral_benchmarks.report import Context, Report, summarise
@@ -40,7 +42,8 @@ def bench_served(
 
     The request is serialised once and sent again and again; its answer counts as complete when its
     bytes are here. What serialising and parsing cost is in the breakdown. Inputs in shared memory
-    are written there anew for each request.
+    are written there anew for each request. Every answer is compared with the first, which must be
+    as the model declares (`bilateral_benchmarks.answers`); one that differs has failed.
 
     Args:
         url: "host:port" of the server's gRPC service.
@@ -57,15 +60,16 @@ def bench_served(
         on_progress: Called about ten times a second.
 
     Raises:
-        UserError: No server answers, the model is unknown or does not take the arrays, or every
-            request failed.
+        UserError: No server answers, the model is unknown, does not take the arrays or does not
+            answer as it declares, or every request failed.
     """
-    try_out(url, model, arrays, timeout_s)
+    expected = try_out(url, model, arrays, timeout_s)
     shared = is_shared(url, arrays, shared_memory)
     target = GrpcTarget(
         url,
         b"" if shared else serialise(model, arrays),
         timeout_s,
+        expected=expected,
         shared=SharedInputs(model, arrays) if shared else None,
     )
     load = load or Load(concurrency=concurrency)
@@ -76,14 +80,17 @@ def bench_served(
     return summarise("served", subject, arrays, load, plan, outcome, context)
 
 
-def try_out(url: str, model: str, arrays: Mapping[str, Array], timeout_s: float) -> None:
-    """Send one request.
+def try_out(url: str, model: str, arrays: Mapping[str, Array], timeout_s: float) -> Expected:
+    """Send one request; what every other answer to it must be like.
 
     Raises:
-        UserError: The server is not there, does not know the model, or refuses the request.
+        UserError: The server is not there, does not know the model, refuses the request, or does
+            not answer as the model declares.
     """
     with Client(url, timeout_s=timeout_s) as client:
-        client.infer(model, arrays)
+        info = client.model_metadata(model)
+        outputs = client.infer(model, arrays)
+    return first_answer(model, info.inputs, arrays, info.outputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,14 @@ class GrpcTarget:
         url: "host:port" of the gRPC service.
         request: A serialised ModelInferRequest, where `shared` does not say otherwise.
         timeout_s: Deadline of one request.
+        expected: What the answers are compared with; None: they are not looked at.
         shared: What to send by way of shared memory instead.
     """
 
     url: str
     request: bytes
     timeout_s: float = DEFAULT_TIMEOUT_S
+    expected: Expected | None = None
     shared: SharedInputs | None = None
     _closing: contextlib.AsyncExitStack = field(
         default_factory=contextlib.AsyncExitStack, repr=False
@@ -126,15 +135,24 @@ class GrpcTarget:
             request = serialise(shared.model, shared.arrays, region)
             large = [(offset, shared.arrays[name]) for name, offset in offsets.items()]
 
-        async def send() -> str | None:
+        expected, right = self.expected, b""
+
+        async def send() -> tuple[float, str | None]:
+            nonlocal right
             try:
                 if shared:
                     for offset, array in large:
                         region.write(offset, array)
-                await infer(request, timeout=timeout_s)
+                answer = await infer(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
-                return f"{error.code().name}: {error.details()}"
-            return None
+                return time.monotonic(), f"{error.code().name}: {error.details()}"
+            done = time.monotonic()
+            # The same bytes, which is the rule, need no second look.
+            if expected is None or answer == right:
+                return done, None
+            if (problem := expected.problem(answer)) is None:
+                right = answer
+            return done, problem
 
         return send
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bilateral_benchmarks.comparison import Comparison
@@ -33,6 +33,7 @@ class Verdict:
         high: Most.
         judgement: Slower only if even `low` is more than TOLERANCE above 1; faster likewise.
         doubts: Why the difference may not be the model's: other machines, invalid runs.
+        valid: Whether both runs are.
     """
 
     what: str
@@ -42,6 +43,7 @@ class Verdict:
     high: float | None
     judgement: Judgement
     doubts: tuple[str, ...] = ()
+    valid: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Measured:
     percentiles: tuple[Percentile, ...]
     context: Context
     problems: tuple[str, ...] = ()
+    valid: bool = True
 
 
 def compare_documents(before: Document, after: Document) -> list[Verdict]:
@@ -74,7 +77,9 @@ def compare_documents(before: Document, after: Document) -> list[Verdict]:
         doubts = _doubts(old[key], new[key])
         for one, other in zip(old[key].percentiles, new[key].percentiles, strict=True):
             if one.percent in COMPARED and one.value_ms and other.value_ms:
-                verdicts.append(_judge(key[0], one, other, doubts))
+                verdict = _judge(key[0], one, other, doubts)
+                valid = old[key].valid and new[key].valid
+                verdicts.append(replace(verdict, valid=valid))
     if not verdicts:
         raise UserError(
             "the two reports have too few requests for any percentile", "Measure for longer."
@@ -127,11 +132,13 @@ def _measurements(document: Document) -> Iterator[tuple[tuple[str, Shapes], _Mea
                 if row.median is not None:
                     failed = ("fails parity",) if row.parity_passed is False else ()
                     name = f"{item.title}, batch {item.batch}: {row.name}"
-                    yield (name, ()), _Measured((row.median,), item.context, failed)
+                    found = _Measured((row.median,), item.context, failed, valid=not failed)
+                    yield (name, ()), found
 
 
 def _of_report(report: Report) -> tuple[tuple[str, Shapes], _Measured]:
     # The server's address may differ between runs.
     name = f"{report.subject.partition(' at ')[0]}, batch {report.batch}, {report.load}"
     shapes = tuple(sorted(report.shapes.items()))
-    return (name, shapes), _Measured(report.response.percentiles, report.context, report.doubts)
+    percentiles = report.response.percentiles
+    return (name, shapes), _Measured(percentiles, report.context, report.doubts, report.valid)

@@ -1,4 +1,4 @@
-"""The Typer application that every command adds itself to, and the exit codes."""
+"""The Typer application that every command adds itself to."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from typing import Annotated
 
 import typer
 
+from bilateral_cli import EXIT_FAILED as EXIT_FAILED
 from bilateral_export import __version__
-
-EXIT_FAILED = 1  # the work was done, and its verdict is negative (parity, doctor, compare)
-EXIT_USAGE = 2  # the input is wrong
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="bilateral",
@@ -24,7 +21,8 @@ app = typer.Typer(
     (**parity**), enters Triton's model repository (**repository add**), is served over
     gRPC (**serve**), asked (**infer**) and timed (**bench**).
 
-    Exit codes: 0 done; 1 done, with a negative verdict; 2 wrong input, nothing was written.
+    Exit codes: 0 done; 1 done, with a negative verdict; 2 wrong input, nothing was written;
+    130 interrupted.
     """,
 )
 

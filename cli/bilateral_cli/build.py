@@ -152,9 +152,8 @@ def _print(plan: Path, manifest: PlanManifest) -> None:
         f" {', '.join(manifest.targets)}, {manifest.plan.bytes / 1e6:.1f} MB in"
         f" {manifest.seconds:.1f} s",
         soft_wrap=True,
-        highlight=False,
     )
-    out.print(f"  attention: {how}", highlight=False)
+    out.print(f"  attention: {how}")
     for number, profile in enumerate(manifest.profiles, 1):
         shapes = ", ".join(f"{name}={ranges.range()}" for name, ranges in profile.items())
-        out.print(f"  profile {number}: {shapes}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"  profile {number}: {shapes}", soft_wrap=True)

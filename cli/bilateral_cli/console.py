@@ -1,8 +1,11 @@
-"""How every command prints: tables and progress for people, `--json` for machines."""
+"""How every command prints: tables and progress for people, `--json` for machines.
+
+Names, labels and messages come from elsewhere, so both consoles print a `str` as it is: nothing in
+it is markup. What is to be coloured is said by `styled`.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,17 +14,66 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console, JustifyMethod
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TimeElapsedColumn,
+)
+from rich.status import Status
 from rich.table import Table
+from rich.text import Text
+
+from bilateral_export.files import to_json
 
 # Tables in a file or a pipe are as wide as they need to be: there is no screen to fit them to.
 UNBOUNDED = 1000
 
+# A terminal obeys control characters; a label must not be able to give it orders.
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
 
-def _console(stderr: bool) -> Console:
+
+def styled(text: object, style: str = "") -> Text:
+    """Text as it is, in a style such as "bold red"; control characters are escaped."""
+    return Text(str(text).translate(_CONTROL), style=style)
+
+
+class _LiteralStatus(Status):
+    """A status line whose text is no markup, however it is given."""
+
+    def update(self, status: object = None, **options: Any) -> None:
+        super().update(None if status is None else styled(status), **options)
+
+
+class DescriptionColumn(ProgressColumn):
+    """What a progress display says is being done, as it is."""
+
+    def render(self, task: Task) -> Text:
+        """Return the description; no markup in it."""
+        return styled(task.description)
+
+
+class LiteralConsole(Console):
+    """A console on which no string is markup or an emoji's name, in tables neither."""
+
+    def render_str(self, text: str, *, style: Any = "", **options: Any) -> Text:
+        """Return a string as text, whatever the caller's options say of markup."""
+        options |= {"markup": False, "emoji": False, "highlight": False, "highlighter": None}
+        return super().render_str(text.translate(_CONTROL), style=style, **options)
+
+    def status(self, status: object, **options: Any) -> Status:
+        """Show what is being done until the end of the block; `update` says what else."""
+        return _LiteralStatus(styled(status), console=self, **options)
+
+
+def _console(stderr: bool) -> LiteralConsole:
     stream = sys.stderr if stderr else sys.stdout
-    on_screen = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if on_screen else UNBOUNDED)
+    on_screen = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+    return LiteralConsole(stderr=stderr, highlight=False, width=None if on_screen else UNBOUNDED)
 
 
 # Results go to standard output, everything about how they come about to standard error.
@@ -43,17 +95,20 @@ DEFAULT_URL = "localhost:8001"
 DEFAULT_REPOSITORY = "model_repository"
 
 
-def print_json(value: BaseModel | dict[str, Any] | Sequence[Any]) -> None:
-    """Print one JSON document to standard output."""
-    if isinstance(value, BaseModel):
-        text = value.model_dump_json(indent=2)
-    else:
-        text = json.dumps(value, indent=2, default=str)
-    sys.stdout.write(text + "\n")
+def print_json(value: BaseModel | dict[str, Any] | list[Any]) -> None:
+    """Print one JSON document to standard output.
+
+    Raises:
+        UserError: An answer has a number that is not finite.
+    """
+    sys.stdout.write(to_json(value, indent=2))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
-    """A Rich table; columns whose name starts with '>' are aligned to the right."""
+    """A Rich table; columns whose name starts with '>' are aligned to the right.
+
+    A cell that is a `Text` keeps its style; any other is printed as its `str` is.
+    """
     made = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         right = column.startswith(">")
@@ -61,7 +116,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         justify: JustifyMethod = "right" if right else "left"
         made.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
-        made.add_row(*map(str, row))
+        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     return made
 
 
@@ -69,7 +124,7 @@ def progress() -> Progress:
     """A progress display on standard error that disappears when it is done."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        DescriptionColumn(),
         BarColumn(),
         TimeElapsedColumn(),
         console=notes,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
-from bilateral_cli.console import DEFAULT_REPOSITORY, JsonOption, out, print_json, table
+from bilateral_cli.console import DEFAULT_REPOSITORY, JsonOption, out, print_json, styled, table
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,14 +77,12 @@ def doctor(
 def _print(diagnosis: Diagnosis) -> None:
     out.print(table(["", "this machine"], list(diagnosis.facts.items())))
     for finding in diagnosis.findings:
-        style = _STYLES[finding.severity]
-        out.print(finding.severity, style=style, end=" ")
-        said = f"{finding.subject}: {finding.problem}"
-        out.print(said, markup=False, highlight=False, soft_wrap=True)
+        severity = styled(finding.severity, _STYLES[finding.severity])
+        out.print(severity, f"{finding.subject}: {finding.problem}", soft_wrap=True)
         for line in (finding.why, finding.fix and f"-> {finding.fix}"):
             if line:
-                out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+                out.print(f"    {line}", soft_wrap=True)
     errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     warnings = sum(finding.severity == "warning" for finding in diagnosis.findings)
     counted = f"{diagnosis.repository}: {errors} errors, {warnings} warnings"
-    out.print(counted, markup=False, highlight=False, soft_wrap=True)
+    out.print(counted, soft_wrap=True)

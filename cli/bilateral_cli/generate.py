@@ -58,9 +58,9 @@ def generate(
         if json:
             print_json({"prompt": prompt, "words": [vars(word) for word in words]})
             return
-        out.print(prompt, end="", markup=False, highlight=False, style="dim")
+        out.print(prompt, end="", style="dim")
         try:
             for word in words:
-                out.print(word.text, end="", markup=False, highlight=False)
+                out.print(word.text, end="")
         finally:  # also before an error or the shell's prompt
             out.print()

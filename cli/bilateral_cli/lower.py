@@ -64,13 +64,11 @@ def lower(
         f"residual stream: error {stream.error:.1e}, budget {stream.budget:.1e}"
         if stream.rewritten
         else f"residual stream: as it was; {stream.refused}",
-        highlight=False,
     )
     notes.print(
         f"tokens that are not read: left out of {read.nodes} nodes"
         if read.nodes
         else f"tokens that are not read: as they were; {read.refused}",
-        highlight=False,
     )
     if runtime == "onnxruntime-cpu":
         notes.print(
@@ -79,5 +77,4 @@ def lower(
             else f"ONNX Runtime's kernels: heads read in place {kernels.heads} times, "
             f"shares of x0 added in products {kernels.shares} times, "
             f"nodes that move tokens: {kernels.moves} less, GELUs kept: {kernels.gelus}",
-            highlight=False,
         )

@@ -1,23 +1,22 @@
-"""The `bilateral` command and how it ends: errors in one line, exit codes."""
+"""The `bilateral` command and how it ends: errors in one line, exit codes.
+
+Nothing that is slow to import is imported here: `run` takes signals over first.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-import typer
-from rich.markup import escape
-
-from bilateral_cli.app import EXIT_INTERRUPTED, EXIT_USAGE, app
-from bilateral_cli.console import notes
-from bilateral_export.errors import UserError
-
-# Click's UsageError, wherever Typer has it from: newer versions carry a copy of their own.
-UsageError: Any = typer.BadParameter.__bases__[0]
+from bilateral_cli import EXIT_INTERRUPTED, EXIT_USAGE
 
 # What each optional package is needed for; a client machine has none of them.
 _EXTRAS = {
@@ -56,57 +55,131 @@ _COMMANDS = (
     "models",
     "explain",
 )
-for _command in _COMMANDS:
-    importlib.import_module(f"bilateral_cli.{_command}")
 
-
-_interrupted = threading.Event()
+_signals: list[int] = []  # those that came
 
 
 def run() -> NoReturn:
     """Run the command line; the console script's entry point."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background
-        signal.signal(signal.SIGINT, _interrupt)
+    _signals.clear()
+    _take_signals(_interrupt)
+    sys.unraisablehook = _unraisable
+    code, error = EXIT_INTERRUPTED, ""
     try:
-        code = app(standalone_mode=False) or 0
-    except UserError as error:
-        _fail(str(error))
-    except UsageError as error:
-        _fail(f"{error.format_message().rstrip('.')}. See `{_command_path(error)} --help`.")
-    except typer.Exit as error:
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+        _prepare_streams()
+        code, error = _outcome()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        code, error = EXIT_INTERRUPTED, ""
+        _to_nowhere(sys.stdout)
+    except OSError as failure:
+        code, error = EXIT_USAGE, error or f"cannot read or write: {failure.strerror or failure}"
+        _to_nowhere(sys.stdout)
+    except Exception:
+        # What a library made of an interrupt that passed through it.
+        if not _signals:
+            raise
+        code = EXIT_INTERRUPTED
+    _take_signals(_leave)
+    with contextlib.suppress(OSError, SystemExit):  # nobody reads standard error
+        if error:
+            from bilateral_cli.console import notes, styled
+
+            notes.print(styled("Error:", "bold red"), error.replace("\n", "\\n"), soft_wrap=True)
+        elif code == EXIT_INTERRUPTED and _signals:
+            print("Interrupted; nothing half-written was left.", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _outcome() -> tuple[int, str]:
+    """Run the command; its exit code, and what was wrong with the input if anything was."""
+    import typer
+
+    from bilateral_cli.app import app
+    from bilateral_export.errors import UserError
+
+    # Click's UsageError, wherever Typer has it from: newer versions carry a copy of their own.
+    usage_error: Any = typer.BadParameter.__bases__[0]
+    for command in _COMMANDS:
+        importlib.import_module(f"bilateral_cli.{command}")
+    try:
+        return app(standalone_mode=False) or 0, ""
+    except UserError as error:
+        return error.exit_code, str(error)
+    except usage_error as error:
+        path = error.ctx.command_path if error.ctx else "bilateral"
+        return EXIT_USAGE, f"{error.format_message().rstrip('.')}. See `{path} --help`."
+    except typer.Exit as error:
+        return error.exit_code, ""
+    except typer.Abort as error:
+        raise Interrupted from error
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        _fail(
+        return EXIT_USAGE, (
             f"this command needs {error.name}, which is not installed."
             f' Run: pip install "bilateral-serve[{extra}]"'
         )
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # Rich's answer to `| head`
+            raise BrokenPipeError from error
+        raise
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
-    except Exception:
-        # What a library made of an interrupt that passed through it.
-        if not _interrupted.is_set():
-            raise
-        code = EXIT_INTERRUPTED
-    if code == EXIT_INTERRUPTED:  # Typer turns an interrupt into this code
-        notes.print("Interrupted; nothing half-written was left.", style="yellow")
-    sys.exit(code)
+        return EXIT_USAGE, (
+            f"{os.fsdecode(error.filename)}: {error.strerror}. Check the path and its permissions."
+        )
 
 
-def _fail(message: str) -> NoReturn:
-    notes.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
-    sys.exit(EXIT_USAGE)
+def _prepare_streams() -> None:
+    """Let neither a character nor a closed stream stop a command.
+
+    What an encoding lacks is printed as an escape. A stream that was closed by whoever started us
+    is opened to nowhere: its number must not become that of a file that is being written.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+        stream = getattr(sys, name)
+        if mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def _command_path(error: Any) -> str:
-    return error.ctx.command_path if error.ctx else "bilateral"
+def _to_nowhere(stream: TextIO) -> None:
+    """Let the interpreter's last flush succeed, and say nothing."""
+    with contextlib.suppress(OSError):  # a stream of a test has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _take_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background
+        signal.signal(signal.SIGINT, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    """Unwind, so that temporary files are removed."""
+    _signals.append(number)
+    raise Interrupted
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Stop at once: all is done but the interpreter's own end."""
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _unraisable(found: Any) -> None:
+    """Deliver an interrupt again that came where Python drops exceptions, in a callback say."""
+    if isinstance(found.exc_value, Interrupted):
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(found)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -115,9 +188,3 @@ class Interrupted(KeyboardInterrupt):
     A class of our own, because CPython ends by signal, whoever catches it, when KeyboardInterrupt
     itself passes through `exec` of a string, as dataclasses and torch.fx do.
     """
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Unwind, so that temporary files are removed."""
-    _interrupted.set()
-    raise Interrupted

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from bilateral_cli.app import EXIT_FAILED, app
-from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, notes, out, print_json, table
+from bilateral_cli.console import (
+    DEFAULT_URL,
+    JsonOption,
+    UrlOption,
+    notes,
+    out,
+    print_json,
+    styled,
+    table,
+)
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -166,8 +174,7 @@ def parity(
     else:
         _print(report)
     for text in worse:
-        worse_text = f"[bold red]Worse than the baseline:[/] {escape(text)}"
-        notes.print(worse_text, highlight=False)
+        notes.print(styled("Worse than the baseline:", "bold red"), text, soft_wrap=True)
     if not report.passed or worse:
         raise typer.Exit(EXIT_FAILED)
 
@@ -203,8 +210,7 @@ def _print(report: ParityReport) -> None:
         if not check.passed:
             _say("FAIL", f"{check.stage}: {check.name}: {check.detail}")
     for skipped in report.skipped:
-        text = escape(f"skipped {skipped.stage}: {skipped.reason}")
-        out.print(f"[dim]{text}[/]", highlight=False)
+        out.print(f"skipped {skipped.stage}: {skipped.reason}", style="dim", soft_wrap=True)
     for found in report.bisections:
         if found.culprit is None:
             continue
@@ -216,12 +222,11 @@ def _print(report: ParityReport) -> None:
             f"  error {at.error:.2e} there, allowed {at.limit:.2e}, {found.before:.2e} before it",
         )
         if found.reproducer:
-            out.print(f"  reproducer: {found.reproducer}", highlight=False, markup=False)
+            out.print(f"  reproducer: {found.reproducer}")
 
 
 def _say(what: str, text: str) -> None:
-    """Print what is wrong; names and reasons are not markup."""
-    out.print(f"[bold red]{what}[/] {escape(text)}", highlight=False)
+    out.print(styled(what, "bold red"), text, soft_wrap=True)
 
 
 def parity_table(report: ParityReport) -> Table:
@@ -229,13 +234,13 @@ def parity_table(report: ParityReport) -> Table:
     columns = ["stage", "output", ">error", ">budget", ">of eager", ">decisions"]
     rows = [
         (
-            escape(row.stage),
-            escape(row.output),
+            row.stage,
+            row.output,
             f"{row.error:.1e}",
             f"{row.budget:.1e}",
             f"{row.typical:.2f}",
             _decision(row),
-            "[green]pass[/]" if row.passed else "[bold red]FAIL[/]",
+            styled("pass", "green") if row.passed else styled("FAIL", "bold red"),
         )
         for row in report.rows
     ]

@@ -32,4 +32,4 @@ def quantize(
     inputs = read_calibration(calibration)
     with notes.status(f"Quantising {onnx}"):
         count = quantize_onnx(onnx, target, inputs, cast("Mode", mode))
-    out.print(f"{target}: {count} quantise nodes, {mode}", soft_wrap=True, highlight=False)
+    out.print(f"{target}: {count} quantise nodes, {mode}", soft_wrap=True)

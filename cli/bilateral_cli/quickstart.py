@@ -15,6 +15,7 @@ from bilateral_cli.console import (
     out,
     print_json,
     progress,
+    styled,
 )
 
 
@@ -48,7 +49,7 @@ def quickstart(
 
         def on_result(step: str, line: str) -> None:
             if not json:
-                out.print(f"[bold]{step:>13}[/]  {line}", soft_wrap=True, highlight=False)
+                out.print(styled(f"{step:>13}", "bold"), f" {line}", soft_wrap=True)
 
         summary = run(checkpoints, Path(repository), output, on_step, on_result)
     if json:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bilateral_export.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def require_file(path: Path, what: str) -> Path:
@@ -37,6 +43,19 @@ def require_file(path: Path, what: str) -> Path:
     if path.stat().st_size == 0:
         raise UserError(f"{what} {path} is empty", "Write or download it again.")
     return path
+
+
+def require_replaceable(target: Path) -> None:
+    """Refuse to write a file where something lies that a rename must not replace: /dev/null, say.
+
+    Raises:
+        UserError: `target` is a directory, a device or a pipe.
+    """
+    if target.is_dir():
+        raise UserError(f"{target} is a directory", "Give the name of a file to write.")
+    # /dev/stdout is a link to a file where the output goes to one.
+    if target.exists() and (not target.is_file() or target.absolute().parent == Path("/dev")):
+        raise UserError(f"{target} is not a regular file", "Give the name of a file to write.")
 
 
 @contextlib.contextmanager
@@ -69,10 +88,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     file (ONNX external data) has its final name too: every file found there is moved.
 
     Raises:
-        UserError: The directory cannot be written, or the disk is full.
+        UserError: It is something else than a file, the directory cannot be written, or the disk is
+            full.
     """
-    if target.is_dir():
-        raise UserError(f"{target} is a directory", "Give the name of a file to write.")
+    require_replaceable(target)
     temporary = _temporary_directory(target.parent)
     try:
         with disk_errors(target):
@@ -87,9 +106,46 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `target`, whole or not at all."""
+    """Write `text` (UTF-8) to `target`, whole or not at all.
+
+    Bytes of a file's name that are not UTF-8 are written as escapes.
+    """
     with atomic_file(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def to_json(value: BaseModel | dict[str, Any] | list[Any], indent: int = 1) -> str:
+    """Return a report or an answer as the text of one JSON document.
+
+    Raises:
+        UserError: A number is NaN or infinite, which JSON does not have; it is named by its path.
+    """
+    document = value if isinstance(value, (dict, list)) else value.model_dump(mode="json")
+    try:
+        return json.dumps(document, indent=indent, allow_nan=False, default=_plain) + "\n"
+    except ValueError as error:
+        where = next(_not_finite(document), None)
+        if where is None:
+            raise
+        raise UserError(f"{where} is not a finite number, so the result is not valid") from error
+
+
+def _plain(value: object) -> object:
+    """What JSON writes for a NumPy scalar, or for a path."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _not_finite(value: object, path: str = "") -> Iterator[str]:
+    """Name the numbers that JSON cannot write, such as `[0].predictions[2].probability`."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path.lstrip('.')} ({value})"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _not_finite(item, f"{path}[{number}]")
 
 
 def sha256(path: Path) -> str:

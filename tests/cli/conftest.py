@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,16 @@ def bilateral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         monkeypatch.setattr(console, "_width", 400)
         monkeypatch.setattr(console, "_height", 100)
 
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `run` sets its own
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["bilateral", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             run()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         captured = capsys.readouterr()
         code = exit_.value.code
         return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)

@@ -201,14 +201,15 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, number: int) -> No
 def test_an_interrupt_that_a_library_turned_into_its_own_error_is_one(tmp_path: Path) -> None:
     program = """
 import os, signal
-from bilateral_cli import main
-def app(**_):
+import typer
+from bilateral_cli.main import run
+def command(*_, **__):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except BaseException:
         raise SystemError("a library's") from None
-main.app = app
-main.run()
+typer.Typer.__call__ = command
+run()
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(

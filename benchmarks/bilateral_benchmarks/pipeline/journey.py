@@ -24,6 +24,7 @@ from bilateral_export.engine.library import load_library
 from bilateral_export.engine.manifest import AttentionPath
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.errors import UserError
+from bilateral_export.files import to_json
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import build, exportable
 from bilateral_export.models.language import LanguageModelConfig
@@ -258,7 +259,7 @@ def main() -> None:
         journey = travel(name, Path(checkpoints), Path(result).parent)
     except UserError as error:
         sys.exit(str(error))
-    Path(result).write_text(journey.model_dump_json(), encoding="utf-8")
+    Path(result).write_text(to_json(journey), encoding="utf-8")
 
 
 if __name__ == "__main__":

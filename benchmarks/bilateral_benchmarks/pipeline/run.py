@@ -18,7 +18,7 @@ from bilateral_benchmarks.machine import Machine
 from bilateral_benchmarks.pipeline.journey import Journey
 from bilateral_benchmarks.pipeline.report import markdown
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
+from bilateral_export.files import to_json, write_text
 from bilateral_export.models.zoo import MODELS, named
 
 # The models of the paper: every named one that is bilateral.
@@ -147,7 +147,7 @@ def _save(output: Path, journeys: dict[str, Journey], failures: dict[str, str]) 
         journeys=tuple(journeys[name] for name in MODELS if name in journeys),
         failures=failures,
     )
-    write_text(output / "pipeline.json", document.model_dump_json(indent=1) + "\n")
+    write_text(output / "pipeline.json", to_json(document))
     write_text(
         output / "pipeline.md", markdown(document.machine, document.journeys, document.failures)
     )

@@ -29,7 +29,7 @@ from bilateral_benchmarks.robustness.curve import (
 from bilateral_benchmarks.robustness.report import RobustnessReport, markdown, plot
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
+from bilateral_export.files import to_json, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine=Machine.here(),
         curves=tuple(curves),
     )
-    write_text(parsed.out / "robustness.json", report.model_dump_json(indent=1) + "\n")
+    write_text(parsed.out / "robustness.json", to_json(report))
     plot(curves, parsed.out / "robustness.png")
     text = markdown(curves)
     write_text(parsed.out / "robustness.md", text)

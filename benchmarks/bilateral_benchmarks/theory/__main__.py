@@ -16,7 +16,7 @@ from bilateral_benchmarks.theory.lipschitz import softmax_lipschitz
 from bilateral_benchmarks.theory.perturbation import KERNELS, score_perturbation
 from bilateral_benchmarks.theory.report import TheoryReport, markdown, plot
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
+from bilateral_export.files import to_json, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         perturbations=tuple(score_perturbation(kernels) for kernels in KERNELS),
         boosting=boosting(),
     )
-    write_text(parsed.out / "theory.json", report.model_dump_json(indent=1) + "\n")
+    write_text(parsed.out / "theory.json", to_json(report))
     plot(report, parsed.out / "theory.png")
     text = markdown(report)
     write_text(parsed.out / "theory.md", text)

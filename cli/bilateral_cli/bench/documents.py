@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.options import writable
 from bilateral_cli.bench.output import write_pages
-from bilateral_cli.console import JsonOption, notes, out, print_json, table
+from bilateral_cli.console import JsonOption, notes, out, print_json, styled, table
 
 
 @bench.command()
@@ -23,7 +22,9 @@ def compare(
     after: Annotated[Path, typer.Argument(help="The newer report (JSON).")],
     json: JsonOption = False,
 ) -> None:
-    """Say what became faster, slower, or cannot be told apart. Exit code 1 if anything is slower.
+    """Say what became faster, slower, or cannot be distinguished.
+
+    Exit code 1 if anything is slower, or a run that is compared is invalid.
 
     Latencies with an interval are compared: of runners, served models, sweeps, scenarios other than
     Server, runtimes and forms. Where the two were measured on different machines, or one is invalid
@@ -42,11 +43,11 @@ def compare(
         colours = {"faster": "green", "slower": "bold red", "indistinguishable": "dim"}
         rows = [
             (
-                escape(v.what),
+                v.what,
                 f"p{v.percent:g}",
                 f"{v.ratio:.3f}",
                 between(v.low, v.high),
-                f"[{colours[v.judgement]}]{v.judgement}[/]",
+                styled(v.judgement, colours[v.judgement]),
             )
             for v in verdicts
         ]
@@ -56,8 +57,8 @@ def compare(
         doubted = Counter(doubt for doubts in by_measurement.values() for doubt in doubts)
         for doubt, count in doubted.items():
             text = f"{doubt} ({count} of {len(by_measurement)} measurements)"
-            notes.print(text, markup=False, highlight=False, soft_wrap=True)
-    if any(verdict.judgement == "slower" for verdict in verdicts):
+            notes.print(text, soft_wrap=True)
+    if any(verdict.judgement == "slower" or not verdict.valid for verdict in verdicts):
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from bilateral_cli.console import notes, table
+from bilateral_cli.console import DescriptionColumn, notes, table
 
 if TYPE_CHECKING:
     from bilateral_benchmarks.interleave import Blocks
@@ -107,7 +107,7 @@ def experiment() -> Iterator[Shown]:
 def _progress(*columns: MofNCompleteColumn) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        DescriptionColumn(),
         BarColumn(),
         *columns,
         TimeElapsedColumn(),

@@ -10,18 +10,18 @@ from typing import Annotated
 import typer
 
 from bilateral_export.errors import UserError
+from bilateral_export.files import require_replaceable
 
 
 def writable(path: Path | None) -> Path | None:
     """A path that can be written, judged before what is to be written has taken its time.
 
     Raises:
-        UserError: It is a directory, or lies where nothing may be written.
+        UserError: It is a directory or a device, or lies where nothing may be written.
     """
     if path is None:
         return None
-    if path.is_dir():
-        raise UserError(f"{path} is a directory", "Give the name of a file to write.")
+    require_replaceable(path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"nothing can be written to {folder}", "Choose another path for --output.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
+import typer
 
-from bilateral_cli.console import UNBOUNDED, notes, out, print_json, table
+from bilateral_cli.app import EXIT_FAILED
+from bilateral_cli.console import UNBOUNDED, notes, out, print_json, styled, table
 
 if TYPE_CHECKING:
     from bilateral_benchmarks import tables
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def finish_document(document: Document, output: Path | None, json: bool) -> None:
-    """Print a document, and write it where asked."""
+    """Print a document, and write it where asked.
+
+    Raises:
+        typer.Exit: Code 1: a run is invalid.
+    """
     from bilateral_benchmarks.document import save_document
     from bilateral_benchmarks.tables import tables_of
 
@@ -25,31 +30,38 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
         notes.print(f"Wrote {output}")
     if json:
         print_json(document)
-        return
-    for item in document.items:
+    for item in () if json else document.items:
         for found in tables_of(item):
             print_table(found)
             for note in found.notes:
-                notes.print(note, markup=False, highlight=False)
+                notes.print(note, soft_wrap=True)
+    exit_if_failed(document)
+
+
+def exit_if_failed(document: Document) -> None:
+    """Say what is missing or invalid in a document, and end with code 1 if anything is."""
+    from bilateral_benchmarks.document import failures_of
+
+    failures = failures_of(document)
+    for failure in failures:
+        notes.print(styled("Failed:", "bold red"), failure, soft_wrap=True)
+    if failures:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def print_table(wide: tables.Table) -> None:
     """Print a table, or its rows one after the other where the screen is too narrow for it."""
-    # What a runtime says may be in brackets, as Rich's markup is.
-    rows = [[escape(cell) for cell in row] for row in wide.rows]
-    made = table(wide.columns, rows, title=escape(wide.title))
+    made = table(wide.columns, wide.rows, title=wide.title)
     unbounded = out.options.update(width=UNBOUNDED)
     if out.measure(made, options=unbounded).minimum <= out.width:
         out.print(made)
         return
-    out.print(wide.title, style="italic", markup=False)
+    out.print(wide.title, style="italic")
     for name, *values in wide.rows:
         told = zip(wide.columns[1:], values, strict=True)
         out.print(
             f"  {name}: "
-            + ", ".join(f"{column.removeprefix('>')} {value}" for column, value in told if value),
-            markup=False,
-            highlight=False,
+            + ", ".join(f"{column.removeprefix('>')} {value}" for column, value in told if value)
         )
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
-from bilateral_cli.console import JsonOption, notes, out, print_json
+from bilateral_cli.console import JsonOption, notes, out, print_json, styled
 
 
 @bench.command()
@@ -41,11 +40,11 @@ def pipeline(
 
     def on_journey(name: str, result: Journey | str) -> None:
         if isinstance(result, Journey):
-            word = "[green]pass[/]" if result.passed else "[bold red]FAIL[/]"
+            word = styled("pass", "green") if result.passed else styled("FAIL", "bold red")
             said = "; ".join(f"{answer.asked}: {answer.said}" for answer in result.answers)
-            notes.print(f"{word} [bold]{name}[/] {escape(said)}", highlight=False, soft_wrap=True)
+            notes.print(word, styled(name, "bold"), said, soft_wrap=True)
         else:
-            notes.print(f"[bold red]Failed:[/] {name}: {escape(result)}", highlight=False)
+            notes.print(styled("Failed:", "bold red"), f"{name}: {result}", soft_wrap=True)
 
     with notes.status("Starting") as status:
         found = run_pipeline(output, checkpoints, only or (), resume, status.update, on_journey)

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.options import writable
-from bilateral_cli.bench.output import write_pages
-from bilateral_cli.console import notes
+from bilateral_cli.bench.output import exit_if_failed, write_pages
 
 
 @bench.command()
@@ -38,7 +35,8 @@ def suite(
     """Measure everything in one run: runtimes, forms, growth, serving, the generator's limit.
 
     The models have random weights of the published sizes. What `make bench` runs. The file is
-    written after each part; with --only and --missing, the other parts in it are kept.
+    written after each part; with --only and --missing, the other parts in it are kept. Exit code 1
+    when a part failed or a run is invalid.
 
     Example: bilateral bench suite --output out/bench.json
     """
@@ -55,7 +53,4 @@ def suite(
             on_round=shown.blocks,
         ).run()
     write_pages(document, output)
-    if document.failures:
-        for failure in document.failures:
-            notes.print(f"[bold red]Failed:[/] {escape(failure)}", highlight=False)
-        raise typer.Exit(EXIT_FAILED)
+    exit_if_failed(document)

@@ -132,7 +132,7 @@ def write_explanation(subject: Subject, view: View, directory: Path) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     html = environment.from_string(template).render(page=page)
     with atomic_directory(directory) as temporary:
-        (temporary / "index.html").write_text(html, encoding="utf-8")
+        (temporary / "index.html").write_text(html, "utf-8", "backslashreplace")
         for part, section in sections.items():
             for number, row in enumerate(section.rows):
                 suffix = f"_head{number - 1}" if number else ""
