@@ -180,7 +180,7 @@ def test_documents_go_in_pairs_of_any_length(models: Models, client: Client) -> 
         (b"[MAX 1 x ]", "symbol 3: 'x'"),
         (b"", "the expression is empty"),
         (b"1 " * 200, "has 200 symbols"),
-        (b"\xff\xfe", "no ListOps expression"),
+        (b"\xff\xfe", "is not UTF-8 text"),
         (b"[MAX 1 [MIN 2 3 ]", "not one closed list"),
         (b" \n", "not one closed list"),
     ],
