@@ -60,6 +60,8 @@ def _stand_in() -> Any:
 
 def _open(task: dict[str, Any]) -> Any:
     directory, config = Path(task["directory"]), task["config"]
+    sys.dont_write_bytecode = True  # nothing is written beside the model, or taken from there
+    sys.pycache_prefix = os.devnull
     sys.modules["triton_python_backend_utils"] = _stand_in()
     sys.path.insert(0, str(directory))
     spec = importlib.util.spec_from_file_location("model", task["code"])

@@ -1,7 +1,8 @@
 """Open a version as the server would, and run its warm-up, before any server does.
 
-The version's own `model.py` runs, with a stand-in for what Triton gives it, in a process of its
-own: a file that crashes the runtime, or asks for all of the memory, does not take the caller along.
+`model.py` runs, with a stand-in for what Triton gives it, in a process of its own: a file that
+crashes the runtime, or asks for all of the memory, does not take the caller along. Only code of
+this installation runs; a version with other code is not tried.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_serving import configure
 from bilateral_serving.config import Runtime
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
+from bilateral_serving.version_files import backend_code
 
 _SHOWN = 400
 
@@ -57,13 +59,11 @@ def dry_run(
         largest_batch: Run no larger warm-up than this; None runs each as the server would.
         timeout_s: Seconds after which it is given up.
     """
-    if why := _not_here(config):
+    if why := _not_here(config) or _other_code(directory):
         return DryRun(skipped=why)
-    own = directory / (config.default_model_filename or "model.py")
-    backend = resources.files("bilateral_serving.python_backend") / "model.py"
     task = {
         "directory": str(directory),
-        "code": str(own if config.backend == "python" else backend),
+        "code": str(resources.files("bilateral_serving.python_backend") / "model.py"),
         "config": _as_server_sees(config),
         "runs": _runs(config, largest_batch),
         "memory": _available_memory(),
@@ -97,6 +97,18 @@ def _not_here(config: pb.ModelConfig) -> str:
         return f"{runtime} is not installed here"
     gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
     return "it is for a GPU, and there is none here" if gpu and not _has_gpu() else ""
+
+
+def _other_code(directory: Path) -> str:
+    """Why a version's code is not run: whoever can write a repository need not be trusted."""
+    ours = backend_code()
+    for path in sorted(directory.iterdir()):
+        runs = path.suffix in (".py", ".pyc", ".so") or path.is_dir()
+        if not runs or path.name == "__pycache__":
+            continue
+        if path.is_dir() or path.read_bytes() != ours.get(path.name):
+            return f"{path.name} is not of the installed bilateral-serve, and may be any code"
+    return ""
 
 
 def _has_gpu() -> bool:

@@ -110,19 +110,24 @@ def restored_on_error(path: Path, staging: Path) -> Iterator[None]:
         raise
 
 
+def backend_code() -> dict[str, bytes]:
+    """The Python files of this installation that the Python backend runs, by name."""
+    backend = resources.files("bilateral_serving.python_backend")
+    text = resources.files("bilateral_export") / "text.py"
+    return {
+        "model.py": (backend / "model.py").read_bytes(),
+        "stream.py": (backend / "stream.py").read_bytes(),
+        "bilateral_text.py": text.read_bytes(),
+    }
+
+
 def backend_files(artifact: Artifact) -> dict[str, bytes]:
     """What lies beside a model that the Python backend runs, by name.
 
     `model.py` always; for a language model its vocabulary and what streams words, too.
     """
-    backend = resources.files("bilateral_serving.python_backend")
-    files = {"model.py": (backend / "model.py").read_bytes()}
+    code = backend_code()
     about = artifact.metadata.preprocessing if artifact.metadata else None
     if isinstance(about, TextPreprocessing) and about.vocabulary:
-        text = resources.files("bilateral_export") / "text.py"
-        files |= {
-            VOCABULARY_FILE: "\n".join(about.vocabulary).encode(),
-            "stream.py": (backend / "stream.py").read_bytes(),
-            "bilateral_text.py": text.read_bytes(),
-        }
-    return files
+        return code | {VOCABULARY_FILE: "\n".join(about.vocabulary).encode()}
+    return {"model.py": code["model.py"]}

@@ -69,6 +69,14 @@ class BareServer:
 
     def load(self, name: str, seconds: float = 120) -> str | None:
         """Why the server refuses a model; None if it loads it."""
+        for _ in range(5):
+            refusal = self._load(name, seconds)
+            # What it says where a busy machine does not let a process answer within a second.
+            if refusal is None or "is not healthy" not in refusal:
+                break
+        return refusal
+
+    def _load(self, name: str, seconds: float) -> str | None:
         try:
             self.client.load_model(name, client_timeout=seconds)
         except InferenceServerException as refusal:

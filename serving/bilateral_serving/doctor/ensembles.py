@@ -12,7 +12,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_serving.config import CONFIG_FILE
-from bilateral_serving.doctor.findings import NOT_LOADED, Finding, error
+from bilateral_serving.doctor.findings import NOT_ANSWERED, NOT_LOADED, Finding, error
 
 _NAMES_OF_A_BACKEND = ("model.onnx", "model.plan", "model.py", "model.pt", "model.xml")
 
@@ -33,6 +33,19 @@ def check_ensemble(
     """
     for problem in (*_alone(config), *_flow(config), *_steps(config, models, versions)):
         yield error(name, problem, NOT_LOADED, f"Correct {CONFIG_FILE}.")
+    for problem in _open_sizes(config, models):
+        yield error(name, problem, NOT_ANSWERED, f"Write the size in {CONFIG_FILE}.")
+
+
+def _open_sizes(config: pb.ModelConfig, models: Mapping[str, pb.ModelConfig]) -> Iterator[str]:
+    inputs = {tensor.name: tensor.dims for tensor in config.input}
+    for step in config.ensemble_scheduling.step:
+        model = models.get(step.model_name, pb.ModelConfig())
+        for tensor in model.input:
+            outer = step.input_map.get(tensor.name, "")
+            pairs = zip(inputs.get(outer, ()), tensor.dims, strict=False)
+            if any(said == -1 != taken for said, taken in pairs):
+                yield f"leaves a size of '{outer}' open that model '{step.model_name}' fixes"
 
 
 def _alone(config: pb.ModelConfig) -> Iterator[str]:

@@ -144,8 +144,11 @@ def _check_backend_files(
 ) -> Iterator[Finding]:
     """What the Python backend runs: `model.py`, and what streams words where that is asked for."""
     wanted = backend_files(artifact)
+    if config.default_model_filename:
+        wanted[config.default_model_filename] = wanted.pop("model.py")
+    main = config.default_model_filename or "model.py"
     if not config.model_transaction_policy.decoupled:
-        wanted = {"model.py": wanted["model.py"]}
+        wanted = {main: wanted[main]}
     elif VOCABULARY_FILE not in wanted:
         yield error(
             subject,
