@@ -39,6 +39,16 @@ class _Response:
         self.tensors, self.error = output_tensors, error
 
 
+class _MetricFamily:
+    COUNTER = "counter"
+
+    def __init__(self, **_description: Any) -> None:
+        pass
+
+    def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
+        return types.SimpleNamespace(increment=lambda _amount: None)
+
+
 def _stand_in() -> Any:
     """What `model.py` uses of triton_python_backend_utils."""
     backend: Any = types.ModuleType("triton_python_backend_utils")
@@ -48,6 +58,7 @@ def _stand_in() -> Any:
     backend.Logger = types.SimpleNamespace(
         **{f"log_{level}": lambda _: None for level in ("info", "warn", "error", "verbose")}
     )
+    backend.MetricFamily = _MetricFamily
     backend.get_input_tensor_by_name = lambda request, name: (
         _Tensor(name, request.inputs[name]) if name in request.inputs else None
     )
@@ -75,6 +86,7 @@ def _open(task: dict[str, Any]) -> Any:
         {
             "model_config": json.dumps(config),
             "model_repository": str(directory.parent),
+            "model_name": config["name"],
             "model_version": directory.name,
             "model_instance_kind": "GPU" if "KIND_GPU" in kinds else "CPU",
             "model_instance_device_id": "0",

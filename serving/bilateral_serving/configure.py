@@ -202,10 +202,5 @@ def _warmup(artifact: Artifact, batch: int) -> list[pb.ModelWarmup]:
 
 def _warmup_input(spec: TensorSpec, batch: int) -> pb.ModelWarmup.Input:
     sizes = [WARMUP_LENGTH if size < 0 else size for size in _dims(spec, batch)]
-    source = pb.ModelWarmup.Input(data_type=f"TYPE_{triton_name(spec)}", dims=sizes)
-    # Zeros for integers: random bits would be indices out of range.
-    if spec.dtype.startswith("float"):
-        source.random_data = True
-    else:
-        source.zero_data = True
-    return source
+    # Zeros: random bits would be indices out of range, and floats that overflow within the model.
+    return pb.ModelWarmup.Input(data_type=f"TYPE_{triton_name(spec)}", dims=sizes, zero_data=True)
