@@ -6,7 +6,6 @@ Nothing that is slow to import is imported here: `run` takes signals over first.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import signal
@@ -35,26 +34,6 @@ _EXTRAS = {
     "art": "robustness",
     "matplotlib": "robustness",
 }
-
-# One module a command; each adds itself to `app` when it is imported. The order is that of --help.
-_COMMANDS = (
-    "quickstart",
-    "export",
-    "quantize",
-    "lower",
-    "build",
-    "inspect",
-    "parity",
-    "repository",
-    "doctor",
-    "serve",
-    "infer",
-    "generate",
-    "score",
-    "bench",
-    "models",
-    "explain",
-)
 
 _signals: list[int] = []  # those that came
 
@@ -97,13 +76,11 @@ def _outcome() -> tuple[int, str]:
     """Run the command; its exit code, and what was wrong with the input if anything was."""
     import typer
 
-    from bilateral_cli.app import app
+    from bilateral_cli.commands import app
     from bilateral_export.errors import UserError
 
     # Click's UsageError, wherever Typer has it from: newer versions carry a copy of their own.
     usage_error: Any = typer.BadParameter.__bases__[0]
-    for command in _COMMANDS:
-        importlib.import_module(f"bilateral_cli.{command}")
     try:
         return app(standalone_mode=False) or 0, ""
     except UserError as error:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import bilateral_cli.main  # noqa: F401  (registers the commands)
-from bilateral_cli.app import app
+from bilateral_cli.commands import app
 from bilateral_export.errors import UserError
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ import typer
 from tests.cli.conftest import CHECKPOINTS, DIGITS, ROOT
 
 from bilateral_cli import main
-from bilateral_cli.app import app
+from bilateral_cli.commands import app
 from bilateral_serving import repository
 
 # Each case runs in a process of its own, forked from one that has imported everything.
@@ -96,8 +95,6 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 def make_case(seed: int, files: list[Path], folder: Path) -> Case:
     """Arguments for one command: its own options, mostly, with values that mostly are wrong."""
     rng = random.Random(seed)
-    for command in main._COMMANDS:
-        importlib.import_module(f"bilateral_cli.{command}")
     everything = dict(leaves(typer.main.get_command(app)))
     path = rng.choice(sorted(set(everything) - LEFT_OUT))
 

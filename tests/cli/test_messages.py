@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,7 @@ import pytest
 import typer
 from tests.cli.conftest import ROOT
 
-from bilateral_cli import main
-from bilateral_cli.app import app
+from bilateral_cli.commands import app
 
 PACKAGES = ("cli", "export", "serving", "benchmarks")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
@@ -33,8 +31,6 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
 
 @pytest.fixture(scope="module")
 def options() -> dict[tuple[str, ...], set[str]]:
-    for command in main._COMMANDS:
-        importlib.import_module(f"bilateral_cli.{command}")
     return commands(typer.main.get_command(app))
 
 

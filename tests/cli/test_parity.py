@@ -10,7 +10,7 @@ import pytest
 from tests.export.parity.faults import GRAPH_FAULTS
 from typer.testing import CliRunner, Result
 
-from bilateral_cli.parity import app
+from bilateral_cli.commands import app
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx

@@ -1,0 +1,29 @@
+"""The Typer application with all commands."""
+
+from __future__ import annotations
+
+import importlib
+
+from bilateral_cli.app import app as app
+
+# One module a command; each adds itself to `app` when it is imported. The order is that of --help.
+_COMMANDS = (
+    "quickstart",
+    "export",
+    "quantize",
+    "lower",
+    "build",
+    "inspect",
+    "parity",
+    "repository",
+    "doctor",
+    "serve",
+    "infer",
+    "generate",
+    "score",
+    "bench",
+    "models",
+    "explain",
+)
+for _command in _COMMANDS:
+    importlib.import_module(f"bilateral_cli.{_command}")
