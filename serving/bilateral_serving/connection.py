@@ -134,7 +134,7 @@ class Connection:
                     "Send less, raise the timeout, or look whether the server still answers.",
                 )
             return self._start(method, request, on_end)
-        except UserError as refused:
+        except Exception as refused:
             if on_end:
                 on_end(refused)
             raise
@@ -187,21 +187,25 @@ class Connection:
         # A front door asks for it too when a request reads shared memory.
         metadata = ((access.METADATA_KEY, self._token),) if self._token else None
         make = getattr(self._stub, method)
-        with self._lock:
-            own = self._idle > 0 or self._threads < _MOST_THREADS
-            if self._idle:
-                self._idle -= 1
-            elif own:
-                self._threads += 1
-                threading.Thread(target=self._work, name="grpc call", daemon=True).start()
-        if own:
-            made = partial(make, request, metadata=metadata)
-            self._jobs.put(partial(self._finish, call, made, on_end, True))
-        else:
-            future = make.future(request, metadata=metadata)
-            future.add_done_callback(
-                lambda future: self._finish(call, future.result, on_end, False)
-            )
+        try:
+            with self._lock:
+                own = self._idle > 0 or self._threads < _MOST_THREADS
+                if self._idle:
+                    self._idle -= 1
+                elif own:
+                    threading.Thread(target=self._work, name="grpc call", daemon=True).start()
+                    self._threads += 1
+            if own:
+                made = partial(make, request, metadata=metadata)
+                self._jobs.put(partial(self._finish, call, made, on_end, True))
+            else:
+                future = make.future(request, metadata=metadata)
+                future.add_done_callback(
+                    lambda future: self._finish(call, future.result, on_end, False)
+                )
+        except BaseException:  # no thread can be started, say; nothing was sent
+            call.cancel()
+            raise
         return call
 
     def _work(self) -> None:

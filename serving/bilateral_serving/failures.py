@@ -27,7 +27,7 @@ def check_url(url: str) -> str:
         UserError: It does not; a scheme such as http:// does not belong there either.
     """
     host, colon, port = url.rpartition(":")
-    bare_ipv6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    bare_ipv6 = ":" in host and not host.startswith(("[", "unix:"))
     if not (host and colon and port.isdecimal()) or "//" in url or bare_ipv6:
         raise UserError(
             f"'{url}' is not the address of a server",
@@ -129,7 +129,7 @@ def _proxy_hint(url: str) -> str | None:
     host = url.rpartition(":")[0].strip("[]")
     variables = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
     used = next((name for name in variables if os.environ.get(name)), None)
-    if used is None or is_loopback(url):
+    if used is None or is_loopback(url) or host.startswith("unix:"):
         return None
     return (
         f"The environment variable {used} is set, so the call went to that proxy: add {host} to "

@@ -145,6 +145,16 @@ def test_elsewhere_the_error_names_the_variable(
         assert "add 192.0.2.1 to no_proxy" in caught.value.fix
 
 
+def test_a_socket_in_the_file_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with (
+        Client(f"unix:{tmp_path}/grpc:1", retries=0) as nobody,
+        pytest.raises(UserError, match="no Triton server answers at unix:") as caught,
+    ):
+        nobody.server_name()
+    assert "http_proxy" not in str(caught.value)
+
+
 def test_ipv6() -> None:
     with pytest.raises(UserError, match=r"or \[::1\]:8001"):
         Client("::1:8001")

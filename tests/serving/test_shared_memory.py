@@ -195,7 +195,12 @@ def test_not_wanted(server: RunningServer) -> None:
 
 def test_it_is_tried_by_itself_on_a_loopback_address_only() -> None:
     assert all(map(is_loopback, ["localhost:8001", "127.0.0.1:1", "127.1.2.3:9", "[::1]:8001"]))
-    assert not any(map(is_loopback, ["10.0.0.1:8001", "example.org:127", "localhost.org:1"]))
+    assert not any(
+        map(
+            is_loopback,
+            ["10.0.0.1:8001", "example.org:127", "localhost.org:1", "127.example.org:1"],
+        )
+    )
 
 
 def test_layout_leaves_out_what_has_another_form_on_the_way() -> None:
