@@ -116,9 +116,11 @@ def interface_check(model: onnx.ModelProto, trained: Exportable) -> Check:
         wanted = {spec.name: spec for spec in specs}
         problems += [f"it has no {kind} {name}" for name in wanted if name not in given]
         problems += [f"the model has no {kind} {name}" for name in given if name not in wanted]
-        for name in wanted.keys() & given.keys():
-            if not _fits(given[name], wanted[name]):
-                problems.append(f"{kind} {name} is not {wanted[name]}")
+        problems += [
+            f"{kind} {name} is not {spec}"
+            for name, spec in wanted.items()
+            if name in given and not _fits(given[name], spec)
+        ]
     return Check(
         stage=STAGE,
         name="interface",

@@ -77,7 +77,7 @@ class ParityRow(_Record):
             difference over that of the reference.
         eager_error: The same for eager PyTorch in that precision.
         budget: What `error` may be.
-        typical: Geometric mean over items of error / eager error.
+        typical: Geometric mean over items (of few numbers: pools of them) of error / eager error.
         typical_low: Lower end of its one-sided 99 % confidence interval.
         typical_high: Upper end, which must be within the report's `typical_budget`.
         cosine: Smallest cosine between output and reference.
