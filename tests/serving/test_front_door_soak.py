@@ -1,6 +1,6 @@
 """A well-behaved caller beside strangers who do everything that ends Triton 2.51, for a while.
 
-`BILATERAL_SOAK_S` says how many seconds; the figures of ten minutes are in
+`BILATERAL_SOAK_S` says how many seconds; the figures of three minutes are in
 `benchmarks/results/front_door.md`.
 """
 
