@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from bilateral_serving import preflight
+from bilateral_serving import _launch, preflight
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.command import (
     ServerOptions,
@@ -31,6 +32,7 @@ from bilateral_serving.command import (
 from bilateral_serving.front_door import FrontDoorOptions, Listening
 from bilateral_serving.installation import find, find_libpython
 
+LAUNCH = Path(_launch.__file__)
 TOKEN = "a token of the tests, which nobody guesses"
 MANAGER = ((METADATA_KEY, TOKEN),)
 
@@ -91,7 +93,14 @@ def front_door(repository: Path, *, http: bool = False, **options: Any) -> Itera
             for part in command_line(server, installation, backends, entries, gpu=False)
             if not part.startswith(("--grpc-address", "--http-address"))
         ]
-        command += [f"--grpc-address=unix:{sockets}/grpc", f"--http-address=unix:{sockets}/http"]
+        memory = f"tests-{uuid.uuid4().hex[:12]}-"
+        command = [
+            *(sys.executable, "-IS", str(LAUNCH), str(os.getpid())),
+            *command,
+            f"--grpc-address=unix:{sockets}/grpc",
+            f"--http-address=unix:{sockets}/http",
+            f"--backend-config=python,shm-region-prefix-name={memory}",
+        ]
         variables = environment(installation, find_libpython(), gpu=False)
         triton = _triton(command, variables, sockets)
         process, listening = started(
@@ -114,6 +123,8 @@ def front_door(repository: Path, *, http: bool = False, **options: Any) -> Itera
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(door.triton.pid, signal.SIGKILL)
             door.triton.wait()
+            for left in Path("/dev/shm").glob(f"{memory}*"):
+                left.unlink(missing_ok=True)
 
 
 def started(options: FrontDoorOptions) -> tuple[subprocess.Popen[bytes], Listening]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -35,7 +36,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from bilateral_serving import language, repository
 from bilateral_serving.config import Settings
-from bilateral_serving.front_door import FrontDoorOptions
+from bilateral_serving.front_door import FrontDoorOptions, requests
 
 IMAGE = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
 # As many turns as take about 30 ms on one core of 2026, and about a second.
@@ -124,6 +125,17 @@ class TestCallersThatLeave:
             assert time.monotonic() - began < 10
             # It runs to its end, alone: the next one waits for it and is answered.
             assert stub.ModelInfer(turns(1), timeout=120).outputs
+
+    def test_a_burst_of_calls_cancels_none(self, door: Door) -> None:
+        # gRPC's own server cancels at random what goes beyond a thousand.
+        with contextlib.ExitStack() as stack:
+            channels = [
+                stack.enter_context(grpc.insecure_channel(door.url, options=OWN_CONNECTION))
+                for _ in range(8)
+            ]
+            ready = [channel.unary_unary(requests.LIVE) for channel in channels]
+            calls = [call.future(b"", timeout=100) for _ in range(500) for call in ready]
+            assert {call.code() for call in calls} == {grpc.StatusCode.OK}
 
     def test_a_flood_of_late_calls_does_not_starve_a_patient_caller(self, served: Path) -> None:
         with front_door(served, requests_per_caller=4) as door:

@@ -23,6 +23,7 @@ from bilateral_serving.front_door.options import FrontDoorOptions, Listening
 from bilateral_serving.front_door.upstream import Upstream
 
 _PR_SET_PDEATHSIG = 1
+_MANY = 1_000_000
 # Seconds until a connection has said that it speaks HTTP/2; until one that is silent is asked
 # whether it is still there, and until it must have answered; until one without calls is closed.
 _HANDSHAKE_S, _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S, _IDLE_S = 10, 60, 20, 600
@@ -84,7 +85,12 @@ async def _listen(options: FrontDoorOptions, proxy: GrpcProxy) -> tuple[grpc.aio
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", options.message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", options.waiting_per_caller),
+            # No limit of streams: those that are opened before a caller knows it are reset.
+            # Else gRPC draws lots when more than a thousand calls of all callers wait to be begun,
+            # and cancels whom it hits.
+            ("grpc.server.max_pending_requests", _MANY),
+            ("grpc.server.max_pending_requests_hard_limit", _MANY),
+            ("grpc.server_max_unrequested_time_in_server", _MANY),
             ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
             ("grpc.keepalive_time_ms", 1000 * _KEEPALIVE_S),
             ("grpc.keepalive_timeout_ms", 1000 * _KEEPALIVE_TIMEOUT_S),
