@@ -286,6 +286,10 @@ class TestBadModels:
         root = tmp_path / "repository"
         for name in ("good", "damaged", "crashes", "misconfigured"):
             repository.add(name, models.quadrants(tmp_path / f"{name}.onnx"), root)
+        for name in ("unwarm", "unwarmed"):  # two at once can end tritonserver 2.51
+            repository.add(name, models.quadrants(tmp_path / f"{name}.onnx"), root)
+            model = root / name / "1/model.py"
+            model.write_text(model.read_text().replace("self._feed(request)", "{}[request]"))
         (root / "damaged/1/model.onnx").write_bytes(b"damaged")
         (root / "crashes/1/model.py").write_text("import os\nos.abort()\n")
         (root / "misconfigured/config.pbtxt").write_text("name: 7")
@@ -296,7 +300,8 @@ class TestBadModels:
         options = ServerOptions(root, grpc_port=port, metrics_port=None)
         with running(options) as server:
             assert server.models == ("good",)
-            assert set(server.failed) == {"damaged", "crashes", "misconfigured"}
+            bad = {"damaged", "crashes", "misconfigured", "unwarm", "unwarmed"}
+            assert set(server.failed) == bad
             assert f"{root}/damaged/1/model.onnx failed" in server.failed["damaged"]
             assert (
                 "version 1: Stub process 'crashes_0_0' is not healthy" in server.failed["crashes"]
