@@ -37,8 +37,6 @@ from bilateral_serving.upstream import NoAnswerError, Upstream
 _POLL_S = 0.05
 # A model's process that ends while it loads says why through the server, within this time.
 _LAST_WORDS_S = 3.0
-# How long requests wait for tritonserver while it starts again.
-_HOLD_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,10 @@ OnProgress = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def opened(
-    options: ServerOptions, on_log: OnLog | None, hurry: threading.Event | None = None
+    options: ServerOptions,
+    on_log: OnLog | None,
+    hurry: threading.Event | None = None,
+    hold_s: float = 0.0,
 ) -> Iterator[Service]:
     """Check what a server needs, make what it runs in, and end it at the end of the block.
 
@@ -88,6 +89,7 @@ def opened(
         options: What to serve and where.
         on_log: Called for each line of its log, from another thread.
         hurry: Ends the waiting for requests under way, if set.
+        hold_s: Seconds that requests wait for tritonserver to be started again, if somebody does.
 
     Raises:
         UserError: Something is missing, or a port is taken.
@@ -131,6 +133,7 @@ def opened(
             in_python,
             failed,
             on_log,
+            hold_s,
         )
         try:
             yield service
@@ -151,11 +154,13 @@ class Service:
         in_python: Collection[str],
         failed: dict[str, str],
         on_log: OnLog | None,
+        hold_s: float,
     ) -> None:
         self.options = options
         self._command, self._environment = command, environment
         self._scratch, self._listen = scratch, listen
         self._in_python, self._failed, self._on_log = in_python, failed, on_log
+        self._hold_s = hold_s
         self._starts = 0
         # Triton 2.51 can die when several models fail to warm up at once.
         self._one_by_one = False
@@ -399,7 +404,7 @@ class Service:
                 "http_upstream": str(self._listen.http_socket) if http else None,
                 "token": self._listen.token,
                 "parent": os.getpid(),
-                "hold_s": _HOLD_S,
+                "hold_s": self._hold_s,
                 "drain_s": options.stop_timeout_s,
             }
         )
