@@ -29,7 +29,7 @@ _numbers = itertools.count()
 
 
 def start_writers(url: str, count: int) -> list[subprocess.Popen[bytes]]:
-    """Clients of the model "words", each of which has had its first word."""
+    """Clients of the model "words"; `has_begun` waits for the first word of each."""
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", _WRITER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -41,7 +41,10 @@ def start_writers(url: str, count: int) -> list[subprocess.Popen[bytes]]:
         assert writer.stdin is not None
         writer.stdin.write(message.SerializeToString())
         writer.stdin.close()
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"word\n"
     return writers
+
+
+def has_begun(writer: subprocess.Popen[bytes]) -> bool:
+    """Wait for a client's first word; False if its stream ended without one."""
+    assert writer.stdout is not None
+    return writer.stdout.readline() == b"word\n"

@@ -14,13 +14,22 @@ import grpc
 import numpy as np
 import pytest
 from tests.serving import tiny_models as models
-from tests.serving.front_door import MANAGER, OWN_CONNECTION, TOKEN, Door, front_door, request
+from tests.serving.front_door import (
+    MANAGER,
+    OWN_CONNECTION,
+    TOKEN,
+    Door,
+    front_door,
+    request,
+    started,
+)
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from bilateral_serving import repository
 from bilateral_serving.access import HTTP_HEADER
 from bilateral_serving.config import Settings
+from bilateral_serving.front_door import FrontDoorOptions
 
 Stub = service_pb2_grpc.GRPCInferenceServiceStub
 IMAGE = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
@@ -437,6 +446,21 @@ class TestBytes:
                 codes.add(answer.code().name)
             assert "INVALID_ARGUMENT" in codes
             assert not codes & {"UNAVAILABLE", "UNKNOWN", "DEADLINE_EXCEEDED"}, codes
+
+    @pytest.mark.parametrize("compression", list(grpc.Compression))
+    def test_messages_that_are_too_large(self, compression: grpc.Compression) -> None:
+        # Compressed, it is a few kilobytes on the way.
+        options = FrontDoorOptions(
+            listen="127.0.0.1:0", upstream="unix:/nowhere", token=TOKEN, message_bytes=1 << 20
+        )
+        process, listening = started(options)
+        message = request("quadrants", pixel_values=np.zeros((1 << 18, 1, 2, 2), np.float32))
+        with grpc.insecure_channel(
+            listening.grpc, [*OWN_CONNECTION, ("grpc.max_send_message_length", -1)], compression
+        ) as channel:
+            refused(Stub(channel).ModelInfer, message, "RESOURCE_EXHAUSTED")
+        process.terminate()
+        assert process.wait(20) == 0
 
     def test_connections_that_say_nothing_keep_nobody_out(self, door: Door) -> None:
         silent = []

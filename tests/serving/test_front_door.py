@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -27,13 +30,13 @@ from tests.serving.front_door import (
     request,
     started,
 )
-from tests.serving.streams_that_are_killed import ENDLESS, start_writers
+from tests.serving.streams_that_are_killed import ENDLESS, has_begun, start_writers
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from bilateral_serving import language, repository
 from bilateral_serving.config import Settings
-from bilateral_serving.front_door import FrontDoorOptions
+from bilateral_serving.front_door import FrontDoorOptions, requests
 
 IMAGE = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
 # As many turns as take about 30 ms on one core of 2026, and about a second.
@@ -123,6 +126,17 @@ class TestCallersThatLeave:
             # It runs to its end, alone: the next one waits for it and is answered.
             assert stub.ModelInfer(turns(1), timeout=120).outputs
 
+    def test_a_burst_of_calls_cancels_none(self, door: Door) -> None:
+        # gRPC's own server cancels at random what goes beyond a thousand.
+        with contextlib.ExitStack() as stack:
+            channels = [
+                stack.enter_context(grpc.insecure_channel(door.url, options=OWN_CONNECTION))
+                for _ in range(8)
+            ]
+            ready = [channel.unary_unary(requests.LIVE) for channel in channels]
+            calls = [call.future(b"", timeout=100) for _ in range(500) for call in ready]
+            assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+
     def test_a_flood_of_late_calls_does_not_starve_a_patient_caller(self, served: Path) -> None:
         with front_door(served, requests_per_caller=4) as door:
             stop = threading.Event()
@@ -139,7 +153,7 @@ class TestCallersThatLeave:
             with ThreadPoolExecutor(1) as threads, door.stub() as stub:
                 flooding = threads.submit(flood)
                 try:
-                    for _ in range(20):
+                    for _ in range(8):
                         # Behind at most four of the other's: none would come through in a queue
                         # for all, which grows by thousands a second.
                         assert stub.ModelInfer(turns(1), timeout=60).outputs
@@ -162,6 +176,7 @@ class TestStreams:
         # Twelve, where the model writes eight at once: none may go on writing.
         for _ in range(3):
             writers = start_writers(door.url, 4)
+            assert all(has_begun(writer) for writer in writers)
             for writer in writers:
                 writer.kill()
                 writer.wait()
@@ -180,6 +195,41 @@ class TestStreams:
                 else:
                     answers.cancel()
         assert self.first_word(door)
+
+    @pytest.mark.parametrize("name", ["1", ""])
+    def test_of_the_same_id_are_nobody_elses(self, door: Door, name: str) -> None:
+        message = language.to_request("words", "", name, "word", ENDLESS)
+        with door.stub() as stub, door.stub() as other:
+            staying = stub.ModelStreamInfer(iter([message]), timeout=60)
+            next(staying)
+            going = other.ModelStreamInfer(iter([message]), timeout=60)
+            next(going)
+            going.cancel()
+            leave = language.to_leave(message)  # of a stranger, by name
+            list(other.ModelStreamInfer(iter([leave]), timeout=60))
+            # It goes on well beyond what was under way when the others left.
+            for _, answer in zip(range(2000), staying, strict=False):
+                assert answer.infer_response.id == name
+                assert len(answer.infer_response.outputs) == 3
+            staying.cancel()
+        assert self.first_word(door)
+
+    def test_are_left_by_their_own_message(self, door: Door) -> None:
+        message = language.to_request("words", "", "mine", "word", ENDLESS)
+        with door.stub() as stub:
+            more = threading.Event()
+
+            def both() -> Iterator[pb.ModelInferRequest]:
+                yield message
+                more.wait(60)
+                yield language.to_leave(message)
+
+            answers = stub.ModelStreamInfer(both(), timeout=60)
+            next(answers)
+            more.set()
+            last = list(answers)[-1]
+        assert last.infer_response.id == "mine"
+        assert last.infer_response.parameters["triton_final_response"].bool_param
 
     def test_carry_many_requests_in_order(self, door: Door) -> None:
         with door.stub() as stub:
@@ -342,11 +392,41 @@ class TestProcess:
             assert time.monotonic() < end
             time.sleep(0.05)
 
-    def test_a_port_that_is_taken_is_one_line(self, door: Door) -> None:
-        result = _run(listen=door.url, upstream="unix:/nowhere", token=TOKEN)
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::]"])
+    def test_listens_where_it_is_told(self, host: str, tmp_path: Path) -> None:
+        if "::" in host and not has_ipv6():
+            pytest.skip("this machine has no IPv6")
+        options = FrontDoorOptions(
+            listen=f"{host}:0",
+            http_listen=f"{host}:0",
+            http_upstream=str(tmp_path / "http"),
+            upstream="unix:/nowhere",
+            token=TOKEN,
+        )
+        process, listening = started(options)
+        reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        port = listening.grpc.rpartition(":")[2]
+        with grpc.insecure_channel(f"{reached}:{port}", options=OWN_CONNECTION) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ServerLive(pb.ServerLiveRequest(), timeout=20)
+            assert "failed to connect" in str(caught.value.details())  # to Triton
+        assert listening.http is not None
+        port = listening.http.rpartition(":")[2]
+        connection = http.client.HTTPConnection(f"{reached}:{port}", timeout=20)
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().status == 503
+        connection.close()
+        process.terminate()
+        assert process.wait(20) == 0
+
+    @pytest.mark.parametrize("option", ["listen", "http_listen"])
+    def test_a_port_that_is_taken_is_one_line(self, door: Door, option: str) -> None:
+        taken = {"listen": "127.0.0.1:0", "http_upstream": "/nowhere", option: door.url}
+        result = _run(upstream="unix:/nowhere", token=TOKEN, **taken)
         assert result.returncode == 2
         assert result.stderr.decode().count("\n") == 1
-        assert door.url in result.stderr.decode()
+        assert door.url.rpartition(":")[2] in result.stderr.decode()
 
     def test_options_that_cannot_be_are_a_line_each_and_no_token(self) -> None:
         secret = "short secret"
@@ -372,6 +452,15 @@ class TestProcess:
             timeout=60,
         )
         assert result.stdout.strip() == b"[]"
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _state(pid: int) -> str:

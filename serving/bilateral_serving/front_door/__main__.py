@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import resource
 import signal
 import sys
 
@@ -22,9 +23,10 @@ from bilateral_serving.front_door.options import FrontDoorOptions, Listening
 from bilateral_serving.front_door.upstream import Upstream
 
 _PR_SET_PDEATHSIG = 1
+_MANY = 1_000_000
 # Seconds until a connection has said that it speaks HTTP/2; until one that is silent is asked
-# whether it is still there, and until it must have answered.
-_HANDSHAKE_S, _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S = 10, 60, 20
+# whether it is still there, and until it must have answered; until one without calls is closed.
+_HANDSHAKE_S, _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S, _IDLE_S = 10, 60, 20, 600
 
 
 def main() -> int:
@@ -37,6 +39,9 @@ def main() -> int:
             logging.error("option %s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
     _end_with(options.parent)
+    # A connection is a file: as many as the system lets this process have.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         asyncio.run(_run(options))
     except OSError as error:
@@ -53,16 +58,19 @@ async def _run(options: FrontDoorOptions) -> None:
     calls = Calls(options)
     server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls))
     http, http_address = None, None
-    if options.http_listen is not None:
-        from bilateral_serving.front_door.http_proxy import HttpProxy  # aiohttp, of the server only
+    try:
+        if options.http_listen is not None:
+            # aiohttp comes with the server, not with the client.
+            from bilateral_serving.front_door.http_proxy import HttpProxy
 
-        http, http_address = await HttpProxy(options, upstream, calls).listen()
-    print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
-    await stop.wait()
-    # New requests are refused; those under way are answered.
-    await asyncio.gather(server.stop(options.drain_s), *([http.cleanup()] if http else []))
-    await calls.drain(options.drain_s)
-    await upstream.channel.close()
+            http, http_address = await HttpProxy(options, upstream, calls).listen()
+        print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
+        await stop.wait()
+    finally:
+        # New requests are refused; those under way are answered.
+        await asyncio.gather(server.stop(options.drain_s), *([http.cleanup()] if http else []))
+        await calls.drain(options.drain_s)
+        await upstream.channel.close()
 
 
 async def _listen(options: FrontDoorOptions, proxy: GrpcProxy) -> tuple[grpc.aio.Server, str]:
@@ -77,10 +85,16 @@ async def _listen(options: FrontDoorOptions, proxy: GrpcProxy) -> tuple[grpc.aio
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", options.message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", options.waiting_per_caller),
+            # No limit of streams: those that are opened before a caller knows it are reset.
+            # Else gRPC draws lots when more than a thousand calls of all callers wait to be begun,
+            # and cancels whom it hits.
+            ("grpc.server.max_pending_requests", _MANY),
+            ("grpc.server.max_pending_requests_hard_limit", _MANY),
+            ("grpc.server_max_unrequested_time_in_server", _MANY),
             ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_S),
             ("grpc.keepalive_time_ms", 1000 * _KEEPALIVE_S),
             ("grpc.keepalive_timeout_ms", 1000 * _KEEPALIVE_TIMEOUT_S),
+            ("grpc.max_connection_idle_ms", 1000 * _IDLE_S),
             # Callers may ask as often as they like whether the server is still there.
             ("grpc.http2.max_ping_strikes", 0),
         ],

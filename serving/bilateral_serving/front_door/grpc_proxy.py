@@ -128,6 +128,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             await stream.run()
         except grpc.aio.AioRpcError as error:
             await _abort(context, error.code(), error.details() or "")
+        except ValueError as error:
+            await _abort(context, Code.INVALID_ARGUMENT, str(error))
 
 
 async def _send(send: Any, request: bytes, metadata: Metadata) -> bytes:

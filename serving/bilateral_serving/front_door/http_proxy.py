@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +33,9 @@ _GENERATE = re.compile(rf"{_MODEL}/generate", re.ASCII)
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _PASSED_ON = ("Accept-Encoding", "Content-Type", "traceparent", "tracestate")
 _GIVEN_BACK = ("Content-Encoding", "Content-Type", _JSON_LENGTH)
+# aiohttp logs a traceback, and the bytes, of each request that is malformed or breaks off.
+_silent = logging.getLogger(f"{__name__}.requests")
+_silent.disabled = True
 # Bodies larger than this are checked in a thread.
 _SMALL = 64 << 10
 _HEADERS_TIMEOUT_S = 10.0
@@ -200,7 +204,7 @@ class HttpProxy:
                     )
                     return answer
                 except aiohttp.ClientError:
-                    if not again:
+                    if not (again and held):
                         raise
                 again = False  # see grpc_proxy
                 await self._upstream.wait_until_it_answers(patience)
@@ -242,6 +246,7 @@ class _Server(web.Server):
             handler,
             handler_cancellation=True,
             access_log=None,
+            logger=_silent,
             keepalive_timeout=15.0,
             auto_decompress=False,
         )

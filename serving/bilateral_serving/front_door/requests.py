@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from tritonclient.grpc import service_pb2 as pb
 
-from bilateral_serving import language
-
 _SERVICE = "/inference.GRPCInferenceService/"
 
 LIVE = _SERVICE + "ServerLive"
@@ -98,22 +96,16 @@ def is_of_sequence(around: bytes) -> bool:
     return b"sequence_" in around
 
 
-def message_to_leave(request: bytes) -> tuple[str, bytes] | None:
-    """A stream request's id, and the message that ends its answers early.
-
-    Returns:
-        None for a request without an id, one that is such a message itself, and one that has not
-        the inputs of our language models, which alone know the message.
+def words_request(request: bytes) -> pb.ModelInferRequest | None:
+    """A stream's request if it may be one for words: it has an input "text"; else None.
 
     Raises:
         ValueError: It is not a ModelInferRequest.
     """
-    parsed = _parse(envelope(request))
-    if not parsed.id or "leave" in parsed.parameters:
+    if b"text" not in envelope(request):
         return None
-    if not {"text", "max_tokens"} <= {tensor.name for tensor in parsed.inputs}:
-        return None
-    return parsed.id, language.to_leave(parsed).SerializeToString()
+    parsed = _parse(request)
+    return parsed if any(tensor.name == "text" for tensor in parsed.inputs) else None
 
 
 def _parse(around: bytes) -> pb.ModelInferRequest:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import grpc
 import grpc.aio
+from tritonclient.grpc import service_pb2 as pb
 
+from bilateral_serving import language
 from bilateral_serving.front_door import requests
 
-# Of one stream, the requests whose answers may still come: the last so many.
+# Of one stream, the requests for words whose answers may still come: the last so many.
 _REMEMBERED = 1024
 
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
@@ -24,6 +26,9 @@ class Stream:
 
     Triton's side is never cancelled. When the caller goes, it is closed for requests, the models
     are told to end the answers they are writing, and what still comes is read and dropped.
+
+    A model knows a request for words by its id. Callers choose ids as they like, two of them the
+    same: the model gets one of ours, so that nobody ends the words of another.
 
     Each message is read when the one before it was handed on, so that a slow reader holds up its
     own stream and fills no memory here.
@@ -46,7 +51,8 @@ class Stream:
         self._start, self._check = start, check
         self._call = open_stream()
         self._has_caller = True
-        self._to_leave: OrderedDict[str, bytes] = OrderedDict()
+        self._words: dict[str, pb.ModelInferRequest] = {}  # by our id, as it was sent on
+        self._ids: dict[str, str] = {}  # the caller's, by ours
         self._writing: asyncio.Task[Any] | None = None
         self.answers = start(self._pass_answers())
         """Ends when Triton has ended the stream."""
@@ -73,12 +79,39 @@ class Stream:
     async def _pass_requests(self) -> None:
         while (request := await self._context.read()) is not grpc.aio.EOF:
             await self._check(request)
-            if (leaving := requests.message_to_leave(request)) is not None:
-                self._to_leave[leaving[0]] = leaving[1]
-                if len(self._to_leave) > _REMEMBERED:
-                    self._to_leave.popitem(last=False)
+            words = requests.words_request(request)
+            if words is not None:
+                request = self._renamed(words)
             await self._write(self._call.write(request))
         await self._write(self._call.done_writing())
+
+    def _renamed(self, request: pb.ModelInferRequest) -> bytes:
+        if "leave" in request.parameters:
+            left = request.parameters["leave"].string_param
+            ours = next((ours for ours, theirs in self._ids.items() if theirs == left), "")
+            request.parameters["leave"].string_param = ours
+        else:
+            theirs, request.id = request.id, uuid.uuid4().hex
+            self._ids[request.id], self._words[request.id] = theirs, request
+            if len(self._ids) > _REMEMBERED:
+                self._forget(next(iter(self._ids)))
+        renamed: bytes = request.SerializeToString()
+        return renamed
+
+    def _named_back(self, answer: bytes) -> bytes:
+        parsed = pb.ModelStreamInferResponse.FromString(answer)
+        ours = parsed.infer_response.id
+        if ours not in self._ids:
+            return answer
+        parsed.infer_response.id = self._ids[ours]
+        ended = parsed.infer_response.parameters.get("triton_final_response")
+        if parsed.error_message or (ended is not None and ended.bool_param):
+            self._forget(ours)
+        named: bytes = parsed.SerializeToString()
+        return named
+
+    def _forget(self, ours: str) -> None:
+        del self._ids[ours], self._words[ours]
 
     async def _write(self, writing: Coroutine[Any, Any, Any]) -> None:
         # gRPC cancels a call whose writer is cancelled: it is another task.
@@ -87,6 +120,8 @@ class Stream:
 
     async def _pass_answers(self) -> None:
         while (answer := await self._call.read()) is not grpc.aio.EOF:
+            if self._ids:
+                answer = self._named_back(answer)
             if self._has_caller:
                 try:
                     await self._context.write(answer)
@@ -98,12 +133,13 @@ class Stream:
         if self._writing is not None:
             await asyncio.wait((self._writing,))
         await _unless_ended(self._call.done_writing())
-        if not self._to_leave:
+        if not self._words:
             return
         # The stream may have been closed for requests before its caller went: by one of its own.
         messenger = self._open_stream()
-        for message in self._to_leave.values():
-            await _unless_ended(messenger.write(message))
+        for request in list(self._words.values()):
+            leaving = language.to_leave(request).SerializeToString()
+            await _unless_ended(messenger.write(leaving))
         await _unless_ended(messenger.done_writing())
         with contextlib.suppress(grpc.aio.AioRpcError):
             while await messenger.read() is not grpc.aio.EOF:
