@@ -81,7 +81,7 @@ def opened(
     options: ServerOptions,
     on_log: OnLog | None,
     hurry: threading.Event | None = None,
-    hold_s: float = 0.0,
+    hold_s: float = 10.0,
 ) -> Iterator[Service]:
     """Check what a server needs, make what it runs in, and end it at the end of the block.
 
@@ -89,7 +89,8 @@ def opened(
         options: What to serve and where.
         on_log: Called for each line of its log, from another thread.
         hurry: Ends the waiting for requests under way, if set.
-        hold_s: Seconds that requests wait for tritonserver to be started again, if somebody does.
+        hold_s: Seconds that requests wait for tritonserver: the front door takes a moment to
+            connect to it, and `serve` starts it again.
 
     Raises:
         UserError: Something is missing, or a port is taken.
