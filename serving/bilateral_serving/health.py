@@ -24,7 +24,7 @@ SILENT_S = 2.0
 # Processor time within SILENT_S that counts as work: Triton's own housekeeping is far below it.
 _WORK_S = 0.1
 _PROBE_EVERY_S = 1.0
-# A probe of a slow model takes at most this share of the model's time.
+# Probes of a slow model take at most this share of a processor.
 _PROBE_SHARE = 0.05
 _PROBE_EVERY_AFTER_ERROR_S = 10.0
 _UNHEALTHY = "is not healthy"
@@ -110,14 +110,18 @@ class _Probing:
             )
         return None
 
+    def _cpu_s(self) -> float:
+        found = map(read_status, self._processes)
+        return sum(status.cpu_s for status in found if status is not None)
+
     def _ask(self) -> None:
         pause_s = 0.0
         while not self._closed.wait(pause_s):
             self._asked += 1
             self._waits = True
-            began = time.monotonic()
+            before_s = self._cpu_s()
             self._problem = self._probe()
             self._waits = False
-            pause_s = max(_PROBE_EVERY_S, (time.monotonic() - began) / _PROBE_SHARE)
+            pause_s = max(_PROBE_EVERY_S, (self._cpu_s() - before_s) / _PROBE_SHARE)
             if self._problem is not None:
                 pause_s = max(pause_s, _PROBE_EVERY_AFTER_ERROR_S)

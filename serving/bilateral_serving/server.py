@@ -16,6 +16,9 @@ from bilateral_serving.service import RunningServer as RunningServer
 from bilateral_serving.supervise import supervise
 from bilateral_serving.triton_process import OnLog
 
+# How long requests wait while tritonserver is started again.
+_HOLD_S = 60.0
+
 
 @contextlib.contextmanager
 def running(
@@ -67,7 +70,7 @@ def serve(
     """
     with (
         contextlib.nullcontext(signals) if signals else signals_counted() as counted,
-        opened(options, on_log, counted.second) as service,
+        opened(options, on_log, counted.second, _HOLD_S) as service,
     ):
         if not service.start(on_progress, counted.first):
             return

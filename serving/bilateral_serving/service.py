@@ -37,8 +37,6 @@ from bilateral_serving.upstream import NoAnswerError, Upstream
 _POLL_S = 0.05
 # A model's process that ends while it loads says why through the server, within this time.
 _LAST_WORDS_S = 3.0
-# How long requests wait for tritonserver while it starts again.
-_HOLD_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,10 @@ OnProgress = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def opened(
-    options: ServerOptions, on_log: OnLog | None, hurry: threading.Event | None = None
+    options: ServerOptions,
+    on_log: OnLog | None,
+    hurry: threading.Event | None = None,
+    hold_s: float = 10.0,
 ) -> Iterator[Service]:
     """Check what a server needs, make what it runs in, and end it at the end of the block.
 
@@ -88,6 +89,8 @@ def opened(
         options: What to serve and where.
         on_log: Called for each line of its log, from another thread.
         hurry: Ends the waiting for requests under way, if set.
+        hold_s: Seconds that requests wait for tritonserver: the front door takes a moment to
+            connect to it, and `serve` starts it again.
 
     Raises:
         UserError: Something is missing, or a port is taken.
@@ -131,6 +134,7 @@ def opened(
             in_python,
             failed,
             on_log,
+            hold_s,
         )
         try:
             yield service
@@ -151,12 +155,16 @@ class Service:
         in_python: Collection[str],
         failed: dict[str, str],
         on_log: OnLog | None,
+        hold_s: float,
     ) -> None:
         self.options = options
         self._command, self._environment = command, environment
         self._scratch, self._listen = scratch, listen
         self._in_python, self._failed, self._on_log = in_python, failed, on_log
+        self._hold_s = hold_s
         self._starts = 0
+        # Triton 2.51 can die when several models fail to warm up at once.
+        self._one_by_one = False
         self._began = self._ready_after = 0.0
         self._triton: TritonProcess | None = None
         self._upstream: Upstream | None = None
@@ -205,7 +213,10 @@ class Service:
                     return False
             except _CrashedError as crashed:
                 self.kill_triton()
-                self.leave_out(crashed.model, crashed.reason)
+                if crashed.model is None:
+                    self._one_by_one = True
+                else:
+                    self.leave_out(crashed.model, crashed.reason)
                 continue
             self._ready_after = time.monotonic() - self._began
             if on_progress:
@@ -288,6 +299,7 @@ class Service:
             [
                 *self._command,
                 f"--id={self._id}",
+                *(["--model-load-thread-count=1"] if self._one_by_one else []),
                 f"--backend-config=python,shm-region-prefix-name={self._id}-",
             ],
             self._environment,
@@ -305,6 +317,10 @@ class Service:
         name = upstream.ask_name()
         while not (name.done() and name.exception() is None and self._listens()):
             if why := triton.how_it_ended():
+                if triton.was_killed and not self.options.strict and len(self.models) > 1:
+                    culprit = loading.under_way() if self._one_by_one else None
+                    if culprit is not None or not self._one_by_one:
+                        raise _CrashedError(culprit, f"tritonserver dies of it: {why[0]}")
                 raise UserError(
                     f"tritonserver stopped while loading: {self._plain('; '.join(why[:3]))}",
                     _advice("; ".join(why)),
@@ -389,16 +405,16 @@ class Service:
                 "http_upstream": str(self._listen.http_socket) if http else None,
                 "token": self._listen.token,
                 "parent": os.getpid(),
-                "hold_s": _HOLD_S,
+                "hold_s": self._hold_s,
                 "drain_s": options.stop_timeout_s,
             }
         )
 
 
 class _CrashedError(Exception):
-    """A model's process died while it loaded."""
+    """A model's process, or tritonserver itself, died while a model loaded; None: it may be any."""
 
-    def __init__(self, model: str, reason: str) -> None:
+    def __init__(self, model: str | None, reason: str) -> None:
         super().__init__(model, reason)
         self.model, self.reason = model, reason
 
@@ -409,6 +425,12 @@ class _Loading:
     def __init__(self, triton: TritonProcess, models: Collection[str]) -> None:
         self._triton, self._models = triton, models
         self._missing_since: dict[str, float] = {}
+
+    def under_way(self) -> str | None:
+        """The one model that is loading; None if it is none, or one of several."""
+        settled = {*self._triton.loaded, *self._triton.failed}
+        loading = [model for model in self._triton.begun if model not in settled]
+        return loading[0] if len(loading) == 1 else None
 
     def check(self) -> None:
         """Look at them once more.

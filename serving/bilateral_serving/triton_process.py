@@ -103,6 +103,11 @@ class TritonProcess:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return [f"it ended {how} and gave no reason"]
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it, one of its own faults such as SIGSEGV included."""
+        return (self._process.poll() or 0) < 0
+
     def last_words(self) -> str:
         """The last line that came from no part of Triton, such as what a dying process wrote."""
         own = [

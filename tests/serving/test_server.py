@@ -261,7 +261,8 @@ class TestServe:
     ) -> None:
         slow = models.slow(tmp_path / "s.onnx")
         repository.add("slow", slow, root, settings=Settings(max_batch_size=1))
-        with running(grpc_only(root)) as server, Client(server.url, timeout_s=20) as client:
+        options = grpc_only(root, direct=True)
+        with running(options) as server, Client(server.url, timeout_s=20) as client:
             client.infer("slow", {"turns": np.int64([[1]])})
             threading.Timer(0.3, os.kill, (server.pid, signal.SIGKILL)).start()
             with pytest.raises(UserError, match=r"'slow': the connection .* broke before the ans"):
