@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import grpc
@@ -21,6 +22,7 @@ from bilateral_benchmarks.run import OnProgress, RunFailedError
 from bilateral_benchmarks.served import DEFAULT_TIMEOUT_S, try_out
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
+from bilateral_serving.access import call_metadata
 from bilateral_serving.shared_memory import Region
 
 _SERVICE = "/inference.GRPCInferenceService"
@@ -97,10 +99,11 @@ def measure_breakdown(
         stack.enter_context(_answering(url))
         channel = stack.enter_context(grpc.insecure_channel(url, options=_OPTIONS))
         region = stack.enter_context(registered(url, offsets_of(arrays)[1])) if shared else None
-        infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
+        metadata = call_metadata(url)
+        infer = partial(channel.unary_unary(f"{_SERVICE}/ModelInfer"), metadata=metadata)
         for _ in range(20):
             _request(infer, model, arrays, region, expected)
-        before = _statistics(channel, model)
+        before = _statistics(channel, model, metadata)
         times: list[tuple[float, float, float]] = []
         network: list[float] = []
         begun = shown = time.monotonic()
@@ -112,7 +115,7 @@ def measure_breakdown(
                 shown = time.monotonic()
             times.append(_request(infer, model, arrays, region, expected))
             network.append(_refused(infer, arrays, region))
-        after = _statistics(channel, model)
+        after = _statistics(channel, model, metadata)
     served = after.success.count - before.success.count
     if served != len(times):
         raise UserError(
@@ -197,13 +200,13 @@ def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> 
     raise UserError(f"the server serves a model named {_NOWHERE}", "Rename it.")
 
 
-def _statistics(channel: Any, model: str) -> Any:
+def _statistics(channel: Any, model: str, metadata: tuple[tuple[str, str], ...]) -> Any:
     call = channel.unary_unary(
         f"{_SERVICE}/ModelStatistics",
         request_serializer=service_pb2.ModelStatisticsRequest.SerializeToString,
         response_deserializer=service_pb2.ModelStatisticsResponse.FromString,
     )
-    answer = call(service_pb2.ModelStatisticsRequest(name=model))
+    answer = call(service_pb2.ModelStatisticsRequest(name=model), metadata=metadata)
     return answer.model_stats[-1].inference_stats
 
 

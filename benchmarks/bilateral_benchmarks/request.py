@@ -12,7 +12,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array, TensorSpec
-from bilateral_serving.shared_memory import Region, is_loopback, layout
+from bilateral_serving.access import call_metadata, is_loopback
+from bilateral_serving.shared_memory import Region, layout
 
 _SERVICE = "/inference.GRPCInferenceService"
 _PATIENCE_S = 10.0
@@ -92,6 +93,7 @@ def registered(url: str, size: int) -> Iterator[Region]:
                     name=region.name, key=region.key, byte_size=region.size
                 ),
                 timeout=_PATIENCE_S,
+                metadata=call_metadata(url),
             )
         except grpc.RpcError as error:
             raise UserError(f"no shared memory with {url}: {error.details()}", fix) from error
@@ -106,4 +108,5 @@ def registered(url: str, size: int) -> Iterator[Region]:
                 )(
                     service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name),
                     timeout=_PATIENCE_S,
+                    metadata=call_metadata(url),
                 )

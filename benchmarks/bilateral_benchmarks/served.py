@@ -17,6 +17,7 @@ from bilateral_benchmarks.report import Context, Report, summarise
 from bilateral_benchmarks.request import is_shared, offsets_of, registered, serialise
 from bilateral_benchmarks.run import OnProgress, run_load
 from bilateral_export.tensors import Array
+from bilateral_serving.access import call_metadata
 from bilateral_serving.client import Client
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -135,7 +136,7 @@ class GrpcTarget:
             request = serialise(shared.model, shared.arrays, region)
             large = [(offset, shared.arrays[name]) for name, offset in offsets.items()]
 
-        expected, right = self.expected, b""
+        expected, right, metadata = self.expected, b"", call_metadata(self.url)
 
         async def send() -> tuple[float, str | None]:
             nonlocal right
@@ -143,7 +144,7 @@ class GrpcTarget:
                 if shared:
                     for offset, array in large:
                         region.write(offset, array)
-                answer = await infer(request, timeout=timeout_s)
+                answer = await infer(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 return time.monotonic(), f"{error.code().name}: {error.details()}"
             done = time.monotonic()

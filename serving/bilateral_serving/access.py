@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import ipaddress
 import os
 import secrets
 import stat
@@ -24,8 +25,6 @@ METADATA_KEY = "triton-grpc-protocol-bilateral-token"
 
 HTTP_HEADER = "bilateral-token"
 """The same over HTTP."""
-
-_LOOPBACK = ("localhost", "::1")
 
 
 @contextlib.contextmanager
@@ -64,14 +63,28 @@ def is_token(shown: str | bytes, token: str) -> bool:
 
 def find_token(url: str) -> str | None:
     """The token of the server at a loopback "host:port", if this user started it; else None."""
-    host, _, port = url.rpartition(":")
-    host = host.strip("[]")
-    if not (host in _LOOPBACK or host.startswith("127.")) or not port.isdecimal():
+    port = url.rpartition(":")[2]
+    if not is_loopback(url) or not port.isdecimal():
         return None
     try:
         return _token(_directory() / port)
     except UserError:
         return None
+
+
+def call_metadata(url: str) -> tuple[tuple[str, str], ...]:
+    """The metadata of a call that manages the server at `url`; empty where there is no token."""
+    token = find_token(url)
+    return ((METADATA_KEY, token),) if token else ()
+
+
+def is_loopback(url: str) -> bool:
+    """Whether "host:port" names this machine's loopback interface."""
+    host = url.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def _directory() -> Path:

@@ -26,7 +26,8 @@ from tritonclient.grpc._utils import get_error_grpc
 
 from bilateral_export.errors import UserError
 from bilateral_serving import access
-from bilateral_serving.shared_memory import Regions, is_loopback
+from bilateral_serving.access import is_loopback
+from bilateral_serving.shared_memory import Regions
 
 logger = logging.getLogger(__name__)
 

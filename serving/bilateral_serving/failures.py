@@ -7,8 +7,8 @@ import os
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
+from bilateral_serving.access import is_loopback
 from bilateral_serving.deadline import Deadline
-from bilateral_serving.shared_memory import is_loopback
 
 START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
 

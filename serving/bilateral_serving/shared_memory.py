@@ -12,7 +12,6 @@ over (not until its caller stops waiting); only then `Regions.give` makes it fre
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import math
 import mmap
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from bilateral_export.tensors import Array, TensorSpec
+from bilateral_serving.access import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -188,15 +188,6 @@ class Regions:
                 "no shared memory with %s (%s): inputs go through gRPC", self._url, reason
             )
         self.possible = False
-
-
-def is_loopback(url: str) -> bool:
-    """Whether "host:port" names this machine's loopback interface."""
-    host = url.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
-        return False
 
 
 def abandoned(names: Iterable[str]) -> list[str]:

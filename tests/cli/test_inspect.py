@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 
 import onnx
-import pytest
 from tests.cli.conftest import DIGITS, Bilateral
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build
@@ -75,12 +73,3 @@ def test_a_file_that_another_tool_made_fp16_is_refused_in_one_line(
         assert "exported as fp32, its weights are fp16" in outcome.err
         assert "Export it again with `bilateral export`, which has --precision" in outcome.err
     assert not list((tmp_path / "r").glob("m/*"))
-
-
-def test_equal_labels_are_refused_at_export(tmp_path: Path) -> None:
-    digits = load_checkpoint(DIGITS)
-    labels = ("0", "1", "2", "3", "4", "5", "6", "7", "1", "9")
-    card: CheckpointCard = digits.card.model_copy(update={"labels": labels})
-    with pytest.raises(UserError, match="classes 1 and 8 have the same label '1'"):
-        export_onnx(dataclasses.replace(digits, card=card), tmp_path / "m.onnx")
-    assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,7 @@ def test_is_never_looked_up_for_another_machine():
     with published_token(8001):
         assert find_token("10.0.0.7:8001") is None
         assert find_token("localhost.example.org:8001") is None
+        assert find_token("127.example.org:8001") is None
 
 
 def test_is_new_at_every_start_and_the_later_start_owns_the_file():

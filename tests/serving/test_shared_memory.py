@@ -21,10 +21,11 @@ from tests.serving.live_processes import management
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import shared_memory
+from bilateral_serving.access import is_loopback
 from bilateral_serving.client import Client
 from bilateral_serving.client_aio import AsyncClient
 from bilateral_serving.server import RunningServer
-from bilateral_serving.shared_memory import LEAST_BYTES, Region, is_loopback, layout
+from bilateral_serving.shared_memory import LEAST_BYTES, Region, layout
 
 LARGE = LEAST_BYTES // 4  # numbers of four bytes
 

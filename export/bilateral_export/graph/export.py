@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +73,8 @@ def export_onnx(
             for the precision: what the fused kernel computes fastest (models/features.py).
 
     Raises:
-        UserError: The opset is not supported, two labels are equal, a weight or a bandwidth does
-            not survive its conversion, or the file cannot be written.
+        UserError: The opset is not supported, a weight or a bandwidth does not survive its
+            conversion, or the file cannot be written.
         PostconditionError: The exporter made something else than promised (a defect).
     """
     if opset not in OPSETS:
@@ -87,7 +86,6 @@ def export_onnx(
             f"opset {opset} has no bfloat16 convolution",
             f"Use opset {BF16_OPSET} or later for bf16.",
         )
-    _check_labels(checkpoint)
     model = to_precision(checkpoint.build_model(), DTYPES[precision])
     check_bandwidths(model)
     if spatial_features:
@@ -111,18 +109,6 @@ def export_onnx(
         inputs=described.inputs(),
         outputs=described.outputs(),
     )
-
-
-def _check_labels(checkpoint: Checkpoint) -> None:
-    labels = checkpoint.card.labels
-    twice = [label for label, count in Counter(labels).items() if count > 1]
-    if twice:
-        first, second = [at for at, label in enumerate(labels) if label == twice[0]][:2]
-        raise UserError(
-            f"classes {first} and {second} have the same label {twice[0]!r}",
-            "Give each class a label of its own (--labels FILE): nobody could tell them apart, and"
-            " parity could not see them swapped.",
-        )
 
 
 def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
