@@ -39,8 +39,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository.add("lookup", models.lookup(files / "l.onnx"), served, settings=BATCHING)
     repository.add("batched", models.quadrants(files / "b.onnx"), served, settings=BATCHING)
     repository.add("reciprocal", models.reciprocal(files / "r.onnx"), served, settings=BATCHING)
-    warm = Settings(threads=1, warmup=True)
-    repository.add("zero_over_zero", models.zero_over_zero(files / "z.onnx"), served, settings=warm)
     # What an interrupted `add` of a killed process can leave must not disturb a server.
     (served / ".partial-left").mkdir()
     grpc, metrics = free_ports(2)
