@@ -115,16 +115,6 @@ def reciprocal(path: Path) -> Path:
     )
 
 
-def zero_over_zero(path: Path) -> Path:
-    """A number over itself: NaN for 0."""
-    return save(
-        path,
-        [helper.make_node("Div", ["x", "x"], ["y"])],
-        {"x": (TensorProto.FLOAT, ["batch", 1])},
-        {"y": (TensorProto.FLOAT, ["batch", 1])},
-    )
-
-
 def words(path: Path, likely: tuple[float, float, float] = (1, 1, 1)) -> Path:
     """The tensors of a language model, and a vocabulary of three words, as likely as `likely`."""
     vocabulary = ("<eos>", "<unk>", "word")

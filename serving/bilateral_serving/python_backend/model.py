@@ -2,16 +2,15 @@
 
 It lies beside `model.onnx` in the version directory and needs numpy and the runtime, nothing else.
 What it must know comes from config.pbtxt: the names of the tensors, whether Triton batches, and
-the parameters `runtime`, `threads` and, for a model whose answers may hold NaN or infinity,
-`check_finite` with the value 0. A language model served as a stream of words (stream.py) is
+the parameters `runtime` and `threads`. A language model served as a stream of words (stream.py) is
 declared decoupled there.
 
 Triton hands over several requests at once. They run as one batch: concatenated along the first
 axis, and the results split again. If the batch fails, each request runs alone, so that a request
 that cannot be served does not take its neighbours with it.
 
-An answer that holds NaN or infinity although the request's inputs do not is an error of that
-request.
+Answers that hold NaN or infinity are counted. They are not refused here: warm-up sends anything,
+and a model whose warm-up fails is not served. Our client refuses them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +61,13 @@ class TritonPythonModel:
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
             parameters.get("spinning", "1") == "1",
         )
-        self._finite = FiniteCheck(
-            args["model_name"], args["model_version"], parameters.get("check_finite", "1") == "1"
-        )
+        self._not_finite = NotFinite(args["model_name"], args["model_version"])
         self._streamer = None
         if pb_utils.using_decoupled_model_transaction_policy(config):
             from stream import Streamer
 
             about = parameters[f"bilateral/{args['model_version']}"]
-            self._streamer = Streamer(self._run, version_directory, about, self._finite.problem)
+            self._streamer = Streamer(self._run, version_directory, about, self._not_finite.count)
 
     def finalize(self) -> None:
         """End the streams under way."""
@@ -102,21 +99,17 @@ class TritonPythonModel:
         ends = np.cumsum(sizes)[:-1]
         pieces = zip(*(np.split(output, ends) for output in outputs), strict=True)
         return [
-            self._respond(request, feed, arrays)
-            for request, feed, arrays in zip(requests, feeds, pieces, strict=True)
+            self._respond(request, arrays) for request, arrays in zip(requests, pieces, strict=True)
         ]
 
     def _run_alone(self, request: Any) -> Any:
         try:
-            feed = self._feed(request)
-            return self._respond(request, feed, self._run(feed, self._outputs))
+            return self._respond(request, self._run(self._feed(request), self._outputs))
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
-    def _respond(self, request: Any, feed: Arrays, arrays: Sequence[Array]) -> Any:
-        problem = self._finite.problem(feed, dict(zip(self._outputs, arrays, strict=True)))
-        if problem is not None:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(problem))
+    def _respond(self, request: Any, arrays: Sequence[Array]) -> Any:
+        self._not_finite.count(arrays)
         return respond(request, self._outputs, arrays)
 
     def _feed(self, request: Any) -> Arrays:
@@ -146,37 +139,27 @@ def check_files(directory: Path, provenance: str) -> None:
             )
 
 
-class FiniteCheck:
-    """Looks at a model's answers and counts those that hold NaN or infinity, in Triton's metrics.
+class NotFinite:
+    """Counts the answers that hold NaN or infinity, in Triton's metrics.
 
     Args:
         model: The model's name, a label of the counter.
         version: Its version, another.
-        refuse: Whether such an answer to finite inputs is an error.
     """
 
-    def __init__(self, model: str, version: str, refuse: bool) -> None:
-        self._refuse = refuse
+    def __init__(self, model: str, version: str) -> None:
         self._family = pb_utils.MetricFamily(
             name=NOT_FINITE_METRIC,
             description="Answers that held NaN or infinity",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self._count = self._family.Metric(labels={"model": model, "version": version})
+        self._counter = self._family.Metric(labels={"model": model, "version": version})
 
-    def problem(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> str | None:
-        """What is wrong with an answer; None if nothing is, or if its inputs explain it."""
+    def count(self, outputs: Sequence[Array]) -> None:
+        """Count an answer if one of its outputs is not finite."""
         # A thousand float32 numbers take a microsecond.
-        wrong = [name for name, array in outputs.items() if not is_finite(array)]
-        # Triton's warm-up and the supervisor's probes send zeros, which are nothing but padding to
-        # a model of tokens.
-        if not wrong or not any(array.any() for array in inputs.values()):
-            return None
-        self._count.increment(1)
-        if not self._refuse or not all(map(is_finite, inputs.values())):
-            return None
-        amount = int((~np.isfinite(outputs[wrong[0]])).sum())
-        return f"output '{wrong[0]}' is not finite: NaN or infinity in {amount} of its values"
+        if not all(map(is_finite, outputs)):
+            self._counter.increment(1)
 
 
 def is_finite(array: Array) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from bilateral_text import Reader, Sampling, Tokenizer, Word, generate, score
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array], Sequence[str]], Sequence[Array]]
-Problem = Callable[[Mapping[str, Array], Mapping[str, Array]], "str | None"]
+Count = Callable[[Sequence[Array]], None]
 
 # The graph's inputs and outputs, in the order of `bilateral_text.Step`.
 INPUTS = ("tokens", "targets", "past_keys", "past_values")
@@ -72,17 +72,17 @@ class Streamer:
         run: Runs the graph.
         directory: The version's directory.
         metadata: The artifact's metadata, as JSON.
-        problem: Says what is wrong with the graph's outputs, given inputs and outputs.
+        count: Counts outputs of the graph that are not finite.
     """
 
-    def __init__(self, run: Run, directory: Path, metadata: str, problem: Problem) -> None:
+    def __init__(self, run: Run, directory: Path, metadata: str, count: Count) -> None:
         about = json.loads(metadata)
         model, text = about["model"], about["preprocessing"]
         words = (directory / "vocabulary.txt").read_text(encoding="utf-8-sig").split("\n")
         self._tokenizer = Tokenizer(words, text["split"])
         self._context = int(text["context"])
         self._cache_shape = (1, model["depth"], model["heads"], 0, model["dim"] // model["heads"])
-        self._run, self._problem = run, problem
+        self._run, self._count = run, count
         self._closing = threading.Event()
         self._waiting: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -162,9 +162,7 @@ class Streamer:
         if stream.left or self._closing.is_set() or stream.sender.is_cancelled():
             raise LeftError
         # The keys and values are large, and what is wrong with them shows in the next word.
-        problem = self._problem(feed, {OUTPUTS[0]: likelihood, OUTPUTS[1]: probabilities})
-        if problem is not None:
-            raise ValueError(problem)
+        self._count((likelihood, probabilities))
         return likelihood, probabilities, keys, values
 
 
