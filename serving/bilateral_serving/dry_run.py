@@ -13,6 +13,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -61,6 +62,16 @@ def dry_run(
     """
     if why := _not_here(config) or _other_code(directory):
         return DryRun(skipped=why)
+    with tempfile.TemporaryDirectory(prefix="bilateral-") as scratch:
+        # As the server sees it: a path that runtimes cannot encode does not matter.
+        link = Path(scratch) / directory.name
+        link.symlink_to(directory.absolute())
+        return _run(link, config, largest_batch, timeout_s)
+
+
+def _run(
+    directory: Path, config: pb.ModelConfig, largest_batch: int | None, timeout_s: float
+) -> DryRun:
     task = {
         "directory": str(directory),
         "code": str(resources.files("bilateral_serving.python_backend") / "model.py"),

@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2_grpc
 from bilateral_serving import _launch, preflight
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.command import (
+    Listen,
     ServerOptions,
     backend_directory,
     command_line,
@@ -79,26 +80,25 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_prox
 def front_door(repository: Path, *, http: bool = False, **options: Any) -> Iterator[Door]:
     """Start both, and end both."""
     installation = find()
-    entries = preflight.select_models(repository, ())
+    entries, _failed = preflight.select_models(repository, ())
     with contextlib.ExitStack() as stack:
         # Not pytest's own: the path of a socket has at most 107 characters.
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="door-")))
         sockets = scratch / "sockets"
         sockets.mkdir(mode=0o700)
         (scratch / "backends").mkdir()
-        server = ServerOptions(repository, grpc_port=1, http_port=1, metrics_port=None)
+        # Open to whoever gets past the front door, so that it alone is what the tests attack.
+        explicit = ("--model-control-mode=explicit", "--load-model=*")
+        server = ServerOptions(repository, http_port=1, metrics_port=None, arguments=explicit)
         backends = backend_directory(installation, scratch / "backends")
-        command = [
-            part
-            for part in command_line(server, installation, backends, entries, gpu=False)
-            if not part.startswith(("--grpc-address", "--http-address"))
-        ]
+        listen = Listen(sockets, TOKEN)
+        command = command_line(
+            server, installation, backends, repository, listen, entries, gpu=False
+        )
         memory = f"tests-{uuid.uuid4().hex[:12]}-"
         command = [
             *(sys.executable, "-IS", str(LAUNCH), str(os.getpid())),
             *command,
-            f"--grpc-address=unix:{sockets}/grpc",
-            f"--http-address=unix:{sockets}/http",
             f"--backend-config=python,shm-region-prefix-name={memory}",
         ]
         variables = environment(installation, find_libpython(), gpu=False)
@@ -106,9 +106,9 @@ def front_door(repository: Path, *, http: bool = False, **options: Any) -> Itera
         process, listening = started(
             FrontDoorOptions(
                 listen="127.0.0.1:0",
-                upstream=f"unix:{sockets}/grpc:1",
+                upstream=listen.target(server),
                 http_listen="127.0.0.1:0" if http else None,
-                http_upstream=str(sockets / "http") if http else None,
+                http_upstream=str(listen.http_socket) if http else None,
                 token=TOKEN,
                 parent=os.getpid(),
                 **options,

@@ -41,7 +41,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     root = tmp_path_factory.mktemp("attacked")
     one = Settings(threads=1)
     repository.add("quadrants", models.quadrants(root / "q.onnx"), root / "models", settings=one)
-    repository.add("slow", models.slow(root / "s.onnx"), root / "models", settings=one)
+    alone = Settings(threads=1, max_batch_size=1)
+    repository.add("slow", models.slow(root / "s.onnx"), root / "models", settings=alone)
     with front_door(root / "models", http=True) as started:
         yield started
 
