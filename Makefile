@@ -18,7 +18,8 @@ quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRP
 # Two at a time, one thread each; what measures time runs alone afterwards, and again where something
 # else had the cores: wrong code fails three times.
 test: $(VENV)/.installed-dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not timing and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not timing and not slow and not forks"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "forks and not slow"
 	$(BIN)/python -m pytest -m "timing and not slow" --reruns 2
 
 test-slow: $(VENV)/.installed-dev  ## studies under load, minutes each; one after the other

@@ -199,6 +199,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory, digits_onnx: Path) -> list
     ]
 
 
+@pytest.mark.forks
 @pytest.mark.timeout(900)
 def test_some_random_commands(healthy: list[Path], tmp_path: Path) -> None:
     check(range(25), healthy, tmp_path)

@@ -20,7 +20,10 @@ from bilateral_serving import connection
 from bilateral_serving.client import Client
 from bilateral_serving.server import RunningServer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.forks,
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 
 
 def in_child(work: Callable[[], object], leave: Callable[[int], object] = os._exit) -> str:

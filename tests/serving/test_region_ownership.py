@@ -181,6 +181,7 @@ def test_a_cancelled_task_ends_at_once(
     assert registered(server) == []
 
 
+@pytest.mark.forks
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_children_and_their_parent_at_the_same_time(server: RunningServer) -> None:
     """Threads of the parent call while it forks, and go on while the children call and end."""
