@@ -62,7 +62,7 @@ def limit_on_this_machine(
         export_onnx(checkpoint_of(TINY_MODEL, folder, None), exported)
         repository.add("digits", exported, folder / "models", settings=Settings(threads=1))
         options = ServerOptions(
-            folder / "models", grpc_port=free_port(), http_port=None, metrics_port=None
+            folder / "models", grpc_port=free_port(), metrics_port=None, direct=True
         )
         with running(options) as server:
             with Client(server.url) as client:

@@ -327,7 +327,8 @@ class Suite:
         directory = Path(tempfile.mkdtemp(dir=self._folder))
         for name, (exported, settings) in models.items():
             repository.add(name, exported, directory, settings=settings)
-        options = ServerOptions(directory, grpc_port=free_port(), http_port=None, metrics_port=None)
+        # Compared with the model in process is Triton; the front door has its own report.
+        options = ServerOptions(directory, grpc_port=free_port(), metrics_port=None, direct=True)
         self._say("starting the server")
         with running(options) as server:
             yield server.url

@@ -61,7 +61,9 @@ def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_d
     (journey,) = found.journeys
     assert found.passed, journey.parity.failures
     assert journey.first_failure is not None
-    assert "tritonserver stopped while loading: it ended by SIGSEGV" in journey.first_failure
+    # Its own end is seen first, or that of its model's process: it takes seconds to die.
+    assert journey.first_failure.startswith("tritonserver ")
+    assert "while loading: " in journey.first_failure
     assert (journey.name, journey.weights, journey.attention_nodes) == (NAME, "trained", 4)
     assert len({row.stage for row in journey.parity.rows}) == 2
     assert journey.plan.mb > 0.1
@@ -71,7 +73,7 @@ def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_d
     assert answer.difference < 1e-5
     page = (tmp_path / "pipeline.md").read_text()
     assert f"| {NAME} | trained | 114,830 | 114,778 |" in page
-    assert "| pass at the second try; the first: tritonserver stopped" in page
+    assert "| pass at the second try; the first: tritonserver " in page
     assert Pipeline.model_validate_json((tmp_path / "pipeline.json").read_bytes()) == found
 
     # What passed is not run again, and a model that does not arrive costs the others nothing.

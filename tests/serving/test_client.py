@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -337,20 +338,28 @@ class TestBadInput:
         assert time.monotonic() - began < 1.0
 
     def test_late_calls_are_not_cancelled_but_run_to_their_end(
-        self, client: Client, server: RunningServer
+        self, client: Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Triton 2.51 can die of cancelled calls. With a cancellation it would execute fewer."""
         client.infer("slow", {"turns": np.int64([[1]])})
         before = inferences(server, "slow")
+        sent = []  # a call whose deadline has passed already is not made
+        start = connection.Connection.start
+
+        def counted(self: connection.Connection, method: str, *rest: Any) -> connection.Call:
+            sent.append(method)
+            return start(self, method, *rest)
+
+        monkeypatch.setattr(connection.Connection, "start", counted)
 
         def give_up(_: int) -> None:
-            with pytest.raises(UserError, match=r"no answer from .* within 0\.001 s"):
-                client.infer("slow", {"turns": np.int64([[100]])}, timeout_s=0.001)
+            with pytest.raises(UserError, match=r"no answer from .* within 0\.05 s"):
+                client.infer("slow", {"turns": np.int64([[500]])}, timeout_s=0.05)
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(give_up, range(8)))
         client.infer("slow", {"turns": np.int64([[1]])})  # behind the late ones
-        assert inferences(server, "slow") - before == 9
+        assert inferences(server, "slow") - before == sent.count("ModelInfer") > 1
 
     def test_beyond_so_many_late_calls_a_client_sends_nothing_more(
         self, server: RunningServer, monkeypatch: pytest.MonkeyPatch
@@ -359,9 +368,9 @@ class TestBadInput:
         with Client(server.url) as client:
             client.infer("slow", {"turns": np.int64([[1]])})
             before = inferences(server, "slow")
-            for turns in (1_000, 1):
+            for _ in range(2):
                 with pytest.raises(UserError, match="no answer"):
-                    client.infer("slow", {"turns": np.int64([[turns]])}, timeout_s=0.001)
+                    client.infer("slow", {"turns": np.int64([[6_000]])}, timeout_s=0.2)
             with pytest.raises(UserError, match=f"2 calls to {server.url} that nobody waits for"):
                 client.infer("slow", {"turns": np.int64([[1]])})
         assert inferences(server, "slow") - before == 2  # closing has waited for them
@@ -376,7 +385,7 @@ class TestBadInput:
         with Client(server.url) as client, caplog.at_level(logging.WARNING):
             client.infer("slow", {"turns": np.int64([[1]])})
             with pytest.raises(UserError, match="no answer"):
-                client.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.001)
+                client.infer("slow", {"turns": np.int64([[6_000]])}, timeout_s=0.2)
             client.close()
         assert caplog.messages == [
             f"{server.url}: 1 calls did not end within 0.05 s; they are cancelled"
