@@ -21,6 +21,14 @@ from bilateral_cli import main
 IMAGE = ROOT / "export" / "checkpoints" / "digits" / "3-0.png"
 NOBODY = "localhost:9"  # the discard port: nothing listens there
 
+# A job in the background ignores Ctrl-C, and so would what it starts. (Not by `preexec_fn`, which
+# forks: gRPC may be in use here.)
+WITH_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 def refused(outcome: Outcome) -> str:
     """The one line of a refusal."""
@@ -180,12 +188,10 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, number: int) -> No
     arguments = ["export", str(DIGITS), str(tmp_path / "digits.onnx")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "bilateral_cli", *arguments],
+        [sys.executable, "-c", WITH_CTRL_C, sys.executable, "-m", "bilateral_cli", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # A job in the background ignores Ctrl-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()) and process.poll() is None:

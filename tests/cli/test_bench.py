@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Bilateral
 from tests.cli.test_bad_input import refused
 
-TIMED = ("--duration", 0.3, "--warmup", 0.1)
+TIMED = ("--duration", 1.5, "--warmup", 0.1)
 
 
 @pytest.mark.parametrize(

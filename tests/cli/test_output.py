@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cli.conftest import CHECKPOINTS, DIGITS, ROOT, Bilateral
-from tests.cli.test_bad_input import refused
+from tests.cli.test_bad_input import WITH_CTRL_C, refused
 
 from bilateral_cli.console import DescriptionColumn, LiteralConsole, print_json, styled, table
 from bilateral_cli.main import run
@@ -197,13 +197,11 @@ def test_a_device_is_never_replaced(bilateral: Bilateral, tmp_path: Path) -> Non
 @pytest.mark.parametrize("delay_ms", [0, 30, 90, 250, 700])
 def test_ctrl_c_at_any_time_is_one_line(delay_ms: int) -> None:
     process = subprocess.Popen(
-        [*PROGRAM, "models"],
+        [sys.executable, "-c", WITH_CTRL_C, *PROGRAM, "models"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
-        # A job in the background ignores Ctrl-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Python's own handler of Ctrl-C is there from the start, one of SIGTERM only once it is ours.
     bit = 1 << (signal.SIGTERM - 1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from tests.serving.live_processes import free_ports
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from bilateral_serving import _launch
 from bilateral_serving.command import backend_directory, environment
 from bilateral_serving.installation import find, find_libpython
 
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+# Ends with this process; a `preexec_fn` would fork it while it uses gRPC.
+_LAUNCH = (sys.executable, "-IS", _launch.__file__)
 
 
 class BareServer:
@@ -50,12 +50,11 @@ class BareServer:
         self.stop()
         (port,) = free_ports(1)
         self._process = subprocess.Popen(
-            [*self._command, f"--grpc-port={port}"],
+            [*_LAUNCH, str(os.getpid()), *self._command, f"--grpc-port={port}"],
             env=self._environment,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
         self.client = InferenceServerClient(f"127.0.0.1:{port}")
         end = time.monotonic() + 120

@@ -390,7 +390,7 @@ class TestBadInput:
         root = tmp_path / "repository"
         script = textwrap.dedent(
             """
-            import sys, time
+            import signal, sys, time
             from pathlib import Path
             from bilateral_serving import repository
 
@@ -398,6 +398,8 @@ class TestBadInput:
                 print(done, flush=True)
                 time.sleep(0.5)
 
+            # A job in the background ignores Ctrl-C, and so would what it starts.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 repository.add("big", Path(sys.argv[1]), Path(sys.argv[2]), on_progress=progress)
             except KeyboardInterrupt:
@@ -407,8 +409,6 @@ class TestBadInput:
         adding = subprocess.Popen(
             [sys.executable, "-c", script, str(path), str(root)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            # A job in the background ignores Ctrl-C, and so would what it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
