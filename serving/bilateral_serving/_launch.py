@@ -13,12 +13,17 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def main(parent: int, command: list[str]) -> None:
-    """Tie this process's life to `parent`'s and become `command`."""
+def end_with(parent: int) -> None:
+    """Let the kernel send this process SIGTERM when `parent` ends."""
     if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) != 0:
         sys.exit("prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the line above
         sys.exit(0)
+
+
+def main(parent: int, command: list[str]) -> None:
+    """Tie this process's life to `parent`'s and become `command`."""
+    end_with(parent)
     os.umask(0o077)  # its sockets and shared memory are this user's only
     os.execv(command[0], command)
 

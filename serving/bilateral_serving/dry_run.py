@@ -25,6 +25,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_serving import configure
 from bilateral_serving.config import Runtime
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
+from bilateral_serving.installation import has_gpu
 from bilateral_serving.version_files import backend_code
 
 _SHOWN = 400
@@ -107,7 +108,7 @@ def _not_here(config: pb.ModelConfig) -> str:
     if runtime in get_args(Runtime) and importlib.util.find_spec(runtime) is None:
         return f"{runtime} is not installed here"
     gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-    return "it is for a GPU, and there is none here" if gpu and not _has_gpu() else ""
+    return "it is for a GPU, and there is none here" if gpu and not has_gpu() else ""
 
 
 def _other_code(directory: Path) -> str:
@@ -120,10 +121,6 @@ def _other_code(directory: Path) -> str:
         if path.is_dir() or path.read_bytes() != ours.get(path.name):
             return f"{path.name} is not of the installed bilateral-serve, and may be any code"
     return ""
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
 def _as_server_sees(config: pb.ModelConfig) -> dict[str, Any]:

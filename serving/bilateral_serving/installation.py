@@ -55,6 +55,11 @@ class Installation:
         return self.stubs / PYTHON_VERSION / STUB if self.stubs else None
 
 
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that NVIDIA's driver serves."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+
+
 def find(binary: Path | None = None) -> Installation:
     """Find a tritonserver: the given one, else on PATH, in /opt/tritonserver, or the wheel's.
 

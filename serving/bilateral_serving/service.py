@@ -28,7 +28,13 @@ from bilateral_serving.command import (
 from bilateral_serving.door_process import DoorProcess
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.health import Fault, Health
-from bilateral_serving.installation import Installation, find, find_libpython, needs_front_door
+from bilateral_serving.installation import (
+    Installation,
+    find,
+    find_libpython,
+    has_gpu,
+    needs_front_door,
+)
 from bilateral_serving.repository import Entry
 from bilateral_serving.scratch import link_model, scratch_directory
 from bilateral_serving.triton_process import OnLog, TritonProcess
@@ -96,7 +102,7 @@ def opened(
         UserError: Something is missing, or a port is taken.
     """
     installation = find(options.tritonserver)
-    gpu = _has_gpu() if options.gpu is None else options.gpu
+    gpu = has_gpu() if options.gpu is None else options.gpu
     entries, failed = _servable(options, installation, gpu)
     libpython = find_libpython() if installation.is_wheel else None
     in_python = [entry.name for entry in entries if entry.target == "python"]
@@ -469,10 +475,6 @@ def _servable(
     if refused and (options.strict or not entries):
         raise next(iter(refused.values()))
     return tuple(entries), {name: str(error) for name, error in refused.items()}
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
 def _advice(why: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import resource
@@ -17,12 +16,12 @@ import grpc
 import grpc.aio
 from pydantic import ValidationError
 
+from bilateral_serving._launch import end_with
 from bilateral_serving.front_door.calls import Calls
 from bilateral_serving.front_door.grpc_proxy import GrpcProxy
 from bilateral_serving.front_door.options import FrontDoorOptions, Listening
 from bilateral_serving.front_door.upstream import Upstream
 
-_PR_SET_PDEATHSIG = 1
 _MANY = 1_000_000
 # Seconds until a connection has said that it speaks HTTP/2; until one that is silent is asked
 # whether it is still there, and until it must have answered; until one without calls is closed.
@@ -38,7 +37,8 @@ def main() -> int:
         for problem in error.errors(include_input=False, include_url=False):
             logging.error("option %s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
-    _end_with(options.parent)
+    if options.parent is not None:
+        end_with(options.parent)
     # A connection is a file: as many as the system lets this process have.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -105,16 +105,6 @@ async def _listen(options: FrontDoorOptions, proxy: GrpcProxy) -> tuple[grpc.aio
         raise OSError(f"cannot listen on {options.listen}: {error}") from error
     await server.start()
     return server, f"{options.listen.rpartition(':')[0]}:{port}"
-
-
-def _end_with(parent: int | None) -> None:
-    """Let the kernel end this process with its parent; see `_launch.py`."""
-    if parent is None:
-        return
-    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) != 0:
-        sys.exit("prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it ended before the line above
-        sys.exit(0)
 
 
 if __name__ == "__main__":
