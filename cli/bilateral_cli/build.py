@@ -12,7 +12,7 @@ from bilateral_cli.console import JsonOption, out, print_json, progress
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
-    from bilateral_export.engine.manifest import PlanManifest
+    from bilateral_export.engine.plan.manifest import PlanManifest
 
 
 @app.command()

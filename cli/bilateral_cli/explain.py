@@ -78,7 +78,7 @@ def _of_graph(image: Path, model: Path) -> Subject:
     from bilateral_export.explain.graph import artifact_metadata, config_of, onnx_maps
     from bilateral_export.explain.page import Subject
     from bilateral_export.preprocessing import ImagePreprocessing
-    from bilateral_serving.images import preprocess, read_image
+    from bilateral_serving.client.inputs.images import preprocess, read_image
 
     config_of(model)
     about = artifact_metadata(model)
@@ -102,7 +102,7 @@ def _of_checkpoint(image: Path, path: Path, name: str | None, weights: str | Non
     from bilateral_export.explain.torch_maps import torch_maps
     from bilateral_export.models.classifier import ImageClassifierConfig
     from bilateral_export.preprocessing import ImagePreprocessing
-    from bilateral_serving.images import preprocess, read_image
+    from bilateral_serving.client.inputs.images import preprocess, read_image
 
     loaded = load_checkpoint(path, model=name, weights=weights)
     card = loaded.card

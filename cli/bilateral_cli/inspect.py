@@ -14,8 +14,8 @@ from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, out, print_json, table
 
 if TYPE_CHECKING:
-    from bilateral_export.engine.inspect import EntrySummary, OnnxSummary, PlanSummary, Summary
     from bilateral_export.engine.network import Tensor
+    from bilateral_export.engine.plan.inspect import EntrySummary, OnnxSummary, PlanSummary, Summary
 
 Rows = list[tuple[str, str]]
 _SHOWN = 12  # operators or kernels by name; the rest is a number
@@ -34,7 +34,7 @@ def inspect(
 
     Example: bilateral inspect digits.plan
     """
-    from bilateral_export.engine.inspect import inspect as summarise
+    from bilateral_export.engine.plan.inspect import inspect as summarise
 
     summary = summarise(path)
     if json:
@@ -45,7 +45,7 @@ def inspect(
 
 
 def _sections(summary: Summary) -> Iterable[tuple[str, Rows]]:
-    from bilateral_export.engine.inspect import EntrySummary, OnnxSummary
+    from bilateral_export.engine.plan.inspect import EntrySummary, OnnxSummary
 
     if isinstance(summary, EntrySummary):
         yield str(summary.path), _entry_rows(summary)

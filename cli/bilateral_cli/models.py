@@ -12,7 +12,7 @@ def models(json: JsonOption = False) -> None:
     import torch
 
     from bilateral_export.models.family import build
-    from bilateral_export.models.zoo import MODELS
+    from bilateral_export.models.registry import MODELS
 
     with torch.device("meta"):
         counts = {

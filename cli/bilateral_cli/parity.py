@@ -24,7 +24,7 @@ from bilateral_export.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bilateral_export.parity.report import ParityReport, ParityRow
+    from bilateral_export.parity.report.document import ParityReport, ParityRow
 
 
 @app.command()
@@ -104,15 +104,15 @@ def parity(
     """
     from bilateral_export.checkpoint.resolution import load_exported
     from bilateral_export.models.family import exportable
-    from bilateral_export.parity.baseline import regressions, require_same_model
     from bilateral_export.parity.compare import Candidate
-    from bilateral_export.parity.html import write_html
     from bilateral_export.parity.identity import check_graph, read_metadata
+    from bilateral_export.parity.inputs.samples import random_samples, real_samples
     from bilateral_export.parity.matrix import Plan, run_matrix
-    from bilateral_export.parity.report import Skipped, read_report
-    from bilateral_export.parity.samples import random_samples, real_samples
+    from bilateral_export.parity.report.baseline import regressions, require_same_model
+    from bilateral_export.parity.report.document import Skipped, read_report
+    from bilateral_export.parity.report.html import write_html
     from bilateral_export.parity.stages import Stage, stages
-    from bilateral_serving.runner import TritonRunner
+    from bilateral_serving.client.runner import TritonRunner
 
     earlier = read_report(baseline) if baseline is not None else None
     sizes = _numbers(batches, "--batches")

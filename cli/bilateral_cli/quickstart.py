@@ -38,8 +38,8 @@ def quickstart(
 
     Example: bilateral quickstart
     """
-    from bilateral_benchmarks.quickstart import STEPS
-    from bilateral_benchmarks.quickstart import quickstart as run
+    from bilateral_benchmarks.end_to_end.quickstart import STEPS
+    from bilateral_benchmarks.end_to_end.quickstart import quickstart as run
 
     with progress() as bar:
         task = bar.add_task("", total=STEPS)

@@ -220,7 +220,7 @@ def remove(
 def _print_launch(version: Path) -> None:
     """What whoever starts tritonserver by hand must add; `bilateral serve` does it by itself."""
     from bilateral_serving.config import MODEL_FILES
-    from bilateral_serving.plan import launch_arguments
+    from bilateral_serving.repository.plan import launch_arguments
 
     try:
         arguments = launch_arguments([version / MODEL_FILES["tensorrt"]])

@@ -26,7 +26,7 @@ def score(
     Example: bilateral score pydoc export/checkpoints/pydoc_heldout.txt
     """
     from bilateral_serving.client import Client
-    from bilateral_serving.inputs import read_text
+    from bilateral_serving.client.inputs.files import read_text
 
     with Client(url, timeout_s=timeout) as client:
         scores = [client.score(name, read_text(path)) for path in files]

@@ -23,7 +23,7 @@ def segment(
     json: bool,
 ) -> None:
     """Print the classes of images and write their pictures."""
-    from bilateral_serving.segmentation import overlay_paths, save_overlay, shares
+    from bilateral_serving.client.inputs.segmentation import overlay_paths, save_overlay, shares
 
     pictures = overlay_paths(files, overlay) if overlay else [None] * len(files)
     rows, documents = [], []

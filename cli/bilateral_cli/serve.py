@@ -11,8 +11,8 @@ from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_REPOSITORY, RepositoryOption, notes, out, progress
 
 if TYPE_CHECKING:
-    from bilateral_serving.log import LogLine
     from bilateral_serving.server import Progress, RunningServer
+    from bilateral_serving.server.processes.log import LogLine
 
 _STYLES = {"error": "red", "warning": "yellow", "info": "dim", "debug": "dim"}
 

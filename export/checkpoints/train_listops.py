@@ -22,9 +22,9 @@ from rich.progress import track
 from torch import nn
 
 from bilateral_export.checkpoint.card import CheckpointCard
-from bilateral_export.checkpoint.native import save_checkpoint
+from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.models.family import ModelConfig, build
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
 from bilateral_export.preprocessing import ListOpsPreprocessing
 from bilateral_export.tasks import listops
 from bilateral_export.tasks.listops import SYMBOLS, ListOpsConfig

@@ -17,7 +17,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 ROOTS = ("export", "serving", "benchmarks", "cli")
-FOLDER = Path("export/bilateral_export/lib")  # where bilateral_export/plugin.py looks
+FOLDER = Path("export/bilateral_export/lib")  # engine/installation/plugin.py looks there
 
 
 def main(library: Path, dist: Path) -> None:

@@ -2,7 +2,7 @@
 
     python compile_kernels.py CUBINS_DIR [--set standard|full] [--sm ...] [--dtype ...]
 
-`full` is every kernel of bilateral_export.op.kernel.compile. `standard` is what `make plugin`
+`full` is every kernel of bilateral_export.op.kernel.aot.compile. `standard` is what `make plugin`
 builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
 features (in 16 bits also up to 16 alone), fp32 with heads up to 64 alone, and the skipping of far
 tiles for images (two coordinates, heads up to 64). What a plan needs and the library lacks is said
@@ -17,11 +17,11 @@ import sys
 from pathlib import Path
 
 from bilateral_export.errors import UserError
-from bilateral_export.op.kernel.compile import compile_all
-from bilateral_export.op.kernel.configurations import ARCHITECTURES
-from bilateral_export.op.kernel.manifest import problems
-from bilateral_export.op.kernel.specialisations import DTYPES, Specialisation, specialisations
-from bilateral_export.op.kernel.workers import positive
+from bilateral_export.op.kernel.aot.compile import compile_all
+from bilateral_export.op.kernel.aot.manifest import problems
+from bilateral_export.op.kernel.aot.specialisation import DTYPES, Specialisation, specialisations
+from bilateral_export.op.kernel.aot.workers import positive
+from bilateral_export.op.kernel.launch_config import ARCHITECTURES
 
 # The architecture whose code runs on a compute capability.
 COVERING = {device: name for name, devices in ARCHITECTURES.items() for device in devices}

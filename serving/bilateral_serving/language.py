@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from bilateral_export.errors import UserError
 from bilateral_export.text import Sampling, Word, perplexity
-from bilateral_serving.calls import check_finite, utf8
+from bilateral_serving.values import check_finite, utf8
 
 __all__ = [
     "SCORING",

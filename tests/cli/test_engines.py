@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.serving.made_up_plans import plugin_record, write_plan
+from tests.builders.plans import plugin_record, write_plan
 
 from bilateral_serving import repository
 
@@ -119,7 +119,7 @@ class TestLaunchLine:
     def test_a_missing_plugin_does_not_undo_the_add(
         self, bilateral, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("bilateral_export.plugin.find_plugin", lambda: None)
+        monkeypatch.setattr("bilateral_export.engine.installation.plugin.find_plugin", lambda: None)
         outcome = self.add(bilateral, tmp_path, library, embedded=False)
         assert outcome.code == 0
         assert "Before it is served: the plugin library is not built" in outcome.err

@@ -13,15 +13,15 @@ from tests.cli.conftest import CHECKPOINTS, Bilateral
 from tests.cli.test_bad_input import refused
 from torch import nn
 
-from bilateral_benchmarks.ports import free_port
-from bilateral_export.checkpoint.ade20k import LABELS, PALETTE
+from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.datasets.ade20k import LABELS, PALETTE
+from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import build
+from bilateral_export.models.registry import MODELS
 from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.zoo import MODELS
 from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_serving import repository
 from bilateral_serving.config import Settings

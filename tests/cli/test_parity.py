@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from tests.export.parity.faults import GRAPH_FAULTS
+from tests.builders.graph_faults import GRAPH_FAULTS
 from typer.testing import CliRunner, Result
 
 from bilateral_cli.commands import app

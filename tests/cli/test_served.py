@@ -17,10 +17,10 @@ import onnx
 import pytest
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.cli.test_bad_input import refused
-from tests.serving.live_processes import management
+from tests.serving.server.live_processes import management
 from tritonclient.grpc import InferenceServerClient
 
-from bilateral_benchmarks.ports import free_port
+from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import METADATA_KEY

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bilateral_benchmarks.tables import Table
+from bilateral_benchmarks.report.tables import Table
 from bilateral_cli.bench import output
 
 TABLE = Table(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.export.attention_graphs import attention_model
+from tests.builders.attention_graphs import attention_model
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.op.function import Configuration
+from bilateral_export.op.onnx_body import Configuration
 from bilateral_export.tensors import Array
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.serving import tiny_models as models
-from tests.serving.live_processes import free_ports
+from tests.builders import tiny_models as models
+from tests.serving.server.live_processes import free_ports
 
-from bilateral_serving import connection, repository
-from bilateral_serving.client import Client
+from bilateral_serving import repository
+from bilateral_serving.client import Client, connection
 from bilateral_serving.config import Settings
 from bilateral_serving.server import RunningServer, ServerOptions, running
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.serving import tiny_models as models
+from tests.builders import tiny_models as models
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
-from bilateral_serving import configure
 from bilateral_serving.artifact import Artifact
 from bilateral_serving.config import Settings
+from bilateral_serving.repository import config_builder
 
 sizes = st.one_of(st.integers(1, 4096), st.sampled_from(["length", "width"]))
 shapes = st.lists(sizes, max_size=4).map(lambda rest: ("batch", *rest))
@@ -47,7 +47,7 @@ settings = st.builds(
 
 @given(artifacts(), settings)
 def test_what_is_written_is_what_is_read(artifact: Artifact, chosen: Settings) -> None:
-    config = configure.build("m", artifact, "python", chosen)
+    config = config_builder.build("m", artifact, "python", chosen)
     configs.set_metadata(config, 3, artifact.metadata)
     read = configs.parse(configs.write(config), "config.pbtxt")
     assert read == config
@@ -57,7 +57,7 @@ def test_what_is_written_is_what_is_read(artifact: Artifact, chosen: Settings) -
 
 @given(artifacts(), st.data())
 def test_any_other_interface_is_noticed(artifact: Artifact, data: st.DataObject) -> None:
-    config = configure.build("m", artifact, "python", Settings())
+    config = config_builder.build("m", artifact, "python", Settings())
     spec = data.draw(st.sampled_from(artifact.inputs))
     changed = data.draw(
         st.sampled_from(
@@ -77,12 +77,12 @@ def test_any_other_interface_is_noticed(artifact: Artifact, data: st.DataObject)
 def test_an_unknown_target_is_refused() -> None:
     artifact = Artifact(Path("m.onnx"), (), (), (), None)
     with pytest.raises(UserError, match="unknown target 'openvino'"):
-        configure.build("m", artifact, "openvino", Settings())  # type: ignore[arg-type]
+        config_builder.build("m", artifact, "openvino", Settings())  # type: ignore[arg-type]
 
 
 def test_bfloat16_is_refused_where_numpy_carries_the_tensors() -> None:
     spec = TensorSpec("x", "bfloat16", ("batch", 3))
     artifact = Artifact(Path("m.onnx"), (), (spec,), (spec,), None)
     with pytest.raises(UserError, match="bfloat16"):
-        configure.build("m", artifact, "python", Settings())
-    assert configure.build("m", artifact, "tensorrt", Settings()).input[0].data_type
+        config_builder.build("m", artifact, "python", Settings())
+    assert config_builder.build("m", artifact, "tensorrt", Settings()).input[0].data_type

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.serving.live_processes import free_ports
+from tests.serving.server.live_processes import free_ports
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import build
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
 from bilateral_serving import repository
 from bilateral_serving.client import Client
+from bilateral_serving.client.inputs.images import preprocess, read_image
 from bilateral_serving.config import Settings
-from bilateral_serving.images import preprocess, read_image
 from bilateral_serving.server import ServerOptions, running
 
 NAME = "deit_bilateral_tiny_patch16_224"

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.serving.live_processes import free_ports
+from tests.serving.server.live_processes import free_ports
 from torch import nn
 
-from bilateral_export.checkpoint.ade20k import LABELS, PALETTE
 from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.datasets.ade20k import LABELS, PALETTE
+from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
@@ -40,9 +40,9 @@ from bilateral_export.tasks import listops, pathfinder
 from bilateral_export.text import Reader, Sampling, Tokenizer, generate, perplexity, score
 from bilateral_serving import repository
 from bilateral_serving.client import Client
-from bilateral_serving.client_aio import AsyncClient
+from bilateral_serving.client.aio import AsyncClient
+from bilateral_serving.client.inputs.segmentation import cut, stitch
 from bilateral_serving.config import Settings
-from bilateral_serving.segmentation import cut, stitch
 from bilateral_serving.server import ServerOptions, running
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"

@@ -32,9 +32,9 @@ def compare(
 
     Example: bilateral bench compare main.json branch.json
     """
-    from bilateral_benchmarks.document import load_document
-    from bilateral_benchmarks.tables import between
-    from bilateral_benchmarks.verdict import compare_documents
+    from bilateral_benchmarks.report.compare_reports import compare_documents
+    from bilateral_benchmarks.report.document import load_document
+    from bilateral_benchmarks.report.tables import between
 
     verdicts = compare_documents(load_document(before), load_document(after))
     if json:
@@ -80,8 +80,8 @@ def report(
 
     Example: bilateral bench report out/bench.json
     """
-    from bilateral_benchmarks.document import load_document
-    from bilateral_benchmarks.summary import write_summary
+    from bilateral_benchmarks.report.document import load_document
+    from bilateral_benchmarks.report.summary import write_summary
 
     document = load_document(results)
     if into is None:
@@ -94,6 +94,6 @@ def report(
 @bench.command()
 def schema() -> None:
     """Print the JSON schema of the reports."""
-    from bilateral_benchmarks.document import schema as text
+    from bilateral_benchmarks.report.document import schema as text
 
     sys.stdout.write(text())

@@ -29,7 +29,7 @@ def kernel(
 
     Example: bilateral bench kernel --tune --output benchmarks/results
     """
-    from bilateral_benchmarks.kernel import bench_kernel
+    from bilateral_benchmarks.kernel.run import bench_kernel
 
     if not bench_kernel(output, tune, minutes):
         raise typer.Exit(EXIT_FAILED)

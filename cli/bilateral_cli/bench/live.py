@@ -26,8 +26,8 @@ from rich.table import Table
 from bilateral_cli.console import DescriptionColumn, notes, table
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.interleave import Blocks
-    from bilateral_benchmarks.run import OnProgress
+    from bilateral_benchmarks.load.run import OnProgress
+    from bilateral_benchmarks.statistics.interleave import Blocks
 
 
 @contextlib.contextmanager

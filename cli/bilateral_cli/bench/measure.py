@@ -64,9 +64,9 @@ def served(
 
     Example: bilateral bench served digits --concurrency 4
     """
-    from bilateral_benchmarks.inputs import choose
-    from bilateral_benchmarks.load import Load
-    from bilateral_benchmarks.served import bench_served
+    from bilateral_benchmarks.experiments.served import bench_served
+    from bilateral_benchmarks.load.inputs import choose
+    from bilateral_benchmarks.load.schedule import Load
     from bilateral_serving.client import Client
 
     if arrivals not in ("constant", "poisson"):
@@ -117,8 +117,8 @@ def runner(
 
     Example: bilateral bench runner digits.onnx
     """
-    from bilateral_benchmarks.in_process import bench_runner
-    from bilateral_benchmarks.inputs import choose
+    from bilateral_benchmarks.experiments.in_process import bench_runner
+    from bilateral_benchmarks.load.inputs import choose
 
     with _in_process(model, threads, runtime, lower) as opened:
         arrays = choose(opened.inputs, inputs, batch, length)
@@ -146,6 +146,6 @@ def _in_process(model: Path, threads: int | None, runtime: str, lower: bool) -> 
         raise UserError(f"{threads} threads", "Give at least 1.")
     if runtime not in ("onnxruntime", "openvino"):
         raise UserError(f"unknown runtime '{runtime}'", "Use 'onnxruntime' or 'openvino'.")
-    from bilateral_export.runners.lowered_runner import LoweredRunner
+    from bilateral_export.runners.lowered import LoweredRunner
 
     return LoweredRunner(model, runtime, threads, lower=lower)  # type: ignore[arg-type]

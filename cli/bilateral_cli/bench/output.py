@@ -11,9 +11,9 @@ from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.console import UNBOUNDED, notes, out, print_json, styled, table
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks import tables
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.report import Report
+    from bilateral_benchmarks.report import tables
+    from bilateral_benchmarks.report.document import Document
+    from bilateral_benchmarks.report.result import Report
 
 
 def finish_document(document: Document, output: Path | None, json: bool) -> None:
@@ -22,8 +22,8 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
     Raises:
         typer.Exit: Code 1: a run is invalid.
     """
-    from bilateral_benchmarks.document import save_document
-    from bilateral_benchmarks.tables import tables_of
+    from bilateral_benchmarks.report.document import save_document
+    from bilateral_benchmarks.report.tables import tables_of
 
     if output is not None:
         save_document(document, output)
@@ -40,7 +40,7 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
 
 def exit_if_failed(document: Document) -> None:
     """Say what is missing or invalid in a document, and end with code 1 if anything is."""
-    from bilateral_benchmarks.document import failures_of
+    from bilateral_benchmarks.report.document import failures_of
 
     failures = failures_of(document)
     for failure in failures:
@@ -67,14 +67,14 @@ def print_table(wide: tables.Table) -> None:
 
 def finish(report: Report, output: Path | None, json: bool) -> None:
     """Write and print the report of one measurement."""
-    from bilateral_benchmarks.document import Document
+    from bilateral_benchmarks.report.document import Document
 
     finish_document(Document(title=report.subject, items=(report,)), output, json)
 
 
 def write_pages(document: Document, path: Path) -> None:
     """Write the .md and .html pages beside `path`."""
-    from bilateral_benchmarks.render import html, markdown
+    from bilateral_benchmarks.report.render import html, markdown
     from bilateral_export.files import write_text
 
     for suffix, text in ((".md", markdown(document)), (".html", html(document))):

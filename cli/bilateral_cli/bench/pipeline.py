@@ -35,8 +35,8 @@ def pipeline(
 
     Example: bilateral bench pipeline --only segmenter_bilateral_tiny
     """
-    from bilateral_benchmarks.pipeline.journey import Journey
-    from bilateral_benchmarks.pipeline.run import run_pipeline
+    from bilateral_benchmarks.end_to_end.run_model import Journey
+    from bilateral_benchmarks.end_to_end.study import run_pipeline
 
     def on_journey(name: str, result: Journey | str) -> None:
         if isinstance(result, Journey):

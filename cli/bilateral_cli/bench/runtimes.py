@@ -16,7 +16,7 @@ from bilateral_cli.bench.output import finish_document
 from bilateral_cli.console import JsonOption
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.document import Document
+    from bilateral_benchmarks.report.document import Document
 
 
 @bench.command()
@@ -33,7 +33,7 @@ def runtimes(
 
     Example: bilateral bench runtimes deit_bilateral_small_patch16_224
     """
-    from bilateral_benchmarks.contenders import usual_contenders
+    from bilateral_benchmarks.experiments.contenders import usual_contenders
 
     def contenders(*args: Any) -> list[Any]:
         return list(usual_contenders(*args, compiled=compiled))
@@ -55,7 +55,7 @@ def ablation(
 
     Example: bilateral bench ablation export/checkpoints/digits_bilateral.safetensors
     """
-    from bilateral_benchmarks.contenders import attention_forms
+    from bilateral_benchmarks.experiments.contenders import attention_forms
 
     def contenders(*args: Any) -> list[Any]:
         return list(attention_forms(*args))
@@ -75,8 +75,8 @@ def growth(
 
     Example: bilateral bench growth --lengths 1025,4096,16384
     """
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.growth import measure_growth
+    from bilateral_benchmarks.experiments.scaling import measure_growth
+    from bilateral_benchmarks.report.document import Document
 
     # A class token and one patch.
     sizes = [int(value) for value in numbers(lengths, whole=True, least=2)]
@@ -95,10 +95,10 @@ def _compare(
     what: str,
 ) -> Document:
     """Export a checkpoint and compare contenders on it."""
-    from bilateral_benchmarks.comparison import run_comparison
-    from bilateral_benchmarks.contenders import checkpoint_of, goals_of
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.suite import OPSET
+    from bilateral_benchmarks.experiments.comparison import run_comparison
+    from bilateral_benchmarks.experiments.contenders import checkpoint_of, goals_of
+    from bilateral_benchmarks.experiments.suite import OPSET
+    from bilateral_benchmarks.report.document import Document
     from bilateral_export.graph.export import export_onnx
 
     with experiment() as shown, tempfile.TemporaryDirectory() as scratch:

@@ -24,7 +24,7 @@ from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.report import Report
+    from bilateral_benchmarks.report.result import Report
     from bilateral_export.tensors import Array
 
 
@@ -46,9 +46,9 @@ def scenario(
 
     Example: bilateral bench scenario Server digits --bound 20
     """
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.inputs import made_up
-    from bilateral_benchmarks.scenarios import named_scenario, run_scenario
+    from bilateral_benchmarks.experiments.scenarios import named_scenario, run_scenario
+    from bilateral_benchmarks.load.inputs import made_up
+    from bilateral_benchmarks.report.document import Document
     from bilateral_serving.client import Client
 
     chosen = named_scenario(which)
@@ -84,8 +84,8 @@ def limit(
 
     Example: bilateral bench limit
     """
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.generator_limit import limit_on_this_machine
+    from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
+    from bilateral_benchmarks.report.document import Document
 
     with experiment() as shown:
         found = limit_on_this_machine(duration_s=duration, on_step=shown.step)
@@ -109,11 +109,11 @@ def sweep(
 
     Example: bilateral bench sweep concurrency 1,2,4,8 digits
     """
-    from bilateral_benchmarks import sweep as sweeps
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.inputs import made_up
-    from bilateral_benchmarks.load import Load
-    from bilateral_benchmarks.served import DEFAULT_TIMEOUT_S, bench_served, try_out
+    from bilateral_benchmarks.experiments import sweep as sweeps
+    from bilateral_benchmarks.experiments.served import DEFAULT_TIMEOUT_S, bench_served, try_out
+    from bilateral_benchmarks.load.inputs import made_up
+    from bilateral_benchmarks.load.schedule import Load
+    from bilateral_benchmarks.report.document import Document
     from bilateral_serving.client import Client
 
     if axis not in sweeps.AXES:
@@ -168,10 +168,10 @@ def breakdown(
 
     Example: bilateral bench breakdown digits
     """
-    from bilateral_benchmarks.breakdown import measure_breakdown
-    from bilateral_benchmarks.document import Document
-    from bilateral_benchmarks.inputs import made_up
-    from bilateral_export.runners.lowered_runner import LoweredRunner
+    from bilateral_benchmarks.experiments.breakdown import measure_breakdown
+    from bilateral_benchmarks.load.inputs import made_up
+    from bilateral_benchmarks.report.document import Document
+    from bilateral_export.runners.lowered import LoweredRunner
     from bilateral_serving.client import Client
 
     with Client(url) as client:

@@ -40,7 +40,7 @@ def suite(
 
     Example: bilateral bench suite --output out/bench.json
     """
-    from bilateral_benchmarks.suite import Suite
+    from bilateral_benchmarks.experiments.suite import Suite
 
     with experiment() as shown:
         document = Suite(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bilateral_export.checkpoint.text import printable
+from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import ImagePreprocessing
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bilateral_export.checkpoint.text import has_control_character, listed, printable
+from bilateral_export.checkpoint.formats.text import has_control_character, listed, printable
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import ModelConfig

@@ -6,17 +6,21 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bilateral_export.checkpoint import ade20k
 from bilateral_export.checkpoint.arguments import TrainingArguments
 from bilateral_export.checkpoint.card import CheckpointCard, describe
-from bilateral_export.checkpoint.imagenet import CLASSES, deit_preprocessing, imagenet_labels
-from bilateral_export.checkpoint.text import printable
+from bilateral_export.checkpoint.datasets import ade20k
+from bilateral_export.checkpoint.datasets.imagenet import (
+    CLASSES,
+    deit_preprocessing,
+    imagenet_labels,
+)
+from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import ModelConfig
+from bilateral_export.models.registry import MODELS
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
-from bilateral_export.models.zoo import MODELS
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     ImagePreprocessing,

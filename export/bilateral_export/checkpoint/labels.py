@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from bilateral_export.checkpoint.formats.text import has_control_character, printable, read_document
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.checkpoint.text import has_control_character, printable, read_document
 from bilateral_export.errors import UserError
 
 

@@ -14,18 +14,18 @@ from pydantic_core import from_json
 from torch import Tensor, nn
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
-from bilateral_export.checkpoint.content import Content
-from bilateral_export.checkpoint.formats import Format, identify
+from bilateral_export.checkpoint.formats.content import Content
+from bilateral_export.checkpoint.formats.native import read_native
+from bilateral_export.checkpoint.formats.pickled import read_pickled
+from bilateral_export.checkpoint.formats.recognise import Format, identify
+from bilateral_export.checkpoint.formats.text import listed, printable, read_document
 from bilateral_export.checkpoint.known import architecture, card_of, prepared
-from bilateral_export.checkpoint.native import read_native
-from bilateral_export.checkpoint.pickled import read_pickled
 from bilateral_export.checkpoint.sizes import differences
-from bilateral_export.checkpoint.text import listed, printable, read_document
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.files import sha256 as sha256_of
 from bilateral_export.models.family import ModelConfig, build
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
 
 
 @dataclass(frozen=True)

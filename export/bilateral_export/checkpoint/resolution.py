@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilateral_export.checkpoint.formats import identify
-from bilateral_export.checkpoint.imagenet import deit_preprocessing
+from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing
+from bilateral_export.checkpoint.formats.recognise import identify
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing

@@ -8,10 +8,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bilateral_export.engine import kernels
-from bilateral_export.engine.configuration import configure
-from bilateral_export.engine.library import Library, load_library
-from bilateral_export.engine.manifest import (
+from bilateral_export.engine.builder_config import configure
+from bilateral_export.engine.installation.library import Library, load_library
+from bilateral_export.engine.installation.plugin import load_plugin, plugin_contents
+from bilateral_export.engine.network import NetworkFacts, Tensor, network_facts
+from bilateral_export.engine.options import BuildOptions, check_options, choose_targets
+from bilateral_export.engine.plan import kernels
+from bilateral_export.engine.plan.manifest import (
     AttentionRecord,
     PlanManifest,
     PluginRecord,
@@ -20,8 +23,6 @@ from bilateral_export.engine.manifest import (
     describe_file,
     manifest_path,
 )
-from bilateral_export.engine.network import NetworkFacts, Tensor, network_facts
-from bilateral_export.engine.options import BuildOptions, check_options, choose_targets
 from bilateral_export.engine.profiles import (
     Profile,
     Shape,
@@ -33,7 +34,6 @@ from bilateral_export.engine.progress import Progress, interruptible
 from bilateral_export.engine.source import Source, dimension_sizes, read_source
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
-from bilateral_export.plugin import load_plugin, plugin_contents
 
 
 def build_plan(

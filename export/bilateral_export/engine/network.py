@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from bilateral_export.engine.library import Library
+from bilateral_export.engine.installation.library import Library
 from bilateral_export.engine.profiles import Shape
 
 # TensorRT's names for types, in NumPy's and in ours for precisions.

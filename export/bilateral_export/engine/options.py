@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bilateral_export.engine.cuda import device_sm, has_gpu
-from bilateral_export.engine.library import Library
+from bilateral_export.engine.installation.cuda import device_sm, has_gpu
+from bilateral_export.engine.installation.library import Library
 from bilateral_export.engine.profiles import DEFAULT_MAX_BATCH, Profile
 from bilateral_export.errors import UserError
 

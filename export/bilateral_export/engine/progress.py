@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bilateral_export.engine.library import Library
+from bilateral_export.engine.installation.library import Library
 
 # (phase, steps done, steps in all)
 Progress = Callable[[str, int, int], None]

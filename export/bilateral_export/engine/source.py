@@ -11,12 +11,12 @@ from typing import Any
 import onnx
 
 from bilateral_export.engine.attention_path import name_attention_nodes, use_function_bodies
+from bilateral_export.engine.installation.plugin import find_plugin, require_plugin
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.profiles import Shape
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.metadata import METADATA_KEY
-from bilateral_export.plugin import find_plugin, require_plugin
 
 
 @dataclass(frozen=True)

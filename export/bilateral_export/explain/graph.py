@@ -19,7 +19,7 @@ from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.op import contract
-from bilateral_export.op.function import Configuration, range_step, spatial_step
+from bilateral_export.op.onnx_body import Configuration, range_step, spatial_step
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DOMAIN = "ai.bilateral.explain"

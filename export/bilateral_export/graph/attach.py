@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bilateral_export.op import contract
-from bilateral_export.op.function import Configuration, function_body
+from bilateral_export.op.onnx_body import Configuration, function_body
 
 
 def attention_nodes(model: ir.Model) -> list[ir.Node]:

@@ -18,7 +18,7 @@ from bilateral_export.graph.provenance import MODULE_KEY
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
-from bilateral_export.op.function import Configuration, same_body
+from bilateral_export.op.onnx_body import Configuration, same_body
 
 LOWERING_KEY = "bilateral.lowering"
 

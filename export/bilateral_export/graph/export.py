@@ -22,11 +22,11 @@ from bilateral_export.graph.attach import attach_functions, attention_nodes
 from bilateral_export.graph.optimise import optimise
 from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.graph.provenance import name_constants, name_nodes
+from bilateral_export.graph.spatial_features import use_spatial_features
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
 from bilateral_export.models.family import exportable, tracing_example
-from bilateral_export.models.features import use_spatial_features
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 from bilateral_export.tensors import TensorSpec
 

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from bilateral_export.lowering.reference import attend_rows, stream_norms
-from bilateral_export.lowering.site import Site
-from bilateral_export.lowering.stream import Stream
+from bilateral_export.lowering.attention_pattern import Site
+from bilateral_export.lowering.definition import attend_rows, stream_norms
+from bilateral_export.lowering.residual_stream import Stream
 
 FACTOR = 4.0
 # ONNX Runtime's names of types that are not NumPy's.

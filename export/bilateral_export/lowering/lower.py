@@ -14,9 +14,18 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file, sha256
 from bilateral_export.graph.changes import LOWERING_KEY as METADATA_KEY
 from bilateral_export.graph.changes import changes, missing_bodies
-from bilateral_export.lowering.attention import use_attention
-from bilateral_export.lowering.augmented import augment
-from bilateral_export.lowering.decomposed import decompose
+from bilateral_export.lowering.attention_decomposed import decompose
+from bilateral_export.lowering.attention_flash import augment
+from bilateral_export.lowering.attention_mask import fold_mask
+from bilateral_export.lowering.attention_pattern import (
+    Graph,
+    PreconditionError,
+    Site,
+    attention_nodes,
+    read_site,
+)
+from bilateral_export.lowering.attention_standard import use_attention
+from bilateral_export.lowering.fold_residual_scale import fold_residual_scales
 from bilateral_export.lowering.gate import (
     FACTOR,
     measure_norms,
@@ -25,21 +34,12 @@ from bilateral_export.lowering.gate import (
     open_session,
 )
 from bilateral_export.lowering.gelu import keep_gelu
-from bilateral_export.lowering.heads import read_heads_in_place
-from bilateral_export.lowering.mask import fold_mask
-from bilateral_export.lowering.residual import fold_residual_scales
-from bilateral_export.lowering.rewrite import drop_unused
-from bilateral_export.lowering.rows import keep_read_rows
-from bilateral_export.lowering.shares import add_shares_in_products
-from bilateral_export.lowering.site import (
-    Graph,
-    PreconditionError,
-    Site,
-    attention_nodes,
-    read_site,
-)
-from bilateral_export.lowering.stream import read_stream, rewrite_stream
-from bilateral_export.lowering.tokens_first import keep_tokens_first
+from bilateral_export.lowering.graph_edit import drop_unused
+from bilateral_export.lowering.head_layout import read_heads_in_place
+from bilateral_export.lowering.push_down_gather import keep_read_rows
+from bilateral_export.lowering.residual_into_gemm import add_shares_in_products
+from bilateral_export.lowering.residual_stream import read_stream, rewrite_stream
+from bilateral_export.lowering.token_major_layout import keep_tokens_first
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
 Form = Literal["augmented", "mask", "attention", "decomposed"]

@@ -7,7 +7,7 @@ from collections import defaultdict
 import onnx
 import onnx.shape_inference
 
-from bilateral_export.lowering.site import PreconditionError
+from bilateral_export.lowering.attention_pattern import PreconditionError
 
 
 class Shapes:

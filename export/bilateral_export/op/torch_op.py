@@ -46,13 +46,13 @@ def bilateral_attention(
 @bilateral_attention.register_kernel("cuda")
 def _fused(*given: Any) -> Tensor:
     """The fused kernel, where it has code for the operands; else the composite."""
-    from bilateral_export.op.kernel import launcher  # imports triton, which CPU machines lack
+    from bilateral_export.op.kernel import launch  # imports triton, which CPU machines lack
 
     operands = Operands(*given)
     check_inputs(operands)
-    if launcher.unsupported(operands):
+    if launch.unsupported(operands):
         return _composite(operands)
-    return launcher.bilateral_attention_forward(operands)
+    return launch.bilateral_attention_forward(operands)
 
 
 def _composite(operands: Operands) -> Tensor:

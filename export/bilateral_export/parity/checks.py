@@ -11,9 +11,9 @@ import numpy as np
 from bilateral_export.errors import UserError
 from bilateral_export.parity.budget import worst_error
 from bilateral_export.parity.compare import Candidate, Truth
+from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.parity.measure import error_floor, item_errors
-from bilateral_export.parity.report import Check
-from bilateral_export.parity.samples import Sample
+from bilateral_export.parity.report.document import Check
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 

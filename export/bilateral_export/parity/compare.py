@@ -19,9 +19,9 @@ from bilateral_export.parity.budget import (
     worst_error,
 )
 from bilateral_export.parity.decision import judge_decisions
+from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.parity.reference import Ground
-from bilateral_export.parity.report import Decision, ParityReport, ParityRow, WorstInput
-from bilateral_export.parity.samples import Sample
+from bilateral_export.parity.report.document import Decision, ParityReport, ParityRow, WorstInput
 from bilateral_export.parity.scores import largest_difference, scores_of, tipped
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array

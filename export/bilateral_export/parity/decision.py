@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bilateral_export.parity.measure import Reference
-from bilateral_export.parity.report import Decision
+from bilateral_export.parity.report.document import Decision
 from bilateral_export.tensors import Array
 
 # The output of a language model with the log-probability of each given token.

@@ -18,8 +18,8 @@ from bilateral_export.graph.attach import attention_nodes, configuration_of
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.models.family import Exportable, ModelConfig
 from bilateral_export.op import contract
-from bilateral_export.op.function import same_body
-from bilateral_export.parity.report import Check
+from bilateral_export.op.onnx_body import same_body
+from bilateral_export.parity.report.document import Check
 from bilateral_export.tensors import TensorSpec
 
 STAGE = "file"

@@ -14,13 +14,11 @@ from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
 from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
-from bilateral_export.parity.adversarial import Forward, Found, box_of, search
-from bilateral_export.parity.bisection import NodeError, Walk, bisect
+from bilateral_export.parity.bisection.reproducer import write_reproducer
+from bilateral_export.parity.bisection.search import NodeError, Walk, bisect
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
-from bilateral_export.parity.differentiable import DifferentiableGraph
-from bilateral_export.parity.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.identity import (
     body_check,
     identity_checks,
@@ -29,9 +27,13 @@ from bilateral_export.parity.identity import (
     random_check,
     softmax_check,
 )
+from bilateral_export.parity.inputs.adversarial import Forward, Found, box_of, search
+from bilateral_export.parity.inputs.differentiable import DifferentiableGraph
+from bilateral_export.parity.inputs.extremes import extreme_samples, token_extremes
+from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.parity.measure import error_floor, magnitude
 from bilateral_export.parity.reference import Ground
-from bilateral_export.parity.report import (
+from bilateral_export.parity.report.document import (
     Bisection,
     Check,
     Node,
@@ -39,12 +41,10 @@ from bilateral_export.parity.report import (
     ParityRow,
     Skipped,
 )
-from bilateral_export.parity.reproducer import write_reproducer
-from bilateral_export.parity.samples import Sample
 from bilateral_export.parity.scores import scores_of, with_scores
 from bilateral_export.parity.stages import Stage
 from bilateral_export.runners.base import Runner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 
 Progress = Callable[[str], None]
 

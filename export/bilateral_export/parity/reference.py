@@ -9,9 +9,9 @@ from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
-from bilateral_export.parity.oracle import Oracle, Trace
+from bilateral_export.parity.bisection.oracle import Oracle, Trace
 from bilateral_export.precision import DTYPES, to_precision
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 
 
 @dataclass(frozen=True)

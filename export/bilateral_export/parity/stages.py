@@ -11,19 +11,19 @@ import onnxruntime
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
+from bilateral_export.parity.bisection.widen import widen_file
+from bilateral_export.parity.bisection.windows import OpenRunner
 from bilateral_export.parity.compare import Candidate
-from bilateral_export.parity.report import Skipped
+from bilateral_export.parity.report.document import Skipped
 from bilateral_export.parity.scores import expose_scores, with_scores
-from bilateral_export.parity.widen import widen_file
-from bilateral_export.parity.windows import OpenRunner
 from bilateral_export.precision import DTYPES
-from bilateral_export.runners import custom_op_runner
-from bilateral_export.runners.compiled_runner import CompiledRunner
-from bilateral_export.runners.custom_op_runner import CustomOpRunner
-from bilateral_export.runners.exported_runner import ExportedRunner
+from bilateral_export.runners import custom_op
+from bilateral_export.runners.custom_op import CustomOpRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_compiled import CompiledRunner
+from bilateral_export.runners.torch_eager import TorchRunner
+from bilateral_export.runners.torch_exported import ExportedRunner
 
 WIDENED = "onnxruntime CPU, graph widened to float32"
 
@@ -88,10 +88,10 @@ def stages(
         made.append(Stage(candidate, graph=wide, open_runner=OnnxRuntimeRunner))
     shown = expose_scores(onnx, scored, scratch / f"scores-{onnx.name}")
     made.append(_reading(onnx, shown, precision, OnnxRuntimeRunner))
-    if importlib.util.find_spec(custom_op_runner.PACKAGE):
+    if importlib.util.find_spec(custom_op.PACKAGE):
         made.append(_reading(onnx, shown, precision, CustomOpRunner, checked=False))
     else:
-        reason = f"not installed: {custom_op_runner.INSTALL}"
+        reason = f"not installed: {custom_op.INSTALL}"
         skipped.append(Skipped(stage="onnxruntime custom op", reason=reason))
     if importlib.util.find_spec("openvino"):
         made.append(_reading(onnx, shown, precision, OpenVinoRunner))

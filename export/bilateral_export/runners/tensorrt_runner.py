@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from bilateral_export.engine.compatibility import (
+from bilateral_export.engine.installation.cuda import Driver, read_driver
+from bilateral_export.engine.installation.library import Library, load_library
+from bilateral_export.engine.installation.plugin import find_plugin, load_plugin, plugin_contents
+from bilateral_export.engine.plan.compatibility import (
     device_obstacle,
     plugin_device_obstacle,
     plugin_obstacle,
     version_obstacle,
     weights_obstacle,
 )
-from bilateral_export.engine.cuda import Driver, read_driver
-from bilateral_export.engine.library import Library, load_library
-from bilateral_export.engine.manifest import PlanManifest, TensorRecord, verify_plan
+from bilateral_export.engine.plan.manifest import PlanManifest, TensorRecord, verify_plan
 from bilateral_export.engine.profiles import Profile, shape_text
 from bilateral_export.errors import UserError
-from bilateral_export.plugin import find_plugin, load_plugin, plugin_contents
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 
 _BATCH = "batch"

@@ -9,7 +9,6 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
-from bilateral_serving import preflight
 from bilateral_serving.config import CONFIG_FILE
 from bilateral_serving.doctor.ensembles import check_ensemble
 from bilateral_serving.doctor.findings import (
@@ -23,6 +22,7 @@ from bilateral_serving.doctor.findings import (
 )
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.models import CheckedModel, check_model
+from bilateral_serving.server import preflight
 
 _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 # TensorRT's runtime and CUDA's context take about this much of a GPU besides the plans.

@@ -9,14 +9,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bilateral_export.engine.cuda import Driver, read_driver
-from bilateral_export.errors import UserError
-from bilateral_export.plugin import (
+from bilateral_export.engine.installation.cuda import Driver, read_driver
+from bilateral_export.engine.installation.plugin import (
     PluginContents,
     find_plugin,
     plugin_contents,
     require_plugin,
 )
+from bilateral_export.errors import UserError
 from bilateral_serving.installation import Installation, find, find_libpython
 
 _NVINFER = ("libnvinfer.so.11", "libnvinfer.so.10")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_export.engine.manifest import PlanManifest
+from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_serving import config as configs

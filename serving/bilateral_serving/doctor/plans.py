@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bilateral_export.engine.compatibility import (
+from bilateral_export.engine.plan.compatibility import (
     Obstacle,
     device_obstacle,
     plugin_device_obstacle,
@@ -13,12 +13,12 @@ from bilateral_export.engine.compatibility import (
     version_obstacle,
     weights_obstacle,
 )
-from bilateral_export.engine.manifest import PlanManifest, verify_plan
-from bilateral_export.engine.plan_header import read_header
+from bilateral_export.engine.plan.header import read_header
+from bilateral_export.engine.plan.manifest import PlanManifest, verify_plan
 from bilateral_export.errors import UserError
 from bilateral_serving.doctor.findings import Finding, error, from_refusal, warning
 from bilateral_serving.doctor.machine import Machine
-from bilateral_serving.plan import has_manifest
+from bilateral_serving.repository.plan import has_manifest
 
 _BUILD = "bilateral build MODEL.onnx MODEL.plan"
 

@@ -8,13 +8,12 @@ from typing import cast
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_export.engine.manifest import PlanManifest
+from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
 from bilateral_export.metadata import METADATA_KEY
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
-from bilateral_serving import configure
 from bilateral_serving.artifact import Artifact, read_onnx
 from bilateral_serving.config import CONFIG_FILE, MODEL_FILES, VOCABULARY_FILE, Target
 from bilateral_serving.datatypes import dims
@@ -28,10 +27,11 @@ from bilateral_serving.doctor.findings import (
 )
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.plans import check_plan
-from bilateral_serving.dry_run import dry_run
-from bilateral_serving.plan import artifact_of
-from bilateral_serving.provenance import PROVENANCE_KEY, read_provenance
-from bilateral_serving.version_files import backend_files
+from bilateral_serving.repository import config_builder
+from bilateral_serving.repository.dry_run import dry_run
+from bilateral_serving.repository.plan import artifact_of
+from bilateral_serving.repository.provenance import PROVENANCE_KEY, read_provenance
+from bilateral_serving.repository.version_files import backend_files
 
 
 def check_version(
@@ -236,7 +236,7 @@ def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -
     for kind, said, given in zip(
         ("input", "output"),
         configs.interface(config),
-        configs.interface(configure.stream_interface())
+        configs.interface(config_builder.stream_interface())
         if decoupled
         else (artifact.inputs, artifact.outputs),
         strict=True,

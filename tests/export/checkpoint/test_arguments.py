@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from bilateral_export.checkpoint.card import CheckpointCard
-from bilateral_export.checkpoint.imagenet import deit_preprocessing, imagenet_labels
+from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing, imagenet_labels
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
 from bilateral_export.preprocessing import ImagePreprocessing
 
 DEIT = "deit_tiny_patch16_224"

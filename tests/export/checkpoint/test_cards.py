@@ -17,7 +17,7 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import build
-from bilateral_export.models.zoo import MODELS, named
+from bilateral_export.models.registry import MODELS, named
 
 MODEL = "digits_plain"
 Document = dict[str, Any]

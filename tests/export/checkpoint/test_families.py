@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from bilateral_export.checkpoint.ade20k import ade20k_preprocessing
 from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.datasets.ade20k import ade20k_preprocessing
+from bilateral_export.checkpoint.formats.native import read_native, save_checkpoint
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.checkpoint.native import read_native, save_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build
+from bilateral_export.models.registry import MODELS, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
-from bilateral_export.models.zoo import MODELS, named
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     ListOpsPreprocessing,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard
-from bilateral_export.checkpoint.imagenet import deit_preprocessing, imagenet_labels
+from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing, imagenet_labels
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
@@ -21,7 +21,7 @@ from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_bilateral.safetensors"

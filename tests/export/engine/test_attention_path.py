@@ -12,7 +12,7 @@ from bilateral_export.engine.attention_path import (
     name_attention_nodes,
     use_function_bodies,
 )
-from bilateral_export.op.function import Configuration
+from bilateral_export.op.onnx_body import Configuration
 
 MIXED = (
     Configuration("dot", "gaussian"),

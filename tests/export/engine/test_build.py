@@ -14,14 +14,14 @@ import pytest
 
 from bilateral_export.engine import options as options_module
 from bilateral_export.engine.build import build_plan
-from bilateral_export.engine.kernels import launched_kernels
-from bilateral_export.engine.library import load_library
-from bilateral_export.engine.manifest import manifest_path, read_manifest, verify_plan
+from bilateral_export.engine.installation.library import load_library
 from bilateral_export.engine.options import BuildOptions
-from bilateral_export.engine.plan_header import read_header
+from bilateral_export.engine.plan.header import read_header
+from bilateral_export.engine.plan.kernels import launched_kernels
+from bilateral_export.engine.plan.manifest import manifest_path, read_manifest, verify_plan
 from bilateral_export.engine.profiles import parse_profile
 from bilateral_export.errors import UserError
-from bilateral_export.op.function import Configuration
+from bilateral_export.op.onnx_body import Configuration
 
 pytest.importorskip("tensorrt_rtx")
 

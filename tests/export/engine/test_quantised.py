@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bilateral_export.engine.build import build_plan
-from bilateral_export.engine.library import load_library
+from bilateral_export.engine.installation.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.quantize import quantize_onnx, read_calibration
 from bilateral_export.errors import UserError

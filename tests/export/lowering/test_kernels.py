@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from tests.export.lowering.test_stream import (
+from tests.export.lowering.test_residual_stream import (
     DIM,
     Coefficients,
     factor,
@@ -23,13 +23,13 @@ from tests.export.lowering.test_stream import (
 )
 
 from bilateral_export.lowering import lower as lowering
+from bilateral_export.lowering.attention_pattern import PreconditionError
 from bilateral_export.lowering.gelu import keep_gelu
-from bilateral_export.lowering.heads import read_heads_in_place
+from bilateral_export.lowering.head_layout import read_heads_in_place
 from bilateral_export.lowering.lower import LoweredKernels, lowered_proto
-from bilateral_export.lowering.shares import add_shares_in_products
-from bilateral_export.lowering.site import PreconditionError
-from bilateral_export.lowering.stream import read_stream, rewrite_stream
-from bilateral_export.lowering.tokens_first import held_tensors, keep_tokens_first, to_matrix
+from bilateral_export.lowering.residual_into_gemm import add_shares_in_products
+from bilateral_export.lowering.residual_stream import read_stream, rewrite_stream
+from bilateral_export.lowering.token_major_layout import held_tensors, keep_tokens_first, to_matrix
 
 
 def with_running_sum(layers: list[Coefficients]) -> onnx.ModelProto:

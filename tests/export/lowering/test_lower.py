@@ -18,7 +18,7 @@ from bilateral_export.lowering import lower as lowering
 from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
 from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
-from bilateral_export.parity.samples import random_samples
+from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 
@@ -90,7 +90,7 @@ def test_what_a_rewrite_does_not_understand_keeps_its_body(exported: Path, tmp_p
 
 
 def test_a_long_mask_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bilateral_export.lowering.mask.MAX_BYTES", 1000)
+    monkeypatch.setattr("bilateral_export.lowering.attention_mask.MAX_BYTES", 1000)
     _, done = lowered_proto(exported, "onnxruntime-cpu", form="mask")
     assert {site.form for site in done.sites} == {"decomposed"}
     assert all("would take" in site.refused[0] for site in done.sites)

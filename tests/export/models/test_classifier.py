@@ -12,8 +12,8 @@ from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig, grid_positions
 from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
 from bilateral_export.models.family import build
+from bilateral_export.models.registry import named
 from bilateral_export.models.residual import ResidualConfig
-from bilateral_export.models.zoo import named
 
 TINY = ImageClassifierConfig(image_size=16, patch_size=4, dim=24, depth=2, heads=3, num_classes=5)
 

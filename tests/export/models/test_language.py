@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build
 from bilateral_export.models.language import LanguageModel, LanguageModelConfig, sinusoids
+from bilateral_export.models.registry import named
 from bilateral_export.models.residual import ResidualConfig
-from bilateral_export.models.zoo import named
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 
 SMALL = LanguageModelConfig(
     vocabulary=40, context=24, dim=16, depth=2, heads=2, hidden=32, cutoffs=(10, 25)

@@ -10,19 +10,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bilateral_export.checkpoint.ade20k import LABELS, PALETTE
 from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.datasets.ade20k import LABELS, PALETTE
+from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build
+from bilateral_export.models.registry import named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
-from bilateral_export.models.zoo import named
 from bilateral_export.op import contract
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 
 GAUSSIAN = AttentionConfig(range_kernel="gaussian", spatial_kernel="gaussian")
 SMALL = SegmenterConfig(

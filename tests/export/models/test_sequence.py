@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bilateral_export.checkpoint.card import CheckpointCard
+from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.checkpoint.native import save_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build
+from bilateral_export.models.registry import MODELS, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
-from bilateral_export.models.zoo import MODELS, named
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 
 SMALL = SequenceClassifierConfig(vocabulary=12, length=24, dim=16, hidden=24, num_classes=3)
 GAUSSIAN = AttentionConfig(range_kernel="gaussian", spatial_kernel="gaussian", bandwidth=(2, 8))

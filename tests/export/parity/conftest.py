@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.export.parity.models import Subject
+from tests.builders.subjects import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import truth_of
+from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.parity.reference import Ground
-from bilateral_export.parity.samples import random_samples
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 FAMILIES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {

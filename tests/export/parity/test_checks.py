@@ -10,19 +10,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.export.parity.faults import after
-from tests.export.parity.models import Subject
+from tests.builders.graph_faults import after
+from tests.builders.subjects import Subject
 
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import exportable
-from bilateral_export.parity.adversarial import POPULATION, box_of, search
 from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Candidate, truth_of
-from bilateral_export.parity.differentiable import DifferentiableGraph
-from bilateral_export.parity.extremes import extreme_samples, token_extremes
+from bilateral_export.parity.inputs.adversarial import POPULATION, box_of, search
+from bilateral_export.parity.inputs.differentiable import DifferentiableGraph
+from bilateral_export.parity.inputs.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.measure import item_errors
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.tensors import Array
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.export.parity.faults import SERVING_FAULTS, Spoiled
-from tests.export.parity.models import Subject
+from tests.builders.graph_faults import SERVING_FAULTS, Spoiled
+from tests.builders.subjects import Subject
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
 from bilateral_export.models.family import build, exportable
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
+from bilateral_export.parity.bisection.widen import widen_file
 from bilateral_export.parity.compare import (
     Candidate,
     Truth,
@@ -25,14 +26,13 @@ from bilateral_export.parity.compare import (
     outputs_of,
     truth_of,
 )
+from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.reference import Ground
-from bilateral_export.parity.report import ParityRow
-from bilateral_export.parity.samples import Sample, random_samples
+from bilateral_export.parity.report.document import ParityRow
 from bilateral_export.parity.scores import expose_scores, with_scores
-from bilateral_export.parity.widen import widen_file
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.tensors import Array
 
 SEEDS = range(50)
@@ -168,7 +168,7 @@ def test_widening_shows_what_half_precision_hides(
 ) -> None:
     """A layer norm's epsilon ten times too large is below fp16's rounding, and above fp32's."""
     import onnx
-    from tests.export.parity.faults import set_attribute
+    from tests.builders.graph_faults import set_attribute
 
     subject = subjects["digits"]
     model = onnx.load(files["digits", "fp16"])

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tests.export.parity.faults import Spoiled, change_weight
-from tests.export.parity.models import Subject
+from tests.builders.graph_faults import Spoiled, change_weight
+from tests.builders.subjects import Subject
 
 from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate
+from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
-from bilateral_export.parity.samples import Sample, random_samples
 from bilateral_export.parity.stages import Stage
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner

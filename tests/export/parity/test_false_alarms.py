@@ -14,8 +14,8 @@ from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build, exportable
 from bilateral_export.parity.identity import read_metadata
+from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
-from bilateral_export.parity.samples import random_samples
 from bilateral_export.parity.stages import stages
 
 MODELS, SEEDS = 12, 5

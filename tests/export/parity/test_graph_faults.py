@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from tests.export.parity.faults import GRAPH_FAULTS
-from tests.export.parity.models import Subject
+from tests.builders.graph_faults import GRAPH_FAULTS
+from tests.builders.subjects import Subject
 
-from bilateral_export.parity.bisection import bisect
+from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.compare import Candidate, judge, outputs_of
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.export.parity.models import Subject
+from tests.builders.subjects import Subject
 
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import lower
@@ -24,8 +24,8 @@ from bilateral_export.parity.identity import (
     read_metadata,
     softmax_check,
 )
+from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
-from bilateral_export.parity.samples import random_samples
 from bilateral_export.parity.stages import stages
 
 Change = Callable[[onnx.ModelProto], None]

@@ -15,14 +15,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from tests.export.parity.faults import GRAPH_FAULTS, after, batch_of_one
-from tests.export.parity.models import Subject
+from tests.builders.graph_faults import GRAPH_FAULTS, after, batch_of_one
+from tests.builders.subjects import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.parity.baseline import regressions, require_same_model
 from bilateral_export.parity.compare import Candidate
-from bilateral_export.parity.html import render_html
 from bilateral_export.parity.identity import (
     body_check,
     check_graph,
@@ -32,9 +30,11 @@ from bilateral_export.parity.identity import (
     read_metadata,
 )
 from bilateral_export.parity.matrix import Plan, run_matrix
-from bilateral_export.parity.report import SCHEMA_PATH, ParityReport, read_report, schema
+from bilateral_export.parity.report.baseline import regressions, require_same_model
+from bilateral_export.parity.report.document import SCHEMA_PATH, ParityReport, read_report, schema
+from bilateral_export.parity.report.html import render_html
 from bilateral_export.parity.stages import Stage, stages
-from bilateral_serving.runner import TritonRunner
+from bilateral_serving.client.runner import TritonRunner
 
 FAULT = GRAPH_FAULTS["residual dropped"]
 
@@ -200,7 +200,7 @@ def test_a_file_of_another_family_is_refused(subjects: dict[str, Subject]) -> No
 
 def test_the_committed_schema_is_current() -> None:
     assert SCHEMA_PATH.read_text(encoding="utf-8") == schema(), (
-        "run python -m bilateral_export.parity.report"
+        "run python -m bilateral_export.parity.report.document"
     )
 
 

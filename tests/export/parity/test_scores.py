@@ -11,19 +11,19 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from tests.export.parity.faults import Spoiled, after, set_attribute
+from tests.builders.graph_faults import Spoiled, after, set_attribute
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build, exportable
-from bilateral_export.models.zoo import named
+from bilateral_export.models.registry import named
 from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.identity import read_metadata
+from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
-from bilateral_export.parity.report import ParityReport
-from bilateral_export.parity.samples import Sample, random_samples
+from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.parity.scores import expose_scores, grid, tipped, with_scores
 from bilateral_export.parity.stages import Stage, stages
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilateral_benchmarks.gpu_checks.plugin import DTYPES, Case, Result, judge, operands_of
+from bilateral_benchmarks.gpu_checks.plugin_harness import PluginCall
+from bilateral_export.engine.installation.plugin import FILE_NAME
 from bilateral_export.errors import UserError
 from bilateral_export.op.contract import RANGE_KERNELS
-from bilateral_export.op.kernel.configurations import Configuration
-from bilateral_export.op.kernel.cubin import kernel_of
-from bilateral_export.op.kernel.specialisations import Specialisation
-from bilateral_export.plugin import FILE_NAME
-from bilateral_export.plugin_check import DTYPES, Case, Result, judge, operands_of
-from bilateral_export.plugin_harness import PluginCall
+from bilateral_export.op.kernel.aot.cubin import kernel_of
+from bilateral_export.op.kernel.aot.specialisation import Specialisation
+from bilateral_export.op.kernel.launch_config import Configuration
 
 
 class Launch(ctypes.Structure):

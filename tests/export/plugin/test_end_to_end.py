@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from bilateral_export import plugin_check
-from bilateral_export.plugin import FILE_NAME, find_plugin
+from bilateral_benchmarks.gpu_checks import plugin
+from bilateral_export.engine.installation.plugin import FILE_NAME, find_plugin
 
 REPLAY = Path(__file__).with_name("replay.py")
 
@@ -52,7 +52,7 @@ def test_without_a_gpu_the_check_says_what_it_needs_in_one_line(
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert plugin_check.main([]) == 2
+    assert plugin.main([]) == 2
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: this check needs an NVIDIA GPU")
@@ -65,23 +65,23 @@ def test_what_keeps_a_case_from_running_is_a_failure_unless_it_is_a_missing_kern
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     library = plugin_build / FILE_NAME
-    launched = plugin_check.check(library, plugin_check.Case("fp16"), "cpu")
-    missing = plugin_check.check(library, plugin_check.Case("fp16", head_dim=136), "cpu")
+    launched = plugin.check(library, plugin.Case("fp16"), "cpu")
+    missing = plugin.check(library, plugin.Case("fp16", head_dim=136), "cpu")
 
     assert "no NVIDIA driver" in launched.failed
     assert not launched.passed
     assert "head size 136" in missing.refused
     assert not missing.failed
-    lines = list(plugin_check.table([launched, missing]))
+    lines = list(plugin.table([launched, missing]))
     assert any(line.startswith("FAIL Case(") and "no NVIDIA driver" in line for line in lines)
     assert any(line.startswith("1 cases not run") for line in lines)
-    many = list(plugin_check.table([launched] * 30))
+    many = list(plugin.table([launched] * 30))
     assert sum(line.startswith("FAIL Case(") for line in many) == 20
     assert many[-1] == "FAIL 10 more"
 
 
 def test_the_grid_has_every_kernel_option_type_and_ragged_lengths() -> None:
-    grid = list(plugin_check.cases())
+    grid = list(plugin.cases())
 
     assert len(set(grid)) == len(grid)
     for field, values in {
@@ -101,4 +101,4 @@ def test_the_grid_has_every_kernel_option_type_and_ragged_lengths() -> None:
 def test_the_whole_grid_on_a_gpu() -> None:
     if find_plugin() is None:
         pytest.skip("the plugin is not built: make plugin")
-    assert plugin_check.main([]) == 0
+    assert plugin.main([]) == 0

@@ -1,7 +1,7 @@
 """Every family in every precision, through the plugin and through the function body: real builds.
 
-Small members of the families, two GPUs in one plan. `python -m bilateral_export.engine.matrix` has
-their real sizes and more GPUs.
+Small members of the families, two GPUs in one plan. studies/build_matrix.py has their real sizes
+and more GPUs.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.engine.build import build_plan
-from bilateral_export.engine.library import load_library
+from bilateral_export.engine.installation.library import load_library
+from bilateral_export.engine.installation.plugin import FILE_NAME
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build
+from bilateral_export.models.registry import named
 from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.zoo import named
-from bilateral_export.plugin import FILE_NAME
 
 FAMILIES = {
     config.family: config

@@ -15,18 +15,18 @@ import onnx
 import pytest
 
 from bilateral_export.engine.build import build_plan
-from bilateral_export.engine.library import load_library
-from bilateral_export.engine.options import BuildOptions
-from bilateral_export.engine.soname import shared_object
-from bilateral_export.errors import UserError
-from bilateral_export.op.function import Configuration
-from bilateral_export.plugin import (
+from bilateral_export.engine.installation.library import load_library
+from bilateral_export.engine.installation.plugin import (
     FILE_NAME,
     find_plugin,
     load_plugin,
     plugin_contents,
     require_plugin,
 )
+from bilateral_export.engine.installation.soname import shared_object
+from bilateral_export.engine.options import BuildOptions
+from bilateral_export.errors import UserError
+from bilateral_export.op.onnx_body import Configuration
 
 SOURCES = Path(__file__).parents[3] / "export" / "plugin"
 VARIANTS = [
@@ -260,7 +260,9 @@ def test_a_wheel_carries_it_to_where_it_is_found(plugin: Path, tmp_path: Path) -
     assert not wheel.name.endswith("-any.whl")  # it goes with this platform alone
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    script = "import bilateral_export.plugin as plugin; print(plugin.find_plugin())"
+    script = (
+        "import bilateral_export.engine.installation.plugin as plugin; print(plugin.find_plugin())"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "BILATERAL_PLUGIN"}
     found = subprocess.check_output(
         [sys.executable, "-c", script],
@@ -292,7 +294,7 @@ import zipfile
 from pathlib import Path
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.options import BuildOptions
-from bilateral_export.engine.soname import shared_object
+from bilateral_export.engine.installation.soname import shared_object
 model, plan, plugin = map(Path, sys.argv[1:])
 print(build_plan(model, plan, BuildOptions(targets=(86,), plugin=plugin)).attention.path)
 """

@@ -13,8 +13,8 @@ import pytest
 from tests.export.plugin.conftest import ARGUMENTS, SOURCES
 
 from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.engine.installation.plugin import FILE_NAME, plugin_contents
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.plugin import FILE_NAME, plugin_contents
 
 KERNELS = ("--head-dim", "32")
 

@@ -14,9 +14,9 @@ from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.runners.base import Runner
-from bilateral_export.runners.lowered_runner import LoweredRunner
+from bilateral_export.runners.lowered import LoweredRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.torch_runner import TorchRunner
+from bilateral_export.runners.torch_eager import TorchRunner
 
 
 @pytest.fixture(params=["torch", "onnxruntime", "lowered"])
@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_lowered_runs_as_it_is(
     def refuse(*_: object) -> None:
         raise UserError("too large", "leave it")
 
-    monkeypatch.setattr("bilateral_export.runners.lowered_runner.lower", refuse)
+    monkeypatch.setattr("bilateral_export.runners.lowered.lower", refuse)
     with LoweredRunner(digits_onnx) as runner:
         assert runner.refused.startswith("too large")
         assert runner.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["logits"].shape == (1, 10)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.serving import tiny_models as models
-from tests.serving.bare_server import BareServer, bare_server
+from tests.builders import tiny_models as models
 from tests.serving.doctor import edits
+from tests.serving.server.bare_server import BareServer, bare_server
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException

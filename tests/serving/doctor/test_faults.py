@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.serving import tiny_models as models
-from tests.serving.made_up_plans import plugin_record, write_plan
+from tests.builders import tiny_models as models
+from tests.builders.plans import plugin_record, write_plan
 
-from bilateral_export.engine.cuda import Device, Driver
-from bilateral_export.engine.manifest import manifest_path
+from bilateral_export.engine.installation.cuda import Device, Driver
+from bilateral_export.engine.installation.plugin import PluginContents
+from bilateral_export.engine.plan.manifest import manifest_path
 from bilateral_export.errors import UserError
-from bilateral_export.plugin import PluginContents
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
 from bilateral_serving.doctor import diagnose as doctor

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
-from bilateral_export.op.kernel.configurations import Configuration
-from bilateral_export.op.kernel.launcher import INTERPRETED, bilateral_attention_forward
+from bilateral_export.op.kernel.launch import INTERPRETED, bilateral_attention_forward
+from bilateral_export.op.kernel.launch_config import Configuration
 from bilateral_export.op.operands import Operands
 
 # The interpreter takes tensors of a GPU too, and then nothing is run there.

@@ -147,7 +147,7 @@ def test_a_fused_projection_is_read_where_it_lies() -> None:
     assert not query.is_contiguous()
     case = Problem(query, key, value)
 
-    from bilateral_export.op.kernel.launcher import _aligned
+    from bilateral_export.op.kernel.launch import _aligned
 
     assert all(_aligned(tensor).data_ptr() == tensor.data_ptr() for tensor in (query, key, value))
     assert relative_error(case.fused(), case.exact()) < 1e-6
@@ -192,15 +192,15 @@ def test_it_is_what_the_torch_operator_runs_on_a_gpu() -> None:
 def test_a_gpu_older_than_every_kernel_gets_the_composite(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from bilateral_export.op.kernel import launcher
+    from bilateral_export.op.kernel import launch
     from bilateral_export.op.torch_op import _fused
 
-    monkeypatch.setattr(launcher, "_capability", lambda device: 75)
+    monkeypatch.setattr(launch, "_capability", lambda device: 75)
     case = problem(n_query=20, spatial_kernel="gaussian").on_device()
 
     assert torch.equal(_fused(*case.arguments), attention(**vars(case)))
     with pytest.raises(UserError, match="compute capability"):
-        launcher.bilateral_attention_forward(case)
+        launch.bilateral_attention_forward(case)
 
 
 def test_what_it_cannot_take_is_refused_in_one_line() -> None:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.export.op.kernel.problems import SMALL, Problem, problem, relative_error
 
-from bilateral_export.op.kernel.features import SKIP_FROM
-from bilateral_export.op.kernel.launcher import BUDGET, prepare
+from bilateral_export.op.kernel.launch import BUDGET, prepare
+from bilateral_export.op.kernel.spatial_features import SKIP_FROM
 
 
 def line(n: int, sigma: float, **options: Any) -> Problem:

@@ -1,0 +1,1 @@
+"""A checkpoint to a checked, served answer, and what that took: the quickstart and the study."""

@@ -1,0 +1,1 @@
+"""Experiments: each measures one thing and returns what it saw, without writing it."""

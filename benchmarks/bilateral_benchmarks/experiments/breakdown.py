@@ -1,0 +1,222 @@
+"""Where the time of a served request goes, from the client's array to the client's array."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from tritonclient.grpc import service_pb2
+
+from bilateral_benchmarks.experiments.served import DEFAULT_TIMEOUT_S, try_out
+from bilateral_benchmarks.load.answers import Expected, parse
+from bilateral_benchmarks.load.generator import TICK_S
+from bilateral_benchmarks.load.request import is_shared, offsets_of, registered, serialise
+from bilateral_benchmarks.load.run import OnProgress, RunFailedError
+from bilateral_benchmarks.load.schedule import require_positive
+from bilateral_benchmarks.report.result import Context
+from bilateral_export.errors import UserError
+from bilateral_export.tensors import Array
+from bilateral_serving.access import call_metadata
+from bilateral_serving.client.shared_memory import Region
+
+_SERVICE = "/inference.GRPCInferenceService"
+_NOWHERE = "no-such-model"
+_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+class Part(BaseModel):
+    """One part of the mean latency, in milliseconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    mean_ms: float
+    source: str
+
+
+class Breakdown(BaseModel):
+    """The parts of the mean latency of requests that were sent one after the other.
+
+    Attributes:
+        measured_ms: Mean latency, from array to array, by this process's clock.
+        parts: Each measured by itself; none is what is left over.
+        unexplained: The share of `measured_ms` that the parts do not add up to; negative if they
+            add up to more.
+        in_process_ms: The same model called in a process without a server; None if not measured.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["breakdown"] = "breakdown"
+    subject: str
+    batch: int
+    requests: int
+    measured_ms: float
+    parts: tuple[Part, ...]
+    unexplained: float
+    in_process_ms: float | None = None
+    context: Context
+
+
+def measure_breakdown(
+    url: str,
+    model: str,
+    arrays: Mapping[str, Array],
+    *,
+    duration_s: float = 5.0,
+    in_process: Callable[[], object] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Breakdown:
+    """Send requests one at a time and ask the server how long each of its steps took.
+
+    What the network takes is measured by itself: with every request goes one of the same size for
+    a model that does not exist, which the server reads and refuses.
+
+    Args:
+        url: "host:port" of the gRPC service.
+        model: The model's name. Nobody else may use it meanwhile: Triton's counters are shared.
+        arrays: One request.
+        duration_s: How long.
+        in_process: Calls the same model without a server; timed after the requests.
+        on_progress: Called about ten times a second while requests are sent.
+
+    Raises:
+        UserError: The server or model is not there or goes away, refuses the arrays, answers
+            wrongly, or served others too; the duration is no positive number.
+    """
+    require_positive(duration_s, f"a duration of {duration_s:g} s")
+    context = Context.now()
+    expected = try_out(url, model, arrays, DEFAULT_TIMEOUT_S)
+    shared = is_shared(url, arrays, None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_answering(url))
+        channel = stack.enter_context(grpc.insecure_channel(url, options=_OPTIONS))
+        region = stack.enter_context(registered(url, offsets_of(arrays)[1])) if shared else None
+        metadata = call_metadata(url)
+        infer = partial(channel.unary_unary(f"{_SERVICE}/ModelInfer"), metadata=metadata)
+        for _ in range(20):
+            _request(infer, model, arrays, region, expected)
+        before = _statistics(channel, model, metadata)
+        times: list[tuple[float, float, float]] = []
+        network: list[float] = []
+        begun = shown = time.monotonic()
+        while (now := time.monotonic()) < begun + duration_s or not times:
+            if on_progress and now - shown >= TICK_S:
+                on_progress(
+                    now - begun, float(np.median(np.sum(times[-100:], axis=1))) if times else None
+                )
+                shown = time.monotonic()
+            times.append(_request(infer, model, arrays, region, expected))
+            network.append(_refused(infer, arrays, region))
+        after = _statistics(channel, model, metadata)
+    served = after.success.count - before.success.count
+    if served != len(times):
+        raise UserError(
+            f"model {model} served {served} requests, but {len(times)} were sent",
+            "Measure on a server that nobody else uses.",
+        )
+    client = 1e3 * np.array(times).mean(axis=0)
+    parts = [Part(name="client: serialise", mean_ms=client[0], source="client clock")]
+    round_trip = 1e3 * float(np.mean(network))
+    parts.append(Part(name="network and gRPC", mean_ms=round_trip, source="refused requests"))
+    steps = {
+        name: (getattr(after, field).ns - getattr(before, field).ns) / served / 1e6
+        for name, field in (
+            ("server: queue", "queue"),
+            ("server: compute input", "compute_input"),
+            ("server: compute infer", "compute_infer"),
+            ("server: compute output", "compute_output"),
+        )
+    }
+    whole = (after.success.ns - before.success.ns) / served / 1e6
+    steps["server: between the steps"] = max(0.0, whole - sum(steps.values()))
+    parts += [
+        Part(name=name, mean_ms=value, source="Triton statistics") for name, value in steps.items()
+    ]
+    parts.append(Part(name="client: parse", mean_ms=client[2], source="client clock"))
+    measured = float(client.sum())
+    return Breakdown(
+        subject=f"{model} at {url}" + (", inputs in shared memory" if shared else ""),
+        batch=max(len(array) for array in arrays.values()),
+        requests=len(times),
+        measured_ms=measured,
+        parts=tuple(parts),
+        unexplained=1 - sum(part.mean_ms for part in parts) / measured,
+        in_process_ms=None if in_process is None else _mean_ms(in_process, duration_s / 2),
+        context=context,
+    )
+
+
+@contextlib.contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Says in one line that a server stopped answering."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise UserError(
+            f"{url} stopped answering ({error.code().name}: {error.details()})",
+            "See what the server says.",
+        ) from error
+
+
+def _request(
+    infer: Any,
+    model: str,
+    arrays: Mapping[str, Array],
+    region: Region | None,
+    expected: Expected,
+) -> tuple[float, float, float]:
+    """Seconds of serialising, of the call and of parsing."""
+    start = time.perf_counter()
+    message = serialise(model, arrays, region)
+    sent = time.perf_counter()
+    answer = infer(message)
+    received = time.perf_counter()
+    with contextlib.suppress(ValueError):  # said below
+        parse(answer)
+    parsed = time.perf_counter()
+    if problem := expected.problem(answer):
+        raise RunFailedError(f"model {model}: {problem}", "Nothing was measured.")
+    return sent - start, received - sent, parsed - received
+
+
+def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> float:
+    """Seconds until the server has refused a request of the same size."""
+    message = serialise(_NOWHERE, arrays, region)
+    start = time.perf_counter()
+    try:
+        infer(message)
+    except grpc.RpcError as error:
+        if _NOWHERE in (error.details() or ""):
+            return time.perf_counter() - start
+        raise  # no refusal: nobody is there
+    raise UserError(f"the server serves a model named {_NOWHERE}", "Rename it.")
+
+
+def _statistics(channel: Any, model: str, metadata: tuple[tuple[str, str], ...]) -> Any:
+    call = channel.unary_unary(
+        f"{_SERVICE}/ModelStatistics",
+        request_serializer=service_pb2.ModelStatisticsRequest.SerializeToString,
+        response_deserializer=service_pb2.ModelStatisticsResponse.FromString,
+    )
+    answer = call(service_pb2.ModelStatisticsRequest(name=model), metadata=metadata)
+    return answer.model_stats[-1].inference_stats
+
+
+def _mean_ms(call: Callable[[], object], seconds: float) -> float:
+    for _ in range(5):
+        call()
+    times = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.mean(times))

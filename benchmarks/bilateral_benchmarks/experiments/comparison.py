@@ -1,0 +1,192 @@
+"""Contenders side by side in one run: latency, ratio, rate, parity, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_benchmarks.experiments.contenders import Absent, Contender
+from bilateral_benchmarks.experiments.isolated import Engine, measure_isolated
+from bilateral_benchmarks.load.inputs import made_up
+from bilateral_benchmarks.report.flops import model_flops
+from bilateral_benchmarks.report.gemm_peak import Goal, Rate, fastest, qualify
+from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.statistics.interleave import OnRound, interleave
+from bilateral_benchmarks.statistics.percentiles import Percentile
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.models.family import exportable
+from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.inputs.samples import random_samples
+from bilateral_export.parity.report.document import ParityRow
+
+# Enough inputs for a verdict with confidence, few enough for a large model in float64.
+_BATCHES, _ITEMS = (1, 3), 24
+
+
+class Row(BaseModel):
+    """One contender.
+
+    Attributes:
+        median: Median over the rounds of the rounds' medians, with its interval.
+        fastest_ms: Fastest single call.
+        ratio: How much faster than the baseline, paired by round; above 1 is faster.
+        ratio_low: Lower end of its 95% interval.
+        ratio_high: Upper end.
+        gemm_share: The model's operations over what the fastest matrix product would have done in
+            the same time, in the same rounds.
+        parity_error: Relative error against FP64; None where it was not judged.
+        parity_budget: What it may be: of eager torch in the same precision, times a factor.
+        parity_passed: Whether error and decisions hold.
+        run_mib: Peak memory of a call on top of the loaded weights, in a process of its own.
+        absent: Why there are no numbers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    median: Percentile | None = None
+    fastest_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    gemm_share: float | None = None
+    parity_error: float | None = None
+    parity_budget: float | None = None
+    parity_passed: bool | None = None
+    run_mib: float | None = None
+    absent: str | None = None
+
+
+class Comparison(BaseModel):
+    """Rows in the order given; the first one present is the baseline.
+
+    Attributes:
+        gflop: Operations of a call of the exported file. A rewrite that leaves some out is faster
+            for it; they still count.
+        gemm_gflops: The GEMM limit: what the fastest library's product reached in these rounds.
+        gemm_rates: Every library's product in its best size, the fastest first.
+        goals: What shares of the limit were aimed at.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["comparison"] = "comparison"
+    title: str
+    baseline: str
+    batch: int
+    rounds: int
+    gflop: float
+    gemm_gflops: float
+    gemm_rates: tuple[Rate, ...] = ()
+    goals: tuple[Goal, ...] = ()
+    rows: tuple[Row, ...]
+    context: Context
+
+
+def run_comparison(
+    title: str,
+    checkpoint: Checkpoint,
+    exported: Path,
+    contenders: Sequence[Contender | Absent],
+    *,
+    batch: int = 1,
+    rounds: int = 15,
+    memory: bool = False,
+    goals: Sequence[Goal] = (),
+    on_step: Callable[[str], None] | None = None,
+    on_round: OnRound | None = None,
+) -> Comparison:
+    """Judge, then time, every contender.
+
+    Args:
+        title: What is compared.
+        checkpoint: The trained weights, for the FP64 reference.
+        exported: The canonical file, for counting operations.
+        contenders: What to compare; the first one present is the baseline of the ratios.
+        batch: Items in one call.
+        rounds: Of interleaved blocks.
+        memory: Whether to measure each ONNX contender's memory in a process of its own.
+        goals: Shares of the GEMM limit that are aimed at.
+        on_step: Called with what is being done.
+        on_round: Called after each round of all contenders.
+    """
+    say = on_step or (lambda what: None)
+    context = Context.now()
+    present = [c for c in contenders if isinstance(c, Contender)]
+    flops = model_flops(exported, batch)
+    say("parity")
+    parity = _parity(checkpoint, present)
+    say("matrix products")
+    products = qualify()
+    calls: dict[str, Callable[[], object]] = {product.name: product.call for product in products}
+    with contextlib.ExitStack() as stack:
+        for one in present:
+            say(f"warming up {one.name}")
+            runner = stack.enter_context(one.runner)
+            arrays = made_up(runner.inputs, batch)
+            calls[one.name] = functools.partial(runner.run, arrays)
+            runner.run(arrays)
+        say(f"timing {title}")
+        blocks = interleave(calls, rounds, on_round=on_round)
+    baseline = present[0].name
+    limit = fastest(products, blocks)
+    rows = []
+    for entry in contenders:
+        if isinstance(entry, Absent):
+            rows.append(Row(name=entry.name, absent=entry.reason))
+            continue
+        contender = entry
+        isolated = None
+        if memory and contender.model is not None:
+            say(f"memory of {contender.name}")
+            engine: Engine = "openvino" if contender.name.startswith("openvino") else "onnxruntime"
+            isolated = measure_isolated(contender.model, engine, batch=batch, seconds=0.2)
+        ratio = blocks.ratio(contender.name, baseline)
+        # Work over time, against the product's own in the same rounds.
+        share = blocks.ratio(contender.name, limit.name).value * flops / limit.flops
+        judged = parity[contender.name]
+        rows.append(
+            Row(
+                name=contender.name,
+                median=blocks.median(contender.name),
+                fastest_ms=1e3 * blocks.minimum(contender.name),
+                ratio=ratio.value,
+                ratio_low=ratio.low,
+                ratio_high=ratio.high,
+                gemm_share=share,
+                parity_error=judged.error,
+                parity_budget=judged.budget,
+                parity_passed=judged.passed,
+                run_mib=isolated.run_mib if isolated else None,
+            )
+        )
+    return Comparison(
+        title=title,
+        baseline=baseline,
+        batch=batch,
+        rounds=rounds,
+        gflop=flops / 1e9,
+        gemm_gflops=limit.rate(blocks).gflops,
+        gemm_rates=tuple(
+            sorted((product.rate(blocks) for product in products), key=lambda rate: -rate.gflops)
+        ),
+        goals=tuple(goals),
+        rows=tuple(rows),
+        context=context,
+    )
+
+
+def _parity(checkpoint: Checkpoint, contenders: Sequence[Contender]) -> dict[str, ParityRow]:
+    """The verdict on each contender's first output."""
+    model = exportable(checkpoint.build_model())
+    samples = random_samples(model, batches=_BATCHES, items=_ITEMS)
+    candidates = [Candidate(contender.runner, contender.precision) for contender in contenders]
+    rows = compare(checkpoint, candidates, samples).rows
+    outputs = len(rows) // len(candidates)
+    return {contender.name: rows[index * outputs] for index, contender in enumerate(contenders)}

@@ -1,0 +1,255 @@
+"""What a model can be run with on this machine, each as a runner with the reason if it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bilateral_benchmarks.report.gemm_peak import Goal
+from bilateral_export.checkpoint.formats.native import save_checkpoint
+from bilateral_export.checkpoint.known import card_of
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.engine.build import build_plan
+from bilateral_export.engine.options import AttentionChoice, BuildOptions
+from bilateral_export.errors import UserError
+from bilateral_export.lowering.lower import Form, lower
+from bilateral_export.metadata import Precision
+from bilateral_export.models.family import build
+from bilateral_export.models.registry import named
+from bilateral_export.models.residual import GeneralizedResidual
+from bilateral_export.runners.base import Runner
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.openvino_runner import OpenVinoRunner
+from bilateral_export.runners.tensorrt_runner import TensorRTRunner
+from bilateral_export.runners.torch_compiled import CompiledRunner
+from bilateral_export.runners.torch_eager import TorchRunner
+
+ORT_LOWERED, OPENVINO_F32 = "onnxruntime, lowered", "openvino f32"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a model.
+
+    Attributes:
+        name: For tables.
+        runner: Not open yet.
+        precision: Whose eager error is its parity budget.
+        model: The ONNX file it runs, for memory measured in a process of its own; None for torch.
+    """
+
+    name: str
+    runner: Runner
+    precision: Precision
+    model: Path | None = None
+
+
+# Shares of the GEMM limit that the forms for a CPU aim at, by model and contender.
+GOALS = {
+    "deit_bilateral_tiny_patch16_224": {ORT_LOWERED: 0.60},
+    "deit_bilateral_small_patch16_224": {ORT_LOWERED: 0.70, OPENVINO_F32: 0.80},
+    "deit_bilateral_small_patch16_224 at 512": {ORT_LOWERED: 0.70},
+}
+
+
+def goals_of(name: str) -> list[Goal]:
+    """What the usual contenders aim at on one model at batch 1; nothing for an unknown one."""
+    return [Goal(row=row, share=share) for row, share in GOALS.get(name, {}).items()]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A contender that cannot be here, and why."""
+
+    name: str
+    reason: str
+
+
+def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> Checkpoint:
+    """A checkpoint file, or a known model's name with random weights.
+
+    Latency does not depend on the values of weights; parity is judged on them all the same.
+
+    Args:
+        source: Path of a checkpoint, or a name from `bilateral models`.
+        folder: Where random weights are written.
+        image_size: Another image size than the named model's.
+
+    Raises:
+        UserError: There is neither such a file nor such a model.
+    """
+    if Path(source).exists() or "/" in source or source.endswith(".safetensors"):
+        return load_checkpoint(Path(source))
+    config = named(source)
+    if image_size is not None:
+        config = config.model_copy(update={"image_size": image_size})
+    torch.manual_seed(0)
+    model = build(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.trunc_normal_(module.weight, std=0.05)
+            if isinstance(module, GeneralizedResidual):
+                coefficients = module.coefficients
+                # Trained ones are not 0 and 1, and those two would cost nothing.
+                if isinstance(coefficients, torch.nn.Parameter):
+                    coefficients.add_(0.02 * torch.randn(5))
+    name = source if image_size is None else f"{source} at {image_size}"
+    path = folder / f"{source}.safetensors"
+    save_checkpoint(path, model.state_dict(), card_of(name, config))
+    return load_checkpoint(path)
+
+
+def usual_contenders(
+    checkpoint: Checkpoint, exported: Path, folder: Path, *, compiled: bool = True
+) -> Iterator[Contender | Absent]:
+    """What a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
+
+    Args:
+        checkpoint: The trained weights.
+        exported: The canonical file of it, float32.
+        folder: Where lowered and quantised files are written.
+        compiled: Whether torch.compile takes part; it compiles for up to a minute.
+    """
+    yield Contender("torch eager", TorchRunner(checkpoint), "fp32")
+    if not compiled:
+        yield Absent("torch.compile", "left out")
+    elif any(map(shutil.which, ("g++", "c++", "clang++"))):
+        yield Contender("torch.compile", CompiledRunner(checkpoint), "fp32")
+    else:
+        yield Absent("torch.compile", "needs a C++ compiler")
+    as_it_comes = OnnxRuntimeRunner(exported, flush_subnormals=False)
+    yield Contender("onnxruntime, exported", as_it_comes, "fp32", exported)
+    lowered = lower(exported, "onnxruntime-cpu", folder / "ort.onnx").path
+    yield Contender(ORT_LOWERED, OnnxRuntimeRunner(lowered), "fp32", lowered)
+    yield quantised(exported, folder)
+    if importlib.util.find_spec("openvino") is None:
+        yield Absent("openvino", "not installed")
+    else:
+        for_openvino = lower(exported, "openvino", folder / "openvino.onnx").path
+        for compute, precision in (("f32", "fp32"), ("bf16", "bf16")):
+            if compute == "bf16" and not _has_bf16():
+                # OpenVINO would compute in float32 and say nothing.
+                yield Absent("openvino bf16", "this CPU has no bf16")
+                continue
+            runner = OpenVinoRunner(for_openvino, compute=compute)  # type: ignore[arg-type]
+            yield Contender(f"openvino {compute}", runner, precision, for_openvino)  # type: ignore[arg-type]
+    yield tensorrt("tensorrt", exported, folder, "auto")
+
+
+def quantised(exported: Path, folder: Path) -> Contender | Absent:
+    """Dynamic int8 quantisation of the matrix products, by ONNX Runtime's own tool."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from bilateral_export.lowering.attention_decomposed import decompose
+
+    target = folder / "int8.onnx"
+    try:
+        plain = folder / "decomposed.onnx"
+        onnx.save(decompose(onnx.load(exported)), plain)
+        quantize_dynamic(
+            plain, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
+        )
+    except Exception as error:  # the tool raises all kinds
+        return Absent("onnxruntime int8", f"cannot be quantised: {str(error)[:80]}")
+    return Contender("onnxruntime int8", OnnxRuntimeRunner(target), "bf16", target)
+
+
+def tensorrt(
+    name: str, exported: Path, folder: Path, attention: AttentionChoice
+) -> Contender | Absent:
+    """A plan of the exported file, built and loaded once, or why this machine has none."""
+    if not torch.cuda.is_available():
+        return Absent(name, "no GPU")
+    plan = folder / f"{name.replace(' ', '_')}.plan"
+    try:
+        build_plan(exported, plan, BuildOptions(attention=attention))
+        runner = TensorRTRunner(plan)
+        with runner:
+            return Contender(name, runner, "fp32")
+    except UserError as error:
+        return Absent(name, error.problem)
+
+
+def _has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def attention_forms(
+    checkpoint: Checkpoint, exported: Path, folder: Path
+) -> Iterator[Contender | Absent]:
+    """The same model with its attention in every form, for the ablation."""
+    yield Contender("torch eager", TorchRunner(checkpoint), "fp32")
+    yield Contender("custom op through its body", OnnxRuntimeRunner(exported), "fp32", exported)
+    forms: tuple[tuple[Form, str], ...] = (
+        ("decomposed", "body inlined"),
+        ("mask", "materialised bias folded"),
+        ("attention", "standard Attention node with mask"),
+        ("augmented", "augmented, flash"),
+    )
+    for form, name in forms:
+        result = lower(exported, "onnxruntime-cpu", folder / f"{form}.onnx", form=form)
+        if {site.form for site in result.lowering.sites} != {form}:
+            reasons = {reason for site in result.lowering.sites for reason in site.refused}
+            yield Absent(name, "; ".join(sorted(reasons)))
+            continue
+        yield Contender(name, OnnxRuntimeRunner(result.path), "fp32", result.path)
+    # What the rewrites beside attention gain, each taken away from the best form of all.
+    for name, stream, rows, kernels in (
+        ("lowered", True, True, True),
+        ("lowered, residual stream as exported", False, True, True),
+        ("lowered, tokens that nothing reads too", True, False, True),
+        ("lowered, ONNX Runtime's kernels as it picks them", True, True, False),
+    ):
+        target = folder / f"{name.replace(' ', '_')}.onnx"
+        path = lower(
+            exported, "onnxruntime-cpu", target, stream=stream, rows=rows, kernels=kernels
+        ).path
+        yield Contender(name, OnnxRuntimeRunner(path), "fp32", path)
+        if name == "lowered":
+            kept = OnnxRuntimeRunner(path, flush_subnormals=False)
+            yield Contender("lowered, subnormal numbers kept", kept, "fp32", path)
+    plain = without_spatial(exported, folder / "plain.onnx")
+    lowered = lower(plain, "onnxruntime-cpu", folder / "plain_lowered.onnx").path
+    yield Contender("no spatial term (another model)", OnnxRuntimeRunner(lowered), "fp32", lowered)
+    if importlib.util.find_spec("openvino") is not None:
+        path = lower(exported, "openvino", folder / "openvino.onnx").path
+        yield Contender("openvino, body inlined", OpenVinoRunner(path), "fp32", path)
+    yield tensorrt("tensorrt plugin", exported, folder, "plugin")
+
+
+def without_spatial(exported: Path, target: Path) -> Path:
+    """The same weights with plain dot-product attention: what the spatial term costs.
+
+    It computes something else, so its parity fails by design.
+    """
+    import onnx
+
+    from bilateral_export.op import contract
+    from bilateral_export.op.onnx_body import Configuration, function_body
+
+    model = onnx.load(exported)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    for node in model.graph.node:
+        if node.domain != contract.DOMAIN:
+            continue
+        del node.input[3:]
+        node.overload = ""
+        for attribute in node.attribute:
+            if attribute.name == contract.RANGE_KERNEL:
+                attribute.s = b"dot"
+            if attribute.name == contract.SPATIAL_KERNEL:
+                attribute.s = b"none"
+    others = [function for function in model.functions if function.domain != contract.DOMAIN]
+    del model.functions[:]
+    model.functions.extend([*others, function_body(Configuration(), opset)])
+    onnx.save(model, target)
+    return target

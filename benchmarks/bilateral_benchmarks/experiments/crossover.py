@@ -1,0 +1,134 @@
+"""From which length on the flash form of attention is faster than the mask form, by turns."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_benchmarks.experiments.attention_model import write_attention
+from bilateral_benchmarks.load.inputs import made_up
+from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.statistics.interleave import interleave
+from bilateral_export.lowering.lower import FLASH_LENGTH, Form, lower
+from bilateral_export.op.contract import RangeKernel
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+
+LENGTHS = (65, 197, 401, 577, 785, 1025)
+RANGE_KERNELS: tuple[RangeKernel, ...] = ("gaussian", "dot")
+_FORMS: tuple[Form, Form] = ("mask", "augmented")
+# Several layers one after the other, as in a model: a single one stays in the cache.
+_DEPTH = 4
+_BLOCK_S = 0.05
+
+
+class LengthRow(BaseModel):
+    """Both forms at one length.
+
+    Attributes:
+        tokens: N.
+        range_kernel: Of the attention; the Gaussian one costs the flash form one column more.
+        mask_ms: Median of the mask form.
+        augmented_ms: Median of the flash form.
+        ratio: How much faster the flash form is, paired by round; above 1 is faster.
+        ratio_low: Lower end of its 95% interval.
+        ratio_high: Upper end.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: int
+    range_kernel: RangeKernel
+    mask_ms: float
+    augmented_ms: float
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+
+
+class Crossover(BaseModel):
+    """All lengths, and what the lowering does.
+
+    Attributes:
+        measured: By range kernel, the shortest length from which on the flash form was faster for
+            certain; None if it was not at the longest.
+        rule: `FLASH_LENGTH` of the lowering.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["crossover"] = "crossover"
+    layer: str
+    rows: tuple[LengthRow, ...]
+    measured: dict[str, int | None]
+    rule: int
+    context: Context
+
+
+def measure_crossover(
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    rounds: int = 12,
+    on_step: Callable[[str], None] | None = None,
+) -> Crossover:
+    """Measure layers of 6 heads of 64 with a Gaussian spatial kernel at each length."""
+    context = Context.now()
+    rows = []
+    for range_kernel in RANGE_KERNELS:
+        for tokens in lengths:
+            if on_step:
+                on_step(f"forms at {tokens} tokens, {range_kernel} range kernel")
+            rows.append(_measure(tokens, range_kernel, rounds))
+    return Crossover(
+        layer=f"{_DEPTH} layers, 6 heads of 64, gaussian spatial kernel, with projections",
+        rows=tuple(rows),
+        measured={kernel: first_faster(rows, kernel) for kernel in RANGE_KERNELS},
+        rule=FLASH_LENGTH,
+        context=context,
+    )
+
+
+def first_faster(rows: Sequence[LengthRow], range_kernel: RangeKernel) -> int | None:
+    """The shortest length from which on the interval of the flash form's ratio stays above 1."""
+    found = None
+    for row in sorted(rows, key=lambda row: -row.tokens):
+        if row.range_kernel != range_kernel:
+            continue
+        if row.ratio_low is None or row.ratio_low <= 1:
+            break
+        found = row.tokens
+    return found
+
+
+def _measure(tokens: int, range_kernel: RangeKernel, rounds: int) -> LengthRow:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        folder = Path(scratch)
+        canonical = write_attention(
+            folder / "canonical.onnx", tokens, depth=_DEPTH, range_kernel=range_kernel
+        )
+        calls: dict[str, Callable[[], object]] = {}
+        for form in _FORMS:
+            lowered = lower(canonical, "onnxruntime-cpu", folder / f"{form}.onnx", form=form)
+            assert {site.form for site in lowered.lowering.sites} == {form}
+            runner = stack.enter_context(OnnxRuntimeRunner(lowered.path))
+            arrays = made_up(runner.inputs)
+            runner.run(arrays)
+            calls[form] = functools.partial(runner.run, arrays)
+        blocks = interleave(calls, rounds, block_s=_BLOCK_S)
+    mask, augmented = _FORMS
+    ratio = blocks.ratio(augmented, mask)
+    return LengthRow(
+        tokens=tokens,
+        range_kernel=range_kernel,
+        mask_ms=1e3 * blocks.seconds(mask),
+        augmented_ms=1e3 * blocks.seconds(augmented),
+        ratio=ratio.value,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+    )

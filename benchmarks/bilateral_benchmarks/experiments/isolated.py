@@ -1,0 +1,124 @@
+"""Time and peak memory of one ONNX file on one runtime, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Engine = Literal["onnxruntime", "openvino"]
+
+_TIMEOUT_S = 300.0
+
+
+class Isolated(BaseModel):
+    """What one process measured.
+
+    Attributes:
+        median_ms: Of the calls after the first; None if it failed.
+        fastest_ms: The same.
+        peak_mib: Growth of the resident memory's peak from before the model was loaded.
+        run_mib: The same from after it was loaded: what a call needs on top of the weights.
+        failure: Why it failed, such as for want of memory.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    median_ms: float | None = None
+    fastest_ms: float | None = None
+    peak_mib: float | None = None
+    run_mib: float | None = None
+    failure: str | None = None
+
+
+def measure_isolated(
+    model: Path, engine: Engine, *, batch: int = 1, seconds: float = 1.0, memory_mib: int = 0
+) -> Isolated:
+    """Load a file in a fresh process, run it for a while, and say how fast and how large it was.
+
+    Args:
+        model: The ONNX file.
+        engine: What runs it.
+        batch: Size of the free first axis.
+        seconds: How long to repeat calls; three calls at least.
+        memory_mib: Limit of the process's address space; 0: none. Beyond it, allocation fails.
+    """
+    arguments = [str(model), engine, str(batch), str(seconds), str(memory_mib)]
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", __name__, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Isolated(failure=f"took longer than {_TIMEOUT_S:g} s")
+    if result.returncode:
+        lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"died with signal {-result.returncode}"
+        return Isolated(failure=reason[:200])
+    return Isolated.model_validate_json(result.stdout.splitlines()[-1])
+
+
+def status_mib(field: str, pid: int | str = "self") -> float:
+    """A size out of a process's status, such as "VmHWM", the peak of its resident memory."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise LookupError(field)
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _main(path: str, engine: str, batch: int, seconds: float, memory_mib: int) -> None:
+    import resource
+    import statistics
+    import time
+
+    from bilateral_benchmarks.load.inputs import made_up
+    from bilateral_export.runners.base import Runner
+
+    runner: Runner
+    if engine == "openvino":
+        from bilateral_export.runners.openvino_runner import OpenVinoRunner
+
+        runner = OpenVinoRunner(Path(path))
+    else:
+        from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+
+        runner = OnnxRuntimeRunner(Path(path))
+    if memory_mib:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+    before = status_mib("VmRSS")
+    with runner:
+        arrays = made_up(runner.inputs, batch)
+        loaded = status_mib("VmRSS")
+        _reset_peak()
+        runner.run(arrays)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            runner.run(arrays)
+            times.append(time.perf_counter() - start)
+        peak = status_mib("VmHWM")
+    result = {
+        "median_ms": 1e3 * statistics.median(times),
+        "fastest_ms": 1e3 * min(times),
+        "peak_mib": peak - before,
+        "run_mib": peak - loaded,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))

@@ -1,0 +1,142 @@
+"""Time and peak memory of attention against length, batch and depth; the fitted exponents."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_benchmarks.experiments.attention_model import write_attention
+from bilateral_benchmarks.experiments.isolated import Isolated, measure_isolated
+from bilateral_benchmarks.load.schedule import require_positive
+from bilateral_benchmarks.report.result import Context
+from bilateral_export.lowering.lower import Form, lower
+
+Axis = Literal["tokens", "batch", "depth"]
+LENGTHS = (197, 577, 1025, 2048, 4096, 16384)
+# A fit leaves out the points where fixed costs rule.
+_FIT_FROM = {"tokens": 1000, "batch": 1, "depth": 1}
+# The N x N forms would need tens of GiB at the longest lengths; they fail at this limit instead.
+_MEMORY_MIB = 12_000
+
+
+class Point(BaseModel):
+    """One size."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    measured: Isolated
+
+
+class Series(BaseModel):
+    """One form along one axis.
+
+    Attributes:
+        form: The lowering's form on ONNX Runtime's CPU provider.
+        time_exponent: Slope of log time against log size; None with fewer than two points.
+        memory_exponent: The same of what a call needs on top of the weights.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    axis: Axis
+    form: str
+    points: tuple[Point, ...]
+    time_exponent: float | None
+    memory_exponent: float | None
+
+
+class Growth(BaseModel):
+    """All series, and what they were measured on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["growth"] = "growth"
+    layer: str
+    series: tuple[Series, ...]
+    context: Context
+
+
+def measure_growth(
+    lengths: Sequence[int] = LENGTHS,
+    forms: Sequence[Form] = ("augmented", "decomposed"),
+    *,
+    batches: Sequence[int] = (1, 2, 4),
+    depths: Sequence[int] = (1, 2, 4),
+    seconds: float = 1.0,
+    on_point: Callable[[str], None] | None = None,
+) -> Growth:
+    """Measure one attention layer (6 heads of 64, both kernels Gaussian) along each axis.
+
+    Batch and depth are varied at 577 tokens. Every point is a fresh process.
+
+    Raises:
+        UserError: The seconds for each point are no positive number.
+    """
+    require_positive(seconds, f"{seconds:g} seconds for each point")
+    axes: dict[Axis, Sequence[int]] = {"tokens": lengths, "batch": batches, "depth": depths}
+    series = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for form in forms:
+            for axis, sizes in axes.items():
+                points = []
+                for size in sizes:
+                    if on_point:
+                        on_point(f"{form}, {axis} {size}")
+                    measured = _measure(Path(scratch), form, axis, size, seconds)
+                    points.append(Point(size=size, measured=measured))
+                series.append(_series(axis, form, points))
+    return Growth(
+        layer="6 heads of 64, gaussian range and spatial kernels, with projections",
+        series=tuple(series),
+        context=Context.now(),
+    )
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
+    """The power of the size that the values grow with (least squares in logarithms)."""
+    if len(sizes) < 2:
+        return None
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-3)), 1)[0])
+
+
+def _measure(scratch: Path, form: Form, axis: Axis, size: int, seconds: float) -> Isolated:
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    tokens = size if axis == "tokens" else 577
+    canonical = write_attention(
+        folder / "canonical.onnx", tokens, depth=size if axis == "depth" else 1
+    )
+    lowered = lower(canonical, "onnxruntime-cpu", folder / "lowered.onnx", form=form)
+    forms = {site.form for site in lowered.lowering.sites}
+    if forms != {form}:
+        reasons = lowered.lowering.sites[0].refused
+        return Isolated(failure=f"not {form}: {'; '.join(reasons)}")
+    batch = size if axis == "batch" else 1
+    result = measure_isolated(
+        lowered.path, "onnxruntime", batch=batch, seconds=seconds, memory_mib=_MEMORY_MIB
+    )
+    shutil.rmtree(folder)
+    return result
+
+
+def _series(axis: Axis, form: Form, points: list[Point]) -> Series:
+    fitted = [
+        (point.size, point.measured)
+        for point in points
+        if point.measured.failure is None and point.size >= _FIT_FROM[axis]
+    ]
+    sizes = [float(size) for size, _ in fitted]
+    return Series(
+        axis=axis,
+        form=form,
+        points=tuple(points),
+        time_exponent=exponent(sizes, [m.median_ms or 0.0 for _, m in fitted]),
+        memory_exponent=exponent(sizes, [m.run_mib or 0.0 for _, m in fitted]),
+    )

@@ -1,0 +1,1 @@
+"""Times of the fused kernel against its baselines, on a GPU."""

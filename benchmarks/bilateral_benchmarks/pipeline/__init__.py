@@ -1,1 +1,0 @@
-"""Every named model at its real size, from checkpoint to gRPC: one command, one table."""

@@ -1,0 +1,1 @@
+"""Percentiles with their intervals, and comparisons of interleaved measurements."""

@@ -1,0 +1,1 @@
+"""Studies whose results the documentation cites: robustness, theory, tile skipping, builds."""

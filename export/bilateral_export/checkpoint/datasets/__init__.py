@@ -1,0 +1,1 @@
+"""What a dataset's published evaluation fixes: class names and preprocessing."""

@@ -1,0 +1,1 @@
+"""The TensorRT, the plugin library and the GPUs of this machine."""

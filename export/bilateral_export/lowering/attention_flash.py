@@ -1,0 +1,124 @@
+"""The flash form: plain attention on queries and keys with a few more columns.
+
+ONNX Runtime's CPU provider runs `com.microsoft.MultiHeadAttention` block by block, with memory
+linear in N, only when it has neither bias nor mask. A bilateral attention gets there exactly: its
+spatial kernel is a dot product of extra columns (columns.py), which are constant and so go into
+the projection's weight and bias; the Gaussian range kernel's |k|^2 is one more column of the keys,
+against a column of ones.
+
+What is constant along the keys cancels in the softmax. That allows to shift queries and keys by
+any vector per head (for the Gaussian kernel both, for the dot product the keys): they are shifted
+by the keys' bias, which makes |k|^2, and with it rounding, smaller.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from bilateral_export.lowering.attention_pattern import Site, Values
+from bilateral_export.lowering.gaussian_feature_map import spatial_columns
+from bilateral_export.lowering.graph_edit import Rewriter
+
+DOMAIN = "com.microsoft"
+OPERATOR = "MultiHeadAttention"
+
+
+def augment(model: onnx.ModelProto, site: Site) -> None:
+    """Rewrite one site to the augmented form, in place.
+
+    Requires: `read_site` understood the node (constant positions, no causal mask, no key bias).
+    Ensures: one MultiHeadAttention with three inputs computes the site's output.
+    """
+    heads, depth = site.heads, site.head_dim
+    gaussian = site.range_kernel == "gaussian"
+    query_columns, key_columns = spatial_columns(site)
+    extra = query_columns.shape[-1]
+    weights = np.split(site.weight, 3, axis=1)
+    biases = [part.reshape(heads, depth) for part in np.split(site.bias, 3)]
+    query_bias = site.scale * (biases[0] - biases[1] if gaussian else biases[0])
+    rewriter = Rewriter(model, site)
+    # The Gaussian range kernel's column is computed, so the keys' columns are joined to it later.
+    folded_keys = np.zeros((*key_columns.shape[:2], 0)) if gaussian else key_columns
+    weight = np.concatenate(
+        [
+            _widen(site.scale * weights[0], heads, extra, int(gaussian)),
+            _widen(weights[1], heads, folded_keys.shape[-1]),
+            weights[2],
+        ],
+        axis=1,
+    )
+    length = max(query_columns.shape[0], folded_keys.shape[0])
+    bias = np.concatenate(
+        [
+            _beside(query_columns, query_bias, length, int(gaussian)),
+            _beside(folded_keys, np.zeros_like(biases[1]), length),
+            np.broadcast_to(biases[2].reshape(1, -1), (length, heads * depth)),
+        ],
+        axis=1,
+    )
+    product = rewriter.node("MatMul", [site.tokens, rewriter.constant("weight", weight)], "product")
+    projected = rewriter.node("Add", [product, rewriter.constant("columns", bias)], "projected")
+    sizes = np.array(
+        [
+            heads * (extra + depth + gaussian),
+            heads * (folded_keys.shape[-1] + depth),
+            heads * depth,
+        ]
+    )
+    parts = rewriter.outputs("part", 3)
+    rewriter.node(
+        "Split", [projected, rewriter.constant("sizes", sizes)], "split", outputs=parts, axis=2
+    )
+    query, key, value = parts
+    if gaussian:
+        key = _gaussian_keys(rewriter, key, key_columns, site)
+    rewriter.node(
+        OPERATOR,
+        [query, key, value],
+        "attention",
+        outputs=[site.merged],
+        domain=DOMAIN,
+        num_heads=heads,
+        scale=1.0,
+    )
+    rewriter.finish()
+    if DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def _gaussian_keys(rewriter: Rewriter, key: str, columns: Values, site: Site) -> str:
+    """Keys `[B, N, H D]` to, by head, their spatial columns, themselves and -scale/2 |k|^2."""
+    heads, depth, extra = site.heads, site.head_dim, columns.shape[-1]
+    tokens = rewriter.node(
+        "Reshape", [key, rewriter.shape("by_head", [0, 0, heads, depth])], "key_by_head"
+    )
+    last = rewriter.constant("last_axis", np.array([-1]))
+    square = rewriter.node("ReduceSumSquare", [tokens, last], "key_square", keepdims=1)
+    half = rewriter.constant("minus_half_scale", np.array(-0.5 * site.scale))
+    parts = [tokens, rewriter.node("Mul", [square, half], "key_column")]
+    if extra:
+        # Zero times the square has the batch that the constant columns lack.
+        none = rewriter.node("Mul", [square, rewriter.constant("zero", np.zeros(()))], "no_column")
+        spatial = rewriter.constant("key_columns", columns)
+        parts.insert(0, rewriter.node("Add", [none, spatial], "spatial_columns"))
+    joined = rewriter.node("Concat", parts, "key_joined", axis=3)
+    flat = rewriter.shape("flat", [0, 0, heads * (extra + depth + 1)])
+    return rewriter.node("Reshape", [joined, flat], "key_augmented")
+
+
+def _widen(weight: Values, heads: int, before: int, behind: int = 0) -> Values:
+    """`[dim, H D]` to `[dim, H (before + D + behind)]`, with zeros."""
+    by_head = weight.reshape(weight.shape[0], heads, -1)
+    return np.pad(by_head, ((0, 0), (0, 0), (before, behind))).reshape(weight.shape[0], -1)
+
+
+def _beside(columns: Values, bias: Values, length: int, ones: int = 0) -> Values:
+    """By head the columns `[N, H, E]`, a bias `[H, D]` for every token, and ones: `[N, ...]`."""
+    heads, depth = bias.shape
+    parts = [
+        np.broadcast_to(columns, (length, *columns.shape[1:])),
+        np.broadcast_to(bias, (length, heads, depth)),
+        np.ones((length, heads, ones)),
+    ]
+    return np.asarray(np.concatenate(parts, axis=-1).reshape(length, -1))

@@ -1,0 +1,78 @@
+"""A spatial kernel as a dot product of a few extra columns of queries and keys.
+
+The logarithm of a Gaussian with f = 1 / (2 sigma^2) is
+    -f |p - p'|^2 = (2 f p).p' + (-f |p|^2).1 + (-f).|p'|^2
+The three terms are large and cancel: in float32 the error grows with the square of the distance
+from the origin in bandwidths. Therefore positions are centred, and f is split into f = high + low,
+each with its own columns. Positions of a grid are multiples of a half; with `high` short enough,
+every product and every partial sum of the high columns is a whole number of units of at most 24
+bits, so that it is exact in float32, and the low columns are small. The columns come before the
+tokens' own, because a matrix product adds up in that order.
+
+Prefix tokens, whose pairs count 0, get zeros in every column.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bilateral_export.lowering.attention_pattern import Site, Values
+
+_MANTISSA_BITS = 24
+
+
+def spatial_columns(site: Site) -> tuple[Values, Values]:
+    """Columns whose dot products are the spatial kernel's logits.
+
+    Returns:
+        For queries and keys, `[N, H, E]` each; E is 0 without a spatial kernel.
+    """
+    if site.positions is None:
+        nothing = np.zeros((1, site.heads, 0))
+        return nothing, nothing
+    queries, keys = site.positions
+    if site.spatial_kernel == "dot":
+        columns = queries.transpose(1, 0, 2).copy(), keys.transpose(1, 0, 2).copy()
+    else:
+        assert site.bandwidth is not None
+        columns = _gaussian_columns(queries, keys, site.key_prefix, site.bandwidth)
+    columns[0][: site.query_prefix] = 0.0
+    columns[1][: site.key_prefix] = 0.0
+    return columns
+
+
+def _gaussian_columns(
+    queries: Values, keys: Values, prefix: int, bandwidth: Values
+) -> tuple[Values, Values]:
+    centre = _centre(keys[prefix:])
+    p, other = queries - centre, keys - centre
+    factor = 0.5 / np.square(bandwidth)
+    high = _shortened(factor, max(np.abs(p).max(), np.abs(other).max()), p.shape[-1])
+    one_side, other_side = [], []
+    for part in (high, factor - high):
+        f = np.broadcast_to(part[None, :, None], (len(p), len(part), 1))
+        square = np.square(p).sum(-1)[:, None, None]
+        one_side += [2 * f * p[:, None, :], -f * square, -f]
+        shape = (len(other), len(part))
+        other_square = np.square(other).sum(-1)
+        other_side += [
+            np.broadcast_to(other[:, None, :], (*shape, other.shape[-1])),
+            np.ones((*shape, 1)),
+            np.broadcast_to(other_square[:, None, None], (*shape, 1)),
+        ]
+    return np.concatenate(one_side, axis=-1), np.concatenate(other_side, axis=-1)
+
+
+def _centre(placed: Values) -> Values:
+    """The middle of the positions' range, rounded so that a grid stays on halves."""
+    middle = (placed.min(axis=0) + placed.max(axis=0)) / 2
+    return np.asarray(np.round(2 * middle) / 2)
+
+
+def _shortened(factor: Values, extent: float, coordinates: int) -> Values:
+    """Each factor cut to so many bits that sums of its columns on a half grid stay exact."""
+    # In units of a quarter of the factor's last bit, no partial sum is larger than this.
+    largest = 4 * 4 * coordinates * max(extent, 0.5) ** 2
+    bits = max(1, _MANTISSA_BITS - int(np.ceil(np.log2(largest))))
+    mantissa, exponent = np.frexp(factor)
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits))

@@ -1,0 +1,96 @@
+"""Put new nodes and constants in the place of a site's nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from bilateral_export.lowering.attention_pattern import Site
+
+
+class Rewriter:
+    """Collects what replaces one site, under names that begin with the operator node's.
+
+    Args:
+        model: The model to change, in place, when `finish` is called.
+        site: What is replaced.
+    """
+
+    def __init__(self, model: onnx.ModelProto, site: Site) -> None:
+        self._model = model
+        self._site = site
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """Add a constant; float64 becomes float32."""
+        if value.dtype == np.float64:
+            value = value.astype(np.float32)
+        full = f"{self._site.node.name}.{name}"
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), full))
+        return full
+
+    def shape(self, name: str, sizes: Sequence[int]) -> str:
+        """Add a shape for Reshape; 0 keeps an axis."""
+        return self.constant(name, np.array(sizes, dtype=np.int64))
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        name: str,
+        *,
+        outputs: Sequence[str] | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Add a node; returns the name of its first output."""
+        full = f"{self._site.node.name}.{name}"
+        names = list(outputs or [full])
+        made = helper.make_node(operator, inputs, names, name=full, domain=domain, **attributes)
+        # Module and source line stay known, so that parity can name them.
+        made.metadata_props.extend(self._site.node.metadata_props)
+        self._nodes.append(made)
+        return names[0]
+
+    def outputs(self, name: str, count: int) -> list[str]:
+        """Names for the outputs of a node that has several."""
+        return [f"{self._site.node.name}.{name}.{number}" for number in range(count)]
+
+    def finish(self) -> None:
+        """Replace the site's nodes; new ones stand where the operator node stood."""
+        # Nodes are told apart by their first output, which is unique; objects may be copies.
+        gone = {node.output[0] for node in self._site.replaced}
+        kept: list[onnx.NodeProto] = []
+        for node in list(self._model.graph.node):
+            if node.output[0] == self._site.node.output[0]:
+                kept += self._nodes
+            elif node.output[0] not in gone:
+                kept.append(node)
+        graph = onnx.GraphProto(node=kept)
+        del self._model.graph.node[:]
+        self._model.graph.node.extend(graph.node)
+        self._model.graph.initializer.extend(self._constants)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove constants and functions that nothing refers to any more, in place."""
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    calls = {(node.domain, node.op_type, node.overload) for node in graph.node}
+    functions = [f for f in model.functions if (f.domain, f.name, f.overload) in calls]
+    del model.functions[:]
+    model.functions.extend(functions)
+    domains = {node.domain for node in graph.node} | {""}
+    imports = [entry for entry in model.opset_import if entry.domain in domains]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)

@@ -1,0 +1,1 @@
+"""Inputs for parity: random, real, extreme, and adversarial."""

@@ -1,0 +1,145 @@
+"""What went wrong with a call, in one line, and whether it may be tried again."""
+
+from __future__ import annotations
+
+import os
+
+from tritonclient.utils import InferenceServerException
+
+from bilateral_export.errors import UserError
+from bilateral_serving.access import is_loopback
+from bilateral_serving.client.deadline import Deadline
+
+START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
+
+# Seconds before the first retry; each further one waits twice as long.
+_FIRST_PAUSE_S = 0.1
+
+# How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
+_NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
+_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "connection")
+
+
+def check_url(url: str) -> str:
+    """Return `url` if it reads "host:port".
+
+    Raises:
+        UserError: It does not; a scheme such as http:// does not belong there either.
+    """
+    host, colon, port = url.rpartition(":")
+    bare_ipv6 = ":" in host and not host.startswith(("[", "unix:"))
+    if not (host and colon and port.isdecimal()) or "//" in url or bare_ipv6:
+        raise UserError(
+            f"'{url}' is not the address of a server",
+            "Give host:port, such as localhost:8001 or [::1]:8001.",
+        )
+    return url
+
+
+class LateError(UserError):
+    """No answer came within the deadline. The request may still be executed."""
+
+
+def late(url: str, deadline: Deadline, what: str) -> LateError:
+    """Say that no answer came in time."""
+    return LateError(
+        f"{what}: no answer from {url} within {deadline.timeout_s:g} s",
+        "Raise the timeout, send smaller batches, or look at the server's load.",
+    )
+
+
+def pause_before_retry(
+    error: InferenceServerException, attempt: int, retries: int, deadline: Deadline
+) -> float | None:
+    """Seconds to wait before trying again, or None if the call must not be repeated.
+
+    The rule: only a call that never reached a server is repeated, that is, one for which no
+    connection could be made. Whatever may have run once is not run twice.
+    """
+    pause = _FIRST_PAUSE_S * 2.0**attempt
+    return pause if _unsent(error) and attempt < retries and pause < deadline.left_s else None
+
+
+def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
+    """Say in one line what went wrong.
+
+    Args:
+        error: What tritonclient raised.
+        url: The server's address.
+        deadline: The call's deadline.
+        what: What was asked, such as "model 'digits'".
+    """
+    status, message = _status(error), _message(error)
+    lower = message.lower()
+    if status == "DEADLINE_EXCEEDED" or "timeout expired" in lower:
+        return late(url, deadline, what)
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
+        return UserError(f"no Triton server answers at {url}", _proxy_hint(url) or START_A_SERVER)
+    if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
+        return UserError(
+            f"{what}: the connection to {url} broke before the answer came",
+            "Look whether the server still runs; the request may or may not have been executed.",
+        )
+    if status == "NOT_FOUND" or "unknown model" in lower or "is not found" in lower:
+        return UserError(
+            f"{what} is not served at {url}",
+            "Add it to the server's repository, or use a name from `bilateral repository list`.",
+        )
+    if "exceeds maximum queue size" in lower:
+        return UserError(
+            f"{what}: the server at {url} has too many requests waiting",
+            "Send fewer at once, or add instances.",
+        )
+    if status == "UNIMPLEMENTED":
+        return UserError(f"what answers at {url} is not a Triton server", START_A_SERVER)
+    return UserError(f"{what}: {message}")
+
+
+def refusal(error: UserError) -> str | None:
+    """What the server said when it refused a call; None if none answered at all, or not in time."""
+    cause = error.__cause__
+    if not isinstance(cause, InferenceServerException):
+        return None
+    unanswered = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+    return _message(cause) if needs_token(error) or _status(cause) not in unanswered else None
+
+
+def needs_token(error: UserError) -> bool:
+    """Whether the server refused a call for want of its token."""
+    cause = error.__cause__
+    return isinstance(cause, InferenceServerException) and (
+        _status(cause) == "PERMISSION_DENIED" or "protocol is restricted" in _message(cause)
+    )
+
+
+def lost_region(error: UserError) -> bool:
+    """Whether a request was not executed because the server (a new one) lacks its shared memory."""
+    cause = error.__cause__
+    return isinstance(cause, InferenceServerException) and (
+        _unsent(cause) or "shared memory region" in (refusal(error) or "")
+    )
+
+
+def _unsent(error: InferenceServerException) -> bool:
+    return _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
+
+
+def _proxy_hint(url: str) -> str | None:
+    """What to do if gRPC went through a proxy to `url`, as environment variables make it do."""
+    host = url.rpartition(":")[0].strip("[]")
+    variables = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
+    used = next((name for name in variables if os.environ.get(name)), None)
+    if used is None or is_loopback(url) or host.startswith("unix:"):
+        return None
+    return (
+        f"The environment variable {used} is set, so the call went to that proxy: add {host} to "
+        "no_proxy if the server is reached without it."
+    )
+
+
+def _status(error: InferenceServerException) -> str:
+    return str(error.status() or "").removeprefix("StatusCode.")
+
+
+def _message(error: InferenceServerException) -> str:
+    return str(error.message() or error)

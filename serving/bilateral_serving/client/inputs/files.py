@@ -1,0 +1,146 @@
+"""Files to a classifier's input, as the model's metadata says: images, texts, expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.preprocessing import (
+    PADDING,
+    BytesPreprocessing,
+    ImagePreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+)
+from bilateral_export.tasks import listops
+from bilateral_export.tensors import Array
+from bilateral_serving.client.inputs.images import preprocess, read_image
+
+Source = Path | bytes
+
+
+def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
+    """Read inputs and make one batch of them.
+
+    Texts and expressions of different lengths are padded to the longest, which changes no result.
+
+    Args:
+        inputs: Files, or their content; for a model that compares two documents, one pair after
+            the other.
+        how: The model's preprocessing.
+        model: The model's name, for messages.
+
+    Returns:
+        float32 `[B, C, H, W]` for images; int64 `[B, N]` or `[B, 2, N]` for tokens.
+
+    Raises:
+        UserError: There is no input, one cannot be read, or it is not what the model takes.
+    """
+    if not inputs:
+        raise UserError("no input to classify", "Give at least one file.")
+    match how:
+        case ImagePreprocessing():
+            return np.stack([preprocess(read_image(one), how) for one in inputs])
+        case PixelsPreprocessing():
+            return np.stack([pixels(read_image(one), how) for one in inputs])
+        case ListOpsPreprocessing():
+            return _padded([expression(one, how.length) for one in inputs])
+        case BytesPreprocessing(documents=1):
+            return _padded([text_bytes(one, how.length) for one in inputs])
+        case BytesPreprocessing():
+            if len(inputs) % 2:
+                raise UserError(
+                    f"model '{model}' compares two documents and was given {len(inputs)}",
+                    "Give them in pairs.",
+                )
+            texts = _padded([text_bytes(one, how.length) for one in inputs])
+            return texts.reshape(len(inputs) // 2, 2, -1)
+    raise UserError(
+        f"model '{model}' is no classifier: it takes {how.kind}",
+        "For a language model use generate or score, for a segmenter segment.",
+    )
+
+
+def pixels(image: Image.Image, how: PixelsPreprocessing) -> NDArray[np.int64]:
+    """Grey levels 0..255 of the image's centre, row by row."""
+    as_image = ImagePreprocessing(
+        height=how.height,
+        width=how.width,
+        channels=1,
+        resize=min(how.height, how.width),
+        interpolation="bilinear",
+        mean=(0.0,),
+        std=(1 / 255,),
+    )
+    return np.rint(preprocess(image, as_image)).astype(np.int64).reshape(-1)
+
+
+def text_bytes(source: Source, length: int) -> NDArray[np.int64]:
+    """Byte + 1 of a UTF-8 text, at most `length` of them.
+
+    Markup, and the commas and quotes of a CSV file, are text like any other: the model reads them.
+
+    Raises:
+        UserError: The text is empty or not UTF-8.
+    """
+    content = _text(source, "text").encode()
+    return np.frombuffer(content[:length], np.uint8).astype(np.int64) + 1
+
+
+def expression(source: Source, length: int) -> NDArray[np.int64]:
+    """Token ids of a ListOps expression.
+
+    Raises:
+        UserError: It has an unknown symbol, is not closed, or is too long.
+    """
+    name = "the expression" if isinstance(source, bytes) else str(source)
+    try:
+        symbols = listops.parse(_text(source, "expression"))
+        if len(symbols) > length:
+            raise UserError(
+                f"{name} has {len(symbols)} symbols", f"The model takes up to {length}."
+            )
+        listops.evaluate(symbols)  # a model gives any list of symbols a value
+    except ValueError as error:
+        raise UserError(
+            f"{name} is no ListOps expression: {error}", "It reads such as [MAX 2 [MIN 4 7 ] 0 ]."
+        ) from error
+    return listops.encode(symbols)
+
+
+def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    padded = np.full((len(rows), max(map(len, rows))), PADDING, dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def _text(source: Source, what: str) -> str:
+    """A UTF-8 text without its byte-order mark, which an editor may have put before it."""
+    name = f"the {what}" if isinstance(source, bytes) else f"{what} {source}"
+    content = source if isinstance(source, bytes) else require_file(source, what).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name} is not UTF-8 text: byte {error.start} does not fit", "Convert it first."
+        ) from error
+    if not text:
+        raise UserError(f"{name} is empty", "Give at least one character.")
+    return text
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file's content, without a byte-order mark.
+
+    Raises:
+        UserError: The file is missing, empty or not UTF-8.
+    """
+    return _text(path, "text").replace("\r\n", "\n").replace("\r", "\n")

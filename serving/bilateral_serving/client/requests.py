@@ -1,0 +1,255 @@
+"""Requests and answers of one call: checks and conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferResult
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import serialize_byte_tensor
+
+from bilateral_export.errors import UserError
+from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.preprocessing import SegmentationPreprocessing
+from bilateral_export.tensors import Array, TensorSpec, check_arrays
+from bilateral_serving.client.deadline import Deadline
+from bilateral_serving.client.inputs.files import Source, prepare
+from bilateral_serving.client.shared_memory import Region, layout
+from bilateral_serving.config import read_metadata
+from bilateral_serving.datatypes import from_triton, triton_name
+from bilateral_serving.values import utf8
+
+DEFAULT_URL = "localhost:8001"
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a server says of one version of a model.
+
+    Attributes:
+        name: The model.
+        version: The version that this describes.
+        versions: All versions that are served, lowest first.
+        inputs: Inputs, batch axis included.
+        outputs: Outputs, batch axis included.
+        max_batch_size: Largest batch of one request; 0 if Triton does not batch the model.
+        metadata: What the artifact says of itself, or None for a model from elsewhere.
+    """
+
+    name: str
+    version: int
+    versions: tuple[int, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    metadata: ArtifactMetadata | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of an input, with its probability (softmax of the logits)."""
+
+    label: str
+    index: int
+    probability: float
+
+
+def model_info(metadata: Any, config: Any, version: int | None) -> ModelInfo:
+    """Join Triton's answers ModelMetadata and ModelConfig into one description."""
+    versions = tuple(sorted(int(number) for number in metadata.versions))
+    described = version or versions[-1]
+    batched = config.max_batch_size > 0
+    return ModelInfo(
+        name=metadata.name,
+        version=described,
+        versions=versions,
+        inputs=tuple(_spec(tensor, batched) for tensor in metadata.inputs),
+        outputs=tuple(_spec(tensor, batched) for tensor in metadata.outputs),
+        max_batch_size=config.max_batch_size,
+        metadata=read_metadata(config, described),
+    )
+
+
+def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
+    """Check names, element types and shapes before anything is sent.
+
+    Raises:
+        UserError: It names the model, the input and the shape expected.
+    """
+    check_arrays(info.inputs, inputs, info.name)
+    for spec in info.inputs if info.max_batch_size else ():
+        batch = len(inputs[spec.name])
+        if batch > info.max_batch_size:
+            raise UserError(
+                f"input {spec.name} of model {info.name} has a batch of {batch}",
+                f"Expected at most {info.max_batch_size}: send it in pieces, or add the model with "
+                "a larger --max-batch-size.",
+            )
+
+
+def to_request(
+    info: ModelInfo,
+    inputs: Mapping[str, Array],
+    version: int | None,
+    outputs: Sequence[str],
+    deadline: Deadline,
+    region: Region | None = None,
+) -> pb.ModelInferRequest:
+    """The message that asks for an inference.
+
+    Args:
+        info: The model.
+        inputs: An array per input, checked.
+        version: The model's version; None: the newest.
+        outputs: The outputs wanted; empty: all.
+        deadline: Until when the request may wait in the server's queue.
+        region: Shared memory for what `shared_memory.layout` puts there; None: all in the message.
+
+    Raises:
+        UserError: The model has no such output.
+    """
+    known = [spec.name for spec in info.outputs]
+    for name in outputs:
+        if name not in known:
+            raise UserError(
+                f"model '{info.name}' has no output '{name}'", f"It gives {', '.join(known)}."
+            )
+    request = pb.ModelInferRequest(model_name=info.name, model_version=version_text(version))
+    request.parameters["timeout"].int64_param = round(deadline.left_s * 1e6)
+    offsets = layout(info.inputs, inputs)[0] if region else {}
+    for spec in info.inputs:
+        array = inputs[spec.name]
+        tensor = request.inputs.add(name=spec.name, datatype=triton_name(spec), shape=array.shape)
+        if region and spec.name in offsets:
+            region.write(offsets[spec.name], array)
+            tensor.parameters["shared_memory_region"].string_param = region.name
+            tensor.parameters["shared_memory_offset"].int64_param = offsets[spec.name]
+            tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
+        else:
+            request.raw_input_contents.append(_encoded(spec, array))
+    for name in outputs or known:
+        request.outputs.add(name=name)
+    return request
+
+
+def to_arrays(answer: pb.ModelInferResponse) -> dict[str, Array]:
+    """The answer's arrays by name."""
+    result = InferResult(answer)
+    return {output.name: result.as_numpy(output.name) for output in answer.outputs}
+
+
+def _encoded(spec: TensorSpec, array: Array) -> bytes:
+    """An array of any memory layout as Triton takes it inside a message."""
+    if spec.dtype == "object" and array.size:
+        return bytes(serialize_byte_tensor(array).item())
+    return array.tobytes()
+
+
+def pieces(info: ModelInfo, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """Cut inputs of any number of rows into requests of at most the model's largest batch."""
+    check_arrays(info.inputs, inputs, info.name)
+    size = info.max_batch_size
+    if not size:
+        return [dict(inputs)]
+    rows = min(len(array) for array in inputs.values())
+    return [
+        {name: array[start : start + size] for name, array in inputs.items()}
+        for start in range(0, rows, size)
+    ]
+
+
+def input_batch(info: ModelInfo, inputs: Sequence[Source]) -> Array:
+    """Read inputs and prepare them as the model's metadata says: one batch of any size."""
+    assert info.metadata is not None
+    how = info.metadata.preprocessing
+    assert how is not None
+    return prepare(inputs, how, info.name)
+
+
+def segmenter_preprocessing(info: ModelInfo) -> SegmentationPreprocessing:
+    """How images become a segmenter's windows.
+
+    Raises:
+        UserError: The model is no segmenter.
+    """
+    how = info.metadata.preprocessing if info.metadata else None
+    if not isinstance(how, SegmentationPreprocessing):
+        raise UserError(
+            f"model '{info.name}' is no segmenter", "Classify with it, or send tensors with infer."
+        )
+    return how
+
+
+def named(model: str, version: int | None) -> str:
+    """How an error calls a model.
+
+    Raises:
+        UserError: The name is not UTF-8, so no server can have the model.
+    """
+    utf8("the model's name", model)
+    return f"model '{model}'" + (f" version {version}" if version else "")
+
+
+def version_text(version: int | None) -> str:
+    """A version as Triton takes it: empty for the newest."""
+    return str(version) if version else ""
+
+
+def classifier_input(info: ModelInfo) -> str:
+    """The name of the one input of a classifier.
+
+    Raises:
+        UserError: The model has several inputs, no preprocessing or no labels.
+    """
+    if info.metadata is not None and info.metadata.preprocessing is None:
+        raise UserError(
+            f"model '{info.name}' was exported without preprocessing",
+            "Export it again with --model CARD.json, a card that has one, or send tensors with"
+            " infer.",
+        )
+    if len(info.inputs) != 1 or info.metadata is None:
+        raise UserError(
+            f"model '{info.name}' does not say how a file becomes its input",
+            "Serve a classifier that `bilateral export` wrote, or send tensors with infer.",
+        )
+    return info.inputs[0].name
+
+
+def classifier_output(info: ModelInfo) -> str:
+    """The output with one logit per class: the only one, or the one named "logits"."""
+    names = [spec.name for spec in info.outputs]
+    if len(names) == 1:
+        return names[0]
+    if "logits" in names:
+        return "logits"
+    raise UserError(
+        f"model '{info.name}' has outputs {', '.join(names)}, and none is named 'logits'",
+        "Send tensors with infer and choose the output.",
+    )
+
+
+def predictions(info: ModelInfo, logits: Array, k: int) -> list[tuple[Prediction, ...]]:
+    """The `k` most probable classes of each row of `logits` `[N, classes]`, best first."""
+    if k < 1:
+        raise UserError(f"top-k {k}", "It must be at least 1.")
+    labels = info.metadata.labels if info.metadata else ()
+    wide = logits.astype(np.float64)
+    exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
+    return [
+        tuple(
+            Prediction(labels[i] if i < len(labels) else str(i), int(i), float(row[i]))
+            for i in order
+        )
+        for row, order in zip(probabilities, best, strict=True)
+    ]
+
+
+def _spec(tensor: Any, batched: bool) -> TensorSpec:
+    return from_triton(tensor.name, tensor.datatype, tensor.shape, batched)

@@ -1,0 +1,218 @@
+"""What must hold before a server starts. Each check says what to do when it does not."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bilateral_export.errors import UserError
+from bilateral_serving.installation import PYTHON_VERSION, Installation
+from bilateral_serving.repository import Entry, list_names, show
+from bilateral_serving.server import hosts
+
+# Triton's Python backend passes tensors through shared memory; a container gets 64 MiB by default.
+_LEAST_SHARED_MEMORY = 16 << 20
+
+
+def select_models(
+    repository: Path, names: Sequence[str]
+) -> tuple[tuple[Entry, ...], dict[str, UserError]]:
+    """The models to serve: those named, or all that have a version.
+
+    Returns:
+        The models, and those of the others that cannot be read: name -> why.
+
+    Raises:
+        UserError: The repository has none, or not those.
+    """
+    entries: dict[str, Entry] = {}
+    refused: dict[str, UserError] = {}
+    for name in list_names(repository):
+        if names and name not in names:
+            continue
+        try:
+            entries[name] = show(name, repository)
+        except UserError as error:
+            refused[name] = error
+    for name in names:
+        if name in refused:
+            continue
+        if name not in entries:
+            raise UserError(
+                f"no model '{name}' in {repository}",
+                f"The models there are: {', '.join(list_names(repository)) or 'none'}.",
+            )
+        if not entries[name].versions:
+            raise UserError(
+                f"model '{name}' in {repository} has no version",
+                f"Add one with `bilateral repository add {name} MODEL.onnx`.",
+            )
+    ready = tuple(entry for entry in entries.values() if entry.versions)
+    if not ready and not refused:
+        raise UserError(
+            f"the model repository {repository} has no model to serve",
+            "Add one with `bilateral repository add NAME MODEL.onnx`.",
+        )
+    return ready, refused
+
+
+def check_entry(entry: Entry, installation: Installation, gpu: bool) -> None:
+    """Check that the server has what a model needs: its backend, and a GPU if it asks for one.
+
+    Raises:
+        UserError: It has not.
+    """
+    if not (installation.backends / entry.target).is_dir():
+        raise UserError(
+            f"model '{entry.name}' needs the backend '{entry.target}', which "
+            f"{installation.binary} does not have",
+            "Serve it in NVIDIA's Triton container, or add it again with --target python.",
+        )
+    if entry.device == "gpu" and not gpu:
+        raise UserError(
+            f"model '{entry.name}' is configured for a GPU, and there is none to use",
+            "Serve it on a machine with a GPU, or add it again with --device cpu.",
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", entry.name):
+        raise UserError(
+            f"the name of model '{entry.name}' is one that Triton's Python backend cannot take",
+            "Rename its directory, with letters, digits, '_', '-' and '.' only.",
+        )
+
+
+def check_python(installation: Installation, libpython: Path | None) -> None:
+    """Check what the Python backend needs: its stub, libpython, numpy and onnxruntime.
+
+    Args:
+        installation: The server.
+        libpython: What `find_libpython` found; used with the wheel only.
+
+    Raises:
+        UserError: One of them is missing or of a version that does not work.
+    """
+    if not installation.is_wheel:
+        _check_system_python()
+        return
+    if installation.stub is None or not installation.stub.is_file():
+        raise UserError(
+            f"the tritonserver at {installation.binary} has no stub for Python {PYTHON_VERSION}",
+            "Use Python 3.10, 3.11 or 3.12, or update nvidia-pytriton.",
+        )
+    if libpython is None:
+        raise UserError(
+            f"Triton's Python backend needs libpython{PYTHON_VERSION}.so.1.0, which is not here",
+            f"Install it (Debian, Ubuntu: `apt-get install libpython{PYTHON_VERSION}`), or use a "
+            "Python built with --enable-shared.",
+        )
+    check_numpy(importlib.metadata.version("numpy"))
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            "onnxruntime is not installed, and target python runs models with it",
+            "Install it with `pip install 'bilateral-serve[server]'`.",
+        )
+
+
+def check_numpy(version: str) -> None:
+    """Check that numpy is older than 2: with the wheel's backend a newer one gives empty outputs.
+
+    Raises:
+        UserError: It is not.
+    """
+    if int(version.split(".")[0]) >= 2:
+        raise UserError(
+            f"numpy {version} is installed, with which this tritonserver returns empty outputs",
+            "Install an older one with `pip install 'numpy<2'`.",
+        )
+
+
+def check_shared_memory(directory: Path = Path("/dev/shm")) -> None:
+    """Check that there is room for the tensors that go to the Python backend and back.
+
+    Raises:
+        UserError: There is little or none.
+    """
+    free = shutil.disk_usage(directory).free if directory.is_dir() else 0
+    if free < _LEAST_SHARED_MEMORY:
+        raise UserError(
+            f"{directory} has {free >> 20} MiB free, and Triton passes tensors through it",
+            "Free some, or start the container with --shm-size=1g.",
+        )
+
+
+def check_ports(host: str, ports: Mapping[str, int | None]) -> None:
+    """Check that every port is free to listen on, before Triton loads models and then finds out.
+
+    Args:
+        host: The address to listen on.
+        ports: What it is for -> port, or None where it is off.
+
+    Raises:
+        UserError: Two are the same, one is not a port number, is taken, or is not allowed.
+    """
+    for refusal in port_refusals(host, ports):
+        raise refusal
+
+
+def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserError]:
+    """Every reason why these ports cannot be listened on; see `check_ports`."""
+    try:
+        own, conflicting = hosts.addresses(host), hosts.conflicting(host)
+    except OSError:
+        yield UserError(f"'{host}' is not an address here", "Use --host 127.0.0.1.")
+        return
+    used: dict[int, str] = {}
+    for purpose, port in ports.items():
+        if port is None:
+            continue
+        option = f"--{purpose}-port"
+        if not 1 <= port <= 65535:
+            yield UserError(f"{option} {port} is not a port", "Use a number from 1 to 65535.")
+        elif port in used:
+            yield UserError(
+                f"--{used[port]}-port and {option} are both {port}", "Give them different ports."
+            )
+        else:
+            yield from _refusals(own, conflicting, port, option)
+        used.setdefault(port, purpose)
+
+
+def _refusals(
+    own: Sequence[str], conflicting: Sequence[str], port: int, option: str
+) -> Iterator[UserError]:
+    """The first reason why a port cannot be listened on at these addresses, if there is one."""
+    for address in conflicting:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # As servers do: a port whose last connections are only closing is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            if not taken and address not in own:
+                continue  # such as ::1 where there is no IPv6
+            yield UserError(
+                f"port {port} on {address} cannot be used: "
+                f"{'taken' if taken else str(error.strerror).lower()}",
+                f"Stop what listens there, or choose another with {option}.",
+            )
+            return
+
+
+def _check_system_python() -> None:
+    python = shutil.which("python3")
+    probe = [python, "-c", "import numpy, onnxruntime"] if python else ["false"]
+    result = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        last = (result.stderr.strip().splitlines() or ["there is no python3"])[-1]
+        raise UserError(
+            f"Triton's Python backend cannot run the model: {last}",
+            "Install it in this machine's Python: `python3 -m pip install numpy onnxruntime`.",
+        )

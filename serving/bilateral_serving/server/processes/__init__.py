@@ -1,0 +1,1 @@
+"""The processes behind one server: tritonserver and the front door."""

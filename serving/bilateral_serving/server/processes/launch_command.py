@@ -1,0 +1,195 @@
+"""The command line and the environment of tritonserver."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilateral_serving.access import HTTP_HEADER
+from bilateral_serving.config import MODEL_FILES
+from bilateral_serving.installation import STUB, Installation
+from bilateral_serving.repository import Entry
+from bilateral_serving.repository.plan import launch_arguments
+from bilateral_serving.server import hosts
+
+_CLOSED = "shared-memory,model-repository,statistics,trace,logging"
+# The names of its sockets; Triton adds ":1", the port, to that of gRPC.
+_GRPC, _HTTP = "grpc", "http"
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What to serve and where.
+
+    Attributes:
+        repository: The model repository.
+        models: The models to load; empty: all that have a version.
+        tritonserver: The executable; None: look for one.
+        host: Address to listen on; "0.0.0.0" and "::" are every one of this machine.
+        grpc_port: Port of the gRPC service.
+        http_port: Port of the HTTP service; None: off.
+        metrics_port: Port of the Prometheus metrics; None: off.
+        gpu: Whether the server may use GPUs; None: if there is one.
+        direct: Whether callers' connections end in tritonserver and not in the front door. None:
+            if this server's version can bear that.
+        strict: Whether a model that cannot be served is an error although others can.
+        start_timeout_s: Seconds until it must be ready.
+        stop_timeout_s: Seconds that requests under way get to finish when it stops.
+        arguments: Further arguments for tritonserver.
+    """
+
+    repository: Path
+    models: tuple[str, ...] = ()
+    tritonserver: Path | None = None
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    http_port: int | None = None
+    metrics_port: int | None = 8002
+    gpu: bool | None = None
+    direct: bool | None = None
+    strict: bool = False
+    start_timeout_s: float = 300.0
+    stop_timeout_s: float = 30.0
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where tritonserver itself listens for gRPC and HTTP.
+
+    Attributes:
+        directory: Of its sockets, if a front door is before it; None: on the options' ports.
+        token: What its closed services want to see there; a front door has its own guard.
+    """
+
+    directory: Path | None
+    token: str
+
+    def target(self, options: ServerOptions) -> str:
+        """Its address, as gRPC writes it."""
+        if self.directory is None:
+            return f"{hosts.bracketed(hosts.reachable(options.host))}:{options.grpc_port}"
+        return f"unix:{self.directory}/{_GRPC}:1"
+
+    @property
+    def http_socket(self) -> Path | None:
+        """The socket of its HTTP service, if a front door is before it."""
+        return None if self.directory is None else self.directory / _HTTP
+
+    def arguments(self, options: ServerOptions) -> list[str]:
+        """What tritonserver is told of it."""
+        numeric = hosts.numeric(options.host)
+        http = options.http_port is not None
+        arguments = [] if http else ["--allow-http=false"]
+        if self.directory is not None:
+            arguments += [f"--grpc-address=unix:{self.directory}/{_GRPC}", "--grpc-port=1"]
+            if http:
+                arguments += [f"--http-address=unix:{self.directory}/{_HTTP}", "--http-port=1"]
+            return arguments
+        arguments += [
+            f"--grpc-address={hosts.bracketed(numeric)}",
+            f"--grpc-port={options.grpc_port}",
+            f"--grpc-restricted-protocol={_CLOSED}:{HTTP_HEADER}={self.token}",
+        ]
+        if http:
+            arguments += [
+                f"--http-address={hosts.for_http(numeric)}",
+                f"--http-port={options.http_port}",
+                f"--http-restricted-api={_CLOSED}:{HTTP_HEADER}={self.token}",
+            ]
+        return arguments
+
+
+def backend_directory(installation: Installation, scratch: Path) -> Path:
+    """The server's own backend directory, or for the wheel one of links with this Python's stub."""
+    if installation.stub is None:
+        return installation.backends
+    for backend in installation.backends.iterdir():
+        (scratch / backend.name).mkdir()
+        for file in backend.iterdir():
+            (scratch / backend.name / file.name).symlink_to(file)
+    if (scratch / "python").is_dir():
+        (scratch / "python" / STUB).symlink_to(installation.stub)
+    return scratch
+
+
+def command_line(
+    options: ServerOptions,
+    installation: Installation,
+    backends: Path,
+    models: Path,
+    listen: Listen,
+    entries: Sequence[Entry],
+    gpu: bool,
+) -> list[str]:
+    """How tritonserver is called.
+
+    Args:
+        options: What to serve and where.
+        installation: The server.
+        backends: Its directory of backends.
+        models: The directory of the models to load, all of them and no other.
+        listen: Where it listens.
+        entries: The models.
+        gpu: Whether it may use GPUs.
+    """
+    command = [
+        str(installation.binary),
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={max(1, round(options.stop_timeout_s))}",
+        *listen.arguments(options),
+    ]
+    if not options.strict:
+        command += ["--exit-on-error=false", "--strict-readiness=false"]
+    if options.metrics_port is None:
+        command.append("--allow-metrics=false")
+    else:
+        address = hosts.for_http(hosts.numeric(options.host))
+        command += [f"--metrics-address={address}", f"--metrics-port={options.metrics_port}"]
+    if not gpu:
+        command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+    command += launch_arguments(
+        version.directory / MODEL_FILES["tensorrt"]
+        for entry in entries
+        if entry.target == "tensorrt"
+        for version in entry.versions
+    )
+    return [*command, *options.arguments]
+
+
+def environment(installation: Installation, libpython: Path | None, gpu: bool) -> dict[str, str]:
+    """The server's environment: this process's, and what the wheel's server needs besides.
+
+    Args:
+        installation: The server.
+        libpython: The library that the wheel's stub embeds.
+        gpu: Whether it may use GPUs.
+    """
+    variables = dict(os.environ)
+    if not gpu:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    if installation.is_wheel:
+        libraries = [*installation.libraries, *([libpython.parent] if libpython else [])]
+        _prepend(variables, "LD_LIBRARY_PATH", libraries)
+        # The stub embeds this Python: it must find the same interpreter and packages.
+        _prepend(variables, "PATH", [Path(sys.executable).parent])
+        _prepend(variables, "PYTHONPATH", _package_directories("numpy", "onnxruntime"))
+    return variables
+
+
+def _prepend(environment: dict[str, str], variable: str, directories: Sequence[Path]) -> None:
+    parts = [*map(str, directories), environment.get(variable, "")]
+    environment[variable] = os.pathsep.join(part for part in parts if part)
+
+
+def _package_directories(*packages: str) -> list[Path]:
+    specs = [importlib.util.find_spec(package) for package in packages]
+    parents = [Path(spec.origin).parent.parent for spec in specs if spec and spec.origin]
+    return list(dict.fromkeys(parents))

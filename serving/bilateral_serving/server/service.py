@@ -1,0 +1,485 @@
+"""What callers see as one server: tritonserver, the front door before it, and their start and end.
+
+tritonserver can be started again while the front door stays: it holds the port and the callers'
+connections, and new requests wait there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bilateral_export.errors import UserError
+from bilateral_serving.access import published_token
+from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.installation import (
+    Installation,
+    find,
+    find_libpython,
+    has_gpu,
+    needs_front_door,
+)
+from bilateral_serving.repository import Entry
+from bilateral_serving.server import hosts, preflight
+from bilateral_serving.server.health import Fault, Health
+from bilateral_serving.server.processes.front_door import DoorProcess
+from bilateral_serving.server.processes.launch_command import (
+    Listen,
+    ServerOptions,
+    backend_directory,
+    command_line,
+    environment,
+)
+from bilateral_serving.server.processes.scratch import link_model, scratch_directory
+from bilateral_serving.server.processes.tritonserver import OnLog, TritonProcess
+from bilateral_serving.server.upstream import NoAnswerError, Upstream
+
+_POLL_S = 0.05
+# A model's process that ends while it loads says why through the server, within this time.
+_LAST_WORDS_S = 3.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far loading is."""
+
+    loaded: tuple[str, ...]
+    total: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that is ready.
+
+    Attributes:
+        url: "host:port" of gRPC, as `Client` takes it.
+        http_url: "host:port" of HTTP, or None.
+        metrics_url: Address of the metrics page, or None.
+        pid: tritonserver's process number; another one after it was started again.
+        door_pid: The front door's process number; None without one.
+        models: The models it serves.
+        failed: The models that it cannot serve, and why.
+        start_s: Seconds from start to ready.
+    """
+
+    url: str
+    http_url: str | None
+    metrics_url: str | None
+    pid: int
+    door_pid: int | None
+    models: tuple[str, ...]
+    failed: dict[str, str] = field(compare=False)
+    start_s: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@contextlib.contextmanager
+def opened(
+    options: ServerOptions,
+    on_log: OnLog | None,
+    hurry: threading.Event | None = None,
+    hold_s: float = 10.0,
+) -> Iterator[Service]:
+    """Check what a server needs, make what it runs in, and end it at the end of the block.
+
+    Args:
+        options: What to serve and where.
+        on_log: Called for each line of its log, from another thread.
+        hurry: Ends the waiting for requests under way, if set.
+        hold_s: Seconds that requests wait for tritonserver: the front door takes a moment to
+            connect to it, and `serve` starts it again.
+
+    Raises:
+        UserError: Something is missing, or a port is taken.
+    """
+    installation = find(options.tritonserver)
+    gpu = has_gpu() if options.gpu is None else options.gpu
+    entries, failed = _servable(options, installation, gpu)
+    libpython = find_libpython() if installation.is_wheel else None
+    in_python = [entry.name for entry in entries if entry.target == "python"]
+    if in_python:
+        preflight.check_python(installation, libpython)
+        preflight.check_shared_memory()
+    ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
+    preflight.check_ports(options.host, ports)
+    direct = (
+        not needs_front_door(installation.version) if options.direct is None else options.direct
+    )
+
+    with scratch_directory() as scratch, published_token(options.grpc_port) as token:
+        models, backends = scratch / "models", scratch / "backends"
+        models.mkdir()
+        backends.mkdir()
+        for entry in entries:
+            link_model(entry.directory, models)
+        listen = Listen(None if direct else scratch, token)
+        command = command_line(
+            options,
+            installation,
+            backend_directory(installation, backends),
+            models,
+            listen,
+            entries,
+            gpu,
+        )
+        service = Service(
+            options,
+            command,
+            environment(installation, libpython, gpu),
+            scratch,
+            listen,
+            in_python,
+            failed,
+            on_log,
+            hold_s,
+        )
+        try:
+            yield service
+        finally:
+            service.stop(hurry or threading.Event())
+
+
+class Service:
+    """A server that can be started again; see `opened`."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        command: list[str],
+        environment: dict[str, str],
+        scratch: Path,
+        listen: Listen,
+        in_python: Collection[str],
+        failed: dict[str, str],
+        on_log: OnLog | None,
+        hold_s: float,
+    ) -> None:
+        self.options = options
+        self._command, self._environment = command, environment
+        self._scratch, self._listen = scratch, listen
+        self._in_python, self._failed, self._on_log = in_python, failed, on_log
+        self._hold_s = hold_s
+        self._starts = 0
+        # Triton 2.51 can die when several models fail to warm up at once.
+        self._one_by_one = False
+        self._began = self._ready_after = 0.0
+        self._triton: TritonProcess | None = None
+        self._upstream: Upstream | None = None
+        self._health: Health | None = None
+        self._models: tuple[str, ...] = ()
+        self._door: DoorProcess | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are served, or are to be."""
+        return tuple(sorted(path.name for path in (self._scratch / "models").iterdir()))
+
+    @property
+    def description(self) -> RunningServer:
+        """What there is to know of the server that runs."""
+        assert self._triton is not None
+        options, host = self.options, hosts.bracketed(hosts.reachable(self.options.host))
+        return RunningServer(
+            url=f"{host}:{options.grpc_port}",
+            http_url=f"{host}:{options.http_port}" if options.http_port else None,
+            metrics_url=(
+                f"http://{host}:{options.metrics_port}/metrics" if options.metrics_port else None
+            ),
+            pid=self._triton.pid,
+            door_pid=self._door.pid if self._door else None,
+            models=self._models,
+            failed=dict(self._failed),
+            start_s=self._ready_after,
+        )
+
+    def start(self, on_progress: OnProgress | None, stop: threading.Event) -> bool:
+        """Start tritonserver and wait until it serves; False if `stop` is set before that.
+
+        A model whose process dies while it loads is left out, unless `strict` is asked for.
+
+        Raises:
+            UserError: The server or the front door ended, took too long, or can serve no model.
+        """
+        self._began = time.monotonic()
+        if self._listen.directory is not None and self._door is None:
+            self._door = DoorProcess(self._door_options(), self._scratch)
+        while not stop.is_set():
+            self._launch()
+            try:
+                if not self._wait_until_ready(on_progress, stop):
+                    return False
+            except _CrashedError as crashed:
+                self.kill_triton()
+                if crashed.model is None:
+                    self._one_by_one = True
+                else:
+                    self.leave_out(crashed.model, crashed.reason)
+                continue
+            self._ready_after = time.monotonic() - self._began
+            if on_progress:
+                on_progress(Progress(self._models, len(self._models), self._ready_after))
+            return True
+        return False
+
+    def watch(self) -> None:
+        """Begin to watch the models that are ready."""
+        assert self._triton is not None
+        assert self._upstream is not None
+        try:
+            probes = {name: self._upstream.probe(name) for name in self._models}
+        except NoAnswerError:
+            return
+        self._health = Health(
+            self._triton.pid,
+            self._triton.model_processes(),
+            {name: probe for name, probe in probes.items() if probe is not None},
+        )
+
+    def fault(self) -> Fault | None:
+        """What is wrong with tritonserver or the models that are watched; None if nothing is."""
+        assert self._triton is not None
+        if why := self._triton.how_it_ended():
+            return Fault(f"tritonserver stopped while serving: {'; '.join(why[:3])}")
+        if self._health is None:
+            return Fault("tritonserver did not describe its models")
+        return self._health.fault()
+
+    def mend_door(self) -> str | None:
+        """Start the front door again if it has ended, and say so; None if it runs.
+
+        Raises:
+            UserError: It cannot be started.
+        """
+        if self._door is None or (ended := self._door.how_it_ended()) is None:
+            return None
+        self._door = DoorProcess(self._door_options(), self._scratch)
+        self._door.wait_until_listening(self.options.start_timeout_s)
+        return ended
+
+    def leave_out(self, model: str, reason: str) -> None:
+        """Serve a model no more.
+
+        Raises:
+            UserError: It was the last one, or every model has to be served (`strict`).
+        """
+        for link in (self._scratch / "models" / model).iterdir():
+            link.unlink()
+        (self._scratch / "models" / model).rmdir()
+        self._failed[model] = reason = self._plain(reason)
+        if self.options.strict or not self.models:
+            raise UserError(f"tritonserver cannot serve model '{model}': {reason}", _advice(reason))
+
+    def kill_triton(self) -> None:
+        """End tritonserver at once."""
+        self._end_triton(lambda triton: triton.kill())
+
+    def stop(self, hurry: threading.Event) -> None:
+        """End everything; requests under way get the time that the options give them."""
+        try:
+            if self._door is not None:
+                self._door.stop(self.options.stop_timeout_s, hurry)
+        finally:
+            self._end_triton(lambda triton: triton.stop(self.options.stop_timeout_s, hurry))
+
+    def _end_triton(self, end: Callable[[TritonProcess], None]) -> None:
+        if self._health is not None:
+            self._health.close()
+        if self._triton is not None:
+            end(self._triton)
+        if self._upstream is not None:
+            self._upstream.close()
+
+    def _launch(self) -> None:
+        self._starts += 1
+        self._id = f"{self._scratch.name}-{self._starts}"
+        self._triton = TritonProcess(
+            [
+                *self._command,
+                f"--id={self._id}",
+                *(["--model-load-thread-count=1"] if self._one_by_one else []),
+                f"--backend-config=python,shm-region-prefix-name={self._id}-",
+            ],
+            self._environment,
+            f"{self._id}-",
+            self._on_log,
+        )
+        self._upstream = Upstream(self._listen.target(self.options), self._listen.token)
+        self._health = None
+
+    def _wait_until_ready(self, on_progress: OnProgress | None, stop: threading.Event) -> bool:
+        triton, upstream = self._triton, self._upstream
+        assert triton is not None
+        assert upstream is not None
+        loading = _Loading(triton, self._in_python)
+        name = upstream.ask_name()
+        while not (name.done() and name.exception() is None and self._listens()):
+            if why := triton.how_it_ended():
+                if triton.was_killed and not self.options.strict and len(self.models) > 1:
+                    culprit = loading.under_way() if self._one_by_one else None
+                    if culprit is not None or not self._one_by_one:
+                        raise _CrashedError(culprit, f"tritonserver dies of it: {why[0]}")
+                raise UserError(
+                    f"tritonserver stopped while loading: {self._plain('; '.join(why[:3]))}",
+                    _advice("; ".join(why)),
+                )
+            loading.check()
+            if name.done():
+                name = upstream.ask_name()
+            elapsed, total = time.monotonic() - self._began, len(self.models)
+            if on_progress:
+                on_progress(Progress(triton.loaded, total, elapsed))
+            if elapsed > self.options.start_timeout_s:
+                waiting = ", ".join(name for name in self.models if name not in triton.loaded)
+                raise UserError(
+                    f"the server was not ready after {self.options.start_timeout_s:g} s; "
+                    f"still loading: {waiting or 'nothing'}",
+                    "Give it longer with --start-timeout, or serve fewer models.",
+                )
+            if stop.wait(_POLL_S):
+                return False
+        if name.result().name != self._id:
+            raise UserError(
+                f"another server answers at {self._listen.target(self.options)}",
+                "Stop it, or choose another port with --grpc-port.",
+            )
+        if self._door is not None:
+            self._door.wait_until_listening(self.options.start_timeout_s)
+        try:
+            self._take_stock(triton, upstream)
+        except NoAnswerError as error:
+            raise UserError("tritonserver stopped answering when it had just started") from error
+        return True
+
+    def _take_stock(self, triton: TritonProcess, upstream: Upstream) -> None:
+        """Find out which models are ready."""
+        states = upstream.model_states()
+        ready = {state.name for state in states if state.reason is None}
+        self._models = tuple(name for name in self.models if name in ready)
+        failures = {
+            state.name: self._plain(triton.failed.get(state.name, state.reason))
+            for state in states
+            if state.reason
+        }
+        self._failed.update(failures)
+        if not self._models:
+            why = "; ".join(f"model '{name}': {reason}" for name, reason in self._failed.items())
+            raise UserError(f"tritonserver can serve no model: {why}", _advice(why))
+
+    def _plain(self, reason: str) -> str:
+        """A reason without its traceback, and with the repository's path for that of the links."""
+        text = reason.removeprefix("Internal: ").partition("\n\nAt:")[0]
+        return text.replace(str(self._scratch / "models"), str(self.options.repository))
+
+    def _listens(self) -> bool:
+        """Whether Triton's other services accept connections; they start after gRPC."""
+        host = hosts.reachable(hosts.numeric(self.options.host))
+        places: list[tuple[socket.AddressFamily, str | tuple[str, int]]] = []
+        ports = [self.options.metrics_port]
+        if self.options.http_port is not None:
+            if (path := self._listen.http_socket) is not None:
+                places.append((socket.AF_UNIX, str(path)))
+            else:
+                ports.append(self.options.http_port)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        places += [(family, (host, port)) for port in ports if port is not None]
+        for family, address in places:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.settimeout(1.0)
+                if probe.connect_ex(address) != 0:
+                    return False
+        return True
+
+    def _door_options(self) -> FrontDoorOptions:
+        options = self.options
+        host = hosts.bracketed(options.host)
+        http = options.http_port is not None
+        return FrontDoorOptions.model_validate(
+            {
+                "listen": f"{host}:{options.grpc_port}",
+                "upstream": self._listen.target(options),
+                "http_listen": f"{host}:{options.http_port}" if http else None,
+                "http_hosts": (options.host, socket.gethostname()),
+                "http_upstream": str(self._listen.http_socket) if http else None,
+                "token": self._listen.token,
+                "parent": os.getpid(),
+                "hold_s": self._hold_s,
+                "drain_s": options.stop_timeout_s,
+            }
+        )
+
+
+class _CrashedError(Exception):
+    """A model's process, or tritonserver itself, died while a model loaded; None: it may be any."""
+
+    def __init__(self, model: str | None, reason: str) -> None:
+        super().__init__(model, reason)
+        self.model, self.reason = model, reason
+
+
+class _Loading:
+    """Looks at the processes of models that load: Triton waits minutes for one that has died."""
+
+    def __init__(self, triton: TritonProcess, models: Collection[str]) -> None:
+        self._triton, self._models = triton, models
+        self._missing_since: dict[str, float] = {}
+
+    def under_way(self) -> str | None:
+        """The one model that is loading; None if it is none, or one of several."""
+        settled = {*self._triton.loaded, *self._triton.failed}
+        loading = [model for model in self._triton.begun if model not in settled]
+        return loading[0] if len(loading) == 1 else None
+
+    def check(self) -> None:
+        """Look at them once more.
+
+        Raises:
+            _CrashedError: One has died, and Triton has not said so.
+        """
+        alive = {*self._triton.model_processes().values()}
+        settled = {*self._triton.loaded, *self._triton.failed}
+        now = time.monotonic()
+        for model in self._triton.begun:
+            if model not in self._models or model in settled or model in alive:
+                self._missing_since.pop(model, None)
+            elif now - self._missing_since.setdefault(model, now) > _LAST_WORDS_S:
+                raise _CrashedError(
+                    model, f"its process died while loading: {self._triton.last_words()}"
+                )
+
+
+def _servable(
+    options: ServerOptions, installation: Installation, gpu: bool
+) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    """The models that can be tried, and why the others cannot.
+
+    Raises:
+        UserError: There is none, or one cannot and `strict` is asked for.
+    """
+    found, refused = preflight.select_models(options.repository, options.models)
+    entries = []
+    for entry in found:
+        try:
+            preflight.check_entry(entry, installation, gpu)
+            entries.append(entry)
+        except UserError as error:
+            refused[entry.name] = error
+    if refused and (options.strict or not entries):
+        raise next(iter(refused.values()))
+    return tuple(entries), {name: str(error) for name, error in refused.items()}
+
+
+def _advice(why: str) -> str:
+    if "No module named" in why:
+        return "Install what is missing in the Python that runs the models."
+    if "failed to start" in why.lower() or "address already in use" in why.lower():
+        return "Stop what uses the port, or choose another."
+    return "The server's log says more."
