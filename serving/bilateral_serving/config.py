@@ -186,6 +186,27 @@ def without_version(policy: pb.ModelVersionPolicy, version: int) -> pb.ModelVers
     return version_policy(",".join(map(str, kept)) or "latest")
 
 
+def wants_gpu(config: pb.ModelConfig) -> bool:
+    """Return whether an instance of the model runs on a GPU."""
+    return any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+
+
+def runtime_of(config: pb.ModelConfig) -> str:
+    """Return the name of the runtime inside target python; the default one if none is named."""
+    named = config.parameters["runtime"].string_value if "runtime" in config.parameters else ""
+    return named or "onnxruntime"
+
+
+def version_directories(model: Path) -> dict[int, Path]:
+    """Return a model's versions, lowest number first, and their directories."""
+    found = {
+        int(path.name): path
+        for path in model.iterdir()
+        if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name)
+    }
+    return dict(sorted(found.items()))
+
+
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the graph sees them: with the batch axis, where Triton batches."""
     batch = [-1] if config.max_batch_size else []

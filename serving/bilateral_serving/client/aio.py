@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,14 +18,11 @@ from typing import Any, TypeVar
 from bilateral_export.tensors import Array
 from bilateral_serving import language
 from bilateral_serving.client import streams
+from bilateral_serving.client.base import BaseClient
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.client.flows import Flows
 from bilateral_serving.client.inputs.files import Source
 from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import (
-    DEFAULT_RETRIES,
-    DEFAULT_TIMEOUT_S,
-    DEFAULT_URL,
     ModelInfo,
     Prediction,
 )
@@ -36,21 +32,8 @@ from bilateral_serving.language import Sampling, Score, Word
 Result = TypeVar("Result")
 
 
-class AsyncClient:
-    """A connection to one Triton server, for one event loop. See `Client` for every argument."""
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retries: int = DEFAULT_RETRIES,
-        shared_memory: bool | None = None,
-        token: str | None = None,
-    ) -> None:
-        self.url = url
-        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
-        weakref.finalize(self, self._flows.close)
+class AsyncClient(BaseClient):
+    """A connection to one Triton server, for one event loop; see `BaseClient`."""
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -9,6 +9,7 @@ from tritonclient.utils import InferenceServerException
 from bilateral_export.errors import UserError
 from bilateral_serving.access import is_loopback
 from bilateral_serving.client.deadline import Deadline
+from bilateral_serving.transport import has_broken, was_not_sent
 
 START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
 
@@ -17,7 +18,6 @@ _FIRST_PAUSE_S = 0.1
 
 # How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
 _NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
-_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "connection")
 
 
 def check_url(url: str) -> str:
@@ -57,7 +57,9 @@ def pause_before_retry(
     connection could be made. Whatever may have run once is not run twice.
     """
     pause = _FIRST_PAUSE_S * 2.0**attempt
-    return pause if _unsent(error) and attempt < retries and pause < deadline.left_s else None
+    if attempt >= retries or pause >= deadline.left_s or not _unsent(error):
+        return None
+    return pause
 
 
 def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
@@ -75,7 +77,7 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
         return late(url, deadline, what)
     if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
         return UserError(f"no Triton server answers at {url}", _proxy_hint(url) or START_A_SERVER)
-    if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
+    if has_broken(status, message):
         return UserError(
             f"{what}: the connection to {url} broke before the answer came",
             "Look whether the server still runs; the request may or may not have been executed.",
@@ -121,7 +123,7 @@ def lost_region(error: UserError) -> bool:
 
 
 def _unsent(error: InferenceServerException) -> bool:
-    return _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
+    return was_not_sent(_status(error), _message(error))
 
 
 def _proxy_hint(url: str) -> str | None:

@@ -21,7 +21,7 @@ from bilateral_serving.client.inputs.files import Source
 from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import ModelInfo, Prediction
 from bilateral_serving.client.shared_memory import Region
-from bilateral_serving.client.steps import Compute, Flow, Pause, Together, Wait
+from bilateral_serving.client.steps import Compute, Flow, Gather, Pause, Wait
 
 
 class Flows:
@@ -58,11 +58,11 @@ class Flows:
         deadline = self.deadline(timeout_s)
         try:
             if model is None:
-                answer = yield from self._ask(
+                answer = yield from self._call(
                     what, deadline, "ServerReady", pb.ServerReadyRequest()
                 )
             else:
-                answer = yield from self._ask(
+                answer = yield from self._call(
                     what, deadline, "ModelReady", pb.ModelReadyRequest(name=model)
                 )
         except UserError:
@@ -72,14 +72,14 @@ class Flows:
     def server_name(self, timeout_s: float | None) -> Flow[str]:
         """The name that the server gives itself."""
         deadline, request = self.deadline(timeout_s), pb.ServerMetadataRequest()
-        answer = yield from self._ask("the server", deadline, "ServerMetadata", request)
+        answer = yield from self._call("the server", deadline, "ServerMetadata", request)
         return str(answer.name)
 
     def describe(self, model: str, version: int | None, deadline: Deadline) -> Flow[ModelInfo]:
         """What a model takes and gives."""
         what = requests.named(model, version)
         request = pb.ModelMetadataRequest(name=model, version=requests.version_text(version))
-        metadata = yield from self._ask(what, deadline, "ModelMetadata", request)
+        metadata = yield from self._call(what, deadline, "ModelMetadata", request)
         config = yield from self.config(model, version, deadline)
         return requests.model_info(metadata, config, version)
 
@@ -87,7 +87,7 @@ class Flows:
         """A model's configuration."""
         what = requests.named(model, version)
         request = pb.ModelConfigRequest(name=model, version=requests.version_text(version))
-        return (yield from self._ask(what, deadline, "ModelConfig", request)).config
+        return (yield from self._call(what, deadline, "ModelConfig", request)).config
 
     def check_stream(self, model: str, version: int | None, deadline: Deadline) -> Flow[None]:
         """Refuse a model that is not served as a stream of words."""
@@ -134,7 +134,7 @@ class Flows:
         info = yield from self.describe(model, version, self.deadline(timeout_s))
         source, target = requests.classifier_input(info), requests.classifier_output(info)
         batch = yield Compute(partial(requests.input_batch, info, inputs))
-        answers = yield Together(
+        answers = yield Gather(
             [
                 self.infer(model, piece, version, [target], timeout_s)
                 for piece in requests.pieces(info, {source: batch})
@@ -152,7 +152,7 @@ class Flows:
         maps = []
         for image in images:
             windows = yield Compute(partial(segmentation.read_and_cut, image, how))
-            answers = yield Together(
+            answers = yield Gather(
                 [
                     self.infer(model, piece, version, (), timeout_s)
                     for piece in requests.pieces(info, {source: windows.pixels})
@@ -171,7 +171,7 @@ class Flows:
             connection = self._connections.setdefault(key, self._connect())
         return connection
 
-    def _ask(
+    def _call(
         self,
         what: str,
         deadline: Deadline,
@@ -223,10 +223,10 @@ class Flows:
                 regions.give(region)
             raise
         if region is None:
-            return (yield from self._ask(what, deadline, "ModelInfer", request))
+            return (yield from self._call(what, deadline, "ModelInfer", request))
         try:
             return (
-                yield from self._ask(
+                yield from self._call(
                     what,
                     deadline,
                     "ModelInfer",
@@ -267,7 +267,7 @@ class Flows:
             request = pb.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=region.key, byte_size=region.size
             )
-            yield from self._ask(
+            yield from self._call(
                 f"shared memory with {self.url}",
                 deadline,
                 "SystemSharedMemoryRegister",
@@ -292,7 +292,7 @@ class Flows:
             return
         regions.tidy = True
         try:
-            status = yield from self._ask(
+            status = yield from self._call(
                 "the server",
                 deadline,
                 "SystemSharedMemoryStatus",
@@ -305,7 +305,7 @@ class Flows:
         for name in shared_memory.abandoned(status.regions):
             request = pb.SystemSharedMemoryUnregisterRequest(name=name)
             try:
-                yield from self._ask(
+                yield from self._call(
                     "the server", deadline, "SystemSharedMemoryUnregister", request
                 )
             except UserError:  # a request still uses it

@@ -25,6 +25,7 @@ import numpy as np
 
 from bilateral_export.tensors import Array, TensorSpec
 from bilateral_serving.access import is_loopback
+from bilateral_serving.process_status import owner_is_gone, owner_name
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Region:
     """
 
     def __init__(self, size: int) -> None:
-        self.name = ".".join((_PREFIX, *_process(os.getpid()), secrets.token_hex(16)))
+        self.name = f"{_PREFIX}.{owner_name(os.getpid())}.{secrets.token_hex(16)}"
         self.key = _KEY_PREFIX + self.name
         self.size = 1 << (size - 1).bit_length()
         self._path = _DIRECTORY / self.name
@@ -205,24 +206,6 @@ def remove_abandoned_files() -> None:
 
 def _is_abandoned(name: str) -> bool:
     parts = name.split(".")
-    if parts[0] != _PREFIX or len(parts) != 5 or name in _live:
+    if parts[0] != _PREFIX or len(parts) != 3 or name in _live:
         return False
-    namespace, number, start = parts[1:4]
-    if namespace != _process(os.getpid())[0]:
-        return False  # its numbers mean nothing here
-    try:
-        alive = _process(int(number)) == (namespace, number, start)
-    except (OSError, ValueError):
-        return True
-    return not alive or int(number) == os.getpid()
-
-
-def _process(number: int) -> tuple[str, str, str]:
-    """What tells a process from all others: its namespace, number and start time.
-
-    Raises:
-        OSError: There is no such process.
-    """
-    namespace = Path("/proc/self/ns/pid").stat().st_ino
-    fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return str(namespace), str(number), fields[19]
+    return owner_is_gone(parts[1]) or parts[1] == owner_name(os.getpid())

@@ -37,11 +37,11 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Together:
+class Gather:
     """Several flows in any order or at once; the result is the list of theirs."""
 
     flows: Sequence[Flow[Any]]
 
 
-Step: TypeAlias = Wait | Pause | Compute | Together
+Step: TypeAlias = Wait | Pause | Compute | Gather
 Flow: TypeAlias = Generator[Step, Any, Result]

@@ -144,9 +144,8 @@ def _found_server() -> Installation | None:
 
 def _triton_version(server: Installation) -> str | None:
     """What NVIDIA's container says beside the server; the wheel names its own version alone."""
-    path = server.binary.parent.parent / "TRITON_VERSION"
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip()
+    if server.version is not None:
+        return server.version
     version = _version("nvidia-pytriton")
     return f"of nvidia-pytriton {version}" if server.is_wheel and version else None
 

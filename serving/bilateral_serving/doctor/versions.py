@@ -23,6 +23,7 @@ from bilateral_serving.doctor.findings import (
     Finding,
     error,
     from_refusal,
+    info,
     warning,
 )
 from bilateral_serving.doctor.machine import Machine
@@ -93,12 +94,11 @@ def _is_foreign(version: Path, path: Path, config: pb.ModelConfig) -> bool:
 def _check_hashes(subject: str, version: Path, config: pb.ModelConfig) -> Iterator[Finding]:
     provenance = read_provenance(config, int(version.name))
     if provenance is None:
-        yield Finding(
-            severity="info",
-            subject=subject,
-            problem=f"{CONFIG_FILE} does not say the hashes of its files",
-            why="Whether they are those that were added cannot be checked.",
-            fix="Add the model again.",
+        yield info(
+            subject,
+            f"{CONFIG_FILE} does not say the hashes of its files",
+            "Whether they are those that were added cannot be checked.",
+            "Add the model again.",
         )
         return
     for name, expected in provenance.files.items():
@@ -125,9 +125,7 @@ def _run(
     elif tried.failed:
         yield judge(subject, f"does not run: {tried.failed}", NOT_ANSWERED, fix)
     elif tried.skipped:
-        problem = f"was not run: {tried.skipped}"
-        why = "Whether it loads is not known."
-        yield Finding(severity="info", subject=subject, problem=problem, why=why)
+        yield info(subject, f"was not run: {tried.skipped}", "Whether it loads is not known.")
 
 
 def _unreadable(subject: str, path: Path, failure: OSError) -> Finding:

@@ -22,7 +22,7 @@ from typing import Any, get_args
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_serving.config import Runtime
+from bilateral_serving.config import Runtime, runtime_of, wants_gpu
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
 from bilateral_serving.installation import has_gpu
 from bilateral_serving.repository import config_builder
@@ -103,12 +103,11 @@ def _run(
 
 
 def _not_here(config: pb.ModelConfig) -> str:
-    runtime = config.parameters["runtime"].string_value if "runtime" in config.parameters else ""
-    runtime = runtime or "onnxruntime"
+    runtime = runtime_of(config)
     if runtime in get_args(Runtime) and importlib.util.find_spec(runtime) is None:
         return f"{runtime} is not installed here"
-    gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-    return "it is for a GPU, and there is none here" if gpu and not has_gpu() else ""
+    missing = wants_gpu(config) and not has_gpu()
+    return "it is for a GPU, and there is none here" if missing else ""
 
 
 def _other_code(directory: Path) -> str:

@@ -209,7 +209,7 @@ def remove(name: str, repository: Path, *, version: int | None = None) -> None:
 
 
 def _remove_version(directory: Path, version: int, staging: Path) -> None:
-    versions = _version_directories(directory)
+    versions = configs.version_directories(directory)
     if version not in versions:
         known = ", ".join(map(str, versions)) or "none"
         raise UserError(f"model '{directory.name}' has no version {version}", f"It has: {known}.")
@@ -223,7 +223,7 @@ def _remove_version(directory: Path, version: int, staging: Path) -> None:
             config.version_policy.CopyFrom(policy)
             replace_text(path, configs.write(config), staging)
         versions[version].rename(staging / str(version))
-    configs.keep_versions(config, _version_directories(directory))
+    configs.keep_versions(config, configs.version_directories(directory))
     replace_text(path, configs.write(config), staging)
 
 
@@ -287,7 +287,7 @@ def _configure(
 ) -> tuple[pb.ModelConfig, int]:
     """The configuration with this file as one more version, and the version's number."""
     existing = _existing_config(directory)
-    versions = _version_directories(directory) if existing is not None else {}
+    versions = configs.version_directories(directory) if existing is not None else {}
     if existing is not None:  # what a killed command said of a version that never came
         configs.keep_versions(existing, versions)
     number = max(versions, default=0) + 1 if version is None else version
@@ -356,7 +356,7 @@ def _config(
 ) -> pb.ModelConfig:
     if existing is None:
         return config_builder.build(name, artifact, target, settings or Settings())
-    if _version_directories(directory):
+    if configs.version_directories(directory):
         _check_agreement(existing, artifact, target)
     if settings is None:
         return existing
@@ -390,21 +390,11 @@ def _check_agreement(existing: pb.ModelConfig, artifact: Artifact, target: Targe
                 )
 
 
-def _version_directories(directory: Path) -> dict[int, Path]:
-    found = {
-        int(path.name): path
-        for path in directory.iterdir()
-        if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name)
-    }
-    return dict(sorted(found.items()))
-
-
 def _entry(directory: Path) -> Entry:
     config = _existing_config(directory)
     assert config is not None
     inputs, outputs = configs.interface(config)
     threads = config.parameters.get("threads") or config.parameters.get("intra_op_thread_count")
-    gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
     return Entry(
         name=directory.name,
         directory=directory,
@@ -417,7 +407,7 @@ def _entry(directory: Path) -> Entry:
                 configs.read_metadata(config, number),
                 read_provenance(config, number),
             )
-            for number, path in _version_directories(directory).items()
+            for number, path in configs.version_directories(directory).items()
         ),
         inputs=inputs,
         outputs=outputs,
@@ -425,5 +415,5 @@ def _entry(directory: Path) -> Entry:
         instances=sum(group.count for group in config.instance_group) or 1,
         threads=int(threads.string_value) if threads and threads.string_value.isdecimal() else 0,
         max_queue_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
-        device="gpu" if gpu else "cpu",
+        device="gpu" if configs.wants_gpu(config) else "cpu",
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
+from bilateral_serving import config as configs
 from bilateral_serving.artifact import Artifact
 
 LOWERING_KEY = "lowering"
@@ -20,14 +21,10 @@ _SHOWN = 300
 
 def runtime_of(config: pb.ModelConfig) -> str | None:
     """The runtime to lower for, or None where the exported file is what is wanted."""
-    if any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
+    if configs.wants_gpu(config) or config.backend not in ("onnxruntime", "python"):
         return None
-    if config.backend == "onnxruntime":
-        return "onnxruntime-cpu"
-    if config.backend != "python":
-        return None
-    runtime = config.parameters["runtime"].string_value
-    return "openvino" if runtime == "openvino" else "onnxruntime-cpu"
+    in_openvino = config.backend == "python" and configs.runtime_of(config) == "openvino"
+    return "openvino" if in_openvino else "onnxruntime-cpu"
 
 
 @dataclass(frozen=True)
