@@ -82,7 +82,7 @@ def _run(
     }
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "bilateral_serving.repository._dry_run"],
+            [sys.executable, "-m", "bilateral_serving.python_backend.stand_in"],
             input=json.dumps(task),
             capture_output=True,
             text=True,
