@@ -9,7 +9,6 @@ import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import DEFAULT_REPOSITORY, JsonOption, out, print_json, styled, table
-from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
     from bilateral_serving.doctor.findings import Diagnosis
@@ -56,14 +55,10 @@ def doctor(
 
     Example: bilateral doctor model_repository --container 26.07
     """
-    from bilateral_serving.doctor.containers import tensorrt_of
     from bilateral_serving.doctor.diagnose import diagnose
     from bilateral_serving.doctor.machine import read_machine
 
-    if container is not None and tensorrt is not None:
-        raise UserError("--container and --tensorrt were both given", "Give one of them.")
-    served_with = tensorrt_of(container) if container is not None else tensorrt
-    machine = read_machine(tritonserver, plugin, served_with)
+    machine = read_machine(tritonserver, plugin, tensorrt, container)
     ports = {"grpc": grpc_port, "http": http_port or None, "metrics": metrics_port or None}
     diagnosis = diagnose(repository, machine, host, ports, run=run)
     if json:

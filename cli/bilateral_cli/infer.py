@@ -9,7 +9,6 @@ import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
-from bilateral_export.errors import UserError
 
 
 @app.command()
@@ -39,39 +38,20 @@ def infer(
 
     Example: bilateral infer digits export/checkpoints/digits/3-0.png
     """
-    from bilateral_cli.segmentation import segment
-    from bilateral_export.preprocessing import SegmentationPreprocessing
     from bilateral_serving.client import Client
+    from bilateral_serving.client.answers import answer_files
 
     with Client(url, timeout_s=timeout) as client:
-        about = client.model_metadata(name).metadata
-        if about is not None and isinstance(about.preprocessing, SegmentationPreprocessing):
-            segment(client, name, files, about, overlay, top, json)
-            return
-        if overlay is not None:
-            raise UserError(
-                f"model '{name}' is no segmenter, so it has no overlay", "Leave --overlay out."
-            )
-        answers = client.classify(name, files, top)
-    each = len(files) // len(answers)
-    inputs = [
-        " ".join(map(str, files[start : start + each])) for start in range(0, len(files), each)
-    ]
+        answers = answer_files(client, name, files, top, overlay)
     if json:
-        print_json(
-            [
-                {"input": path, "predictions": [vars(prediction) for prediction in answer]}
-                for path, answer in zip(inputs, answers, strict=True)
-            ]
-        )
+        print_json([answer.document for answer in answers])
         return
     rows = [
-        (
-            path if rank == 0 else "",
-            prediction.label,
-            f"{prediction.probability:.1%}",
-        )
-        for path, answer in zip(inputs, answers, strict=True)
-        for rank, prediction in enumerate(answer)
+        (answer.input if rank == 0 else "", label, f"{value:.1%}")
+        for answer in answers
+        for rank, (label, value) in enumerate(answer.classes)
     ]
-    out.print(table(["input", "label", ">probability"], rows))
+    out.print(table(["input", "label", f">{answers[0].measure}"], rows))
+    if overlay:
+        pictures = ", ".join(str(answer.document["overlay"]) for answer in answers)
+        out.print(f"Pictures: {pictures}", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -17,10 +17,6 @@ from bilateral_cli.console import (
     print_json,
     table,
 )
-from bilateral_export.errors import UserError
-
-if TYPE_CHECKING:
-    from bilateral_serving.repository import Entry
 
 repository_app = typer.Typer(
     no_args_is_help=True,
@@ -100,25 +96,21 @@ def add(
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
-    import onnx
-
-    from bilateral_export.graph.changes import changes
     from bilateral_serving import repository as repositories
     from bilateral_serving.config import Settings, Target
 
-    given: dict[str, Any] = {
-        "max_batch_size": max_batch_size,
-        "instances": instances,
-        "threads": threads,
-        "max_queue_delay_us": max_queue_delay_us,
-        "versions": versions,
-        "warmup": warmup,
-        "device": device,
-        "runtime": runtime,
-        "spinning": spinning,
-        "stream": stream,
-    }
-    chosen = {option: value for option, value in given.items() if value is not None}
+    settings = Settings.given(
+        max_batch_size=max_batch_size,
+        instances=instances,
+        threads=threads,
+        max_queue_delay_us=max_queue_delay_us,
+        versions=versions,
+        warmup=warmup,
+        device=device,
+        runtime=runtime,
+        spinning=spinning,
+        stream=stream,
+    )
     with notes.status(f"Adding {model}"):
         entry = repositories.add(
             name,
@@ -126,21 +118,16 @@ def add(
             Path(repository),
             target=cast(Target, target),
             version=version,
-            settings=Settings(**chosen) if chosen else None,
+            settings=settings,
             interface=interface,
             lower=lower,
         )
     if json:
-        print_json(_as_json(entry) | {"remarks": entry.remarks})
+        print_json(entry.document | {"remarks": entry.remarks})
         return
+    for note in repositories.notes_on(entry, model):
+        notes.print(note, soft_wrap=True, markup=False, highlight=False)
     newest = entry.versions[-1]
-    for remark in entry.remarks:
-        notes.print(f"Note on {model}: {remark}", soft_wrap=True, markup=False, highlight=False)
-    if entry.target == "tensorrt":
-        _print_launch(newest.directory)
-    else:
-        for change in changes(onnx.load(model, load_external_data=False)):
-            notes.print(f"{model} was changed since its export: {change}", markup=False)
     out.print(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"
         f" batches up to {entry.max_batch_size}",
@@ -158,7 +145,7 @@ def list_models(
 
     entries = list_entries(Path(repository))
     if json:
-        print_json([_as_json(entry) for entry in entries])
+        print_json([entry.document for entry in entries])
         return
     rows = [
         (
@@ -183,7 +170,7 @@ def show(
 
     entry = repositories.show(name, Path(repository))
     if json:
-        print_json(_as_json(entry))
+        print_json(entry.document)
         return
     rows: list[tuple[str, object]] = [
         ("directory", entry.directory),
@@ -215,42 +202,3 @@ def remove(
     repositories.remove(name, Path(repository), version=version)
     said = f"Removed {name}" + (f" version {version}" if version else "")
     out.print(said, soft_wrap=True, markup=False)
-
-
-def _print_launch(version: Path) -> None:
-    """What whoever starts tritonserver by hand must add; `bilateral serve` does it by itself."""
-    from bilateral_serving.config import MODEL_FILES
-    from bilateral_serving.repository.plan import launch_arguments
-
-    try:
-        arguments = launch_arguments([version / MODEL_FILES["tensorrt"]])
-    except UserError as refusal:  # it is added all the same; another machine may serve it
-        notes.print(f"Before it is served: {refusal}", soft_wrap=True, markup=False)
-        return
-    if arguments:
-        notes.print(f"Start tritonserver with {' '.join(arguments)}", soft_wrap=True, markup=False)
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "directory": str(entry.directory),
-        "target": entry.target,
-        "max_batch_size": entry.max_batch_size,
-        "instances": entry.instances,
-        "threads": entry.threads,
-        "max_queue_delay_us": entry.max_queue_delay_us,
-        "device": entry.device,
-        "inputs": [str(tensor) for tensor in entry.inputs],
-        "outputs": [str(tensor) for tensor in entry.outputs],
-        "versions": [
-            {
-                "number": version.number,
-                "directory": str(version.directory),
-                "bytes": version.size,
-                "metadata": version.metadata.model_dump(mode="json") if version.metadata else None,
-                "provenance": version.provenance.model_dump() if version.provenance else None,
-            }
-            for version in entry.versions
-        ],
-    }

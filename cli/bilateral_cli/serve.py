@@ -11,6 +11,8 @@ from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_REPOSITORY, RepositoryOption, notes, out, progress
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from bilateral_serving.server import Progress, RunningServer
     from bilateral_serving.server.processes.log import LogLine
 
@@ -86,39 +88,45 @@ def serve(
         stop_timeout_s=stop_timeout,
     )
 
-    def on_log(line: LogLine) -> None:
-        if verbose or line.level in ("error", "warning"):
-            notes.print(line.text, style=_STYLES[line.level], markup=False, highlight=False)
-
-    def on_event(text: str) -> None:
-        notes.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
     with signals_counted() as signals, progress() as bar:
-        task = bar.add_task("Starting tritonserver", total=None)
-
-        def on_progress(done: Progress) -> None:
-            loaded = f"{len(done.loaded)} of {done.total} models"
-            bar.update(
-                task, description=f"Loading {loaded}", completed=len(done.loaded), total=done.total
-            )
-
-        def on_ready(server: RunningServer) -> None:
-            bar.stop()
-            for name, reason in server.failed.items():
-                on_event(f"Model '{name}' is not served: {reason}")
-            out.print(
-                f"Ready after {server.start_s:.1f} s: {', '.join(server.models)} at"
-                f" {server.url} (gRPC). Ctrl-C stops it.",
-                soft_wrap=True,
-                markup=False,
-            )
-
+        display = _Display(bar, verbose)
         serve_models(
             options,
             signals=signals,
-            on_log=on_log,
-            on_progress=on_progress,
-            on_ready=on_ready,
-            on_event=on_event,
+            on_log=display.log,
+            on_progress=display.progress,
+            on_ready=display.ready,
+            on_event=display.event,
         )
         notes.print("Stopped.")
+
+
+class _Display:
+    """What the terminal shows of a server: a bar while models load, then one line per event."""
+
+    def __init__(self, bar: Bar, verbose: bool) -> None:
+        self._bar, self._verbose = bar, verbose
+        self._task = bar.add_task("Starting tritonserver", total=None)
+
+    def log(self, line: LogLine) -> None:
+        if self._verbose or line.level in ("error", "warning"):
+            notes.print(line.text, style=_STYLES[line.level], markup=False, highlight=False)
+
+    def event(self, text: str) -> None:
+        notes.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, done: Progress) -> None:
+        loaded, total = len(done.loaded), done.total
+        text = f"Loading {loaded} of {total} models"
+        self._bar.update(self._task, description=text, completed=loaded, total=total)
+
+    def ready(self, server: RunningServer) -> None:
+        self._bar.stop()
+        for name, reason in server.failed.items():
+            self.event(f"Model '{name}' is not served: {reason}")
+        out.print(
+            f"Ready after {server.start_s:.1f} s: {', '.join(server.models)} at"
+            f" {server.url} (gRPC). Ctrl-C stops it.",
+            soft_wrap=True,
+            markup=False,
+        )

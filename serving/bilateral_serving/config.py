@@ -50,7 +50,7 @@ class Settings:
         max_queue_delay_us: How long, in microseconds, a request may wait for others to join its
             batch. With 0 a batch forms only of what queued up while all instances were busy.
         max_queue_size: Requests that may wait; one more is refused at once. 0: no limit. A limit
-            costs latency: see configure.py.
+            costs latency: see config_builder.py.
         versions: Which versions are served: "latest", "latest:N", "all", or numbers "1,3".
         warmup: Whether the server runs each instance on made-up inputs before it says ready.
         device: "cpu" or "gpu".
@@ -96,6 +96,12 @@ class Settings:
                 "runtime openvino runs on the CPU only", "Use runtime onnxruntime, or device cpu."
             )
         version_policy(self.versions)
+
+    @classmethod
+    def given(cls, **options: Any) -> Settings | None:
+        """Return the settings with the options that are not None; None if there are none."""
+        chosen = {name: value for name, value in options.items() if value is not None}
+        return cls(**chosen) if chosen else None
 
 
 def write(config: pb.ModelConfig) -> str:

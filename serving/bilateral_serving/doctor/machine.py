@@ -17,6 +17,7 @@ from bilateral_export.engine.installation.plugin import (
     require_plugin,
 )
 from bilateral_export.errors import UserError
+from bilateral_serving.doctor.containers import tensorrt_of
 from bilateral_serving.installation import Installation, find, find_libpython
 
 _NVINFER = ("libnvinfer.so.11", "libnvinfer.so.10")
@@ -84,21 +85,29 @@ class Machine:
 
 
 def read_machine(
-    tritonserver: Path | None = None, plugin: Path | None = None, tensorrt: str | None = None
+    tritonserver: Path | None = None,
+    plugin: Path | None = None,
+    tensorrt: str | None = None,
+    container: str | None = None,
 ) -> Machine:
-    """Look at this machine.
+    """Return what this machine has, or the container that will serve.
 
     Args:
         tritonserver: The server's executable; None to search for it.
         plugin: The plugin library; None for the installation's.
         tensorrt: Version of TensorRT in the container that will serve; None to serve here.
+        container: Release of NVIDIA's Triton container that will serve, in place of `tensorrt`.
 
     Raises:
-        UserError: That is not written as a version, or a file that was named is not there or not
-            what it should be.
+        UserError: The release is not known or the version not written as one, both were given, or
+            a file that was named is not there or not what it should be.
     """
+    if container is not None and tensorrt is not None:
+        raise UserError("--container and --tensorrt were both given", "Give one of them.")
+    if container is not None:
+        tensorrt = tensorrt_of(container)
     if tensorrt is not None and not re.fullmatch(r"\d+(\.\d+)+", tensorrt):
-        raise UserError(f"{tensorrt!r} is no version of TensorRT", "Write it as 10.14.1.")
+        raise UserError(f"{tensorrt!r} is not a version of TensorRT", "Write it as 10.14.1.")
     library, contents = _found_plugin() if plugin is None else _named_plugin(plugin)
     server = None if tensorrt else _found_server() if tritonserver is None else find(tritonserver)
     return Machine(

@@ -7,3 +7,4 @@ from bilateral_serving.repository.entries import list_entries as list_entries
 from bilateral_serving.repository.entries import list_names as list_names
 from bilateral_serving.repository.entries import remove as remove
 from bilateral_serving.repository.entries import show as show
+from bilateral_serving.repository.notes import notes_on as notes_on

@@ -13,6 +13,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -53,6 +54,17 @@ class Version:
         found = self.provenance.precision if self.provenance else ""
         return found or (self.metadata.precision if self.metadata else "")
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """The version as JSON has it."""
+        return {
+            "number": self.number,
+            "directory": str(self.directory),
+            "bytes": self.size,
+            "metadata": self.metadata.model_dump(mode="json") if self.metadata else None,
+            "provenance": self.provenance.model_dump() if self.provenance else None,
+        }
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -85,6 +97,23 @@ class Entry:
     max_queue_delay_us: int
     device: str
     remarks: tuple[str, ...] = ()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The model as JSON has it, without the remarks."""
+        return {
+            "name": self.name,
+            "directory": str(self.directory),
+            "target": self.target,
+            "max_batch_size": self.max_batch_size,
+            "instances": self.instances,
+            "threads": self.threads,
+            "max_queue_delay_us": self.max_queue_delay_us,
+            "device": self.device,
+            "inputs": [str(tensor) for tensor in self.inputs],
+            "outputs": [str(tensor) for tensor in self.outputs],
+            "versions": [version.document for version in self.versions],
+        }
 
 
 def add(
@@ -268,12 +297,12 @@ def _read(model: Path, target: Target, interface: Path | None) -> Artifact:
 
 def _existing_config(directory: Path) -> pb.ModelConfig | None:
     path = directory / CONFIG_FILE
-    if not path.is_file():
-        if directory.exists():
-            raise UserError(
-                f"{directory} exists but has no {CONFIG_FILE}", "Remove it or choose another name."
-            )
+    if not directory.exists():  # asked first: a model appears with its configuration
         return None
+    if not path.is_file():
+        raise UserError(
+            f"{directory} exists but has no {CONFIG_FILE}", "Remove it or choose another name."
+        )
     return configs.parse(path.read_text(encoding="utf-8"), path)
 
 
@@ -291,6 +320,8 @@ def _configure(
     if existing is not None:  # what a killed command said of a version that never came
         configs.keep_versions(existing, versions)
     number = max(versions, default=0) + 1 if version is None else version
+    while version is None and (directory / str(number)).exists():
+        number += 1  # another command has added it since, or it is a file
     if not 1 <= number <= configs.LARGEST_VERSION:
         raise UserError(f"version is {number}", f"It must be from 1 to {configs.LARGEST_VERSION}.")
     if (directory / str(number)).exists():
