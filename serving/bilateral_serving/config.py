@@ -1,4 +1,4 @@
-"""What config.pbtxt says: the settings behind it, its text, metadata and interface."""
+"""The model configuration (config.pbtxt): its settings, text, metadata and interface."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Settings:
 
 
 def write(config: pb.ModelConfig) -> str:
-    """The text of config.pbtxt, checked to say the same when it is parsed back."""
+    """Return the text of config.pbtxt, checked to say the same when it is parsed back."""
     text = str(text_format.MessageToString(config))
     if parse(text, CONFIG_FILE) != config:
         raise AssertionError(f"config.pbtxt of {config.name} does not survive being written")
@@ -136,7 +136,7 @@ def set_metadata(config: pb.ModelConfig, version: int, metadata: ArtifactMetadat
 
 
 def served(metadata: ArtifactMetadata) -> ArtifactMetadata:
-    """The metadata as a configuration keeps it: a vocabulary lies in its own file instead."""
+    """Return the metadata as a configuration keeps it: without the vocabulary, which is a file."""
     about = metadata.preprocessing
     if not isinstance(about, TextPreprocessing):
         return metadata
@@ -146,7 +146,7 @@ def served(metadata: ArtifactMetadata) -> ArtifactMetadata:
 
 
 def read_metadata(config: pb.ModelConfig, version: int) -> ArtifactMetadata | None:
-    """The metadata of one version, or None for a model from elsewhere.
+    """Return the metadata of one version, or None for a model from elsewhere.
 
     Raises:
         UserError: The document is not one that this version of the project understands.
@@ -164,7 +164,7 @@ def read_metadata(config: pb.ModelConfig, version: int) -> ArtifactMetadata | No
 
 
 def described_versions(config: pb.ModelConfig) -> tuple[int, ...]:
-    """The versions whose metadata a configuration carries."""
+    """Return the versions whose metadata a configuration carries."""
     prefix = f"{METADATA_KEY}/"
     numbers = (key.removeprefix(prefix) for key in config.parameters if key.startswith(prefix))
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
@@ -185,7 +185,7 @@ def keep_versions(config: pb.ModelConfig, versions: Collection[int]) -> None:
 
 
 def without_version(policy: pb.ModelVersionPolicy, version: int) -> pb.ModelVersionPolicy:
-    """The version policy that does not name `version`; the default one if it named no other."""
+    """Return the policy without `version`; the default policy if it named no other."""
     kept = [number for number in policy.specific.versions if number != version]
     if not policy.HasField("specific"):
         return policy
@@ -214,7 +214,7 @@ def version_directories(model: Path) -> dict[int, Path]:
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs as the graph sees them: with the batch axis, where Triton batches."""
+    """Return inputs and outputs as the graph has them: with the batch axis if Triton batches."""
     batch = [-1] if config.max_batch_size else []
 
     def spec(tensor: Any) -> TensorSpec:
@@ -267,7 +267,7 @@ def _listed(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def version_policy(text: str) -> pb.ModelVersionPolicy:
-    """Which versions are served, as Triton takes it.
+    """Return which versions are served, as Triton takes it.
 
     Raises:
         UserError: The text is not what `Settings.versions` describes.

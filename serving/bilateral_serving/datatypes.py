@@ -1,4 +1,4 @@
-"""Triton's names of element types and sizes, and the project's."""
+"""Triton's element types and sizes, converted to and from `TensorSpec`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ BATCH = "batch"
 
 
 def dims(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape as Triton writes it: -1 for a dynamic size."""
+    """Return the shape as Triton writes it: -1 for a dynamic size."""
     return tuple(size if isinstance(size, int) else -1 for size in spec.shape)
 
 
 def triton_name(spec: TensorSpec) -> str:
-    """Triton's name of the element type."""
+    """Return Triton's name of the element type."""
     return TRITON_NAMES[spec.dtype]
 
 
 def from_triton(name: str, datatype: str, sizes: Sequence[int], batched: bool) -> TensorSpec:
-    """A tensor as Triton describes it; dynamic sizes, which have no names there, get one each.
+    """Return a tensor as Triton describes it; each dynamic size gets a name.
 
     Args:
         name: The tensor's name.

@@ -425,7 +425,7 @@ def test_classes_cross_the_wire_as_one_byte_a_pixel(client: Client) -> None:
 
 
 def test_a_model_asked_for_what_it_is_not_says_so(client: Client) -> None:
-    with pytest.raises(UserError, match="is no classifier"):
+    with pytest.raises(UserError, match="is not a classifier"):
         client.classify("segmenter", [b"x"])
-    with pytest.raises(UserError, match="is no segmenter"):
+    with pytest.raises(UserError, match="is not a segmenter"):
         client.segment("listops", [b"x"])

@@ -51,11 +51,11 @@ class AsyncClient(BaseClient):
         await asyncio.to_thread(self._flows.close)
 
     async def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
-        """Whether the server (or one model) is ready; False also if no server answers."""
+        """Return whether the server (or one model) is ready; False also if no server answers."""
         return await self._run(self._flows.is_ready(model, timeout_s))
 
     async def server_name(self, *, timeout_s: float | None = None) -> str:
-        """The name that the server gives itself (tritonserver's option --id)."""
+        """Return the name that the server gives itself (tritonserver's option --id)."""
         return await self._run(self._flows.server_name(timeout_s))
 
     async def model_metadata(
@@ -68,7 +68,7 @@ class AsyncClient(BaseClient):
     async def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
-        """The model's configuration as Triton's protobuf message ModelConfig."""
+        """Return the model's configuration as Triton's protobuf message ModelConfig."""
         deadline = self._flows.deadline(timeout_s)
         return await self._run(self._flows.config(model, version, deadline))
 
@@ -96,7 +96,7 @@ class AsyncClient(BaseClient):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each input, best first; as `Client.classify`."""
+        """Return the `k` most probable classes of each input, best first; as `Client.classify`."""
         return await self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
     async def segment(
@@ -107,7 +107,7 @@ class AsyncClient(BaseClient):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classes]:
-        """The class of every pixel of each image; as `Client.segment`."""
+        """Return the class of every pixel of each image; as `Client.segment`."""
         return await self._run(self._flows.segment(model, images, version, timeout_s))
 
     async def generate(
@@ -119,7 +119,7 @@ class AsyncClient(BaseClient):
         timeout_s: float | None = None,
         **options: Any,
     ) -> AsyncGenerator[Word, None]:
-        """New words after a prompt, as they come; the options are those of `Client.generate`."""
+        """Yield new words after a prompt, as they come; the options are `Client.generate`'s."""
         deadline = self._flows.deadline(timeout_s)
         stream = self._stream(model, prompt, language.sampling(**options), version, deadline)
         async with contextlib.aclosing(stream) as words:  # closed with this generator, not later
@@ -129,7 +129,7 @@ class AsyncClient(BaseClient):
     async def score(
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
-        """The likelihood of each word of a text; as `Client.score`."""
+        """Return the likelihood of each word of a text; as `Client.score`."""
         deadline = self._flows.deadline(timeout_s)
         words = self._stream(model, text, language.SCORING, version, deadline)
         return Score(tuple([word async for word in words]))

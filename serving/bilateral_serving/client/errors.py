@@ -1,4 +1,4 @@
-"""What went wrong with a call, in one line, and whether it may be tried again."""
+"""Errors of a call, each in one line, and which calls may be retried."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def late(url: str, deadline: Deadline, what: str) -> LateError:
 def pause_before_retry(
     error: InferenceServerException, attempt: int, retries: int, deadline: Deadline
 ) -> float | None:
-    """Seconds to wait before trying again, or None if the call must not be repeated.
+    """Return seconds to wait before trying again, or None if the call must not be repeated.
 
     The rule: only a call that never reached a server is repeated, that is, one for which no
     connection could be made. Whatever may have run once is not run twice.
@@ -98,7 +98,7 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
 
 
 def refusal(error: UserError) -> str | None:
-    """What the server said when it refused a call; None if none answered at all, or not in time."""
+    """Return what the server said when it refused a call; None if none answered in time."""
     cause = error.__cause__
     if not isinstance(cause, InferenceServerException):
         return None
@@ -107,7 +107,7 @@ def refusal(error: UserError) -> str | None:
 
 
 def needs_token(error: UserError) -> bool:
-    """Whether the server refused a call for want of its token."""
+    """Return whether the server refused a call for want of its token."""
     cause = error.__cause__
     return isinstance(cause, InferenceServerException) and (
         _status(cause) == "PERMISSION_DENIED" or "protocol is restricted" in _message(cause)
@@ -115,7 +115,7 @@ def needs_token(error: UserError) -> bool:
 
 
 def lost_region(error: UserError) -> bool:
-    """Whether a request was not executed because the server (a new one) lacks its shared memory."""
+    """Return whether a request did not run because a new server lacks its shared memory."""
     cause = error.__cause__
     return isinstance(cause, InferenceServerException) and (
         _unsent(cause) or "shared memory region" in (refusal(error) or "")
@@ -127,7 +127,7 @@ def _unsent(error: InferenceServerException) -> bool:
 
 
 def _proxy_hint(url: str) -> str | None:
-    """What to do if gRPC went through a proxy to `url`, as environment variables make it do."""
+    """Return what to do if environment variables sent the call to `url` through a proxy."""
     host = url.rpartition(":")[0].strip("[]")
     variables = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
     used = next((name for name in variables if os.environ.get(name)), None)

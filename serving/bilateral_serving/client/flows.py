@@ -1,4 +1,4 @@
-"""What both clients do, without waiting for anything: every call as a flow of steps."""
+"""The logic of both clients without any waiting: every call as a flow of steps."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Flows:
             connection.close()
 
     def deadline(self, timeout_s: float | None) -> Deadline:
-        """The deadline of a call that begins now."""
+        """Return the deadline of a call that begins now."""
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
     def is_ready(self, model: str | None, timeout_s: float | None) -> Flow[bool]:
-        """Whether the server or the model is ready."""
+        """Return whether the server or the model is ready."""
         what = "the server" if model is None else requests.named(model, None)
         deadline = self.deadline(timeout_s)
         try:
@@ -70,13 +70,13 @@ class Flows:
         return bool(answer.ready)
 
     def server_name(self, timeout_s: float | None) -> Flow[str]:
-        """The name that the server gives itself."""
+        """Return the name that the server gives itself."""
         deadline, request = self.deadline(timeout_s), pb.ServerMetadataRequest()
         answer = yield from self._call("the server", deadline, "ServerMetadata", request)
         return str(answer.name)
 
     def describe(self, model: str, version: int | None, deadline: Deadline) -> Flow[ModelInfo]:
-        """What a model takes and gives."""
+        """Return what a model takes and gives."""
         what = requests.named(model, version)
         request = pb.ModelMetadataRequest(name=model, version=requests.version_text(version))
         metadata = yield from self._call(what, deadline, "ModelMetadata", request)
@@ -84,7 +84,7 @@ class Flows:
         return requests.model_info(metadata, config, version)
 
     def config(self, model: str, version: int | None, deadline: Deadline) -> Flow[Any]:
-        """A model's configuration."""
+        """Return a model's configuration."""
         what = requests.named(model, version)
         request = pb.ModelConfigRequest(name=model, version=requests.version_text(version))
         return (yield from self._call(what, deadline, "ModelConfig", request)).config
@@ -130,7 +130,7 @@ class Flows:
         version: int | None,
         timeout_s: float | None,
     ) -> Flow[list[tuple[Prediction, ...]]]:
-        """The most probable classes of each input."""
+        """Return the most probable classes of each input."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
         source, target = requests.classifier_input(info), requests.classifier_output(info)
         batch = yield Compute(partial(requests.input_batch, info, inputs))
@@ -145,7 +145,7 @@ class Flows:
     def segment(
         self, model: str, images: Sequence[Source], version: int | None, timeout_s: float | None
     ) -> Flow[list[Classes]]:
-        """The class of every pixel of each image."""
+        """Return the class of every pixel of each image."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
         how = requests.segmenter_preprocessing(info)
         source, target = info.inputs[0].name, info.outputs[0].name
@@ -163,7 +163,7 @@ class Flows:
         return maps
 
     def _connection(self) -> Connection:
-        """The connection of this process: a forked child gets its own, with its own memory."""
+        """Return the connection of this process; a forked child gets one of its own."""
         key = process()
         connection = self._connections.get(key)
         if connection is None:
@@ -180,7 +180,7 @@ class Flows:
         *,
         on_end: OnEnd | None = None,
     ) -> Flow[Any]:
-        """One gRPC call: the server's answer.
+        """Return one gRPC call: the server's answer.
 
         A call with `on_end` is not repeated: when it is over, what it used is given back.
         """
@@ -244,7 +244,7 @@ class Flows:
     def _region(
         self, info: ModelInfo, inputs: Mapping[str, Array], deadline: Deadline
     ) -> Flow[Region | None]:
-        """Shared memory for a request's large tensors; None: they go into the message."""
+        """Return shared memory for a request's large tensors; None: they go into the message."""
         _, size = shared_memory.layout(info.inputs, inputs)
         regions = self._connection().regions
         if not size or not regions.possible:
@@ -286,7 +286,7 @@ class Flows:
             regions.give_up(reason)
 
     def _tidy(self, deadline: Deadline) -> Flow[None]:
-        """Once, remove what killed clients left."""
+        """Remove what killed clients left, once."""
         regions = self._connection().regions
         if regions.tidy:
             return

@@ -42,7 +42,7 @@ _live: set[str] = set()
 
 
 def layout(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[dict[str, int], int]:
-    """Where in a region each tensor goes that is worth it, by name, and how many bytes that is.
+    """Return the offset in a region of each tensor worth sharing, by name, and the bytes in all.
 
     Texts have a form of their own on the way and stay in the message.
     """
@@ -124,7 +124,7 @@ class Regions:
         self._lock = threading.Lock()
 
     def make(self, size: int) -> Region | None:
-        """A new region that the server does not know yet; None if there are `MOST_REGIONS`.
+        """Return a new region that the server does not know yet; None if there are `MOST_REGIONS`.
 
         Raises:
             OSError: There is no /dev/shm, or no room in it.
@@ -145,7 +145,7 @@ class Regions:
             self.give(region)
 
     def take(self, size: int) -> Region | None:
-        """A free region of at least `size` bytes for one request, or None."""
+        """Return a free region of at least `size` bytes for one request, or None."""
         with self._lock:
             found = next((region for region in self._free if region.size >= size), None)
             if found is not None:
@@ -172,7 +172,7 @@ class Regions:
             self.drop(region)
 
     def every(self) -> list[Region]:
-        """All regions."""
+        """Return all regions."""
         with self._lock:
             return list(self._all)
 
@@ -192,7 +192,7 @@ class Regions:
 
 
 def abandoned(names: Iterable[str]) -> list[str]:
-    """Those of a server's regions that belonged to clients on this machine which are gone."""
+    """Return those of a server's regions whose clients, on this machine, are gone."""
     return [name for name in names if _is_abandoned(name)]
 
 

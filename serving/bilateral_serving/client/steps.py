@@ -1,4 +1,4 @@
-"""What a call does, step by step, without saying how it waits.
+"""The steps of a call, independent of how a client waits.
 
 The clients share their logic as flows: generators that yield a step and are sent its result. The
 synchronous client takes the steps one after the other, the asyncio client awaits them.

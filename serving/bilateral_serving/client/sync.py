@@ -50,11 +50,11 @@ class Client(BaseClient):
         self._flows.close()
 
     def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
-        """Whether the server (or one model) is ready; False also if no server answers."""
+        """Return whether the server (or one model) is ready; False also if no server answers."""
         return self._run(self._flows.is_ready(model, timeout_s))
 
     def server_name(self, *, timeout_s: float | None = None) -> str:
-        """The name that the server gives itself (tritonserver's option --id)."""
+        """Return the name that the server gives itself (tritonserver's option --id)."""
         return self._run(self._flows.server_name(timeout_s))
 
     def model_metadata(
@@ -66,7 +66,7 @@ class Client(BaseClient):
     def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
-        """The model's configuration as Triton's protobuf message ModelConfig."""
+        """Return the model's configuration as Triton's protobuf message ModelConfig."""
         return self._run(self._flows.config(model, version, self._flows.deadline(timeout_s)))
 
     def infer(
@@ -106,7 +106,7 @@ class Client(BaseClient):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each input, best first.
+        """Return the `k` most probable classes of each input, best first.
 
         The inputs (images, texts, expressions; for a model that compares two documents, one pair
         after the other) are prepared as the model's metadata says and sent in the largest batches
@@ -122,7 +122,7 @@ class Client(BaseClient):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classes]:
-        """The class of every pixel of each image, uint8 `[height, width]`.
+        """Return the class of every pixel of each image, uint8 `[height, width]`.
 
         Images larger than the model's window are cut into overlapping windows, which are sent in
         the largest batches that the model takes; the deadline holds for each batch.
@@ -143,7 +143,7 @@ class Client(BaseClient):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Generator[Word, None, None]:
-        """New words after a prompt, each as soon as the server has it.
+        """Yield new words after a prompt, each as soon as the server has it.
 
         The options are those of `bilateral_export.text.Sampling`; the same seed gives the same
         words. Closing the iterator stops the server's work. The deadline covers the whole stream;
@@ -162,7 +162,7 @@ class Client(BaseClient):
     def score(
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
-        """The likelihood of each word of a text of any length, and its perplexity."""
+        """Return the likelihood of each word of a text of any length, and its perplexity."""
         deadline = self._flows.deadline(timeout_s)
         words = self._stream(model, text, language.SCORING, version, deadline)
         return Score(tuple(words))

@@ -1,4 +1,4 @@
-"""Everything the doctor looks at, in one diagnosis."""
+"""The diagnosis of a repository and of the machine that is to serve it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def diagnose(
 
 
 def _is_model(directory: Path) -> bool:
-    """Whether a directory has a configuration, or a version that may have lost it."""
+    """Return whether a directory has a configuration, or a version that may have lost it."""
     try:
         return any(
             path.name == CONFIG_FILE or re.fullmatch(r"[1-9]\d*", path.name)
@@ -154,7 +154,7 @@ def _check_gpu(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Fin
 
 
 def _activation_bytes(model: CheckedModel) -> int:
-    """Of all instances on one GPU: they share weights, and each has a context of its own."""
+    """Return of all instances on one GPU: they share weights, and each has a context of its own."""
     assert model.config is not None
     groups = [g for g in model.config.instance_group if g.kind == pb.ModelInstanceGroup.KIND_GPU]
     instances = sum(max(1, int(group.count)) for group in groups)
@@ -214,7 +214,7 @@ def _refused(subject: str, why: str, check: Callable[[], None]) -> Iterator[Find
 
 
 def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:
-    """What runs the graphs inside the Python backend, where that is this Python."""
+    """Yield what runs the graphs inside the Python backend, where that is this Python."""
     if machine.tritonserver is None or not machine.tritonserver.is_wheel:
         return
     installed = {

@@ -1,4 +1,4 @@
-"""What the doctor says: findings, each with the reason it matters and the command that fixes it."""
+"""Findings of the doctor, each with the reason it matters and the command that fixes it."""
 
 from __future__ import annotations
 

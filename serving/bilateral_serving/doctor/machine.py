@@ -1,4 +1,4 @@
-"""What the machine has that a server needs."""
+"""The machine's inventory: driver, GPUs, runtimes, server and plugin."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _installed_tensorrt() -> str | None:
-    """From the library itself, which a container has without its Python package."""
+    """Return the version that the library gives; a container has no Python package of it."""
     for soname in _NVINFER:
         try:
             number = int(ctypes.CDLL(soname).getInferLibVersion())
@@ -152,7 +152,7 @@ def _found_server() -> Installation | None:
 
 
 def _triton_version(server: Installation) -> str | None:
-    """What NVIDIA's container says beside the server; the wheel names its own version alone."""
+    """Return the server's version; for the wheel, which has none, that of its package."""
     if server.version is not None:
         return server.version
     version = _version("nvidia-pytriton")
@@ -165,7 +165,7 @@ def _named_plugin(path: Path) -> tuple[Path, PluginContents]:
 
 
 def _found_plugin() -> tuple[Path | None, PluginContents | None]:
-    """The installation's plugin library and what it holds, as far as that can be told."""
+    """Return the installation's plugin library and what it holds, as far as that can be told."""
     library = None
     try:
         library = find_plugin()

@@ -109,7 +109,7 @@ def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
         if path.is_dir() and not _VERSION.fullmatch(path.name) and not path.name.startswith("."):
             yield warning(
                 name,
-                f"directory {path.name} is no version: its name is no whole number from 1",
+                f"directory {path.name} is not a version: its name is not a whole number from 1",
                 "Triton ignores it.",
                 f"rm -r {path}",
             )
@@ -160,7 +160,7 @@ def _check_labels(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
 
 
 def _served_versions(directory: Path, config: pb.ModelConfig) -> dict[int, Path]:
-    """The versions that Triton would load under the configuration's policy."""
+    """Return the versions that Triton would load under the configuration's policy."""
     versions = version_directories(directory)
     policy = config.version_policy
     if policy.HasField("all"):

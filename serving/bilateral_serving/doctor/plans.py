@@ -26,7 +26,7 @@ _BUILD = "bilateral build MODEL.onnx MODEL.plan"
 def check_plan(
     subject: str, plan: Path, machine: Machine
 ) -> tuple[PlanManifest | None, list[Finding]]:
-    """The manifest of a plan, if it belongs to it, and what is wrong with the plan."""
+    """Return the manifest of a plan, if it belongs to it, and what is wrong with the plan."""
     header = read_header(plan)
     if header is not None and header.bytes is not None and header.bytes != plan.stat().st_size:
         return None, [

@@ -84,7 +84,7 @@ def check_version(
 
 
 def _is_foreign(version: Path, path: Path, config: pb.ModelConfig) -> bool:
-    """Whether a Python model is someone's own code, which needs no model file of ours."""
+    """Return whether a Python model is someone's own code, which needs no model file of ours."""
     number = int(version.name)
     ours = {f"{METADATA_KEY}/{number}", f"{PROVENANCE_KEY}/{number}"} & set(config.parameters)
     code = version / (config.default_model_filename or "model.py")
@@ -140,7 +140,7 @@ def _unreadable(subject: str, path: Path, failure: OSError) -> Finding:
 def _check_backend_files(
     subject: str, version: Path, config: pb.ModelConfig, artifact: Artifact
 ) -> Iterator[Finding]:
-    """What the Python backend runs: `model.py`, and what streams words where that is asked for."""
+    """Yield faults of what the Python backend runs: `model.py`, and the files that stream words."""
     wanted = backend_files(artifact)
     if config.default_model_filename:
         wanted[config.default_model_filename] = wanted.pop("model.py")
@@ -190,7 +190,7 @@ def _check_backend_files(
 def _check_description(
     subject: str, number: int, config: pb.ModelConfig, artifact: Artifact
 ) -> Iterator[Finding]:
-    """What clients are told of a version, against what its file says of itself."""
+    """Yield what clients are told of a version, against what its file says of itself."""
     if artifact.metadata is None:
         return
     try:
@@ -210,7 +210,7 @@ def _check_description(
 
 
 def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -> Iterator[Finding]:
-    """Names, types and shapes; each difference by itself."""
+    """Yield every difference in names, types and shapes."""
     decoupled = config.model_transaction_policy.decoupled
     if config.HasField("sequence_batching"):
         yield error(
@@ -266,7 +266,7 @@ def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -
 
 
 def _fits(said: TensorSpec, real: TensorSpec) -> bool:
-    """Whether every size is the same, or is left open by the file or the configuration."""
+    """Return whether every size is the same, or is left open by the file or the configuration."""
     return len(said.shape) == len(real.shape) and all(
         one == other or isinstance(one, str) or isinstance(other, str)
         for one, other in zip(said.shape, real.shape, strict=True)

@@ -1,4 +1,4 @@
-"""The calls under way with Triton: begun in fair turns, run to their end whoever leaves."""
+"""Calls to Triton: started in fair turns, repeated once, and never cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gRPC callers on one side, Triton on the other: what a caller does never cancels a call there."""
+"""The gRPC proxy before Triton, where nothing that a caller does cancels a call to Triton."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._handlers[requests.STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """The handler of a method; what is not open to all is closed without the token."""
+        """Return the handler of a method; what is not open to all is closed without the token."""
         handler = self._handlers.get(call.method)
         if handler is not None or call.method == requests.WATCH:
             return handler
@@ -55,7 +55,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(_refusal(call.method.rpartition("/")[2]))
 
     def may_manage(self, metadata: Metadata) -> bool:
-        """Whether a call shows the token."""
+        """Return whether a call shows the token."""
         shown = dict(metadata).get(METADATA_KEY, b"")
         return access.is_token(shown, self._token)
 
@@ -149,5 +149,5 @@ def _refusal(name: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
 
 
 def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    """A caller's metadata without gRPC's own and the token."""
+    """Return a caller's metadata without gRPC's own and the token."""
     return tuple(item for item in metadata if item[0] not in ("user-agent", METADATA_KEY))

@@ -1,4 +1,4 @@
-"""HTTP callers on one side, Triton on the other: only whole, checked requests reach it.
+"""The HTTP proxy before Triton, which passes on only whole, checked requests.
 
 Triton 2.51 dies of deeply nested JSON and of bodies in very many chunks, and it does what any web
 page asks that a browser on this machine shows. A request is therefore read whole, checked, and
@@ -150,7 +150,7 @@ class HttpProxy:
             ) from error
 
     def _json_size(self, request: web.BaseRequest, body: bytes) -> int:
-        """How many bytes of an inference request are JSON; tensors follow."""
+        """Return how many bytes of an inference request are JSON; tensors follow."""
         text = request.headers.get(_JSON_LENGTH)
         if text is None:
             return len(body)
@@ -248,7 +248,7 @@ class _Server(web.Server):
         )
 
     def __call__(self) -> Any:
-        """The protocol of a new connection."""
+        """Return the protocol of a new connection."""
         if len(self.connections) >= _CONNECTIONS:
             return _Closed()
         connection = super().__call__()
@@ -268,7 +268,7 @@ class _Closed(asyncio.Protocol):
 
 
 def _is_own(name: str, request: web.BaseRequest) -> bool:
-    """Whether a Host names the address that the request came to."""
+    """Return whether a Host names the address that the request came to."""
     assert request.transport is not None
     address = ipaddress.ip_address(request.transport.get_extra_info("sockname")[0])
     if name == "localhost":

@@ -1,4 +1,4 @@
-"""The connection to Triton: when it is there, and what a failed call says about it."""
+"""The gRPC channel from the front door to Triton, and whether Triton answers on it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Upstream:
         self._is_live = self.channel.unary_unary(requests.LIVE)
 
     def patience(self) -> float:
-        """Until when a request that comes now may wait, by the clock `time.monotonic`."""
+        """Return until when a request that comes now may wait, by the clock `time.monotonic`."""
         return time.monotonic() + self._hold_s
 
     async def wait_until_connected(self, end: float) -> None:

@@ -52,7 +52,7 @@ class _MetricFamily:
 
 
 def _stand_in() -> Any:
-    """What `model.py` uses of triton_python_backend_utils."""
+    """Return what `model.py` uses of triton_python_backend_utils."""
     backend: Any = types.ModuleType("triton_python_backend_utils")
     backend.Tensor = _Tensor
     backend.InferenceResponse = _Response

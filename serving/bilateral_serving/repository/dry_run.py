@@ -33,7 +33,7 @@ _SHOWN = 400
 
 @dataclass(frozen=True)
 class DryRun:
-    """What became of it.
+    """The outcome of a dry run.
 
     Attributes:
         refused: Why the server would not load the version; "" if it would.
@@ -111,7 +111,7 @@ def _not_here(config: pb.ModelConfig) -> str:
 
 
 def _other_code(directory: Path) -> str:
-    """Why a version's code is not run: whoever can write a repository need not be trusted."""
+    """Return why a version's code is not run: who can write a repository need not be trusted."""
     ours = backend_code()
     for path in sorted(directory.iterdir()):
         runs = path.suffix in (".py", ".pyc", ".so") or path.is_dir()
@@ -123,7 +123,7 @@ def _other_code(directory: Path) -> str:
 
 
 def _as_server_sees(config: pb.ModelConfig) -> dict[str, Any]:
-    """The configuration as the Python backend gets it: with Triton's defaults filled in."""
+    """Return the configuration as the Python backend gets it: with Triton's defaults filled in."""
     normal = pb.ModelConfig()
     normal.CopyFrom(config)
     if not normal.instance_group:
@@ -137,7 +137,7 @@ def _as_server_sees(config: pb.ModelConfig) -> dict[str, Any]:
 
 
 def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, Any]]:
-    """What to run: the warm-up's requests of one row each, together, and a request by itself."""
+    """Return the runs: each warm-up, as requests of one row together, and one request alone."""
     if config.model_transaction_policy.decoupled:
         return []
     reshaped = {
@@ -188,13 +188,13 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
 
 
 def _dtype(data_type: int) -> str:
-    """NumPy's name of an element type of config.pbtxt; "object" for texts and what NumPy lacks."""
+    """Return NumPy's name of an element type; "object" for texts and what NumPy lacks."""
     name = from_triton("", pb.DataType.Name(data_type).removeprefix("TYPE_"), (), False).dtype
     return name if name in TRITON_NAMES and name != "bfloat16" else "object"
 
 
 def _available_memory() -> int:
-    """Bytes that the machine can give without swapping; 0 if that is not known."""
+    """Return bytes that the machine can give without swapping; 0 if that is not known."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
@@ -202,7 +202,7 @@ def _available_memory() -> int:
 
 
 def _plain(reason: str, directory: Path) -> str:
-    """An error as one line of bounded length, without ONNX Runtime's codes."""
+    """Return an error as one line of bounded length, without ONNX Runtime's codes."""
     line = " ".join(reason.split()).replace(f"{directory}/", "")
     before, _, after = line.partition("[ONNXRuntimeError] : ")
     line = before + after.split(" : ", 2)[-1] if after else line

@@ -186,7 +186,7 @@ def add(
 
 
 def list_entries(repository: Path) -> tuple[Entry, ...]:
-    """Every model of the repository, by name.
+    """Return every model of the repository, by name.
 
     Raises:
         UserError: The repository is not a directory, or a configuration is not valid.
@@ -195,7 +195,7 @@ def list_entries(repository: Path) -> tuple[Entry, ...]:
 
 
 def list_names(repository: Path) -> tuple[str, ...]:
-    """The names of the models of the repository, readable or not.
+    """Return the names of the models of the repository, readable or not.
 
     Raises:
         UserError: The repository is not a directory.
@@ -204,7 +204,7 @@ def list_names(repository: Path) -> tuple[str, ...]:
 
 
 def show(name: str, repository: Path) -> Entry:
-    """One model of the repository.
+    """Return one model of the repository.
 
     Raises:
         UserError: There is no such model, or its configuration is not valid.
@@ -314,7 +314,7 @@ def _configure(
     version: int | None,
     directory: Path,
 ) -> tuple[pb.ModelConfig, int]:
-    """The configuration with this file as one more version, and the version's number."""
+    """Return the configuration with this file as one more version, and the version's number."""
     existing = _existing_config(directory)
     versions = configs.version_directories(directory) if existing is not None else {}
     if existing is not None:  # what a killed command said of a version that never came

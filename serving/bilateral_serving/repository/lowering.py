@@ -1,4 +1,4 @@
-"""The file that is served: the exported one, or its lowering for the runtime that will run it."""
+"""Lowering before serving: the exported file or its lowered form for the runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 300
 
 
 def runtime_of(config: pb.ModelConfig) -> str | None:
-    """The runtime to lower for, or None where the exported file is what is wanted."""
+    """Return the runtime to lower for, or None where the exported file is what is wanted."""
     if configs.wants_gpu(config) or config.backend not in ("onnxruntime", "python"):
         return None
     in_openvino = config.backend == "python" and configs.runtime_of(config) == "openvino"
@@ -87,6 +87,6 @@ def note(config: pb.ModelConfig, version: int, done: str | None) -> None:
 
 
 def notes(config: pb.ModelConfig) -> tuple[str, ...]:
-    """What was done to the versions of a configuration that were lowered."""
+    """Return what was done to the versions of a configuration that were lowered."""
     parameters = config.parameters.items()
     return tuple(v.string_value for key, v in parameters if key.startswith(f"{LOWERING_KEY}/"))

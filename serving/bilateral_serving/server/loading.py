@@ -40,7 +40,7 @@ class Loading:
         self._missing_since: dict[str, float] = {}
 
     def under_way(self) -> str | None:
-        """The one model that is loading; None if it is none, or one of several."""
+        """Return the one model that is loading; None if it is none, or one of several."""
         settled = {*self._triton.loaded, *self._triton.failed}
         loading = [model for model in self._triton.begun if model not in settled]
         return loading[0] if len(loading) == 1 else None

@@ -1,4 +1,4 @@
-"""What must hold before a server starts. Each check says what to do when it does not."""
+"""Preflight checks of a server; each error says how to fix what it found."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _servable(
 def select_models(
     repository: Path, names: Sequence[str]
 ) -> tuple[tuple[Entry, ...], dict[str, UserError]]:
-    """The models to serve: those named, or all that have a version.
+    """Return the models to serve: those named, or all that have a version.
 
     Returns:
         The models, and those of the others that cannot be read: name -> why.
@@ -258,7 +258,7 @@ def check_ports(host: str, ports: Mapping[str, int | None]) -> None:
 
 
 def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserError]:
-    """Every reason why these ports cannot be listened on; see `check_ports`."""
+    """Yield every reason why these ports cannot be listened on; see `check_ports`."""
     try:
         own, conflicting = hosts.addresses(host), hosts.conflicting(host)
     except OSError:
@@ -283,7 +283,7 @@ def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserEr
 def _refusals(
     own: Sequence[str], conflicting: Sequence[str], port: int, option: str
 ) -> Iterator[UserError]:
-    """The first reason why a port cannot be listened on at these addresses, if there is one."""
+    """Yield the first reason why a port cannot be listened on at these addresses, if any."""
     for address in conflicting:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:

@@ -1,4 +1,4 @@
-"""Run the real tritonserver on a model repository, from start to a clean end."""
+"""The public functions that run a server: `running` for a block, `serve` until a signal."""
 
 from __future__ import annotations
 

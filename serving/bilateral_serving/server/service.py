@@ -1,4 +1,4 @@
-"""What callers see as one server: tritonserver, the front door before it, and their start and end.
+"""The service behind one address: tritonserver and its front door, started and ended together.
 
 tritonserver can be started again while the front door stays: it holds the port and the callers'
 connections, and new requests wait there.
@@ -200,7 +200,7 @@ class Service:
         )
 
     def fault(self) -> Fault | None:
-        """What is wrong with tritonserver or the models that are watched; None if nothing is."""
+        """Return what is wrong with tritonserver or its watched models; None if nothing is."""
         assert self._triton is not None
         if why := self._triton.how_it_ended():
             return Fault(f"tritonserver stopped while serving: {'; '.join(why[:3])}")
@@ -330,12 +330,12 @@ class Service:
             raise UserError(f"tritonserver can serve no model: {why}", _advice(why))
 
     def _plain(self, reason: str) -> str:
-        """A reason without its traceback, and with the repository's path for that of the links."""
+        """Return a reason without its traceback, with the repository's path for the links'."""
         text = reason.removeprefix("Internal: ").partition("\n\nAt:")[0]
         return text.replace(str(self._scratch / "models"), str(self.options.repository))
 
     def _listens(self) -> bool:
-        """Whether Triton's other services accept connections; they start after gRPC."""
+        """Return whether Triton's other services accept connections; they start after gRPC."""
         host = hosts.reachable(hosts.numeric(self.options.host))
         places: list[tuple[socket.AddressFamily, str | tuple[str, int]]] = []
         ports = [self.options.metrics_port]

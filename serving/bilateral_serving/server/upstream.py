@@ -65,7 +65,7 @@ class Upstream:
         return self._service.ServerMetadata.future(service_pb2.ServerMetadataRequest())
 
     def model_states(self) -> tuple[ModelState, ...]:
-        """What the server says of the models in its repository.
+        """Return what the server says of the models in its repository.
 
         Raises:
             NoAnswerError: It did not answer.
@@ -77,7 +77,7 @@ class Upstream:
         )
 
     def probe(self, model: str) -> Probe | None:
-        """A probe by real inference; None for a model that zeros say nothing about.
+        """Return a probe by real inference; None for a model that zeros say nothing about.
 
         Raises:
             NoAnswerError: The server did not describe it.
@@ -118,7 +118,7 @@ class Upstream:
 
 
 def _zeros(config: pb.ModelConfig) -> service_pb2.ModelInferRequest:
-    """The smallest request for a model: one row of zeros, each free dimension 1."""
+    """Return the smallest request for a model: one row of zeros, each free dimension 1."""
     request = service_pb2.ModelInferRequest(model_name=config.name)
     for tensor in config.input:
         if tensor.optional:
