@@ -105,7 +105,7 @@ class Listen:
 
 
 def backend_directory(installation: Installation, scratch: Path) -> Path:
-    """Return the server's backend directory; for the wheel, one of links with this Python's stub."""
+    """Return the server's backend directory; for the wheel, links with this Python's stub."""
     if installation.stub is None:
         return installation.backends
     for backend in installation.backends.iterdir():
