@@ -46,10 +46,10 @@ ADD_AT_ONCE = """
     from pathlib import Path
     import onnx, bilateral_export.lowering.lower  # once, and not in every child
     from bilateral_serving import repository
-    from bilateral_serving.repository import entries
+    from bilateral_serving.repository import adding
     from bilateral_serving.repository.dry_run import DryRun
 
-    entries.dry_run = lambda *_, **__: DryRun()  # writes nothing in the repository, and is slow
+    adding.dry_run = lambda *_, **__: DryRun()  # writes nothing in the repository, and is slow
     model, root, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     for round in range(rounds):
         children = []
