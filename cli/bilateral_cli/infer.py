@@ -1,4 +1,4 @@
-"""`bilateral infer`: ask a served classifier or segmenter about files."""
+"""`bilateral infer`: inference on files by a served classifier or segmenter."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def infer(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Images (PNG, JPEG), texts, or ListOps expressions, as the model takes them; two"
-            " texts an input for a model that compares documents."
+            help="Images (PNG, JPEG), texts or ListOps expressions, whichever the model takes; two"
+            " texts per input for a model that compares documents."
         ),
     ],
     url: UrlOption = DEFAULT_URL,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each input.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each input.")] = 5,
     overlay: Annotated[
         Path | None,
-        typer.Option(help="Directory for a segmenter's pictures, `<image>.png` each."),
+        typer.Option(help="Directory for a segmenter's overlays, written as `<image>.png`."),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 10.0,
+    timeout: Annotated[float, typer.Option(help="Deadline for each request, in seconds.")] = 10.0,
     json: JsonOption = False,
 ) -> None:
     """Classify files with a served model and print the most probable labels.
 
-    Of a segmenter it prints each class's share of the pixels, and with --overlay writes the images
-    tinted in the classes' colours. The files are prepared as the artifact's metadata says, which
-    the server hands out: this command needs neither torch nor onnx.
+    For a segmenter, print each class's share of the pixels; with --overlay, also write the images
+    tinted in the classes' colours. The server says how files are prepared, so this command needs
+    neither torch nor onnx.
 
     Example: bilateral infer digits export/checkpoints/digits/3-0.png
     """

@@ -40,25 +40,30 @@ def add(
         ),
     ] = "python",
     version: Annotated[
-        int | None, typer.Option(help="The version number; the next one if left out.")
+        int | None, typer.Option(help="The version number; by default the next one.")
     ] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(help="Largest batch; 8 where the graph's batch is dynamic.")
+        int | None,
+        typer.Option(help="Largest batch; by default 8 if the graph's batch is dynamic."),
     ] = None,
-    instances: Annotated[int | None, typer.Option(help="Copies that run side by side.")] = None,
+    instances: Annotated[
+        int | None, typer.Option(help="Copies of the model that run in parallel.")
+    ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one instance; 0 shares the cores evenly.")
+        int | None, typer.Option(help="Threads per instance; 0 shares the cores evenly.")
     ] = None,
     max_queue_delay_us: Annotated[
         int | None,
-        typer.Option(help="How long a request may wait for others in its batch, in microseconds."),
+        typer.Option(help="How long a request may wait for its batch to fill, in microseconds."),
     ] = None,
     versions: Annotated[
         str | None, typer.Option(help="Which versions to serve: latest, latest:N, all, or 1,3.")
     ] = None,
     warmup: Annotated[
         bool | None,
-        typer.Option("--warmup/--no-warmup", help="Run each instance once before it is ready."),
+        typer.Option(
+            "--warmup/--no-warmup", help="Run each instance once before the server is ready."
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or gpu.")] = None,
     runtime: Annotated[
@@ -68,18 +73,21 @@ def add(
     spinning: Annotated[
         bool | None,
         typer.Option(
-            "--spinning/--no-spinning", help="Whether ONNX Runtime's threads wait busily."
+            "--spinning/--no-spinning",
+            help="Whether ONNX Runtime's threads busy-wait during a request.",
         ),
     ] = None,
     lower: Annotated[
         bool,
-        typer.Option("--lower/--no-lower", help="On a CPU, serve the form fastest on its runtime."),
+        typer.Option(
+            "--lower/--no-lower", help="On a CPU, serve the model lowered for its runtime."
+        ),
     ] = True,
     stream: Annotated[
         bool | None,
         typer.Option(
             "--stream",
-            help="Serve a language model as text in, words out, one by one, instead of as tensors.",
+            help="Serve a language model as a stream of words instead of as tensors.",
         ),
     ] = None,
     interface: Annotated[
@@ -90,9 +98,9 @@ def add(
 ) -> None:
     """Add a model file as a new version, with its config.pbtxt.
 
-    The version appears whole or not at all. Its configuration is checked against the model's real
-    inputs and outputs and against the versions that are there; then the version is opened and run
-    once, as the server will. What another tool did to the file is said.
+    The version appears whole or not at all. Its configuration is checked against the model's inputs
+    and outputs and against the other versions; then the version is loaded and run once, as the
+    server will. Changes that other tools made to the file are listed.
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
@@ -165,7 +173,7 @@ def list_models(
 def show(
     name: NameArgument, repository: RepositoryOption = DEFAULT_REPOSITORY, json: JsonOption = False
 ) -> None:
-    """Show one model: inputs, outputs, versions, and what the artifact says of itself."""
+    """Show one model: inputs, outputs, versions and metadata."""
     from bilateral_serving import repository as repositories
 
     entry = repositories.show(name, Path(repository))
@@ -193,7 +201,7 @@ def remove(
     name: NameArgument,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     version: Annotated[
-        int | None, typer.Option(help="Only this version; the whole model if left out.")
+        int | None, typer.Option(help="Remove only this version; by default the whole model.")
     ] = None,
 ) -> None:
     """Remove a model, or one version of it."""
