@@ -11,12 +11,12 @@ import onnx.parser
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.errors import UserError
 from bilateral_export.explain.maps import KERNELS, AttentionMaps
-from bilateral_export.files import atomic_file, require_file
+from bilateral_export.files import atomic_file
 from bilateral_export.graph.attach import attention_nodes, configuration_of
 from bilateral_export.graph.postconditions import check_exported
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.op import contract
 from bilateral_export.op.onnx_body import Configuration, range_step, spatial_step
@@ -93,7 +93,7 @@ def config_of(path: Path) -> ImageClassifierConfig:
     Raises:
         UserError: The file is not one.
     """
-    metadata = artifact_metadata(path)
+    metadata = read_metadata(path)
     require_classifier(metadata.family, path)
     return ImageClassifierConfig.model_validate(metadata.model)
 
@@ -109,22 +109,6 @@ def require_classifier(family: str, path: Path) -> None:
             f"{path} is a {family}, and no image classifier",
             "Heat maps are drawn on the image of an image classifier.",
         )
-
-
-def artifact_metadata(path: Path) -> ArtifactMetadata:
-    """What an exported file says about itself.
-
-    Raises:
-        UserError: The file is missing or was not written by `bilateral export`.
-    """
-    require_file(path, "model")
-    try:
-        properties = ir.load(path).metadata_props
-        return ArtifactMetadata.model_validate_json(properties[METADATA_KEY])
-    except Exception as error:  # a decoder error of protobuf, a missing key, an invalid document
-        raise UserError(
-            f"{path} is not a model that `bilateral export` wrote", "Export the checkpoint again."
-        ) from error
 
 
 def _weights(model: ir.Model) -> list[ir.Value]:

@@ -14,25 +14,16 @@ from typing import cast
 import onnx
 from pydantic import ValidationError
 
+from bilateral_export.artifact import PRECISIONS, parse_metadata
 from bilateral_export.graph.provenance import MODULE_KEY
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.metadata import LOWERING_KEY, METADATA_KEY, ArtifactMetadata
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 from bilateral_export.op.onnx_body import Configuration, same_body
 
-LOWERING_KEY = "bilateral.lowering"
-
-_TYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "fp32",
-    onnx.TensorProto.FLOAT16: "fp16",
-    onnx.TensorProto.BFLOAT16: "bf16",
-    onnx.TensorProto.DOUBLE: "fp64",
-    onnx.TensorProto.INT8: "int8",
+_TYPES = {onnx.TensorProto.DataType.Value(name): said for name, said in PRECISIONS.items()} | {
     onnx.TensorProto.UINT8: "uint8",
-    onnx.TensorProto.INT4: "int4",
     onnx.TensorProto.UINT4: "uint4",
-    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
-    onnx.TensorProto.FLOAT8E5M2: "fp8",
 }
 # Operators with weights, and those that stand between a weight and its operator.
 _PRODUCTS = frozenset(
@@ -164,9 +155,7 @@ def missing_bodies(model: onnx.ModelProto) -> list[str]:
 
 
 def read_metadata(model: onnx.ModelProto) -> ArtifactMetadata | None:
-    """What `bilateral export` wrote about a model; None where that is gone or damaged."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            with contextlib.suppress(ValidationError):
-                return ArtifactMetadata.model_validate_json(entry.value)
+    """Return what `bilateral export` wrote about a model; None where that is gone or damaged."""
+    with contextlib.suppress(ValidationError):
+        return parse_metadata(model)
     return None

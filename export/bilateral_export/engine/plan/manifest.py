@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from bilateral_export.engine.profiles import Range
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
+from bilateral_export.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
 SUFFIX = ".json"
@@ -46,12 +47,11 @@ class PluginRecord(FileRecord):
     nodes: int = Field(ge=0)
 
 
-class TensorRecord(_Record):
-    """An input or output: `shape` has -1 where a profile gives the range."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+# Its shape is written with -1 where a profile gives the range.
+_Tensor = Annotated[
+    TensorSpec,
+    PlainSerializer(lambda it: {"name": it.name, "dtype": it.dtype, "shape": it.sizes}),
+]
 
 
 class RangeRecord(_Record):
@@ -118,8 +118,8 @@ class PlanManifest(_Record):
     types: Mapping[str, int]
     tf32: bool
     attention: AttentionRecord
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
+    inputs: tuple[_Tensor, ...]
+    outputs: tuple[_Tensor, ...]
     profiles: tuple[Mapping[str, RangeRecord], ...]
     max_batch: int = Field(ge=0)
     workspace_bytes: int | None = None

@@ -26,7 +26,7 @@ def test_an_onnx_file_shows_its_nodes_and_its_attention(make_model) -> None:
     assert summary.nodes["ai.bilateral::BilateralAttention"] == 2
     assert summary.nodes["MatMul"] == 6
     assert summary.opsets == {"ai.onnx": 20, "ai.bilateral": 1}
-    assert summary.inputs[0].shape == (-1, 16, 64)
+    assert summary.inputs[0].sizes == (-1, 16, 64)
     assert summary.weights["float16"] == 6 * 64 * 64
     ((attention, count),) = summary.attention.items()
     assert count == 2
