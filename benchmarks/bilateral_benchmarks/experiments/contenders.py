@@ -235,7 +235,8 @@ def without_spatial(exported: Path, target: Path) -> Path:
     import onnx
 
     from bilateral_export.op import contract
-    from bilateral_export.op.onnx_body import Configuration, function_body
+    from bilateral_export.op.contract import OperatorVariant
+    from bilateral_export.op.onnx_body import function_body
 
     model = load_graph(exported)
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
@@ -251,6 +252,6 @@ def without_spatial(exported: Path, target: Path) -> Path:
                 attribute.s = b"none"
     others = [function for function in model.functions if function.domain != contract.DOMAIN]
     del model.functions[:]
-    model.functions.extend([*others, function_body(Configuration(), opset)])
+    model.functions.extend([*others, function_body(OperatorVariant(), opset)])
     onnx.save(model, target)
     return target

@@ -11,6 +11,7 @@ from bilateral_export.engine.installation.cuda import device_sm, has_gpu
 from bilateral_export.engine.installation.library import Library
 from bilateral_export.engine.profiles import DEFAULT_MAX_BATCH, Profile
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import AMPERE
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 AttentionChoice = Literal["auto", "plugin", "function"]
@@ -129,7 +130,7 @@ def choose_targets(
         targets = tuple(dict.fromkeys(options.targets)) or tuple(
             sm
             for sm in buildable_targets(library)
-            if sm >= 80 and (plugin_targets is None or sm in plugin_targets)
+            if sm >= AMPERE and (plugin_targets is None or sm in plugin_targets)
         )
     lacking = [sm for sm in targets if plugin_targets is not None and sm not in plugin_targets]
     if lacking or not targets:

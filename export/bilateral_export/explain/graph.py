@@ -15,11 +15,12 @@ from bilateral_export.artifact import read_metadata
 from bilateral_export.errors import UserError
 from bilateral_export.explain.maps import KERNELS, AttentionMaps
 from bilateral_export.files import atomic_file
-from bilateral_export.graph.attach import attention_nodes, configuration_of
+from bilateral_export.graph.attach import attention_nodes, variant_of
 from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.op import contract
-from bilateral_export.op.onnx_body import Configuration, range_step, spatial_step
+from bilateral_export.op.contract import OperatorVariant
+from bilateral_export.op.onnx_body import range_step, spatial_step
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DOMAIN = "ai.bilateral.explain"
@@ -117,7 +118,7 @@ def _weights(model: ir.Model) -> list[ir.Value]:
 
 def _add_maps(model: ir.Model, nodes: list[ir.Node]) -> None:
     opset = model.opset_imports[""]
-    for configuration in {configuration_of(node) for node in nodes}:
+    for configuration in {variant_of(node) for node in nodes}:
         function = ir.serde.deserialize_function(_body(configuration, opset))
         model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = 1
@@ -153,7 +154,7 @@ def _output_shape(nodes: list[ir.Node]) -> ir.Shape:
 
 def _maps_node(node: ir.Node) -> ir.Node:
     """The node beside an attention node: the same inputs without the value."""
-    configuration = configuration_of(node)
+    configuration = variant_of(node)
     kept = (contract.SCALE, contract.QUERY_PREFIX, contract.KEY_PREFIX)
     query, key, _, *positions = node.inputs
     return ir.Node(
@@ -167,7 +168,7 @@ def _maps_node(node: ir.Node) -> ir.Node:
     )
 
 
-def _body(configuration: Configuration, opset: int) -> onnx.FunctionProto:
+def _body(configuration: OperatorVariant, opset: int) -> onnx.FunctionProto:
     """The maps of one attention, out of the same steps as the operator's own body."""
     assert not configuration.causal
     assert not configuration.key_bias

@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import cast
 
 import onnx
 from pydantic import ValidationError
@@ -18,8 +17,8 @@ from bilateral_export.artifact import PRECISIONS, parse_metadata
 from bilateral_export.graph.provenance import MODULE_KEY
 from bilateral_export.metadata import LOWERING_KEY, METADATA_KEY, ArtifactMetadata
 from bilateral_export.op import contract
-from bilateral_export.op.contract import RangeKernel, SpatialKernel
-from bilateral_export.op.onnx_body import Configuration, same_body
+from bilateral_export.op.contract import OperatorVariant
+from bilateral_export.op.onnx_body import same_body
 
 _TYPES = {onnx.TensorProto.DataType.Value(name): said for name, said in PRECISIONS.items()} | {
     onnx.TensorProto.UINT8: "uint8",
@@ -127,20 +126,15 @@ def _attention(
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     bodies = {f.overload: f for f in model.functions if f.domain == contract.DOMAIN}
     for node in named:
-        if not same_body(bodies[node.overload], _configuration(node), opset):
+        if not same_body(bodies[node.overload], _variant(node), opset):
             yield "the attention's function body is written differently: judge it by parity"
             return
 
 
-def _configuration(node: onnx.NodeProto) -> Configuration:
+def _variant(node: onnx.NodeProto) -> OperatorVariant:
     said = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    spatial_kernel = cast(SpatialKernel, said.get(contract.SPATIAL_KERNEL, b"none").decode())
-    return Configuration(
-        range_kernel=cast(RangeKernel, said.get(contract.RANGE_KERNEL, b"dot").decode()),
-        spatial_kernel=spatial_kernel,
-        causal=bool(said.get(contract.CAUSAL, 0)),
-        key_bias=len(node.input) > len(contract.input_names(spatial_kernel, key_bias=False)),
-    )
+    texts = {name: v.decode() if isinstance(v, bytes) else v for name, v in said.items()}
+    return OperatorVariant.of(texts, len(node.input))
 
 
 def missing_bodies(model: onnx.ModelProto) -> list[str]:

@@ -70,7 +70,7 @@ def export_onnx(
         opset: Version of the standard operators.
         external_data_bytes: From this size on, weights go to a file of their own.
         spatial_features: Write Gaussian spatial kernels as features where they are exact enough
-            for the precision: what the fused kernel computes fastest (models/features.py).
+            for the precision: what the fused kernel computes fastest (spatial_features.py).
 
     Raises:
         UserError: The opset is not supported, a weight or a bandwidth does not survive its

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.attach import attention_nodes, configuration_of
+from bilateral_export.graph.attach import attention_nodes, variant_of
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.models.family import Exportable, ModelConfig
 from bilateral_export.op import contract
@@ -130,7 +130,7 @@ def body_check(model: onnx.ModelProto) -> Check:
     standard = ("", "ai.onnx")
     opset = next(entry.version for entry in model.opset_import if entry.domain in standard)
     nodes = [node for node in attention_nodes(ir.serde.deserialize_model(model)) if _whole(node)]
-    calls = {(node.overload, configuration_of(node)) for node in nodes}
+    calls = {(node.overload, variant_of(node)) for node in nodes}
     for overload, configuration in sorted(calls, key=str):
         body = next(
             (f for f in model.functions if (f.domain, f.overload) == (contract.DOMAIN, overload)),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.files import sha256
-
-_AMPERE = 80
+from bilateral_export.op.architectures import AMPERE
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
     if sm in targets:
         return None
     widened = manifest.hardware_compatibility == "ampere_plus"
-    if widened and sm >= _AMPERE and min(targets, default=sm + 1) <= sm:
+    if widened and sm >= AMPERE and min(targets, default=sm + 1) <= sm:
         return None
     return Obstacle(
         f"the plan is for {', '.join(manifest.targets)}, the GPU is sm_{sm}",

@@ -12,27 +12,28 @@ import triton
 from torch import Tensor
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import AMPERE
 from bilateral_export.op.kernel import launch_config
 from bilateral_export.op.kernel.forward import bilateral_attention_kernel
 from bilateral_export.op.kernel.launch_config import (
     FEATURE_BLOCK,
-    PLAN_REGISTERS,
     PRECISION,
-    Configuration,
+    TILE_RANGES_REGISTERS,
+    LaunchConfig,
     class_of,
-    plan_warps,
+    tile_ranges_warps,
 )
 from bilateral_export.op.kernel.prepare import (
     bilateral_features_kernel,
     bilateral_key_tiles_kernel,
 )
 from bilateral_export.op.kernel.spatial_features import SKIP_FROM
-from bilateral_export.op.kernel.tile_ranges import bilateral_plan_kernel
+from bilateral_export.op.kernel.tile_ranges import bilateral_tile_ranges_kernel
 from bilateral_export.op.operands import Operands
 
 # The share of a row's weights that skipped tiles may hold: it moves an output by at most half a
 # unit in the last place of max|v| in that type.
-BUDGET = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
+SKIP_TOLERANCE = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -40,9 +41,9 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 def unsupported(operands: Operands) -> str:
     """Why the fused kernel cannot take these operands; empty if it can."""
     query, query_positions = operands.query, operands.query_positions
-    if query.dtype not in BUDGET:
+    if query.dtype not in SKIP_TOLERANCE:
         return f"{query.dtype} is not float32, float16 or bfloat16"
-    capability, oldest = _capability(query.device), min(launch_config.ARCHITECTURES)
+    capability, oldest = _capability(query.device), AMPERE
     if capability < oldest:
         return f"compute capability {capability / 10:.1f} is below {oldest / 10:.1f}"
     largest = launch_config.LARGEST_HEAD
@@ -59,7 +60,7 @@ def bilateral_attention_forward(
     operands: Operands,
     *,
     skip_tiles: bool | None = None,
-    configuration: Configuration | None = None,
+    configuration: LaunchConfig | None = None,
 ) -> Tensor:
     """Bilateral attention (op/README.md) by the fused kernel.
 
@@ -70,7 +71,7 @@ def bilateral_attention_forward(
         operands: float32, float16 or bfloat16, on a GPU (or on the CPU under Triton's interpreter,
             TRITON_INTERPRET=1).
         skip_tiles: Whether to look for key tiles that the Gaussian spatial kernel makes negligible;
-            by default from `SKIP_FROM` keys on. Changes the result by at most `BUDGET`.
+            by default from `SKIP_FROM` keys on. Changes the result by at most `SKIP_TOLERANCE`.
         configuration: Block sizes; by default those of `launch_config.csv` for the device.
 
     Returns:
@@ -106,7 +107,7 @@ class Launch:
 
     operands: Operands
     skip_tiles: bool
-    configuration: Configuration
+    configuration: LaunchConfig
 
     @property
     def block_d(self) -> int:
@@ -232,17 +233,19 @@ class Launch:
         ranges = torch.empty(
             (*query.shape[:2], self.row_tiles, 2), dtype=torch.int32, device=query.device
         )
-        bilateral_plan_kernel[(self.row_tiles * self.sequences,)](
+        bilateral_tile_ranges_kernel[(self.row_tiles * self.sequences,)](
             query, key, given.query_positions, given.key_positions, given.bandwidth, key_term,
             *bounds, ranges,
             *query.stride()[:3], *key.stride()[:3], *term_strides,
             query.shape[1], query.shape[2], key.shape[2], query.shape[3],
             given.query_prefix, given.key_prefix, self.diagonal,
-            abs(given.scale) or 1.0, BUDGET[query.dtype],
+            abs(given.scale) or 1.0, SKIP_TOLERANCE[query.dtype],
             C=self.coordinates, BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
             BLOCK_N=self.configuration.block_n, PRECISION=self.precision,
-            num_warps=plan_warps(_capability(query.device), self.configuration, self.block_d),
-            maxnreg=PLAN_REGISTERS, enable_fp_fusion=True,
+            num_warps=tile_ranges_warps(
+                _capability(query.device), self.configuration, self.block_d
+            ),
+            maxnreg=TILE_RANGES_REGISTERS, enable_fp_fusion=True,
         )  # fmt: skip
         return ranges
 
@@ -272,13 +275,13 @@ class Launch:
 
 
 def prepare(
-    operands: Operands, skip_tiles: bool | None = None, configuration: Configuration | None = None
+    operands: Operands, skip_tiles: bool | None = None, configuration: LaunchConfig | None = None
 ) -> Launch:
     """Bring operands into the form of the ABI; arguments as `bilateral_attention_forward`."""
     query, scale, spatial_kernel = operands.query, operands.scale, operands.spatial_kernel
     if configuration is None:
         learned = operands.query_positions if spatial_kernel == "dot" else None
-        configuration = launch_config.configuration(
+        configuration = launch_config.choose(
             _capability(query.device), query.element_size() * 8, spatial_kernel, query.shape[-1],
             0 if learned is None else learned.shape[-1],
         )  # fmt: skip
@@ -333,7 +336,7 @@ def _kept_features(positions: Tensor) -> _Kept | None:
 def _capability(device: torch.device) -> int:
     """Compute capability of a GPU as an integer; under the interpreter, that of the oldest row."""
     if device.type != "cuda":
-        return min(launch_config.ARCHITECTURES)
+        return AMPERE
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
 

@@ -10,9 +10,9 @@ from bilateral_export.engine.installation.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.plan.inspect import EntrySummary, OnnxSummary, PlanSummary, inspect
 from bilateral_export.errors import UserError
-from bilateral_export.op.onnx_body import Configuration
+from bilateral_export.op.contract import OperatorVariant
 
-GAUSSIAN = Configuration("gaussian", "gaussian")
+GAUSSIAN = OperatorVariant("gaussian", "gaussian")
 CONFIG = """
 backend: "tensorrt" max_batch_size: 8
 input { name: "x" data_type: TYPE_FP16 dims: [16, 64] }

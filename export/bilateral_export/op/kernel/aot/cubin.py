@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.kernel.aot.specialisation import Specialisation
-from bilateral_export.op.kernel.launch_config import FEATURE_BLOCK, PLAN_REGISTERS, PRECISION
+from bilateral_export.op.kernel.launch_config import FEATURE_BLOCK, PRECISION, TILE_RANGES_REGISTERS
 
 # Pointers whose type is not T.
 _FLOAT = ("bandwidth", "key_term", "key_bias", "tile_norm", "tile_term", "tile_boxes", "source")
@@ -128,8 +128,8 @@ def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict
         return prepare.bilateral_key_tiles_kernel, blocks, options
     if specialisation.kernel == "plan":
         constants = {"C": specialisation.coordinates, "PRECISION": PRECISION, **blocks}
-        options["maxnreg"] = PLAN_REGISTERS
-        return tile_ranges.bilateral_plan_kernel, constants, options
+        options["maxnreg"] = TILE_RANGES_REGISTERS
+        return tile_ranges.bilateral_tile_ranges_kernel, constants, options
     if chosen.max_registers:
         options["maxnreg"] = chosen.max_registers
     constants = {

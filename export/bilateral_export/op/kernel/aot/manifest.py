@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bilateral_export.op.architectures import ARCHITECTURES, runs_on
 from bilateral_export.op.kernel.aot.cubin import Cubin, load_triton
-from bilateral_export.op.kernel.launch_config import ARCHITECTURES
 
 # Of the launch: README.md, "Launch ABI".
 ABI = 1
-# Dynamic shared memory one program may have, bytes (CUDA C++ Programming Guide, "Technical
-# Specifications per Compute Capability").
-SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 
 
 def manifest(
@@ -38,9 +35,7 @@ def cubin_entry(cubin: Cubin) -> dict[str, Any]:
     return {
         "file": f"{cubin.specialisation.name}.cubin",
         "symbol": cubin.symbol,
-        "runs_on": ARCHITECTURES.get(
-            cubin.specialisation.architecture, (cubin.specialisation.architecture,)
-        ),
+        "runs_on": runs_on(cubin.specialisation.architecture),
         **specialisation,
         "block_m": chosen["block_m"],
         "block_n": chosen["block_n"],
@@ -71,7 +66,7 @@ def problems(result: dict[str, Any]) -> list[str]:
     """What is wrong with the cubins of a manifest: spills, too much shared memory, slow wgmma."""
     found = []
     for entry in result["cubins"]:
-        limit = min(SHARED_LIMIT[device] for device in entry["runs_on"])
+        limit = min(ARCHITECTURES[device].shared_bytes for device in entry["runs_on"])
         if entry["spill_bytes"]:
             found.append(f"{entry['file']} spills {entry['spill_bytes']} bytes")
         if entry["shared_bytes"] > limit:
