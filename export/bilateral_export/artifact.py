@@ -79,13 +79,18 @@ class OnnxArtifact(Artifact):
 
     Attributes:
         opset: Version of the standard operators; 0 where it imports none.
-        attention_nodes: Names of the BilateralAttention nodes, in graph order.
+        attention: Names of the BilateralAttention nodes, in graph order.
         lowering: What was recorded when it was lowered for a runtime; None for an exported file.
     """
 
     opset: int = 0
-    attention_nodes: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
     lowering: dict[str, Any] | None = None
+
+    @property
+    def attention_nodes(self) -> int:
+        """How many BilateralAttention nodes it has."""
+        return len(self.attention)
 
 
 def read_onnx(path: Path) -> OnnxArtifact:
@@ -107,7 +112,7 @@ def read_onnx(path: Path) -> OnnxArtifact:
         require_external_files(path, model),
         precision=_precision(model.graph),
         opset=next((entry.version for entry in model.opset_import if not entry.domain), 0),
-        attention_nodes=tuple(
+        attention=tuple(
             node.name
             for node in model.graph.node
             if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_TYPE)

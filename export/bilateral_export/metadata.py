@@ -1,4 +1,4 @@
-"""What an exported model says about itself: the JSON document under one ONNX metadata key."""
+"""Metadata of an exported model: the JSON document under one ONNX metadata key."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class TensorSpec:
         return tuple(-1 if isinstance(size, str) else size for size in self.shape)
 
     def with_batch(self, batch: int) -> tuple[int, ...]:
-        """The shape at one batch size, for a tensor whose other dimensions are fixed."""
+        """Return the shape at one batch size, for a tensor whose other dimensions are fixed."""
         return tuple(batch if isinstance(size, str) else size for size in self.shape)
 
 

@@ -1,4 +1,4 @@
-"""From an ONNX file to a plan and its manifest."""
+"""The build: from an ONNX file to a plan and its manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a parsed TensorRT network is: its inputs and outputs, and the types it computes in."""
+"""A parsed TensorRT network: its inputs and outputs, and the types it computes in."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class NetworkFacts:
 
 
 def network_facts(network: Any, library: Library) -> NetworkFacts:
-    """Read the facts from an `INetworkDefinition`."""
+    """Return the facts of an `INetworkDefinition`."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {
         layer.get_output(index).name: layer
@@ -82,7 +82,7 @@ def network_facts(network: Any, library: Library) -> NetworkFacts:
 
 
 def dtype_name(data_type: Any) -> str:
-    """NumPy's name of a TensorRT `DataType`, such as "float16"."""
+    """Return NumPy's name of a TensorRT `DataType`, such as "float16"."""
     name = str(data_type.name)
     return _DTYPES.get(name, name.lower())
 

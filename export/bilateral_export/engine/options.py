@@ -1,4 +1,4 @@
-"""How a plan is to be built, and what of it a library can do."""
+"""Options of a build, and which of them a library supports."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions, library: Library) -> None:
-    """Refuse what the library would ignore or fail on without a word a user understands.
+    """Refuse options that the library would ignore or fail on without a clear message.
 
     Raises:
         UserError: An option that does not go with the library or with another one.
@@ -113,7 +113,7 @@ def check_options(options: BuildOptions, library: Library) -> None:
 def choose_targets(
     options: BuildOptions, library: Library, plugin_targets: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The SMs that a plan is built for.
+    """Return the SMs that a plan is built for.
 
     Args:
         options: How to build; checked.
@@ -142,7 +142,7 @@ def choose_targets(
 
 
 def buildable_targets(library: Library) -> tuple[int, ...]:
-    """The SMs TensorRT for RTX builds for, ascending: those it knows, and the GPU's at hand."""
+    """Return the SMs TensorRT for RTX builds for, ascending: those it knows and this GPU's."""
     names = [name for name in dir(library.trt.ComputeCapability) if name.startswith("SM")]
     known = {int(name[2:]) for name in names}
     return tuple(sorted(known | ({device_sm()} if has_gpu() else set())))

@@ -30,7 +30,7 @@ Mode = Literal["int8", "fp8"]
 def quantize_onnx(
     model: Path, target: Path, calibration: Mapping[str, Array], mode: Mode = "int8"
 ) -> int:
-    """Write `model` with its matrix products quantised.
+    """Write `model` with its matrix products quantised; return how many quantise nodes it has.
 
     Attention itself, layer norms and everything between stay in the precision of the graph; export
     fp16 to have them there.
@@ -89,7 +89,7 @@ def quantize_onnx(
 
 
 def read_calibration(path: Path) -> dict[str, Array]:
-    """Inputs by name from an `.npz` file.
+    """Return inputs by name from an `.npz` file.
 
     Raises:
         UserError: It is not such a file.
@@ -98,7 +98,7 @@ def read_calibration(path: Path) -> dict[str, Array]:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    # A single array (.npy) is no context manager.
+    # A single array (.npy) is not a context manager.
     except (OSError, ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(
             f"{path} is not an .npz file of arrays", "Write it with numpy.savez(path, input=array)."

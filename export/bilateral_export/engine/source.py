@@ -41,7 +41,7 @@ class Source:
 
 
 def read_source(path: Path, options: BuildOptions) -> Source:
-    """Read a model and decide what runs its attention.
+    """Return a model ready for the parser; decides what runs its attention.
 
     Raises:
         UserError: The file is not an ONNX model, lacks its weights, or the plugin that was asked
@@ -67,7 +67,7 @@ def _choose_plugin(has_attention: bool, options: BuildOptions) -> Path | None:
 def dimension_sizes(
     source: Source, shapes: dict[str, Shape]
 ) -> dict[tuple[str, int], tuple[int, int]]:
-    """The sizes of each dynamic dimension after the first, where the metadata tells.
+    """Return the sizes of each dynamic dimension after the first, where the metadata says them.
 
     A sequence is as long as the model's configuration says; one that counts what is cached may be
     empty.

@@ -1,4 +1,4 @@
-"""What other tools have changed in a file that `bilateral export` wrote.
+"""Changes that other tools have made to a file that `bilateral export` wrote.
 
 Read from the graph itself and not from the metadata, which a tool copies unread or drops.
 """
@@ -35,7 +35,7 @@ _QUANTISED = ("quantize", "integer", "qlinear", "qgemm", "nbits")
 
 
 def precisions(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The types of the weights that are multiplied with, such as ("fp32",); most numbers first.
+    """Return the types of the weights in products, such as ("fp32",), most numbers first.
 
     Positions, bandwidths and features stay float32 in every precision, and do not count.
     """
@@ -55,9 +55,9 @@ def precisions(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def changes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """What is not as `bilateral export` writes it, one line each; empty for its own files.
+    """List what is not as `bilateral export` writes it, one line each.
 
-    A file with neither its metadata nor its nodes is a model from elsewhere: nothing is said of it.
+    A file with neither its metadata nor its nodes is a model from elsewhere: the list is empty.
 
     Args:
         model: The file; its weights may be left outside.
@@ -102,7 +102,7 @@ def changes(model: onnx.ModelProto) -> tuple[str, ...]:
 def _attention(
     model: onnx.ModelProto, calls: list[onnx.NodeProto], metadata: ArtifactMetadata | None
 ) -> Iterator[str]:
-    """What became of the operator's nodes and their bodies."""
+    """Yield what became of the operator's nodes and their bodies."""
     named = [node for node in calls if node.op_type == contract.OP_TYPE]
     if len(named) < len(calls):
         other = next(node.op_type for node in calls if node.op_type != contract.OP_TYPE)
@@ -138,7 +138,7 @@ def _variant(node: onnx.NodeProto) -> OperatorVariant:
 
 
 def missing_bodies(model: onnx.ModelProto) -> list[str]:
-    """Names of the operator's nodes that have no function in the file, in graph order."""
+    """Return the names of the operator's nodes without a function in the file, in graph order."""
     functions = {(f.domain, f.name, f.overload) for f in model.functions}
     return [
         node.name or node.output[0]

@@ -1,4 +1,4 @@
-"""What must hold of an exported file, checked in a process that knows nothing of the operator."""
+"""Postconditions of an exported file, checked in a process that does not know the operator."""
 
 from __future__ import annotations
 

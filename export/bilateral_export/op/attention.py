@@ -75,7 +75,7 @@ def spatial_logits(
     bandwidth: Tensor | None,
     spatial_kernel: SpatialKernel,
 ) -> Tensor:
-    """Logarithm of the spatial kernel, `[H, Nq, Nk]`, prefix tokens not yet exempt.
+    """Return the log of the spatial kernel, `[H, Nq, Nk]`, prefix tokens not yet exempt.
 
     Args:
         query_positions: Coordinates `[Nq, C]` or features `[H, Nq, P]`.

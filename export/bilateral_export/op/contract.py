@@ -31,7 +31,7 @@ MAX_COORDINATES = 3
 
 
 def input_names(spatial_kernel: SpatialKernel, key_bias: bool) -> tuple[str, ...]:
-    """The node's inputs, in order.
+    """Return the names of the node's inputs, in order.
 
     Inputs are packed: one that the spatial kernel does not use is left out, never written as an
     empty name, because TensorRT plugins take no absent inputs. The spatial kernel and the number

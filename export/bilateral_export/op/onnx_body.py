@@ -63,7 +63,7 @@ def function_body(variant: OperatorVariant, opset: int) -> onnx.FunctionProto:
 
 
 def same_body(found: onnx.FunctionProto, variant: OperatorVariant, opset: int) -> bool:
-    """Whether a function computes exactly what `function_body` writes for the variant.
+    """Return whether a function computes exactly what `function_body` writes for the variant.
 
     Names of nodes, notes, and how a constant is written change nothing; the body that version
     0.1.0 wrote, with plain numbers for constants, is the same body.
@@ -72,7 +72,7 @@ def same_body(found: onnx.FunctionProto, variant: OperatorVariant, opset: int) -
 
 
 def _computation(function: onnx.FunctionProto) -> list[bytes]:
-    """A function's nodes without names and notes, every constant of its own as a tensor."""
+    """Return a function's nodes without names and notes, every constant as a tensor."""
     nodes = []
     for node in function.node:
         kept = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
@@ -107,7 +107,7 @@ product = MatMul (scaled_query, key_transposed)
 
 
 def range_step(kernel: RangeKernel) -> str:
-    """ONNX text that defines `logits_out` `[B, H, Nq, Nk]`, float32, from `query` and `key`."""
+    """Return ONNX text that makes `logits_out` `[B, H, Nq, Nk]`, float32, of query and key."""
     if kernel == "dot":
         return _PRODUCT + "logits_out = Cast <to = 1> (product)"
     return (
@@ -128,7 +128,7 @@ logits_out = Add (product_f, key_column)"""
 
 
 def spatial_step(kernel: SpatialKernel) -> str:
-    """ONNX text that adds the spatial term `[H, Nq, Nk]` to `logits_in`: `logits_out`, float32."""
+    """Return ONNX text that adds the spatial term `[H, Nq, Nk]`, float32, to `logits_in`."""
     if kernel == "gaussian":
         return _SQUARED_DISTANCE + _EXEMPT_PREFIX + _PER_VARIANCE + _ADD_SPATIAL
     return _FEATURES + _EXEMPT_PREFIX + _ADD_SPATIAL.replace("spatial", "exempted")

@@ -1,4 +1,4 @@
-"""Whether a plan can be loaded on a machine: what the runner refuses and the doctor reports."""
+"""Compatibility of a plan with a machine: what the runner refuses and the doctor reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Obstacle:
 
 
 def version_obstacle(manifest: PlanManifest, library: str, version: str) -> Obstacle | None:
-    """Why a plan would not load in a library of this name and version, or None.
+    """Return why a plan would not load in a library of this name and version, or None.
 
     A plan loads in the version that built it alone, unless it was built version compatible; then in
     later ones too (TensorRT documentation, "Version Compatibility").
@@ -50,7 +50,7 @@ def version_obstacle(manifest: PlanManifest, library: str, version: str) -> Obst
 
 
 def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
-    """Why a plan would not run on a GPU of this SM, such as 90, or None.
+    """Return why a plan would not run on a GPU of this SM, such as 90, or None.
 
     Args:
         manifest: Of the plan. Its hardware compatibility widens the SMs it was built for to all
@@ -71,7 +71,7 @@ def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
 
 
 def weights_obstacle(manifest: PlanManifest) -> Obstacle | None:
-    """Why a plan has nothing to compute with, or None: its weights were stripped."""
+    """Return why a plan has nothing to compute with, or None: its weights were stripped."""
     if not manifest.options.get("strip_weights"):
         return None
     return Obstacle(
@@ -82,7 +82,7 @@ def weights_obstacle(manifest: PlanManifest) -> Obstacle | None:
 
 
 def plugin_obstacle(manifest: PlanManifest, plugin: Path | None) -> Obstacle | None:
-    """Why a plan would not find the plugin it was built with, or None.
+    """Return why a plan would not find the plugin it was built with, or None.
 
     Args:
         manifest: Of the plan.
@@ -108,7 +108,7 @@ def plugin_obstacle(manifest: PlanManifest, plugin: Path | None) -> Obstacle | N
 def plugin_device_obstacle(
     manifest: PlanManifest, targets: Sequence[int], sm: int
 ) -> Obstacle | None:
-    """Why the plugin would not run on a GPU of this SM, or None.
+    """Return why the plugin would not run on a GPU of this SM, or None.
 
     One that the plan carries is not judged by the one that is here: a plan is built only for GPUs
     its plugin has code for.

@@ -101,7 +101,7 @@ Summary = OnnxSummary | PlanSummary | EntrySummary
 
 
 def inspect(path: Path) -> Summary:
-    """Summarise what lies at `path`, told by its form rather than by its name alone.
+    """Return a summary of what lies at `path`, recognised by its content, not its name alone.
 
     Args:
         path: An ONNX file, a plan, or the directory of a repository's model.

@@ -1,4 +1,4 @@
-"""PyTorch tensors in, launches of the fused kernel out."""
+"""The launcher: from PyTorch tensors to launches of the fused kernel."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def unsupported(operands: Operands) -> str:
-    """Why the fused kernel cannot take these operands; empty if it can."""
+    """Return why the fused kernel cannot take these operands; empty if it can."""
     query, query_positions = operands.query, operands.query_positions
     if query.dtype not in SKIP_TOLERANCE:
         return f"{query.dtype} is not float32, float16 or bfloat16"
@@ -62,7 +62,7 @@ def bilateral_attention_forward(
     skip_tiles: bool | None = None,
     configuration: LaunchConfig | None = None,
 ) -> Tensor:
-    """Bilateral attention (op/README.md) by the fused kernel.
+    """Return bilateral attention (op/README.md), computed by the fused kernel.
 
     Query, key and value may have any strides; where the last axis has stride 1 and the others are
     multiples of 8, as in a fused QKV projection `[B, N, 3, H, D]`, nothing is copied.
@@ -143,7 +143,7 @@ class Launch:
         return math.ceil(self.operands.key.shape[2] / self.configuration.block_n)
 
     def run(self) -> Tensor:
-        """Launch what the problem needs."""
+        """Launch the kernels that the problem needs and return the output."""
         given = self.operands
         query, key, value = given.query, given.key, given.value
         key_term, term_strides, bounds = self.key_terms()
@@ -197,7 +197,7 @@ class Launch:
         return chosen
 
     def key_terms(self) -> tuple[Tensor | None, tuple[int, int], tuple[Tensor, ...]]:
-        """The key term with its strides for batch and head, and the bounds over tiles if wanted."""
+        """Return the key term, its strides for batch and head, and the bounds over tiles."""
         given, key = self.operands, self.operands.key
         batch, heads, n_key, head_dim = key.shape
         gaussian = given.range_kernel == "gaussian"
@@ -227,7 +227,7 @@ class Launch:
     def tile_ranges(
         self, key_term: Tensor | None, term_strides: tuple[int, int], bounds: tuple[Tensor, ...]
     ) -> Tensor:
-        """`[B, H, row tiles, 2]` int32: the whole key tiles each program attends to."""
+        """Return the whole key tiles of each program, `[B, H, row tiles, 2]` int32."""
         given = self.operands
         query, key = given.query, given.key
         ranges = torch.empty(
@@ -250,7 +250,7 @@ class Launch:
         return ranges
 
     def features(self, positions: Tensor, prefix: int) -> Tensor:
-        """Features of the dot spatial kernel, in T and in the unit of q.k.
+        """Return the features of the dot spatial kernel, in T and in the unit of q.k.
 
         Those of a tensor that lives on, a model's constant, are computed once and kept with it.
         """
@@ -277,7 +277,7 @@ class Launch:
 def prepare(
     operands: Operands, skip_tiles: bool | None = None, configuration: LaunchConfig | None = None
 ) -> Launch:
-    """Bring operands into the form of the ABI; arguments as `bilateral_attention_forward`."""
+    """Return operands in the form of the ABI; arguments as `bilateral_attention_forward`."""
     query, scale, spatial_kernel = operands.query, operands.scale, operands.spatial_kernel
     if configuration is None:
         learned = operands.query_positions if spatial_kernel == "dot" else None
@@ -319,7 +319,7 @@ _KEPT: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], _Kept]] = {}
 
 
 def _kept_features(positions: Tensor) -> _Kept | None:
-    """What was computed of this very tensor, unchanged since; None where that cannot be known.
+    """Return what was computed of this unchanged tensor; None where that cannot be known.
 
     Only of leaves and buffers: what a graph computes is another tensor with every call.
     """
@@ -334,7 +334,7 @@ def _kept_features(positions: Tensor) -> _Kept | None:
 
 
 def _capability(device: torch.device) -> int:
-    """Compute capability of a GPU as an integer; under the interpreter, that of the oldest row."""
+    """Return a GPU's SM; under the interpreter, the oldest that is supported."""
     if device.type != "cuda":
         return AMPERE
     major, minor = torch.cuda.get_device_capability(device)
@@ -346,7 +346,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor itself if its rows can be read 16 bytes at a time, else a copy that can."""
+    """Return the tensor if its rows can be read 16 bytes at a time, else a copy that can."""
     padded = _padded(tensor)
     assert padded is not None
     strides = padded.stride()
@@ -357,7 +357,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def _padded(tensor: Tensor | None) -> Tensor | None:
-    """The tensor with zeros after its last axis up to a multiple of 8; they change no product."""
+    """Pad the last axis with zeros to a multiple of 8; they change no product."""
     if tensor is None or tensor.shape[-1] % 8 == 0:
         return tensor
     return torch.nn.functional.pad(tensor, (0, -tensor.shape[-1] % 8))
@@ -372,5 +372,5 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 
 def _pointer(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    """A pointer that the kernel is compiled not to read still has to be one."""
+    """Return the tensor, or any other where the kernel is compiled not to read it."""
     return unused if tensor is None else tensor

@@ -1,4 +1,4 @@
-"""Compile the kernels ahead of time: `python -m bilateral_export.op.kernel.aot.compile OUTDIR`.
+"""The ahead-of-time build: `python -m bilateral_export.op.kernel.aot.compile OUTDIR`.
 
 Needs the package `triton` and no GPU. Writes one cubin per specialisation and `manifest.json`, from
 which a launcher that knows nothing of Triton can run them (README.md, "Launch ABI").

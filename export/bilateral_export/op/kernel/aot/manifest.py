@@ -1,4 +1,4 @@
-"""`manifest.json`: what a launcher without Triton has to know of each cubin, and what is wrong."""
+"""`manifest.json`: the facts about each cubin that a launcher without Triton needs, and a check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ABI = 1
 def manifest(
     cubins: Sequence[tuple[dict[str, Any], tuple[tuple[str, str], ...]]],
 ) -> dict[str, Any]:
-    """The JSON beside the cubins; README.md explains its fields."""
+    """Return the JSON beside the cubins; README.md explains its fields."""
     return {
         "abi": ABI,
         "triton": load_triton().__version__,
@@ -29,7 +29,7 @@ def manifest(
 
 
 def cubin_entry(cubin: Cubin) -> dict[str, Any]:
-    """One cubin in the manifest."""
+    """Return the manifest's entry for one cubin."""
     specialisation = asdict(cubin.specialisation)
     chosen = specialisation.pop("configuration")
     return {
@@ -54,7 +54,7 @@ def cubin_entry(cubin: Cubin) -> dict[str, Any]:
 
 
 def summary(cubin: Cubin) -> str:
-    """One line about a cubin."""
+    """Return one line about a cubin."""
     return (
         f"{cubin.specialisation.name}: {cubin.registers} registers,"
         f" {cubin.spill_bytes} bytes spilled, {cubin.shared_bytes} bytes shared,"
@@ -63,7 +63,7 @@ def summary(cubin: Cubin) -> str:
 
 
 def problems(result: dict[str, Any]) -> list[str]:
-    """What is wrong with the cubins of a manifest: spills, too much shared memory, slow wgmma."""
+    """List what is wrong with a manifest's cubins: spills, excess shared memory, slow wgmma."""
     found = []
     for entry in result["cubins"]:
         limit = min(ARCHITECTURES[device].shared_bytes for device in entry["runs_on"])
