@@ -35,9 +35,8 @@ def _launch(entry: Entry) -> Iterator[str]:
 
 
 def _changes(model: Path) -> Iterator[str]:
-    import onnx
-
+    from bilateral_export.artifact import load_graph
     from bilateral_export.graph.changes import changes
 
-    for change in changes(onnx.load(model, load_external_data=False)):
+    for change in changes(load_graph(model, weights=False)):
         yield f"{model} was changed since its export: {change}"
