@@ -112,7 +112,7 @@ def test_infer_writes_a_segmenters_overlay(bilateral: Bilateral, url: str, tmp_p
         (("score", "pydoc", "nowhere.txt"), "nowhere.txt"),
         (("infer", "pydoc", HELDOUT), "pydoc"),
         (("infer", "segmenter", "photo.jpg", "--top", 0), "--top"),
-        (("infer", "listops", HELDOUT, "--overlay", "pictures"), "no segmenter"),
+        (("infer", "listops", HELDOUT, "--overlay", "pictures"), "not a segmenter"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
