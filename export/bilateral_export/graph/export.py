@@ -26,7 +26,7 @@ from bilateral_export.graph.spatial_features import use_spatial_features
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
-from bilateral_export.models.family import exportable, tracing_example
+from bilateral_export.models.family import Family, tracing_example
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 from bilateral_export.tensors import TensorSpec
 
@@ -90,7 +90,6 @@ def export_onnx(
     check_bandwidths(model)
     if spatial_features:
         use_spatial_features(model, DTYPES[precision])
-    described = exportable(model)
     expected = sum(isinstance(module, BilateralAttention) for module in model.modules())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     external = f"{path.name}.data" if weights >= external_data_bytes else None
@@ -106,21 +105,20 @@ def export_onnx(
         opset=graph.opset_imports[""],
         precision=precision,
         attention_nodes=len(attention_nodes(graph)),
-        inputs=described.inputs(),
-        outputs=described.outputs(),
+        inputs=model.inputs(),
+        outputs=model.outputs(),
     )
 
 
-def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
+def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
     """Trace and translate a model: the exporter's program and graph, neither named nor checked.
 
     Args:
         model: Any model of this package, in the dtype the graph is to have.
         opset: Version of the standard operators.
     """
-    described = exportable(model)
-    inputs = described.inputs()
-    example = tracing_example(described)
+    inputs = model.inputs()
+    example = tracing_example(model)
     shapes = tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
@@ -134,7 +132,7 @@ def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXP
             optimize=False,
             opset_version=opset,
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in described.outputs()],
+            output_names=[spec.name for spec in model.outputs()],
             dynamic_shapes=shapes,
             custom_translation_table=translation_table(),
         )

@@ -6,25 +6,26 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.attention import BilateralAttention, grid_positions
 from bilateral_export.models.block import NORM_EPS, Block, Mlp, PatchEmbed, Trunk
 from bilateral_export.models.bounds import Classes, Depth, Features, Heads, Pixels, Ratio, Width
-from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.family import Family, FamilyConfig, ImageTokens
+from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 from bilateral_export.tensors import Array, TensorSpec
 
+_LARGEST_RESIZE = 100  # times the crop that is kept
 
-class ImageClassifierConfig(BaseModel):
+
+class ImageClassifierConfig(FamilyConfig):
     """Sizes and kernels of an image classifier. The defaults are plain DeiT-tiny at 224.
 
     Attributes:
         position_grid: Patches along one side of the image the model was trained on, whose patch is
             the unit of the spatial kernel's coordinates; None where that is this image.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["image-classifier"] = "image-classifier"
     image_size: Pixels = 224
@@ -37,8 +38,6 @@ class ImageClassifierConfig(BaseModel):
     num_classes: Classes = 1000
     distilled: bool = False
     position_grid: Pixels | None = None
-    attention: AttentionConfig = AttentionConfig()
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> ImageClassifierConfig:
@@ -67,9 +66,36 @@ class ImageClassifierConfig(BaseModel):
         """Length N of the token sequence."""
         return self.prefix + self.grid**2
 
+    @property
+    def image(self) -> ImageTokens:
+        """The image it classifies."""
+        return ImageTokens(self.image_size, self.channels, self.patch_size, self.prefix)
 
-class ImageModel(nn.Module):
-    """What models of images share: their one input, as `backbone` sizes it."""
+    def resized(self, image_size: int) -> ImageClassifierConfig:
+        """Return this configuration for images of another size.
+
+        The coordinates of the spatial kernel keep the trained grid's patch as their unit.
+        """
+        grid = self.position_grid or self.grid
+        return self.model_copy(update={"image_size": image_size, "position_grid": grid})
+
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing makes images of this size and number of channels."""
+        if not isinstance(how, ImagePreprocessing):
+            return super().check_preprocessing(how)
+        said = [how.channels, how.height, how.width]
+        wanted = [self.channels, self.image_size, self.image_size]
+        if said != wanted:
+            raise ValueError(f"the preprocessing makes images {said}, the model takes {wanted}")
+        if how.resize > _LARGEST_RESIZE * how.height:
+            raise ValueError(
+                f"the preprocessing resizes to {how.resize} pixels to keep {how.height}"
+            )
+        return None
+
+
+class ImageModel(Family):
+    """A model of images, its one input; `backbone` has their size."""
 
     backbone: ImageClassifierConfig
 
@@ -129,6 +155,8 @@ class ImageEncoder(nn.Module):
 
 class ImageClassifier(ImageEncoder, ImageModel):
     """Images `[B, C, H, W]` in, logits `[B, classes]` out."""
+
+    config: ImageClassifierConfig
 
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__(config)

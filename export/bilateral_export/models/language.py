@@ -5,24 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bilateral_export.models.attention import AttentionConfig, BilateralAttention
+from bilateral_export.models.attention import BilateralAttention
 from bilateral_export.models.block import NORM_EPS, Block, Mlp
 from bilateral_export.models.bounds import Depth, Heads, Tokens, Vocabulary, Width
-from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.preprocessing import Preprocessing, TextPreprocessing
 from bilateral_export.tensors import Array, TensorSpec
 
 _LARGEST_TABLE = 1 << 28
 
 
-class LanguageModelConfig(BaseModel):
+class LanguageModelConfig(FamilyConfig):
     """Sizes and kernels of a language model. The defaults are the small one of WikiText-103.
 
     Attributes:
@@ -33,8 +34,7 @@ class LanguageModelConfig(BaseModel):
             empty for a plain softmax. Words are numbered by falling frequency then.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    generative: ClassVar[bool] = True
     family: Literal["language-model"] = "language-model"
     vocabulary: Vocabulary = 267_735
     context: Tokens = Field(default=256, gt=1)
@@ -43,8 +43,6 @@ class LanguageModelConfig(BaseModel):
     heads: Heads = 8
     hidden: Width = 2048
     cutoffs: tuple[int, ...] = Field(default=(20_000, 40_000, 200_000), max_length=64)
-    attention: AttentionConfig = AttentionConfig()
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> LanguageModelConfig:
@@ -62,9 +60,22 @@ class LanguageModelConfig(BaseModel):
         """Of the cached keys, and of the cached values: the batch comes first, for batching."""
         return ("batch", self.depth, self.heads, "past", self.dim // self.heads)
 
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a tokenizer has as many words, and as long a context, as the model."""
+        if not isinstance(how, TextPreprocessing):
+            return super().check_preprocessing(how)
+        if (len(how.vocabulary), how.context) != (self.vocabulary, self.context):
+            raise ValueError(
+                f"the tokenizer has {len(how.vocabulary)} words and context {how.context},"
+                f" the model {self.vocabulary} and {self.context}"
+            )
+        return None
 
-class LanguageModel(nn.Module):
+
+class LanguageModel(Family):
     """Token ids and a cache in; log-probabilities and the longer cache out."""
+
+    config: LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
@@ -141,6 +152,12 @@ class LanguageModel(nn.Module):
             TensorSpec("keys", "float32", cache),
             TensorSpec("values", "float32", cache),
         )
+
+    def corners(self) -> tuple[dict[str, int], ...]:
+        """Return the whole context, one token after the longest past, and one without any."""
+        context = self.config.context
+        longest = {"past": 0, "length": context}
+        return longest, {"past": context - 1, "length": 1}, {"past": 0, "length": 1}, {}
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
         """Random valid inputs; `length` new tokens (default: half the context) after `past` ones.

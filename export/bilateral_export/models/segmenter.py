@@ -6,22 +6,23 @@ per class; a patch belongs to a class as far as their vectors agree.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
 from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Depth, Heads, Pixels, Ratio, Width
 from bilateral_export.models.classifier import ImageClassifierConfig, ImageEncoder, ImageModel
-from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.preprocessing import Preprocessing, SegmentationPreprocessing
 from bilateral_export.tensors import TensorSpec
 
 
-class SegmenterConfig(BaseModel):
+class SegmenterConfig(FamilyConfig):
     """Sizes and kernels of a segmenter. The defaults are plain Seg-T-Mask/16 on ADE20K.
 
     Attributes:
@@ -30,8 +31,6 @@ class SegmenterConfig(BaseModel):
         decoder_depth: Blocks of the decoder, as wide as the encoder's.
         decoder_attention: The decoder's kernels; None: the encoder's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["segmenter"] = "segmenter"
     image_size: Pixels = 512
@@ -42,9 +41,7 @@ class SegmenterConfig(BaseModel):
     mlp_ratio: Ratio = 4.0
     decoder_depth: Depth = 2
     num_classes: int = Field(default=150, gt=0, le=256)
-    attention: AttentionConfig = AttentionConfig()
     decoder_attention: AttentionConfig | None = None
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> SegmenterConfig:
@@ -65,9 +62,30 @@ class SegmenterConfig(BaseModel):
             residual=self.residual,
         )
 
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing cuts windows of this size and has a colour per class."""
+        if not isinstance(how, SegmentationPreprocessing):
+            return super().check_preprocessing(how)
+        if how.window != self.image_size:
+            raise ValueError(
+                f"the preprocessing cuts windows of {how.window} pixels, the model takes"
+                f" {self.image_size}"
+            )
+        if how.stride > how.window:
+            raise ValueError(f"windows of {how.window} pixels every {how.stride} leave gaps")
+        if len(how.palette) < self.num_classes:
+            raise ValueError(
+                f"the preprocessing has {len(how.palette)} colours, the model"
+                f" {self.num_classes} classes"
+            )
+        return None
+
 
 class Segmenter(ImageModel):
     """Images `[B, 3, S, S]` in, the class of each pixel `[B, S, S]` out, one byte each."""
+
+    decides: ClassVar[bool] = True
+    config: SegmenterConfig
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -86,10 +104,10 @@ class Segmenter(ImageModel):
         """
         return self.decide(self.scores(image))
 
-    def scores(self, image: Tensor) -> Tensor:
+    def scores(self, *inputs: Tensor) -> Tensor:
         """The score of every class for every pixel, `[B, classes, S, S]`."""
         size = self.config.image_size
-        masks = self.masks(image)
+        masks = self.masks(*inputs)
         return F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
 
     def decide(self, scores: Tensor) -> Tensor:

@@ -10,18 +10,24 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.attention import BilateralAttention, grid_positions
 from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Classes, Depth, Heads, Tokens, Vocabulary, Width
-from bilateral_export.models.residual import ResidualConfig
-from bilateral_export.preprocessing import PADDING
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.preprocessing import (
+    PADDING,
+    BytesPreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+)
 from bilateral_export.tensors import Array, TensorSpec
 
 
-class SequenceClassifierConfig(BaseModel):
+class SequenceClassifierConfig(FamilyConfig):
     """Sizes and kernels of a sequence classifier.
 
     Attributes:
@@ -32,8 +38,6 @@ class SequenceClassifierConfig(BaseModel):
         documents: 2 for a pair of documents, which the one encoder reads one after the other.
         pooling: What stands for a document: the mean of its tokens, or a class token.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["sequence-classifier"] = "sequence-classifier"
     vocabulary: Vocabulary = 257
@@ -46,8 +50,6 @@ class SequenceClassifierConfig(BaseModel):
     hidden: Width = 128
     num_classes: Classes = 2
     pooling: Literal["mean", "class"] = "mean"
-    attention: AttentionConfig = AttentionConfig()
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> SequenceClassifierConfig:
@@ -62,9 +64,40 @@ class SequenceClassifierConfig(BaseModel):
         """Prefix tokens: the class token, where that is how a document is pooled."""
         return 1 if self.pooling == "class" else 0
 
+    @property
+    def pads(self) -> bool:
+        """Whether token id 0 is padding: always, unless the tokens are pixels."""
+        return self.grid is None
 
-class SequenceClassifier(nn.Module):
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing makes as many tokens and documents as the model takes."""
+        match how:
+            case PixelsPreprocessing():
+                if (how.height, how.width) != self.grid:
+                    raise ValueError(
+                        f"the preprocessing gives {(how.height, how.width)} pixels, the model takes"
+                        f" {self.grid}"
+                    )
+            case BytesPreprocessing() | ListOpsPreprocessing() if self.grid is None:
+                if how.length > self.length:
+                    raise ValueError(
+                        f"the preprocessing gives up to {how.length} tokens, the model takes"
+                        f" {self.length}"
+                    )
+                documents = how.documents if isinstance(how, BytesPreprocessing) else 1
+                if documents != self.documents:
+                    raise ValueError(
+                        f"the preprocessing gives {documents} documents, the model takes"
+                        f" {self.documents}"
+                    )
+            case _:
+                super().check_preprocessing(how)
+
+
+class SequenceClassifier(Family):
     """Token ids `[B, N]` (pairs: `[B, 2, N]`) in, logits `[B, classes]` out."""
+
+    config: SequenceClassifierConfig
 
     def __init__(self, config: SequenceClassifierConfig) -> None:
         super().__init__()
@@ -131,6 +164,18 @@ class SequenceClassifier(nn.Module):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
+
+    def corners(self) -> tuple[dict[str, int], ...]:
+        """Return the longest twice, then one token, then half the longest, which is usual."""
+        length = self.config.length
+        if not self.config.pads:
+            return super().corners()
+        return (
+            {"length": length},
+            {"length": length},
+            {"length": 1},
+            {"length": max(1, length // 2)},
+        )
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
         """Random valid inputs: documents of random lengths, padded to `length` (default: longest).

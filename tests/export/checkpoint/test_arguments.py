@@ -16,8 +16,7 @@ from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing, im
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.preprocessing import ImagePreprocessing
 
 DEIT = "deit_tiny_patch16_224"

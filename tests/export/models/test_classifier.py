@@ -11,8 +11,7 @@ from torch import Tensor
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig, grid_positions
 from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import ResidualConfig
 
 TINY = ImageClassifierConfig(image_size=16, patch_size=4, dim=24, depth=2, heads=3, num_classes=5)

@@ -16,8 +16,7 @@ from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
 from bilateral_export.op import contract
