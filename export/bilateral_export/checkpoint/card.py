@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: configuration, labels, preprocessing, licence, training."""
+"""The checkpoint card: configuration, labels, preprocessing, licence and training facts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class CheckpointCard(BaseModel):
 
 
 def parse_card(text: str, source: str) -> CheckpointCard:
-    """Validate a card's JSON.
+    """Return the card in a JSON document.
 
     Raises:
         UserError: It is not JSON, of another schema version, or a field is wrong; names the fields.
@@ -81,7 +81,7 @@ def parse_card(text: str, source: str) -> CheckpointCard:
 
 
 def describe(error: ValidationError) -> str:
-    """A pydantic error as one line: field and reason, for at most five fields."""
+    """Return a pydantic error as one line: field and reason, for at most five fields."""
     reasons = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         where = printable(".".join(map(str, problem["loc"])) or "document", longest=50)

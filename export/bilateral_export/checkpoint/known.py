@@ -1,4 +1,4 @@
-"""What is known of a model beyond its weights: preprocessing and class names."""
+"""Preprocessing and class names that benchmarks and training arguments fix for known models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _BENCHMARKS: dict[str, Callable[[str, Any], tuple[tuple[str, ...], Preprocessing
 
 
 def card_of(name: str, config: FamilyConfig) -> CheckpointCard:
-    """The card of a checkpoint that brings none.
+    """Return the card of a checkpoint that brings none.
 
     A model of `MODELS` gets its benchmark's preprocessing and class names: ImageNet's with DeiT's
     evaluation, the Long Range Arena's, ADE20K's. Of a configuration from elsewhere nothing is
@@ -96,7 +96,7 @@ def card_of(name: str, config: FamilyConfig) -> CheckpointCard:
 
 
 def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | None:
-    """The card of the model that training arguments name; None where the name is not known.
+    """Return the card of the model that training arguments name; None where the name is not known.
 
     As DeiT and timm do, the named architecture takes the arguments' image size and number of
     classes. Fine-tuned on other classes, it keeps the preprocessing and has no labels.
@@ -130,7 +130,7 @@ def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | N
 
 
 def prepared(card: CheckpointCard, arguments: TrainingArguments) -> tuple[CheckpointCard, str]:
-    """The card with what training arguments say of images, and where its preprocessing comes from.
+    """Return the card as training arguments complete it, and its preprocessing's source.
 
     Raises:
         UserError: The arguments' channels are not the model's.

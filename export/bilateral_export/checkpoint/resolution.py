@@ -1,4 +1,4 @@
-"""The same weights at another image size, as DeiT does before it fine-tunes at 384."""
+"""Position interpolation: the same weights at another image size, as DeiT does to fine-tune."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PER_TOKEN = ("pos_embed", "query_features", "key_features")
 
 
 def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
-    """Move an image classifier to another resolution.
+    """Return an image classifier's checkpoint at another resolution.
 
     Whatever the model learned per position is interpolated (bicubic, `align_corners=False`, prefix
     tokens kept), as DeiT's `main.py` does with `pos_embed` under `--finetune`. The coordinates of
@@ -30,7 +30,7 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
     bandwidth covers the same part of the image. The preprocessing's resize grows in proportion.
 
     Raises:
-        UserError: The model is no image classifier, or its patches do not tile the new size.
+        UserError: The model is not an image classifier, or its patches do not tile the new size.
     """
     image = checkpoint.card.model.image
     if image is None:
@@ -40,7 +40,7 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         )
     if image_size <= 0 or image_size % image.patch_size:
         raise UserError(
-            f"image size {image_size} is no multiple of the patch size {image.patch_size}",
+            f"image size {image_size} is not a multiple of the patch size {image.patch_size}",
             "Choose one that is.",
         )
     if image_size == image.size:
@@ -66,7 +66,7 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
 def load_exported(
     path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
 ) -> Checkpoint:
-    """Load the weights that an artifact was exported from, at its resolution, to compare the two.
+    """Return the weights that an artifact was exported from, at its resolution, to compare both.
 
     Args:
         path: The checkpoint.
@@ -90,7 +90,7 @@ def load_exported(
 
 
 def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
-    """The checkpoint at the resolution an artifact was exported at, to compare the two."""
+    """Return the checkpoint at the resolution an artifact was exported at, to compare the two."""
     image_size = metadata.model.get("image_size")
     if image_size is None or checkpoint.card.model.image is None:
         return checkpoint

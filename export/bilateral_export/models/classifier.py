@@ -43,10 +43,10 @@ class ImageClassifierConfig(FamilyConfig):
     def _sizes_divide(self) -> ImageClassifierConfig:
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if int(self.dim * self.mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} of dim {self.dim} leaves no hidden layer")
         return self
@@ -100,12 +100,12 @@ class ImageModel(Family):
     backbone: ImageClassifierConfig
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
+        """Return the exported graph's inputs."""
         c = self.backbone
         return (TensorSpec("image", "float32", ("batch", c.channels, c.image_size, c.image_size)),)
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs: standard normal, which is what normalised images look like."""
+        """Return random valid inputs: standard normal, as normalised images are."""
         shape = self.inputs()[0].with_batch(batch)
         return {"image": generator.standard_normal(shape).astype(np.float32)}
 
@@ -166,7 +166,7 @@ class ImageClassifier(ImageEncoder, ImageModel):
             self.head_dist = nn.Linear(config.dim, config.num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify preprocessed images.
+        """Return the logits of preprocessed images.
 
         Args:
             image: `[B, C, H, W]`, float32 or wider; computed in the weights' dtype.
@@ -182,5 +182,5 @@ class ImageClassifier(ImageEncoder, ImageModel):
         return logits.to(image.dtype)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)

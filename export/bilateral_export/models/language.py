@@ -47,7 +47,7 @@ class LanguageModelConfig(FamilyConfig):
     @model_validator(mode="after")
     def _sizes_fit(self) -> LanguageModelConfig:
         if self.dim % self.heads or self.dim % 2:
-            raise ValueError(f"dim {self.dim} is no multiple of 2 and of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of 2 and of heads {self.heads}")
         if self.context * self.dim > _LARGEST_TABLE:  # of sinusoids, which no weights bound
             raise ValueError(f"context {self.context} times dim {self.dim} is above 2**28")
         bounds = (0, *self.cutoffs, self.vocabulary)
@@ -98,7 +98,7 @@ class LanguageModel(Family):
     def forward(
         self, tokens: Tensor, targets: Tensor, past_keys: Tensor, past_values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Read the tokens that follow a cached past.
+        """Return likelihoods, the next word's distribution and the cache after new tokens.
 
         Args:
             tokens: `[B, N]`, int64.
@@ -133,7 +133,7 @@ class LanguageModel(Family):
         )
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
+        """Return the exported graph's inputs."""
         cache = self.config.cache_shape
         return (
             TensorSpec("tokens", "int64", ("batch", "length")),
@@ -143,7 +143,7 @@ class LanguageModel(Family):
         )
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         batch, depth, heads, _, head_dim = self.config.cache_shape
         cache = (batch, depth, heads, "total", head_dim)
         return (
@@ -160,7 +160,9 @@ class LanguageModel(Family):
         return longest, {"past": context - 1, "length": 1}, {"past": 0, "length": 1}, {}
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs; `length` new tokens (default: half the context) after `past` ones.
+        """Return random valid inputs: `length` new tokens after `past` ones.
+
+        By default they fill a half and a quarter of the context.
 
         Args:
             batch: Number of inputs.
@@ -187,7 +189,7 @@ class Cache:
         self.keys, self.values = keys, values
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append `[B, H, N, D]` and return everything there is."""
+        """Return all keys and values, after appending `[B, H, N, D]`."""
         self.keys = torch.cat([self.keys, key], dim=2)
         self.values = torch.cat([self.values, value], dim=2)
         return self.keys, self.values
@@ -206,7 +208,7 @@ class Caches:
         return len(self._caches)
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, depth, H, past + N, D]`."""
+        """Return keys and values `[B, depth, H, past + N, D]`."""
         return (
             torch.stack([cache.keys for cache in self._caches], dim=1),
             torch.stack([cache.values for cache in self._caches], dim=1),
@@ -230,7 +232,7 @@ class CausalAttention(BilateralAttention):
     def forward(  # type: ignore[override]
         self, x: Tensor, query_positions: Tensor, key_positions: Tensor, cache: Cache
     ) -> Tensor:
-        """New tokens `[B, N, dim]` to `[B, N, dim]`; the cache grows by them."""
+        """Return `[B, N, dim]` for new tokens `[B, N, dim]`; the cache grows by them."""
         query, key, value = self.project(x)
         keys, values = cache.extend(key, value)
         return self.attend(query, keys, values, query_positions, key_positions)
@@ -247,7 +249,7 @@ class AdaptiveSoftmax(nn.Module):
             self.clusters = nn.Linear(config.dim, len(config.cutoffs))
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Tokens `[..., dim]` and word vectors `[words, dim]` to `[..., words]`, float32."""
+        """Return `[..., words]`, float32, of tokens `[..., dim]` and word vectors `[words, dim]`."""
         logits = _wide(F.linear(x, weight, self.bias))
         if len(self.bounds) == 2:
             return logits.log_softmax(-1)
@@ -261,12 +263,12 @@ class AdaptiveSoftmax(nn.Module):
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """Positions as sines and cosines (Vaswani et al., 2017): `[length, dim]`, sines first."""
+    """Return sines, then cosines, of positions (Vaswani et al., 2017): `[length, dim]`."""
     frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
     angles = torch.arange(length)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least float32: the sum over a large vocabulary needs it."""
+    """Return at least float32: the sum over a large vocabulary needs it."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, TypeAdapter
@@ -17,11 +18,16 @@ from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
 
+# Entry points of installed packages: a family's name, and the module that registers it.
+ENTRY_POINTS = "bilateral.families"
 _FAMILIES: dict[str, tuple[type[FamilyConfig], type[Family]]] = {}
 
 
 def register(config: type[FamilyConfig], model: type[Family]) -> None:
     """Make a family known to checkpoints, export, parity and serving.
+
+    A program calls it before it reads a checkpoint. For the command line, an installed package
+    names the module that calls it in the entry points `bilateral.families`.
 
     Args:
         config: Its configuration, whose field `family` has the family's name as its default.
@@ -56,9 +62,12 @@ def _of_family(document: object) -> object:
     if not isinstance(name, str):
         raise ValueError("it names no 'family'")
     if name not in _FAMILIES:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            entry.load()
+    if name not in _FAMILIES:
         raise ValueError(
-            f"the family {name[:40]!r} is not registered: import the module that calls"
-            " bilateral_export.models.registry.register for it"
+            f"family {name[:40]!r} is not registered: call models.registry.register,"
+            f" or declare its module as an entry point of the group {ENTRY_POINTS}"
         )
     return _FAMILIES[name][0].model_validate(document)
 

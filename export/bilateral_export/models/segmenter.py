@@ -94,7 +94,7 @@ class Segmenter(ImageModel):
         self.decoder = MaskTransformer(config)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment preprocessed images.
+        """Return the class of every pixel of preprocessed images.
 
         Args:
             image: `[B, 3, S, S]`, float32 or wider; computed in the weights' dtype.
@@ -105,24 +105,24 @@ class Segmenter(ImageModel):
         return self.decide(self.scores(image))
 
     def scores(self, *inputs: Tensor) -> Tensor:
-        """The score of every class for every pixel, `[B, classes, S, S]`."""
+        """Return the score of every class for every pixel, `[B, classes, S, S]`."""
         size = self.config.image_size
         masks = self.masks(*inputs)
         return F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
 
     def decide(self, scores: Tensor) -> Tensor:
-        """The best class of each pixel, `[B, S, S]`, uint8."""
+        """Return the best class of each pixel, `[B, S, S]`, uint8."""
         return scores.argmax(dim=1).to(torch.uint8)
 
     def masks(self, image: Tensor) -> Tensor:
-        """The score of every class for every patch, `[B, classes, grid, grid]`."""
+        """Return the score of every class for every patch, `[B, classes, grid, grid]`."""
         patches = self.encoder.encode(image)[:, 1:]  # the class token is not passed on
         scores: Tensor = self.decoder(patches)
         grid = self.backbone.grid
         return scores.transpose(1, 2).reshape(-1, self.config.num_classes, grid, grid)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         size = self.config.image_size
         return (TensorSpec("classes", "uint8", ("batch", size, size)),)
 
@@ -157,7 +157,7 @@ class MaskTransformer(nn.Module):
         self.positions: Tensor
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches `[B, N, dim]` to scores `[B, N, classes]`."""
+        """Return the scores `[B, N, classes]` of patches `[B, N, dim]`."""
         cls_emb = self.cls_emb.expand(patches.shape[0], -1, -1)
         x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
         x = self.decoder_norm(self.blocks(x0, self.positions))

@@ -54,9 +54,9 @@ class SequenceClassifierConfig(FamilyConfig):
     @model_validator(mode="after")
     def _sizes_fit(self) -> SequenceClassifierConfig:
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.grid and self.grid[0] * self.grid[1] != self.length:
-            raise ValueError(f"a grid of {self.grid} has not {self.length} pixels")
+            raise ValueError(f"a grid of {self.grid} does not have {self.length} pixels")
         return self
 
     @property
@@ -126,10 +126,10 @@ class SequenceClassifier(Family):
         self.positions: Tensor
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Classify.
+        """Return the logits of documents.
 
         Args:
-            tokens: `[B, N]` or `[B, 2, N]`, int64. Every document has a token that is no padding;
+            tokens: `[B, N]` or `[B, 2, N]`, int64. Every document has a token that is not padding;
                 the padding follows its tokens.
 
         Returns:
@@ -143,7 +143,7 @@ class SequenceClassifier(Family):
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Documents `[B, N]` to vectors `[B, dim]`."""
+        """Return the vectors `[B, dim]` of documents `[B, N]`."""
         kept = torch.ones_like(tokens) if self.config.grid else (tokens != PADDING).long()
         x0 = self.token_embed(tokens) + self.pos_embed[:, : tokens.shape[1]]
         if self.config.prefix:
@@ -156,13 +156,13 @@ class SequenceClassifier(Family):
         return x[:, 0] if self.config.prefix else _mean(x, kept)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
+        """Return the exported graph's inputs."""
         length: int | str = self.config.length if self.config.grid else "length"
         pair = (2,) if self.config.documents == 2 else ()
         return (TensorSpec("tokens", "int64", ("batch", *pair, length)),)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
 
     def corners(self) -> tuple[dict[str, int], ...]:
@@ -178,7 +178,7 @@ class SequenceClassifier(Family):
         )
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs: documents of random lengths, padded to `length` (default: longest).
+        """Return random valid inputs: documents of random lengths, padded to `length`.
 
         Args:
             batch: Number of inputs.
@@ -196,6 +196,6 @@ class SequenceClassifier(Family):
 
 
 def _mean(x: Tensor, kept: Tensor) -> Tensor:
-    """Mean over the tokens that are kept, as a product: it accumulates in float32."""
+    """Return the mean over the tokens that are kept, as a product: it accumulates in float32."""
     weights = kept.to(x.dtype) / kept.sum(dim=1, keepdim=True).to(x.dtype)
     return (weights.unsqueeze(1) @ x).squeeze(1)
