@@ -249,7 +249,7 @@ class AdaptiveSoftmax(nn.Module):
             self.clusters = nn.Linear(config.dim, len(config.cutoffs))
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return `[..., words]`, float32, of tokens `[..., dim]` and word vectors `[words, dim]`."""
+        """Return `[..., words]`, float32, of tokens `[..., dim]` and vectors `[words, dim]`."""
         logits = _wide(F.linear(x, weight, self.bias))
         if len(self.bounds) == 2:
             return logits.log_softmax(-1)

@@ -111,7 +111,7 @@ def test_the_model_that_is_asked_for_must_be_the_arguments(
     ):
         with pytest.raises(UserError, match=rf"is a {DEIT} with {shown}, which contradicts"):
             _loaded(path, deit, Namespace(**arguments), model=model)
-    with pytest.raises(UserError, match=r"contradict their model.*no multiple of patch_size"):
+    with pytest.raises(UserError, match=r"contradict their model.*not a multiple of patch_size"):
         _loaded(path, deit, Namespace(model=DEIT, input_size=225))
 
 

@@ -129,7 +129,7 @@ def test_the_same_size_changes_nothing() -> None:
 
 @pytest.mark.parametrize("image_size", [30, 0, -32])
 def test_a_size_the_patches_do_not_tile_is_refused(image_size: int) -> None:
-    with pytest.raises(UserError, match="no multiple of the patch size 4"):
+    with pytest.raises(UserError, match="not a multiple of the patch size 4"):
         at_resolution(checkpoint(small("none")), image_size)
 
 

@@ -167,5 +167,5 @@ def test_the_wikitext_model_exports_at_its_real_size(tmp_path: Path) -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValidationError, match="do not rise below 100 words"):
         LanguageModelConfig(vocabulary=100, cutoffs=(10, 200))
-    with pytest.raises(ValidationError, match="no multiple"):
+    with pytest.raises(ValidationError, match="not a multiple"):
         LanguageModelConfig(dim=20, heads=8)

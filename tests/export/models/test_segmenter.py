@@ -138,7 +138,7 @@ def test_ade20k_has_150_names_and_colours() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="no multiple of patch_size"):
+    with pytest.raises(ValidationError, match="not a multiple of patch_size"):
         SegmenterConfig(image_size=500)
     with pytest.raises(ValidationError, match="num_classes"):
         SegmenterConfig(num_classes=300)

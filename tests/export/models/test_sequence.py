@@ -127,7 +127,7 @@ def test_the_plain_twins_differ_in_the_kernels_only() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="no multiple of heads 3"):
+    with pytest.raises(ValidationError, match="not a multiple of heads 3"):
         SequenceClassifierConfig(dim=16, heads=3)
     with pytest.raises(ValidationError, match="does not have 100 pixels"):
         SequenceClassifierConfig(length=100, grid=(9, 9))
