@@ -57,6 +57,7 @@ ROOMS = {
         "experiments": {"load", "report", "statistics"},
         "kernel": {"report"},
         "end_to_end": {"experiments", "load", "report"},
+        "evaluation": set(),
         "gpu_checks": set(),
         "studies": {"kernel", "report"},
     },

@@ -21,6 +21,7 @@ _COMMANDS = (
     "infer",
     "generate",
     "score",
+    "evaluate",
     "bench",
     "models",
     "explain",
