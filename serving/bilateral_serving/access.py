@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bilateral_export.errors import UserError
-from bilateral_serving.process_status import owner_is_gone, owner_name
+from bilateral_serving.process_status import owner_is_gone, owner_name, owner_pid
 
 METADATA_KEY = "triton-grpc-protocol-bilateral-token"
 """The request metadata that carries the token, in the form of Triton's restricted protocols."""
@@ -70,6 +70,20 @@ def find_token(url: str) -> str | None:
         return _token(_directory() / port)
     except UserError:
         return None
+
+
+def serving_processes() -> dict[int, int]:
+    """Return the process that serves on each gRPC port, of those that this user started here.
+
+    Raises:
+        UserError: The directory of tokens belongs to somebody else.
+    """
+    found = {}
+    for path in _directory().iterdir():
+        pid = owner_pid((_read(path) or "").partition("\n")[2])
+        if path.name.isdecimal() and pid is not None:
+            found[int(path.name)] = pid
+    return found
 
 
 def call_metadata(url: str) -> tuple[tuple[str, str], ...]:

@@ -90,5 +90,12 @@ def owner_is_gone(name: str) -> bool:
     return status is None or status.started != started
 
 
+def owner_pid(name: str) -> int | None:
+    """Return the number of the process of an `owner_name`; None if it has ended or is not ours."""
+    if owner_is_gone(name) or not name.startswith(f"{_namespace():x}-"):
+        return None
+    return int(name.split("-")[1], 16)
+
+
 def _namespace() -> int:
     return (_PROC / "self/ns/pid").stat().st_ino

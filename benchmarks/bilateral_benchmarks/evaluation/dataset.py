@@ -177,7 +177,6 @@ def _lines(path: Path) -> list[str]:
     try:
         text = require_file(path, "data").read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"data {path} is not UTF-8 text", "Give a folder, a TSV or JSONL file."
-        ) from (error)
+        fix = "Give a folder, a TSV or JSONL file."
+        raise UserError(f"data {path} is not UTF-8 text", fix) from error
     return text.split("\n")

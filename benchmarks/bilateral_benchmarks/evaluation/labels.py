@@ -84,7 +84,8 @@ def other_order(truth: Sequence[int], answers: Sequence[int], labels: Sequence[s
     """Return a sentence where answers are right but for the order of the labels; None elsewhere.
 
     That is so where most items of at least two classes are answered by one other class, another
-    one for each, and renaming those would make the accuracy a fifth better at least.
+    one for each, and these classes are exchanged among themselves or renaming them would add a
+    fifth of the items to the right ones.
 
     Args:
         truth: The class of each item.
@@ -102,11 +103,10 @@ def other_order(truth: Sequence[int], answers: Sequence[int], labels: Sequence[s
     }
     if len(moved) < 2 or len(set(moved.values())) < len(moved):
         return None
-    renamed = sum(
-        moved.get(true, true) == answer for true, answer in zip(truth, answers, strict=True)
-    )
-    right = sum(true == answer for true, answer in zip(truth, answers, strict=True))
-    if renamed - right < len(truth) / 5:
+    both = list(zip(truth, answers, strict=True))
+    renamed = sum(moved.get(true, true) == answer for true, answer in both)
+    right = sum(true == answer for true, answer in both)
+    if set(moved) != set(moved.values()) and renamed - right < len(truth) / 5:
         return None
     pairs = [f"'{labels[true]}' as '{labels[answer]}'" for true, answer in sorted(moved.items())]
     return (

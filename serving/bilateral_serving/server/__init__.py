@@ -7,3 +7,4 @@ from bilateral_serving.server.run import running as running
 from bilateral_serving.server.run import serve as serve
 from bilateral_serving.server.run import signals_counted as signals_counted
 from bilateral_serving.server.service import RunningServer as RunningServer
+from bilateral_serving.server.stop import stop as stop

@@ -1,0 +1,250 @@
+"""A checkpoint to a checked server in one call, and what a caller pastes to ask it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.files import atomic_file, write_text
+from bilateral_export.graph.export import export_onnx
+from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
+from bilateral_export.parity.report.document import ParityReport
+from bilateral_export.preprocessing import (
+    ImagePreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+    SegmentationPreprocessing,
+    TextPreprocessing,
+)
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.tensors import Array
+from bilateral_serving import repository
+from bilateral_serving.client.inputs.files import prepare
+from bilateral_serving.client.inputs.segmentation import read_and_cut
+from bilateral_serving.client.runner import TritonRunner
+from bilateral_serving.config import Settings, served
+from bilateral_serving.datatypes import triton_name
+from bilateral_serving.repository import Entry
+from bilateral_serving.server import RunningServer, ServerOptions, serve
+
+TIMEOUT_S = 600.0
+# Random inputs that parity is judged on. Where FP64 takes seconds for each, few must do.
+ITEMS_LARGE = 4
+LARGE = 1_000_000  # parameters
+
+OnStep = Callable[[str], None]
+OnResult = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A server that has passed parity.
+
+    Attributes:
+        server: It.
+        python: Three lines of Python that ask it.
+        curl: One command that does, over HTTP.
+    """
+
+    server: RunningServer
+    python: str
+    curl: str
+
+
+def up(
+    checkpoint: Path,
+    options: ServerOptions,
+    *,
+    folder: Path,
+    on_step: OnStep,
+    on_result: OnResult,
+    on_ready: Callable[[Ready], None],
+    on_event: Callable[[str], None],
+    name: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    example: Path | None = None,
+) -> bool:
+    """Export, judge, lower, add and serve a checkpoint until a signal comes.
+
+    Args:
+        checkpoint: The weights.
+        options: Where to serve; the models are filled in. HTTP is needed for the curl command.
+        folder: For the ONNX file, the example and its request.
+        on_step: Called with what is being done.
+        on_result: Called with a step's name and one line of result.
+        on_ready: Called when the served model has passed parity.
+        on_event: Called with one line for whatever goes wrong later.
+        name: Under which the model is served; None: the file's name.
+        model: As in `load_checkpoint`.
+        weights: As in `load_checkpoint`.
+        example: A file that the printed commands ask about; None: one is made.
+
+    Returns:
+        Whether the model passed parity; where it does not, it is not left running.
+
+    Raises:
+        UserError: A step refuses the model, or the server cannot start.
+    """
+    on_step("Loading the checkpoint")
+    loaded = load_checkpoint(checkpoint, model=model, weights=weights)
+    name = name or checkpoint.stem
+    on_result("load", loaded.card.name)
+
+    on_step("Exporting to ONNX")
+    exported = export_onnx(loaded, folder / f"{name}.onnx")
+    on_result("export", f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
+
+    on_step("Comparing ONNX Runtime with FP64 PyTorch")
+    samples = _samples(loaded)
+    report = compare(loaded, [Candidate(OnnxRuntimeRunner(exported.path), "fp32")], samples)
+    on_result("parity", _verdict(report))
+    if not report.passed:
+        return False
+
+    on_step("Lowering for this machine and adding to the repository")
+    names: dict[str, Settings | None] = {name: None}
+    how = loaded.card.preprocessing
+    if isinstance(how, TextPreprocessing):
+        names[f"{name}-words"] = Settings(stream=True)
+    for each, settings in names.items():
+        entry = _added(each, exported.path, options.repository, settings)
+        on_result("add", f"{entry.versions[-1].directory}{_remarks(entry)}")
+
+    on_step("Starting tritonserver")
+
+    def judge(server: RunningServer) -> None:
+        on_step("Comparing the served model with FP64 PyTorch")
+        runner = TritonRunner(name, server.url, timeout_s=TIMEOUT_S)
+        report = compare(loaded, [Candidate(runner, "fp32")], samples)
+        on_result("served parity", _verdict(report))
+        if not report.passed:
+            raise _NotPassedError
+        on_ready(_ready(server, name, loaded, folder, example))
+
+    try:
+        serve(dataclasses.replace(options, models=tuple(names)), on_ready=judge, on_event=on_event)
+    except _NotPassedError:
+        return False
+    return True
+
+
+class _NotPassedError(Exception):
+    """What is served is not what was trained: ends the server."""
+
+
+def _samples(checkpoint: Checkpoint) -> list[Sample]:
+    model = checkpoint.build_model()
+    large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+    return random_samples(model, (1, 2), {}, ITEMS_LARGE if large else DEFAULT_ITEMS)
+
+
+def _verdict(report: ParityReport) -> str:
+    return "; ".join(
+        f"{row.stage}: error {row.error:.1e}, budget {row.budget:.1e}:"
+        f" {'pass' if row.passed else 'FAIL'}"
+        for row in report.rows
+    )
+
+
+def _added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
+    """Add a file as the next version, unless the newest one was made of the same checkpoint."""
+    from bilateral_export.artifact import read_metadata
+
+    if (models / name).exists():
+        entry = repository.show(name, models)
+        newest = entry.versions[-1].metadata if entry.versions else None
+        if newest is not None and newest == served(read_metadata(model)):
+            return entry
+    return repository.add(name, model, models, settings=settings)
+
+
+def _remarks(entry: Entry) -> str:
+    return "".join(f"; {remark}" for remark in entry.remarks)
+
+
+def _ready(
+    server: RunningServer, name: str, checkpoint: Checkpoint, folder: Path, example: Path | None
+) -> Ready:
+    """Write what the two commands send, and return them."""
+    how = checkpoint.card.preprocessing
+    inputs: Mapping[str, Array]
+    if how is None:
+        inputs = checkpoint.build_model().example(1, np.random.default_rng(0))
+        asked = f"client.model_metadata({name!r})"
+    else:
+        source = example or _example(how, folder / name)
+        inputs = _inputs(checkpoint, how, source)
+        content = f"open({str(source.absolute())!r}, 'rb').read()"
+        asked = {
+            SegmentationPreprocessing: f"client.segment({name!r}, [{content}])[0]",
+            TextPreprocessing: f"''.join(word.text for word in client.generate('{name}-words',"
+            f" {content}.decode(), max_tokens=12))",
+        }.get(type(how), f"client.classify({name!r}, [{content}], k=3)[0]")
+    python = (
+        "from bilateral_serving.client import Client\n"
+        f"with Client({server.url!r}) as client:\n"
+        f"    print({asked})"
+    )
+    request = folder / f"{name}.request.json"
+    write_text(request, json.dumps(_request(checkpoint, inputs)) + "\n")
+    curl = (
+        f"curl -s http://{server.http_url}/v2/models/{name}/infer"
+        f" -H 'Content-Type: application/json' -d '@{request.absolute()}'"
+    )
+    return Ready(server, python, curl)
+
+
+def _example(how: Preprocessing, stem: Path) -> Path:
+    """Write an input that a model takes; returns its path."""
+    if isinstance(how, (ImagePreprocessing, PixelsPreprocessing, SegmentationPreprocessing)):
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC)
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        path, content = stem.with_name(f"{stem.name}.example.png"), stream.getvalue()
+    else:
+        path = stem.with_name(f"{stem.name}.example.txt")
+        is_expression = isinstance(how, ListOpsPreprocessing)
+        content = b"[MAX 2 9 [MIN 4 7 ] 0 ]" if is_expression else b"The value of the object"
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def _inputs(checkpoint: Checkpoint, how: Preprocessing, source: Path) -> Mapping[str, Array]:
+    """The tensors of one input."""
+    model = checkpoint.build_model()
+    if isinstance(how, TextPreprocessing):
+        return model.example(1, np.random.default_rng(0))
+    if isinstance(how, SegmentationPreprocessing):
+        return {model.inputs()[0].name: read_and_cut(source, how).pixels[:1]}
+    each: Sequence[Path] = [source] * getattr(how, "documents", 1)
+    return {model.inputs()[0].name: prepare(each, how, checkpoint.card.name)}
+
+
+def _request(checkpoint: Checkpoint, inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """The body of a KServe v2 inference request."""
+    return {
+        "inputs": [
+            {
+                "name": spec.name,
+                "shape": list(inputs[spec.name].shape),
+                "datatype": triton_name(spec),
+                # The shortest decimal of a float32 that is read back as the same number.
+                "data": [json.loads(str(value)) for value in inputs[spec.name].ravel()],
+            }
+            for spec in checkpoint.build_model().inputs()
+        ]
+    }

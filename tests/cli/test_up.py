@@ -1,0 +1,78 @@
+"""`bilateral up` and `bilateral down`, and what `up` prints, pasted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
+from tests.serving.server.live_processes import free_ports
+
+LISTOPS = CHECKPOINTS / "listops_bilateral.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "example", "answer"),
+    [(DIGITS, CHECKPOINTS / "digits" / "3-0.png", "3"), (LISTOPS, None, "9")],
+    ids=["images", "expressions"],
+)
+def test_what_up_prints_works_when_it_is_pasted_until_down(
+    bilateral: Bilateral, tmp_path: Path, checkpoint: Path, example: Path | None, answer: str
+) -> None:
+    grpc, http = free_ports(2)
+    places = ["--repository", tmp_path / "models", "--output", tmp_path / "out"]
+    ports = ["--grpc-port", grpc, "--http-port", http, "--metrics-port", 0]
+    asked = ["--example", example] if example else []
+    command = ["up", checkpoint, "--name", "model", *places, *ports, *asked]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bilateral_cli", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=None,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            lines = []
+            while not (lines and lines[-1].startswith("curl")):
+                line = process.stdout.readline()
+                assert line, process.communicate()[1]
+                lines.append(line)
+            begin = lines.index("In Python:\n") + 2
+            python, curl = "".join(lines[begin : begin + 3]), lines[-1]
+            assert lines[begin + 3].isspace()
+            assert [line for line in lines if line.startswith("Ready after")]
+            assert not [line for line in lines if "FAIL" in line]
+
+            pasted = subprocess.run(
+                [sys.executable, "-"], input=python, text=True, capture_output=True, check=True
+            )
+            assert f"label='{answer}'" in pasted.stdout.partition("),")[0]
+            if shutil.which("curl"):
+                over_http = subprocess.run(
+                    ["bash", "-c", curl], text=True, capture_output=True, check=True
+                )
+                (output,) = json.loads(over_http.stdout)["outputs"]
+                assert np.argmax(output["data"]) == int(answer)
+
+            stopped = bilateral("down", "--grpc-port", grpc)
+            assert (stopped.code, stopped.out) == (0, f"Stopped the server on port {grpc}.\n")
+            assert process.wait(60) == 0
+        finally:
+            process.terminate()
+    again = bilateral("down", "--grpc-port", grpc)
+    assert again.code == 2
+    assert "no server of this user" in again.err
+
+
+def test_up_refuses_what_is_no_checkpoint_in_one_line(bilateral: Bilateral, tmp_path: Path) -> None:
+    places = ("--repository", tmp_path / "models", "--output", tmp_path / "out")
+    outcome = bilateral("up", tmp_path / "none.safetensors", *places)
+    assert outcome.code == 2
+    assert "does not exist" in outcome.err
+    assert not list(tmp_path.iterdir())
