@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,11 +152,9 @@ def _samples(checkpoint: Checkpoint) -> list[Sample]:
 
 
 def _verdict(report: ParityReport) -> str:
-    return "; ".join(
-        f"{row.stage}: error {row.error:.1e}, budget {row.budget:.1e}:"
-        f" {'pass' if row.passed else 'FAIL'}"
-        for row in report.rows
-    )
+    row = max(report.rows, key=lambda row: row.error / max(row.budget, 1e-30))
+    verdict = "pass" if report.passed else "FAIL"
+    return f"{row.stage}: error {row.error:.1e}, budget {row.budget:.1e}: {verdict}"
 
 
 def _added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
@@ -201,7 +200,7 @@ def _ready(
     write_text(request, json.dumps(_request(checkpoint, inputs)) + "\n")
     curl = (
         f"curl -s http://{server.http_url}/v2/models/{name}/infer"
-        f" -H 'Content-Type: application/json' -d '@{request.absolute()}'"
+        f" -H 'Content-Type: application/json' -d {shlex.quote(f'@{request.absolute()}')}"
     )
     return Ready(server, python, curl)
 

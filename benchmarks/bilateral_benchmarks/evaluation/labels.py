@@ -11,6 +11,8 @@ from bilateral_export.checkpoint.formats.text import listed, printable, read_doc
 from bilateral_export.errors import UserError
 
 _SYNSET = re.compile(r"n\d{8}")
+# What `imagenet_labels` adds to a name that two synsets share.
+_SHARED = re.compile(r" \(n\d{8}\)$")
 
 
 def match_labels(
@@ -36,20 +38,19 @@ def match_labels(
             f"model '{model}' has no labels, so nothing says which class a name is",
             "Export it with --labels, the class names in the order of the logits.",
         )
-    exact = {label: number for number, label in enumerate(labels)}
+    exact: dict[str, set[int]] = {}
     loose: dict[str, set[int]] = {}
     for number, label in enumerate(labels):
-        for part in {label, *label.split(",")}:
+        exact.setdefault(label, set()).add(number)
+        for part in {label, _SHARED.sub("", label), *label.split(",")}:
             loose.setdefault(_normal(part), set()).add(number)
     found, missing = {}, []
     synsets = _synsets() if any(map(_SYNSET.fullmatch, names)) else {}
     for name in sorted(set(names)):
         label = (said or {}).get(name, name)
         lemma, number = synsets.get(label, (label, -1))
-        near = loose.get(_normal(lemma), set())
-        if label in exact:
-            found[name] = exact[label]
-        elif number in near:  # two synsets share a few names
+        near = exact.get(label) or loose.get(_normal(lemma), set())
+        if number in near:  # two synsets share a few names
             found[name] = number
         elif len(near) == 1:
             (found[name],) = near
