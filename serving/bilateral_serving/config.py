@@ -15,12 +15,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.preprocessing import TextPreprocessing
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving.artifact import Artifact
 from bilateral_serving.datatypes import dims, from_triton
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
-Runtime = Literal["onnxruntime", "openvino"]
 Device = Literal["cpu", "gpu"]
 
 CONFIG_FILE = "config.pbtxt"
@@ -70,7 +70,7 @@ class Settings:
     versions: str = "latest"
     warmup: bool = True
     device: Device = "cpu"
-    runtime: Runtime = "onnxruntime"
+    runtime: str = DEFAULT
     spinning: bool = True
     stream: bool = False
 
@@ -86,14 +86,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not minimum <= value <= _MOST:
                 raise UserError(f"{name} is {value}", f"It must be from {minimum} to {_MOST}.")
-        for name, known in (("device", get_args(Device)), ("runtime", get_args(Runtime))):
+        for name, known in (("device", get_args(Device)), ("runtime", SERVED)):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"unknown {name} '{getattr(self, name)}'", f"Use one of {', '.join(known)}."
                 )
-        if self.runtime == "openvino" and self.device == "gpu":
+        if self.device not in RUNTIMES[self.runtime].devices:
             raise UserError(
-                "runtime openvino runs on the CPU only", "Use runtime onnxruntime, or device cpu."
+                f"runtime {self.runtime} runs on the CPU only",
+                f"Use runtime {DEFAULT}, or device cpu.",
             )
         version_policy(self.versions)
 

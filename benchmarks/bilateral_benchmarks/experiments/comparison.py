@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.experiments.contenders import Absent, Contender
-from bilateral_benchmarks.experiments.isolated import Engine, measure_isolated
+from bilateral_benchmarks.experiments.isolated import measure_isolated
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.report.flops import model_flops
 from bilateral_benchmarks.report.gemm_peak import Goal, Rate, fastest, qualify
@@ -145,8 +145,9 @@ def run_comparison(
         isolated = None
         if memory and contender.model is not None:
             say(f"memory of {contender.name}")
-            engine: Engine = "openvino" if contender.name.startswith("openvino") else "onnxruntime"
-            isolated = measure_isolated(contender.model, engine, batch=batch, seconds=0.2)
+            isolated = measure_isolated(
+                contender.model, contender.runtime, batch=batch, seconds=0.2
+            )
         ratio = blocks.ratio(contender.name, baseline)
         # Work over time, against the product's own in the same rounds.
         share = blocks.ratio(contender.name, limit.name).value * flops / limit.flops

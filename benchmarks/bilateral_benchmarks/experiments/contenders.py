@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from bilateral_export.models.residual import GeneralizedResidual
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES
 from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 from bilateral_export.runners.torch_compiled import CompiledRunner
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -41,12 +41,14 @@ class Contender:
         runner: Not open yet.
         precision: Whose eager error is its parity budget.
         model: The ONNX file it runs, for memory measured in a process of its own; None for torch.
+        runtime: The runtime that runs that file.
     """
 
     name: str
     runner: Runner
     precision: Precision
     model: Path | None = None
+    runtime: str = DEFAULT
 
 
 # Shares of the GEMM limit that the forms for a CPU aim at, by model and contender.
@@ -128,7 +130,7 @@ def usual_contenders(
     lowered = lower(exported, "onnxruntime-cpu", folder / "ort.onnx").path
     yield Contender(ORT_LOWERED, OnnxRuntimeRunner(lowered), "fp32", lowered)
     yield quantised(exported, folder)
-    if importlib.util.find_spec("openvino") is None:
+    if not RUNTIMES["openvino"].installed:
         yield Absent("openvino", "not installed")
     else:
         for_openvino = lower(exported, "openvino", folder / "openvino.onnx").path
@@ -138,7 +140,8 @@ def usual_contenders(
                 yield Absent("openvino bf16", "this CPU has no bf16")
                 continue
             runner = OpenVinoRunner(for_openvino, compute=compute)  # type: ignore[arg-type]
-            yield Contender(f"openvino {compute}", runner, precision, for_openvino)  # type: ignore[arg-type]
+            name = f"openvino {compute}"
+            yield Contender(name, runner, precision, for_openvino, "openvino")  # type: ignore[arg-type]
     yield tensorrt("tensorrt", exported, folder, "auto")
 
 
@@ -220,9 +223,9 @@ def attention_forms(
     plain = without_spatial(exported, folder / "plain.onnx")
     lowered = lower(plain, "onnxruntime-cpu", folder / "plain_lowered.onnx").path
     yield Contender("no spatial term (another model)", OnnxRuntimeRunner(lowered), "fp32", lowered)
-    if importlib.util.find_spec("openvino") is not None:
+    if RUNTIMES["openvino"].installed:
         path = lower(exported, "openvino", folder / "openvino.onnx").path
-        yield Contender("openvino, body inlined", OpenVinoRunner(path), "fp32", path)
+        yield Contender("openvino, body inlined", OpenVinoRunner(path), "fp32", path, "openvino")
     yield tensorrt("tensorrt plugin", exported, folder, "plugin")
 
 

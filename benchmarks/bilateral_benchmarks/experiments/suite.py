@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
 from bilateral_export.runners.lowered import LoweredRunner
+from bilateral_export.runners.registry import RUNTIMES
 from bilateral_export.tensors import Array
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
@@ -247,11 +247,8 @@ class Suite:
 
     def _overhead(self, name: str) -> Iterator[Item]:
         """What serving costs, by settings."""
-        absent = importlib.util.find_spec("openvino") is None
         ways = {
-            way: settings
-            for way, settings in WAYS.items()
-            if not (absent and settings.runtime == "openvino")
+            way: settings for way, settings in WAYS.items() if RUNTIMES[settings.runtime].installed
         }
         _, exported = self._export(name, None)
         names = {way: way.replace(",", "").replace(" ", "_") for way in ways}

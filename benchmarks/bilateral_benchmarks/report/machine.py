@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_export.runners.registry import RUNTIMES
+
 # The instruction sets that decide how fast a matrix product is.
 _FLAGS = (
     "avx",
@@ -37,10 +39,7 @@ _PACKAGES = (
     "numpy",
     "torch",
     "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
+    *(name for runtime in RUNTIMES.values() for name in runtime.distributions),
     "nvidia-pytriton",
     "tritonclient",
     "grpcio",

@@ -58,7 +58,7 @@ class RoundedRunner(TorchRunner):
         super().__init__(checkpoint, dtype)
         self._weights = weights
 
-    def _load(self) -> nn.Module:
+    def _open(self) -> nn.Module:
         return rounded(self._checkpoint.build_model(), self._weights, self._dtype)
 
 

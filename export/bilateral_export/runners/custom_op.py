@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from bilateral_export.errors import UnsupportedError
 from bilateral_export.op import contract
 from bilateral_export.op.attention import attention
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.registry import RUNTIMES
 from bilateral_export.tensors import Array
-
-PACKAGE = "onnxruntime_extensions"
-INSTALL = "pip install 'bilateral-serve[custom-op]'"
 
 # What the custom op takes beside the node's own attributes: the type that its tokens had.
 _TOKENS = "tokens"
@@ -49,8 +46,7 @@ class CustomOpRunner(OnnxRuntimeRunner):
         self.name = "onnxruntime custom op"
 
     def _model(self, options: onnxruntime.SessionOptions) -> bytes:
-        if importlib.util.find_spec(PACKAGE) is None:
-            raise UnsupportedError("onnxruntime-extensions is not installed", INSTALL)
+        RUNTIMES["onnxruntime custom op"].require()
         options.register_custom_ops_library(_registered())
         return with_custom_ops(onnx.load(self._path)).SerializeToString()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.models.family import exportable, tracing_example
 from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.tensors import TensorSpec
@@ -17,17 +16,13 @@ class ExportedRunner(TorchRunner):
     Where it agrees with eager PyTorch and the ONNX file does not, the fault is in the translation
     to ONNX, not in what was traced.
 
-    Args:
-        checkpoint: The trained weights.
-        dtype: Of weights and activations.
+    Its arguments are those of `TorchRunner`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(checkpoint, dtype)
-        self.name = f"torch.export {str(dtype).removeprefix('torch.')}"
+    how = "torch.export"
 
-    def _load(self) -> nn.Module:
-        return trace(super()._load(), self._dtype == torch.float64).module()
+    def _open(self) -> nn.Module:
+        return trace(super()._open(), self._dtype == torch.float64).module()
 
 
 def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgram:

@@ -8,7 +8,6 @@ this installation runs; a version with other code is not tried.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import signal
 import subprocess
@@ -17,12 +16,12 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_serving.config import Runtime
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
 from bilateral_serving.installation import has_gpu
 from bilateral_serving.repository import config_builder
@@ -104,8 +103,8 @@ def _run(
 
 def _not_here(config: pb.ModelConfig) -> str:
     runtime = config.parameters["runtime"].string_value if "runtime" in config.parameters else ""
-    runtime = runtime or "onnxruntime"
-    if runtime in get_args(Runtime) and importlib.util.find_spec(runtime) is None:
+    runtime = runtime or DEFAULT
+    if runtime in SERVED and not RUNTIMES[runtime].installed:
         return f"{runtime} is not installed here"
     gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
     return "it is for a GPU, and there is none here" if gpu and not has_gpu() else ""

@@ -12,22 +12,23 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED, Runtime
 from bilateral_serving.artifact import Artifact
 
 LOWERING_KEY = "lowering"
 _SHOWN = 300
 
 
-def runtime_of(config: pb.ModelConfig) -> str | None:
+def runtime_of(config: pb.ModelConfig) -> Runtime | None:
     """The runtime to lower for, or None where the exported file is what is wanted."""
     if any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
         return None
     if config.backend == "onnxruntime":
-        return "onnxruntime-cpu"
+        return RUNTIMES[config.backend]
     if config.backend != "python":
         return None
     runtime = config.parameters["runtime"].string_value
-    return "openvino" if runtime == "openvino" else "onnxruntime-cpu"
+    return RUNTIMES[runtime if runtime in SERVED else DEFAULT]
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,21 @@ class Lowered:
 
 
 @contextlib.contextmanager
-def lowered(artifact: Artifact, runtime: str | None) -> Iterator[Lowered]:
+def lowered(artifact: Artifact, runtime: Runtime | None) -> Iterator[Lowered]:
     """Yield what to serve: the lowering for `runtime`, or the file as it is.
 
     A model without attention of ours, and one whose weights lie outside the file, stays as it is;
     so does one that another tool has changed so that it cannot be lowered.
 
     Raises:
-        UserError: The file cannot be read as an ONNX model, or is for OpenVINO, which reads only
+        UserError: The file cannot be read as an ONNX model, or is for a runtime that reads only
             lowered files, and cannot be lowered.
     """
     with tempfile.TemporaryDirectory() as scratch:
         yield _lower(artifact, runtime, Path(scratch))
 
 
-def _lower(artifact: Artifact, runtime: str | None, scratch: Path) -> Lowered:
+def _lower(artifact: Artifact, runtime: Runtime | None, scratch: Path) -> Lowered:
     if runtime is None or artifact.companions:
         return Lowered(artifact)
     from bilateral_export.lowering.lower import has_attention, lower
@@ -68,14 +69,14 @@ def _lower(artifact: Artifact, runtime: str | None, scratch: Path) -> Lowered:
     try:
         if not has_attention(artifact.path):
             return Lowered(artifact)
-        result = lower(artifact.path, runtime, scratch / artifact.path.name)
+        result = lower(artifact.path, runtime.lowering, scratch / artifact.path.name)
     except UserError:
         raise
     except Exception as error:  # the passes take what `bilateral export` writes for granted
         reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
-        if runtime == "openvino":
+        if not runtime.serves_exported:
             raise UserError(
-                f"{artifact.path} cannot be lowered for {runtime}: {reason}",
+                f"{artifact.path} cannot be lowered for {runtime.name}: {reason}",
                 "Give the file as `bilateral export` wrote it.",
             ) from error
         return Lowered(artifact, note=f"it is served as it is, for it cannot be lowered: {reason}")
