@@ -37,8 +37,8 @@ ROOMS = {
         "lowering": {"graph", "op"},
         "engine": {"graph", "op"},
         "runners": {"checkpoint", "engine", "lowering", "models", "op"},
-        "explain": {"graph", "models", "op", "runners"},
-        "parity": {"checkpoint", "graph", "models", "op", "runners", "lowering"},
+        "explain": {"checkpoint", "graph", "models", "op", "runners"},
+        "parity": {"checkpoint", "graph", "models", "op", "runners"},
     },
     "bilateral_serving": {
         "client": set(),

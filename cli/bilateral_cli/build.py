@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -115,20 +117,22 @@ def build(
         refit=refit,
         timing_cache=timing_cache,
     )
-    with progress() as bar:
-        task = bar.add_task("Building", total=None)
-        manifest = build_plan(
-            onnx,
-            plan,
-            options,
-            lambda phase, done, total: bar.update(
-                task, description=phase, completed=done, total=total
-            ),
-        )
+    with _phases() as on_phase:
+        manifest = build_plan(onnx, plan, options, on_phase)
     if json:
         print_json(manifest)
     else:
         _print(plan, manifest)
+
+
+@contextlib.contextmanager
+def _phases() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show the builder's phases as they are reported to what this yields."""
+    with progress() as bar:
+        task = bar.add_task("Building", total=None)
+        yield lambda phase, done, total: bar.update(
+            task, description=phase, completed=done, total=total
+        )
 
 
 def _choice(value: str, choices: object, option: str) -> Any:

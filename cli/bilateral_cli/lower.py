@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json, table
+
+if TYPE_CHECKING:
+    from bilateral_export.lowering.lower import LoweredModel
 
 
 @app.command()
@@ -42,7 +45,12 @@ def lower(
         lowered = lowering.lower(model, runtime, target, form=form)
     if json:
         print_json(lowered.lowering)
-        return
+    else:
+        _print(lowered)
+
+
+def _print(lowered: LoweredModel) -> None:
+    done = lowered.lowering
     rows = [
         (
             site.node,
@@ -51,15 +59,11 @@ def lower(
             "" if site.budget is None else f"{site.budget:.1e}",
             "; ".join(site.refused),
         )
-        for site in lowered.lowering.sites
+        for site in done.sites
     ]
-    title = f"{target}: {lowered.lowering.summary}"
+    title = f"{lowered.path}: {done.summary}"
     out.print(table(["attention", "form", ">error", ">budget", "not used"], rows, title=title))
-    stream, read, kernels = (
-        lowered.lowering.stream,
-        lowered.lowering.rows,
-        lowered.lowering.kernels,
-    )
+    stream, read, kernels = done.stream, done.rows, done.kernels
     notes.print(
         f"residual stream: error {stream.error:.1e}, budget {stream.budget:.1e}"
         if stream.rewritten
@@ -70,7 +74,7 @@ def lower(
         if read.nodes
         else f"tokens that are not read: as they were; {read.refused}",
     )
-    if runtime == "onnxruntime-cpu":
+    if done.runtime == "onnxruntime-cpu":
         notes.print(
             f"ONNX Runtime's kernels: as it picks them; {kernels.refused}"
             if kernels.refused

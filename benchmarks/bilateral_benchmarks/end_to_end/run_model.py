@@ -141,7 +141,7 @@ def travel(name: str, checkpoints: Path, folder: Path) -> Journey:
     with step("parity"):
         samples = _samples(checkpoint, _parameters(name))
         local = Candidate(OnnxRuntimeRunner(exported.path), "fp32")
-        truth = truth_of(checkpoint, local.ground, samples)
+        truth = truth_of(checkpoint, local.reference_spec, samples)
         with local.runner as runner:
             rows = judge(local, outputs_of(runner, samples), truth, samples)
     with step("build"):

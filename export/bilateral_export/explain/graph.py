@@ -1,4 +1,4 @@
-"""The same graph with its attention maps as further outputs, and their values for an image."""
+"""Attention maps of an exported graph, as further outputs, and their values for an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def explain_onnx(source: Path, target: Path) -> None:
     grows with N squared, which is why the graph that is served does not have them.
 
     Raises:
-        UserError: The source is no image classifier that `bilateral export` wrote, or was lowered,
+        UserError: The source is not an image classifier that `bilateral export` wrote, was lowered,
             or the target cannot be written.
     """
     config_of(source)
@@ -88,7 +88,7 @@ def onnx_maps(path: Path, image: NDArray[np.float32]) -> AttentionMaps:
 
 
 def config_of(path: Path) -> ImageClassifierConfig:
-    """The configuration of an exported image classifier.
+    """Return the configuration of an exported image classifier.
 
     Raises:
         UserError: The file is not one.
@@ -106,13 +106,13 @@ def require_classifier(family: str, path: Path) -> None:
     """
     if family != "image-classifier":
         raise UserError(
-            f"{path} is a {family}, and no image classifier",
+            f"{path} is a {family}, not an image classifier",
             "Heat maps are drawn on the image of an image classifier.",
         )
 
 
 def artifact_metadata(path: Path) -> ArtifactMetadata:
-    """What an exported file says about itself.
+    """Return what an exported file says about itself.
 
     Raises:
         UserError: The file is missing or was not written by `bilateral export`.

@@ -8,7 +8,6 @@ token of every item before the second of any. Then nothing has to be moved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,14 +16,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bilateral_export.graph.token_matrices import record_matrices
 from bilateral_export.lowering.attention_pattern import HEADS_LAST, Graph, PreconditionError
 from bilateral_export.lowering.shapes import Shapes
-from bilateral_export.tensors import Array
 
 # How a tensor of the graph has the same rows: `[B, N, width]`, `[B N, width]`, `[N, B, width]`.
 Order = Literal["tokens", "matrix", "tokens_first"]
-
-METADATA_KEY = "bilateral.tokens_first"
 
 _SWAPPED = [1, 0, 2]
 
@@ -143,21 +140,8 @@ def keep_tokens_first(model: onnx.ModelProto) -> int:
         numpy_helper.from_array(np.array(sizes, dtype=np.int64), name)
         for name, sizes in rewrite.sizes.items()
     )
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(rewrite.held())
+    record_matrices(model, rewrite.held())
     return fewer
-
-
-def held_tensors(model: onnx.ModelProto) -> dict[str, str]:
-    """By matrix `[N B, width]`, the tensor `[B, N, width]` that the model had in its place."""
-    written = {entry.key: entry.value for entry in model.metadata_props}
-    held: dict[str, str] = json.loads(written.get(METADATA_KEY, "{}"))
-    return held
-
-
-def to_matrix(tensor: Array) -> Array:
-    """A tensor `[B, N, width]` as the matrix `[N B, width]` that holds it."""
-    return tensor.swapaxes(0, 1).reshape(-1, tensor.shape[-1])
 
 
 def _root(graph: Graph, shapes: Shapes) -> str:

@@ -1,4 +1,4 @@
-"""The stages between training and serving, and which of them this machine can run."""
+"""Pipeline stages between training and serving, and which of them this machine can run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stage:
         checked: Whether behaviour and extremes are checked too: for what serves, not for what
             merely leads there.
         required: Whether it was asked for by name: it is then an error when it cannot run.
-        graph: The ONNX file that is walked when the stage fails; None where there is none.
+        graph: The ONNX file that is searched when the stage fails; None where there is none.
         open_runner: How the stage's runtime opens a part of that file.
     """
 
@@ -50,7 +50,7 @@ def stages(
     *,
     compiled: bool = True,
 ) -> tuple[list[Stage], list[Skipped]]:
-    """What can run here between eager PyTorch and the runtimes that read the file.
+    """Return what can run here between eager PyTorch and the runtimes that read the file.
 
     Args:
         checkpoint: The trained weights.

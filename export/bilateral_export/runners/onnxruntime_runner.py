@@ -1,4 +1,4 @@
-"""The exported file in ONNX Runtime: the operator runs through its function body."""
+"""The ONNX Runtime runtime: the operator runs through its function body."""
 
 from __future__ import annotations
 
@@ -127,6 +127,6 @@ def _refusal(path: Path, provider: str, error: Exception) -> UserError:
             "Its CPU provider has no bfloat16 kernels, for one; export fp32 or fp16 for it.",
         )
     return UserError(
-        f"{path} is no ONNX model that ONNX Runtime can load ({reason})",
+        f"{path} is not an ONNX model that ONNX Runtime can load ({reason})",
         "Export it again with `bilateral export`.",
     )

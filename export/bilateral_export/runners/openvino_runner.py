@@ -1,4 +1,4 @@
-"""The exported file in OpenVINO, with the operator's function body inlined in memory."""
+"""The OpenVINO runtime: an exported file with the operator's function body inlined in memory."""
 
 from __future__ import annotations
 
@@ -86,23 +86,23 @@ class OpenVinoRunner(BaseRunner["openvino.CompiledModel"]):
 
 
 def inlined(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, weights included, with its functions inlined.
+    """Return an ONNX file's model, weights included, with its functions inlined.
 
     Raises:
-        UserError: The file is no ONNX model, or larger than one protobuf message may be.
+        UserError: The file is not an ONNX model, or is larger than one protobuf message may be.
     """
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         raise UserError(
-            f"{path} is no ONNX model ({error})", "Export it again with `bilateral export`."
+            f"{path} is not an ONNX model ({error})", "Export it again with `bilateral export`."
         ) from error
     return onnx.inliner.inline_local_functions(model)
 
 
 def _refusal(path: Path, error: RuntimeError, when: str = "") -> tuple[str, str]:
-    """What cannot run and what to do; whose fault it is, OpenVINO does not say."""
+    """Return what cannot run and what to do; OpenVINO does not say whose fault it is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
         f"OpenVINO cannot run {path}{when} ({'; '.join(lines[-2:])})",

@@ -1,4 +1,4 @@
-"""A plan on a GPU, with TensorRT or TensorRT for RTX."""
+"""The TensorRT runtime: a plan on a GPU, with TensorRT or TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _distance(profile: Profile, shapes: Shapes) -> float:
 
 
 def _spec(tensor: TensorRecord) -> TensorSpec:
-    """A dynamic first dimension is the batch; later ones are told apart by input and axis."""
+    """Return a tensor's spec; a dynamic first dimension is the batch, others have own names."""
     shape = tuple(
         size if size >= 0 else (f"{tensor.name}.{axis}" if axis else _BATCH)
         for axis, size in enumerate(tensor.shape)

@@ -1,4 +1,4 @@
-"""The trained model through `torch.compile`."""
+"""The `torch.compile` runtime: the trained model through TorchInductor."""
 
 from __future__ import annotations
 

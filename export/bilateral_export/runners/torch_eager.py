@@ -1,4 +1,4 @@
-"""The model as it was trained: eager PyTorch, in any dtype, float64 for the reference."""
+"""Eager PyTorch: the trained model in any dtype, float64 for the reference."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TorchRunner(BaseRunner[nn.Module]):
             ) from error
 
     def forward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`run` on tensors, with history where they want gradients.
+        """Return what `run` does, on tensors, with history where they want gradients.
 
         Args:
             tensors: One per input, by name.

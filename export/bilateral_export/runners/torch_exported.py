@@ -1,4 +1,4 @@
-"""The trained model as a `torch.export` program: what the ONNX exporter starts from."""
+"""The `torch.export` program of a trained model, from which the ONNX exporter starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExportedRunner(TorchRunner):
 
 
 def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgram:
-    """Trace a model with the dimensions of its specs that are named left free.
+    """Return a model's program, with the named dimensions of its specs left free.
 
     Args:
         model: Any model of this package.

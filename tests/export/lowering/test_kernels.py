@@ -22,6 +22,7 @@ from tests.export.lowering.test_residual_stream import (
     share,
 )
 
+from bilateral_export.graph.token_matrices import held_tensors, to_matrix
 from bilateral_export.lowering import lower as lowering
 from bilateral_export.lowering.attention_pattern import PreconditionError
 from bilateral_export.lowering.gelu import keep_gelu
@@ -29,7 +30,7 @@ from bilateral_export.lowering.head_layout import read_heads_in_place
 from bilateral_export.lowering.lower import LoweredKernels, lowered_proto
 from bilateral_export.lowering.residual_into_gemm import add_shares_in_products
 from bilateral_export.lowering.residual_stream import read_stream, rewrite_stream
-from bilateral_export.lowering.token_major_layout import held_tensors, keep_tokens_first, to_matrix
+from bilateral_export.lowering.token_major_layout import keep_tokens_first
 
 
 def with_running_sum(layers: list[Coefficients]) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import truth_of
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.reference import ReferenceSpec
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 FAMILIES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
@@ -65,9 +65,9 @@ def subjects(
         path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
         export_onnx(checkpoint, path)
         samples = random_samples(exportable(checkpoint.build_model()), lengths=lengths)
-        ground = Ground("fp32", "fp32")
-        reference, eager = ground.oracles(checkpoint)
-        truth = truth_of(checkpoint, ground, samples)
+        spec = ReferenceSpec("fp32", "fp32")
+        reference, eager = spec.oracles(checkpoint)
+        truth = truth_of(checkpoint, spec, samples)
         return Subject(checkpoint, path, lengths, samples, truth, reference, eager)
 
     return Made(make)

@@ -15,7 +15,7 @@ from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.family import build, exportable
 from bilateral_export.parity.identity import read_metadata
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.stages import stages
 
 MODELS, SEEDS = 12, 5
@@ -51,7 +51,7 @@ def failures(classes: int, models: range, seeds: range, scratch: Path) -> list[s
         described = exportable(checkpoint.build_model())
         for seed in seeds:
             samples = random_samples(described, seed=seed)
-            plan = Plan(
+            plan = ParityJob(
                 checkpoint, made, samples, read_metadata(path), path, layers=seed == seeds[0]
             )
             report = run_matrix(plan)

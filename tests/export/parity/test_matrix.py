@@ -29,7 +29,7 @@ from bilateral_export.parity.identity import (
     random_check,
     read_metadata,
 )
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.report.baseline import regressions, require_same_model
 from bilateral_export.parity.report.document import SCHEMA_PATH, ParityReport, read_report, schema
 from bilateral_export.parity.report.html import render_html
@@ -39,9 +39,9 @@ from bilateral_serving.client.runner import TritonRunner
 FAULT = GRAPH_FAULTS["residual dropped"]
 
 
-def _plan(subject: Subject, path: Path, scratch: Path, **options: object) -> Plan:
+def _plan(subject: Subject, path: Path, scratch: Path, **options: object) -> ParityJob:
     made, skipped = stages(subject.checkpoint, path, "fp32", scratch, compiled=False)
-    return Plan(
+    return ParityJob(
         subject.checkpoint,
         made,
         subject.samples,
@@ -225,7 +225,7 @@ def test_a_report_survives_json(faulty: ParityReport, tmp_path: Path) -> None:
 
 def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"schema_version": 1}))
-    with pytest.raises(UserError, match="no parity report of schema version 2"):
+    with pytest.raises(UserError, match="not a parity report of schema version 2"):
         read_report(tmp_path / "other.json")
     with pytest.raises(UserError, match="does not exist"):
         read_report(tmp_path / "gone.json")

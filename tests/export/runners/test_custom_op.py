@@ -18,7 +18,7 @@ from bilateral_export.models.family import exportable
 from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.runners.custom_op import _TOKENS, CustomOpRunner, _attend
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.registry import RUNTIMES
@@ -80,7 +80,7 @@ def test_bisection_walks_it(digits_file: Path) -> None:
     model = onnx.load(digits_file)
     fault.apply(model)
     arrays = exportable(checkpoint.build_model()).example(2, np.random.default_rng(0))
-    oracles = Ground("fp32", "fp32").oracles(checkpoint)
+    oracles = ReferenceSpec("fp32", "fp32").oracles(checkpoint)
     walk = bisect(model, lambda path: CustomOpRunner(path, threads=1), arrays, *oracles, "fp32")
     assert walk.culprit is not None
     assert walk.culprit.at.node == fault.node

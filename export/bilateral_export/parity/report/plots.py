@@ -1,4 +1,4 @@
-"""The report's plots, as SVG: error at each node, and histograms of units of last place."""
+"""SVG plots of a parity report: error at each node, histograms of units in the last place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Scale:
 
 
 def layer_plot(nodes: Sequence[Node]) -> Markup:
-    """Error against FP64 node by node, with eager PyTorch's and the limit, on a logarithmic axis.
+    """Return the plot of the error at each node, with eager PyTorch's and the limit.
 
     Nodes that are exact lie on the lower edge; infinite errors on the upper one.
     """
@@ -56,7 +56,7 @@ def layer_plot(nodes: Sequence[Node]) -> Markup:
 
 
 def ulp_bars(counts: Sequence[int], edges: Sequence[float]) -> Markup:
-    """A small histogram; bars are as high as the share of elements, by square root."""
+    """Return a small histogram; a bar's height is the square root of the share of elements."""
     total = sum(counts) or 1
     bars = []
     for number, count in enumerate(counts):
@@ -88,7 +88,7 @@ def _grid(scale: _Scale) -> Markup:
 
 
 def _block_marks(nodes: Sequence[Node], scale: _Scale) -> Markup:
-    """A label where a new top-level part of the model begins, such as `blocks.3`."""
+    """Return labels where a new top-level part of the model begins, such as `blocks.3`."""
     marks, previous = [], ""
     for number, node in enumerate(nodes):
         names = node.module.split(".")

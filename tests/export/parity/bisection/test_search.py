@@ -16,7 +16,7 @@ from tests.builders.subjects import Subject
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import lower
 from bilateral_export.parity.bisection.reproducer import write_reproducer
-from bilateral_export.parity.bisection.search import Culprit, Walk, bisect, distance
+from bilateral_export.parity.bisection.search import Culprit, NodeErrors, bisect, distance
 from bilateral_export.parity.bisection.windows import OpenRunner, WindowedRun
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
@@ -30,7 +30,7 @@ def _one_thread(path: Path) -> OnnxRuntimeRunner:
 
 def _walk(
     subject: Subject, open_runner: OpenRunner, **options: bool
-) -> tuple[onnx.ModelProto, Walk]:
+) -> tuple[onnx.ModelProto, NodeErrors]:
     model = onnx.load(subject.onnx)
     FAULT.apply(model)
     arrays = subject.samples[1].arrays
