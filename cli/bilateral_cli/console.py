@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import BaseModel
@@ -26,6 +26,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from bilateral_export.errors import UserError
 from bilateral_export.files import to_json
 
 # Tables in a file or a pipe are as wide as they need to be: there is no screen to fit them to.
@@ -93,6 +94,18 @@ RepositoryOption = Annotated[
 ]
 DEFAULT_URL = "localhost:8001"
 DEFAULT_REPOSITORY = "model_repository"
+
+
+def choice(value: str, choices: object, option: str) -> Any:
+    """Return an option's value, one of a `Literal`'s.
+
+    Raises:
+        UserError: It is another.
+    """
+    known = get_args(choices)
+    if value not in known:
+        raise UserError(f"{option} is {value!r}", f"Use one of {', '.join(known)}.")
+    return value
 
 
 def print_json(value: BaseModel | dict[str, Any] | list[Any]) -> None:

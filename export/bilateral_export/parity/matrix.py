@@ -15,7 +15,7 @@ from bilateral_export.metadata import ArtifactMetadata, Precision
 from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.bisection.reproducer import write_reproducer
-from bilateral_export.parity.bisection.search import NodeError, NodeErrors, bisect
+from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
@@ -36,7 +36,7 @@ from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.parity.report.document import (
     Bisection,
     Check,
-    Node,
+    NodeError,
     ParityReport,
     ParityRow,
     Skipped,
@@ -244,7 +244,7 @@ def _labels_only(stage: Stage, rows: Sequence[ParityRow], references: _Reference
     ]
 
 
-def _broken_node(stage: Stage, node: Node) -> Check:
+def _broken_node(stage: Stage, node: NodeError) -> Check:
     """Return the failed check of a stage that passes while one of its nodes does not."""
     detail = f"{node.node} is off by {node.error:.1e}, allowed {node.limit:.1e}"
     return Check(stage=stage.candidate.name, name="node by node", detail=detail, passed=False)
@@ -375,25 +375,16 @@ def _walk(
         directory = job.reproducers / _file_name(stage.candidate.name)
         write_reproducer(directory, graph, walk.culprit)
         reproducer = str(directory)
-    return _bisection(stage.candidate.name, sample, walk, reproducer)
-
-
-def _bisection(stage: str, sample: Sample, walk: NodeErrors, reproducer: str) -> Bisection:
     culprit = walk.culprit
     return Bisection(
-        stage=stage,
+        stage=stage.candidate.name,
         sample=sample.origin,
-        culprit=_node(culprit.at) if culprit else None,
+        culprit=culprit.at if culprit else None,
         before=culprit.before if culprit else 0.0,
         reproducer=reproducer,
-        nodes=tuple(map(_node, walk.nodes)),
+        nodes=walk.nodes,
         peak_bytes=walk.peak_bytes,
     )
-
-
-def _node(at: NodeError) -> Node:
-    values: Mapping[str, object] = vars(at)
-    return Node.model_validate(values)
 
 
 def _file_name(stage: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,7 +45,7 @@ class Runtime:
     extra: str
     reads: Literal["onnx", "plan"] = "onnx"
     provider: str = ""
-    distributions: tuple[str, ...] = field(default=())
+    distributions: tuple[str, ...] = ()
     lowering: str = ""
     server_extra: str = ""
     serves_exported: bool = True

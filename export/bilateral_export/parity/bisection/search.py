@@ -19,6 +19,7 @@ from bilateral_export.metadata import Precision
 from bilateral_export.parity.bisection.oracle import Oracle
 from bilateral_export.parity.bisection.windows import OpenRunner, Window, WindowedRun, extract
 from bilateral_export.parity.measure import TIES
+from bilateral_export.parity.report.document import NodeError
 from bilateral_export.parity.scores import decided
 from bilateral_export.precision import DTYPES
 from bilateral_export.tensors import Array
@@ -28,34 +29,6 @@ NODE_FACTOR = 4.0
 
 # A node, what it read without weights, and what it made.
 Ran: TypeAlias = "tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]"
-
-
-@dataclass(frozen=True)
-class NodeError:
-    """One value of the graph against FP64.
-
-    Attributes:
-        node: The node's name.
-        operator: Its operator.
-        module: Path of the torch module it came from; may be empty.
-        source: File and line of the torch code; may be empty.
-        error: Relative error of its output.
-        eager_error: That of eager PyTorch in the same precision, at the same place.
-        limit: What the error may be.
-    """
-
-    node: str
-    operator: str
-    module: str
-    source: str
-    error: float
-    eager_error: float
-    limit: float
-
-    @property
-    def broken(self) -> bool:
-        """Whether the error is beyond the limit."""
-        return not self.error <= self.limit
 
 
 @dataclass(frozen=True)

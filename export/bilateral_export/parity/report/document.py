@@ -123,8 +123,18 @@ class Skipped(_Record):
     reason: str
 
 
-class Node(_Record):
-    """The error at one node of the graph; see `bisection.search.NodeError`."""
+class NodeError(_Record):
+    """The error of one value of the graph against FP64.
+
+    Attributes:
+        node: The node's name.
+        operator: Its operator.
+        module: Path of the torch module it came from; may be empty.
+        source: File and line of the torch code; may be empty.
+        error: Relative error of its output.
+        eager_error: That of eager PyTorch in the same precision, at the same place.
+        limit: What the error may be.
+    """
 
     node: str
     operator: str
@@ -133,6 +143,11 @@ class Node(_Record):
     error: Number
     eager_error: Number
     limit: Number
+
+    @property
+    def broken(self) -> bool:
+        """Whether the error is beyond the limit."""
+        return not self.error <= self.limit
 
 
 class Bisection(_Record):
@@ -150,10 +165,10 @@ class Bisection(_Record):
 
     stage: str
     sample: str
-    culprit: Node | None
+    culprit: NodeError | None
     before: Number
     reproducer: str = ""
-    nodes: tuple[Node, ...]
+    nodes: tuple[NodeError, ...]
     peak_bytes: int
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from bilateral_export.parity.report.document import Node
+from bilateral_export.parity.report.document import NodeError
 
 WIDTH, HEIGHT = 960, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 28
@@ -31,7 +31,7 @@ class _Scale:
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
-def layer_plot(nodes: Sequence[Node]) -> Markup:
+def layer_plot(nodes: Sequence[NodeError]) -> Markup:
     """Return the plot of the error at each node, with eager PyTorch's and the limit.
 
     Nodes that are exact lie on the lower edge; infinite errors on the upper one.
@@ -87,7 +87,7 @@ def _grid(scale: _Scale) -> Markup:
     return Markup("").join(lines)
 
 
-def _block_marks(nodes: Sequence[Node], scale: _Scale) -> Markup:
+def _block_marks(nodes: Sequence[NodeError], scale: _Scale) -> Markup:
     """Return labels where a new top-level part of the model begins, such as `blocks.3`."""
     marks, previous = [], ""
     for number, node in enumerate(nodes):
@@ -112,15 +112,14 @@ def _line(scale: _Scale, errors: Sequence[float], name: str) -> Markup:
     return Markup('<polyline class="{}" points="{}"/>').format(name, points)
 
 
-def _dot(scale: _Scale, number: int, node: Node) -> Markup:
-    broken = not node.error <= node.limit
+def _dot(scale: _Scale, number: int, node: NodeError) -> Markup:
     tip = f"{node.node}: error {node.error:.2e}, eager {node.eager_error:.2e}"
     return Markup(
         '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>'
     ).format(
-        "broken" if broken else "node",
+        "broken" if node.broken else "node",
         scale.x(number),
         scale.y(node.error),
-        4 if broken else 2.5,
+        4 if node.broken else 2.5,
         escape(tip),
     )
