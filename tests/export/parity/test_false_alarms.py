@@ -51,10 +51,10 @@ def failures(classes: int, models: range, seeds: range, scratch: Path) -> list[s
         described = exportable(checkpoint.build_model())
         for seed in seeds:
             samples = random_samples(described, seed=seed)
-            plan = ParityJob(
+            job = ParityJob(
                 checkpoint, made, samples, read_metadata(path), path, layers=seed == seeds[0]
             )
-            report = run_matrix(plan)
+            report = run_matrix(job)
             bad = [f"{row.stage}: {row.reason}" for row in report.rows if not row.passed]
             bad += [f"{c.stage}: {c.name}: {c.detail}" for c in report.checks if not c.passed]
             found += [f"model {model}, seed {seed}: {text}" for text in bad]
