@@ -13,8 +13,8 @@ from bilateral_export.metadata import Precision
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
 if TYPE_CHECKING:
+    from bilateral_export.artifact import OnnxArtifact
     from bilateral_export.checkpoint.load import Checkpoint
-    from bilateral_export.graph.export import ExportedModel
 
 
 @app.command()
@@ -110,14 +110,19 @@ def export(
         if explain:
             explain_onnx(onnx, onnx.with_suffix(".explain.onnx"))
     if json:
-        print_json(_as_json(exported, loaded))
+        print_json(_as_json(exported, loaded, precision))
     else:
-        _print(exported, loaded)
+        _print(exported, loaded, precision)
 
 
-def _as_json(exported: ExportedModel, loaded: Checkpoint) -> dict[str, Any]:
+def _as_json(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> dict[str, Any]:
     how = loaded.card.preprocessing
-    return vars(exported) | {
+    return {
+        "path": exported.path,
+        "bytes": exported.bytes,
+        "opset": exported.opset,
+        "precision": precision,
+        "attention_nodes": exported.attention_nodes,
         "inputs": list(map(str, exported.inputs)),
         "outputs": list(map(str, exported.outputs)),
         "checkpoint_sha256": loaded.sha256,
@@ -129,9 +134,9 @@ def _as_json(exported: ExportedModel, loaded: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _print(exported: ExportedModel, loaded: Checkpoint) -> None:
+def _print(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> None:
     out.print(
-        f"{exported.path}: {loaded.card.name}, {exported.precision}, opset {exported.opset},"
+        f"{exported.path}: {loaded.card.name}, {precision}, opset {exported.opset},"
         f" {exported.attention_nodes} attention nodes, {exported.bytes / 1e6:.1f} MB",
         soft_wrap=True,
         markup=False,

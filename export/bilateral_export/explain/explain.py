@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.explain.graph import artifact_metadata, onnx_maps, require_classifier
+from bilateral_export.explain.graph import onnx_maps, require_classifier
 from bilateral_export.explain.maps import AttentionMaps, Weights
 from bilateral_export.explain.page import Subject, View, write_explanation
 from bilateral_export.explain.torch_maps import torch_maps
@@ -52,7 +53,7 @@ def explain(
                 f"{model} is an exported file, which says itself what it is",
                 "Leave --model and --weights out.",
             )
-        about = artifact_metadata(model)
+        about = read_metadata(model)
         require_classifier(about.family, model)
         maps: Callable[[Weights], AttentionMaps] = partial(onnx_maps, model)
         kind = f"{about.precision}, weights {about.weights}" if about.weights else about.precision

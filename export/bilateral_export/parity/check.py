@@ -6,18 +6,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.resolution import load_exported
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import Exportable, exportable
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.compare import Candidate
-from bilateral_export.parity.identity import check_graph, read_metadata
-from bilateral_export.parity.inputs.samples import (
-    BATCH,
-    DEFAULT_BATCHES,
-    random_samples,
-    real_samples,
-)
+from bilateral_export.parity.identity import check_graph
+from bilateral_export.parity.inputs.samples import DEFAULT_BATCHES, random_samples, real_samples
 from bilateral_export.parity.matrix import ParityJob, Progress, run_matrix
 from bilateral_export.parity.report.baseline import regressions, require_same_model
 from bilateral_export.parity.report.document import ParityReport, Skipped, read_report
@@ -25,6 +21,7 @@ from bilateral_export.parity.report.html import write_html
 from bilateral_export.parity.stages import Stage, stages
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.registry import RUNTIMES
+from bilateral_export.tensors import BATCH
 
 
 def check(

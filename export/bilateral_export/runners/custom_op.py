@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.errors import UnsupportedError
 from bilateral_export.op import contract
 from bilateral_export.op.attention import attention
@@ -48,7 +49,7 @@ class CustomOpRunner(OnnxRuntimeRunner):
     def _model(self, options: onnxruntime.SessionOptions) -> bytes:
         RUNTIMES["onnxruntime custom op"].require()
         options.register_custom_ops_library(_registered())
-        return with_custom_ops(onnx.load(self._path)).SerializeToString()
+        return with_custom_ops(load_graph(self._path)).SerializeToString()
 
 
 def with_custom_ops(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import onnx.inliner
 
+from bilateral_export.artifact import interface, load_graph
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
 from bilateral_export.runners.base import BaseRunner
 from bilateral_export.runners.registry import RUNTIMES
-from bilateral_export.tensors import Array, TensorSpec
+from bilateral_export.tensors import Array
 
 if TYPE_CHECKING:
     import openvino
@@ -56,8 +57,7 @@ class OpenVinoRunner(BaseRunner["openvino.CompiledModel"]):
         import openvino
 
         model = inlined(self._path)
-        self.inputs = tuple(_spec(value) for value in model.graph.input)
-        self.outputs = tuple(_spec(value) for value in model.graph.output)
+        self.inputs, self.outputs = interface(model)
         options: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": self._compute}
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
@@ -91,12 +91,13 @@ def inlined(path: Path) -> onnx.ModelProto:
     Raises:
         UserError: The file is not an ONNX model, or is larger than one protobuf message may be.
     """
+    model = load_graph(path)
     try:
-        model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         raise UserError(
-            f"{path} is not an ONNX model ({error})", "Export it again with `bilateral export`."
+            f"{path} is not a valid ONNX model ({error})",
+            "Export it again with `bilateral export`.",
         ) from error
     return onnx.inliner.inline_local_functions(model)
 
@@ -108,10 +109,3 @@ def _refusal(path: Path, error: RuntimeError, when: str = "") -> tuple[str, str]
         f"OpenVINO cannot run {path}{when} ({'; '.join(lines[-2:])})",
         "Export it again with `bilateral export`.",
     )
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(size.dim_param or int(size.dim_value) or "?" for size in tensor.shape.dim)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return TensorSpec(value.name, dtype.name, shape)

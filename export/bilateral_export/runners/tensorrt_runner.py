@@ -23,13 +23,12 @@ from bilateral_export.engine.plan.compatibility import (
     version_obstacle,
     weights_obstacle,
 )
-from bilateral_export.engine.plan.manifest import PlanManifest, TensorRecord, verify_plan
+from bilateral_export.engine.plan.manifest import PlanManifest, verify_plan
 from bilateral_export.engine.profiles import Profile, shape_text
 from bilateral_export.errors import UserError
 from bilateral_export.runners.base import BaseRunner
 from bilateral_export.tensors import Array, TensorSpec
 
-_BATCH = "batch"
 _KEPT_SHAPES = 8
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -51,8 +50,7 @@ class TensorRTRunner(BaseRunner["_LoadedPlan"]):
     def __init__(self, path: Path, plugin: Path | None = None, cuda_graphs: bool = True) -> None:
         self.manifest = verify_plan(path)
         super().__init__(f"{self.manifest.library} {self.manifest.precision}", path.name)
-        self.inputs = tuple(map(_spec, self.manifest.inputs))
-        self.outputs = tuple(map(_spec, self.manifest.outputs))
+        self.inputs, self.outputs = self.manifest.inputs, self.manifest.outputs
         self._path = path
         self._plugin = plugin if plugin is not None else find_plugin()
         self._cuda_graphs = cuda_graphs
@@ -164,15 +162,6 @@ def _distance(profile: Profile, shapes: Shapes) -> float:
             tuned, given = tuned * max(optimum, 1), given * max(size, 1)
         worst = max(worst, tuned / given, given / tuned)
     return worst
-
-
-def _spec(tensor: TensorRecord) -> TensorSpec:
-    """Return a tensor's spec; a dynamic first dimension is the batch, others have own names."""
-    shape = tuple(
-        size if size >= 0 else (f"{tensor.name}.{axis}" if axis else _BATCH)
-        for axis, size in enumerate(tensor.shape)
-    )
-    return TensorSpec(tensor.name, tensor.dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -310,7 +299,7 @@ class _LoadedPlan:
         binding.graph = graph
 
 
-def _buffer(tensor: TensorRecord, shape: tuple[int, ...]) -> _Buffer:
+def _buffer(tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
     dtype = getattr(torch, tensor.dtype, None)
     if not isinstance(dtype, torch.dtype) or tensor.dtype == "bfloat16":
         raise UserError(

@@ -16,7 +16,6 @@ from bilateral_export.models.family import Exportable, corners_of
 from bilateral_export.parity.measure import NUMBERS
 from bilateral_export.tensors import Array, TensorSpec
 
-BATCH = "batch"
 # One, several, the largest that `bilateral repository add` lets a server make, and one more.
 DEFAULT_BATCHES = (1, 2, 8, 9)
 DEFAULT_ITEMS = 32
