@@ -86,12 +86,12 @@ def export(
 
     Example: bilateral export export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
-    from bilateral_export.explain.graph import explain_onnx, require_classifier
+    from bilateral_export.explain.graph import explain_onnx, require_image
     from bilateral_export.graph.export import DEFAULT_OPSET, export_checkpoint
 
     def accept(loaded: Checkpoint) -> None:
         if explain:
-            require_classifier(loaded.card.model.family, checkpoint)
+            require_image(loaded.card.model, checkpoint)
 
     with notes.status(f"Exporting {checkpoint}"):
         exported, loaded = export_checkpoint(

@@ -47,7 +47,7 @@ def test_a_fault_is_shown_with_its_node_and_left_to_reproduce(
     )
     assert outcome.exit_code == 1
     assert "blocks.2.mlp/Gelu" in outcome.stdout
-    assert "bilateral_export/models/classifier.py:" in outcome.stdout
+    assert "bilateral_export/models/block.py:" in outcome.stdout
     assert "Worse than the baseline" in outcome.stderr
     assert "blocks.2.mlp/Gelu" in page.read_text()
     assert list(alone.glob("*/reproduce.py"))

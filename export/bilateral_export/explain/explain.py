@@ -10,12 +10,11 @@ from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.explain.graph import onnx_maps, require_classifier
+from bilateral_export.explain.graph import exported_image, onnx_maps, require_image
 from bilateral_export.explain.maps import AttentionMaps, Weights
 from bilateral_export.explain.page import Subject, View, write_explanation
 from bilateral_export.explain.torch_maps import torch_maps
 from bilateral_export.metadata import ArtifactMetadata
-from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.preprocessing import ImagePreprocessing
 
 Prepare = Callable[[ImagePreprocessing], Weights]
@@ -54,16 +53,15 @@ def explain(
                 "Leave --model and --weights out.",
             )
         about = read_metadata(model)
-        require_classifier(about.family, model)
+        exported_image(model)
         maps: Callable[[Weights], AttentionMaps] = partial(onnx_maps, model)
         kind = f"{about.precision}, weights {about.weights}" if about.weights else about.precision
         runtime = f"ONNX Runtime from {model.name} ({kind})"
     else:
         loaded = load_checkpoint(model, model=name, weights=weights)
         about = loaded.card
-        require_classifier(about.model.family, model)
-        assert isinstance(about.model, ImageClassifierConfig)
-        maps = partial(torch_maps, loaded.build_model(), about.model)
+        tokens = require_image(about.model, model)
+        maps = partial(torch_maps, loaded.build_model(), tokens)
         runtime = f"PyTorch from {model.name}{f' ({loaded.weights})' if loaded.weights else ''}"
     how = about.preprocessing
     if not isinstance(how, ImagePreprocessing):

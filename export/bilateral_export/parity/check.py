@@ -9,7 +9,7 @@ from pathlib import Path
 from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.resolution import load_exported
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import Exportable, exportable
+from bilateral_export.models.family import Family
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.identity import check_graph
@@ -82,7 +82,7 @@ def check(
     loaded = load_exported(checkpoint, metadata, model=model, weights=weights)
     if earlier is not None:
         require_same_model(earlier, loaded.card)
-    described = exportable(loaded.build_model())
+    described = loaded.build_model()
     check_graph(onnx, metadata, loaded.card.model.family)
     _check_dimensions(described, lengths or {})
     samples = random_samples(described, batches, lengths, items, seed)
@@ -123,7 +123,7 @@ def check(
     return report
 
 
-def _check_dimensions(model: Exportable, lengths: Mapping[str, Sequence[int]]) -> None:
+def _check_dimensions(model: Family, lengths: Mapping[str, Sequence[int]]) -> None:
     sizes = (size for spec in model.inputs() for size in spec.shape)
     known = [size for size in dict.fromkeys(sizes) if isinstance(size, str) and size != BATCH]
     if unknown := sorted(lengths.keys() - known):

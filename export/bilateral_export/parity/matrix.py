@@ -12,7 +12,6 @@ from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
-from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.bisection.reproducer import write_reproducer
 from bilateral_export.parity.bisection.search import bisect
@@ -126,7 +125,7 @@ def run_matrix(job: ParityJob, progress: Progress = lambda _: None) -> ParityRep
         if stage.required:
             with stage.candidate.runner:
                 pass  # that it cannot run is said now, and not after a minute's work
-    model = exportable(job.checkpoint.build_model())
+    model = job.checkpoint.build_model()
     references = _References(job, [*extreme_samples(model), *token_extremes(model)])
     rows: list[ParityRow] = []
     checks: list[Check] = []
@@ -346,7 +345,7 @@ def _derivatives(stage: Stage, job: ParityJob) -> tuple[Forward | None, str]:
 
 def _search(job: ParityJob, runner: Runner, spec: ReferenceSpec, forward: Forward | None) -> Found:
     checkpoint = job.checkpoint
-    model = exportable(checkpoint.build_model())
+    model = checkpoint.build_model()
     box = box_of(model, checkpoint.card.preprocessing)
     with spec.reference(checkpoint) as reference:
         return search(model, runner, reference, job.adversarial, box=box, forward=forward)

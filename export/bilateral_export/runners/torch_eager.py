@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import exportable
 from bilateral_export.precision import to_precision
 from bilateral_export.runners.base import BaseRunner
 from bilateral_export.tensors import Array
@@ -30,7 +29,7 @@ class TorchRunner(BaseRunner[nn.Module]):
         super().__init__(f"{self.how} {str(dtype).removeprefix('torch.')}")
         self._checkpoint = checkpoint
         self._dtype = dtype
-        described = exportable(checkpoint.build_model())
+        described = checkpoint.build_model()
         self.inputs, self.outputs = described.inputs(), described.outputs()
 
     def _open(self) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilateral_export.models.family import exportable, tracing_example
+from bilateral_export.models.family import Family, tracing_example
+from bilateral_export.precision import to_precision
 from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.tensors import TensorSpec
 
@@ -22,10 +23,11 @@ class ExportedRunner(TorchRunner):
     how = "torch.export"
 
     def _open(self) -> nn.Module:
-        return trace(super()._open(), self._dtype == torch.float64).module()
+        model = to_precision(self._checkpoint.build_model(), self._dtype)
+        return trace(model, self._dtype == torch.float64).module()
 
 
-def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgram:
+def trace(model: Family, widened: bool = False) -> torch.export.ExportedProgram:
     """Return a model's program, with the named dimensions of its specs left free.
 
     Args:
@@ -35,12 +37,11 @@ def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgr
     Returns:
         The program.
     """
-    described = exportable(model)
-    example = tracing_example(described)
-    tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in described.inputs()]
+    example = tracing_example(model)
+    tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in model.inputs()]
     if widened:
         tensors = [t.double() if t.is_floating_point() else t for t in tensors]
-    shapes = tuple(_free(spec) for spec in described.inputs())
+    shapes = tuple(_free(spec) for spec in model.inputs())
     return torch.export.export(model, tuple(tensors), dynamic_shapes=shapes)
 
 

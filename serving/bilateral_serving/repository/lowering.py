@@ -1,4 +1,4 @@
-"""The file that is served: the exported one, or its lowering for the runtime that will run it."""
+"""Lowering before serving: the exported file or its lowered form for the runtime."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.errors import UserError
 from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED, Runtime
+from bilateral_serving import config as configs
 
 LOWERING_KEY = "lowering"
 _SHOWN = 300
 
 
 def runtime_of(config: pb.ModelConfig) -> Runtime | None:
-    """The runtime to lower for, or None where the exported file is what is wanted."""
-    if any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
+    """Return the runtime to lower for, or None where the exported file is what is wanted."""
+    if configs.wants_gpu(config) or config.backend not in ("onnxruntime", "python"):
         return None
-    if config.backend == "onnxruntime":
-        return RUNTIMES[config.backend]
-    if config.backend != "python":
-        return None
-    runtime = config.parameters["runtime"].string_value
+    runtime = configs.runtime_of(config) if config.backend == "python" else DEFAULT
     return RUNTIMES[runtime if runtime in SERVED else DEFAULT]
 
 
@@ -90,6 +87,6 @@ def note(config: pb.ModelConfig, version: int, done: str | None) -> None:
 
 
 def notes(config: pb.ModelConfig) -> tuple[str, ...]:
-    """What was done to the versions of a configuration that were lowered."""
+    """Return what was done to the versions of a configuration that were lowered."""
     parameters = config.parameters.items()
     return tuple(v.string_value for key, v in parameters if key.startswith(f"{LOWERING_KEY}/"))
