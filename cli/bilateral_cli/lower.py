@@ -23,7 +23,7 @@ def lower(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(help="augmented, mask, attention or decomposed, wherever it is possible."),
+        typer.Option(help="augmented, mask or decomposed, wherever it is possible."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

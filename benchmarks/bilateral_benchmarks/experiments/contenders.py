@@ -192,7 +192,6 @@ def attention_forms(
     forms: tuple[tuple[Form, str], ...] = (
         ("decomposed", "body inlined"),
         ("mask", "materialised bias folded"),
-        ("attention", "standard Attention node with mask"),
         ("augmented", "augmented, flash"),
     )
     for form, name in forms:

@@ -24,7 +24,6 @@ from bilateral_export.lowering.attention_pattern import (
     attention_nodes,
     read_site,
 )
-from bilateral_export.lowering.attention_standard import use_attention
 from bilateral_export.lowering.fold_residual_scale import fold_residual_scales
 from bilateral_export.lowering.gate import (
     FACTOR,
@@ -42,7 +41,7 @@ from bilateral_export.lowering.residual_stream import read_stream, rewrite_strea
 from bilateral_export.lowering.token_major_layout import keep_tokens_first
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
-Form = Literal["augmented", "mask", "attention", "decomposed"]
+Form = Literal["augmented", "mask", "decomposed"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -55,7 +54,6 @@ FLASH_LENGTH = 400
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
     "augmented": augment,
     "mask": fold_mask,
-    "attention": use_attention,
 }
 
 
@@ -74,7 +72,7 @@ class LoweredSite(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     node: str
-    form: Form
+    form: Form | Literal["attention"]  # of files that an earlier version lowered
     error: float | None = None
     budget: float | None = None
     refused: tuple[str, ...] = ()

@@ -90,9 +90,9 @@ def logits(model: onnx.ModelProto, batch: int = 2) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def mask_form(exported: Path) -> onnx.ModelProto:
+def mask_form(digits_onnx: Path) -> onnx.ModelProto:
     """The digits model, its attentions in the mask form; the last one has a single query."""
-    model, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", kernels=False)
+    model, _ = lowered_proto(digits_onnx, "onnxruntime-cpu", form="mask", kernels=False)
     return model
 
 
@@ -105,8 +105,10 @@ def seen(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_heads_are_read_without_being_copied(batch: int, exported: Path) -> None:
-    before, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
+def test_heads_are_read_without_being_copied(batch: int, digits_onnx: Path) -> None:
+    before, _ = lowered_proto(
+        digits_onnx, "onnxruntime-cpu", form="mask", rows=False, kernels=False
+    )
     model = copy(before)
     assert read_heads_in_place(model) == 4
     found = operators(model)
@@ -115,8 +117,8 @@ def test_heads_are_read_without_being_copied(batch: int, exported: Path) -> None
     np.testing.assert_allclose(logits(model, batch), logits(before, batch), rtol=1e-4, atol=1e-5)
 
 
-def test_heads_that_something_else_reads_stay_where_they_are(exported: Path) -> None:
-    model, _ = lowered_proto(exported, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
+def test_heads_that_something_else_reads_stay_where_they_are(digits_onnx: Path) -> None:
+    model, _ = lowered_proto(digits_onnx, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
     keys = next(n for n in model.graph.node if n.name.endswith("BilateralAttention.key"))
     model = seen(model, keys.output[0])
     assert read_heads_in_place(model) == 3
@@ -241,9 +243,9 @@ def test_a_gelu_behind_a_bias_is_not_fused_and_gives_the_same_bits(tmp_path: Pat
 
 
 def test_a_classifier_gets_them_all_and_a_change_of_its_outputs_undoes_them(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
+    digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, done = lowered_proto(exported, "onnxruntime-cpu")
+    _, done = lowered_proto(digits_onnx, "onnxruntime-cpu")
     # The last block's attention has one query; its heads stay as they are.
     assert (done.kernels.heads, done.kernels.gelus) == (3, 4)
     assert done.kernels.shares > 0
@@ -258,12 +260,12 @@ def test_a_classifier_gets_them_all_and_a_change_of_its_outputs_undoes_them(
         return 4
 
     monkeypatch.setattr(lowering, "add_shares_in_products", broken)
-    proto, done = lowered_proto(exported, "onnxruntime-cpu")
+    proto, done = lowered_proto(digits_onnx, "onnxruntime-cpu")
     assert done.kernels.refused == "the outputs change"
     assert done.kernels.heads == 0
     assert operators(proto)["FusedMatMul"] == 0
 
 
-def test_openvino_keeps_the_operators_it_knows(exported: Path) -> None:
-    _, done = lowered_proto(exported, "openvino")
+def test_openvino_keeps_the_operators_it_knows(digits_onnx: Path) -> None:
+    _, done = lowered_proto(digits_onnx, "openvino")
     assert done.kernels == LoweredKernels(refused="not wanted")

@@ -155,9 +155,9 @@ def test_a_model_whose_tokens_are_all_read_is_left_alone() -> None:
 
 
 def test_a_classifier_gets_both_and_a_change_of_its_outputs_undoes_them(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
+    digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, done = lowered_proto(exported, "onnxruntime-cpu")
+    _, done = lowered_proto(digits_onnx, "onnxruntime-cpu")
     assert done.stream.rewritten
     assert done.rows.nodes > 10
 
@@ -169,6 +169,6 @@ def test_a_classifier_gets_both_and_a_change_of_its_outputs_undoes_them(
         return 5
 
     monkeypatch.setattr(lowering, "keep_read_rows", broken)
-    _, done = lowered_proto(exported, "onnxruntime-cpu")
+    _, done = lowered_proto(digits_onnx, "onnxruntime-cpu")
     assert done.rows.nodes == 0
     assert done.rows.refused == "the outputs change"
