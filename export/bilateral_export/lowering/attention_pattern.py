@@ -23,7 +23,7 @@ class PreconditionError(Exception):
 
 
 @dataclass(frozen=True)
-class Site:
+class AttentionPattern:
     """A self-attention whose tokens come from one linear layer and whose positions are constant.
 
     Attributes:
@@ -129,7 +129,7 @@ def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     ]
 
 
-def read_site(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> Site:
+def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> AttentionPattern:
     """Understand one operator node and what is around it.
 
     Raises:
@@ -180,7 +180,7 @@ def read_site(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> Sit
         positions = (queries, keys)
     if spatial == "gaussian":
         bandwidth = graph.constant(node.input[5], "the bandwidth")
-    return Site(
+    return AttentionPattern(
         node=node,
         replaced=tuple(replaced),
         tokens=matmul.input[0],

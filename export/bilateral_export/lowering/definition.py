@@ -1,4 +1,4 @@
-"""Definitions in float64 or float32, on a few tokens: what a rewrite is held to."""
+"""Reference implementations in float64 or float32, on a few tokens, for the gate."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bilateral_export.lowering.attention_pattern import Site
+from bilateral_export.lowering.attention_pattern import AttentionPattern
 from bilateral_export.lowering.residual_stream import Stream
 
 
 def attend_rows(
-    site: Site, tokens: NDArray[np.generic], rows: NDArray[np.int64], dtype: DTypeLike
+    pattern: AttentionPattern,
+    tokens: NDArray[np.generic],
+    rows: NDArray[np.int64],
+    dtype: DTypeLike,
 ) -> NDArray[np.float64]:
-    """The attention's output for some queries, from the definition (op/README.md).
+    """Compute the attention's output for some queries from the definition (op/README.md).
 
     Memory is O(rows x N), so that any length can be checked.
 
     Args:
-        site: The attention with its projections.
+        pattern: The attention with its projections.
         tokens: `[B, N, dim]`, what the projection gets.
         rows: Indices of queries.
         dtype: What everything is computed in.
@@ -29,18 +32,18 @@ def attend_rows(
     """
     x = tokens.astype(dtype)
     batch, length, _ = x.shape
-    projected = x @ site.weight.astype(dtype) + site.bias.astype(dtype)
+    projected = x @ pattern.weight.astype(dtype) + pattern.bias.astype(dtype)
     query, key, value = (
-        part.reshape(batch, length, site.heads, site.head_dim).transpose(0, 2, 1, 3)
+        part.reshape(batch, length, pattern.heads, pattern.head_dim).transpose(0, 2, 1, 3)
         for part in np.split(projected, 3, axis=-1)
     )
-    query = query[:, :, rows] * np.asarray(site.scale, dtype)
+    query = query[:, :, rows] * np.asarray(pattern.scale, dtype)
     logits = query @ key.transpose(0, 1, 3, 2)
-    if site.range_kernel == "gaussian":
-        half = np.asarray(-0.5 * site.scale, dtype)
+    if pattern.range_kernel == "gaussian":
+        half = np.asarray(-0.5 * pattern.scale, dtype)
         logits = logits + (half * np.square(key).sum(-1))[:, :, None, :]
-    if site.positions is not None:
-        logits = logits + _spatial_rows(site, rows, dtype)
+    if pattern.positions is not None:
+        logits = logits + _spatial_rows(pattern, rows, dtype)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     mixed = (weights @ value).transpose(0, 2, 1, 3)
@@ -50,7 +53,7 @@ def attend_rows(
 def stream_norms(
     stream: Stream, values: dict[str, NDArray[np.float32]], dtype: DTypeLike
 ) -> dict[str, NDArray[np.float64]]:
-    """The output of every norm that reads a residual stream, term by term.
+    """Compute the output of every norm that reads a residual stream, term by term.
 
     Args:
         stream: The stream as it was.
@@ -78,18 +81,18 @@ def stream_norms(
 
 
 def _spatial_rows(
-    site: Site, rows: NDArray[np.int64], dtype: DTypeLike
+    pattern: AttentionPattern, rows: NDArray[np.int64], dtype: DTypeLike
 ) -> NDArray[np.floating[Any]]:
-    """The spatial kernel's logits `[H, rows, N]`."""
-    assert site.positions is not None
-    queries, keys = (side.astype(dtype) for side in site.positions)
-    if site.spatial_kernel == "dot":
+    """Compute the spatial kernel's logits `[H, rows, N]`."""
+    assert pattern.positions is not None
+    queries, keys = (side.astype(dtype) for side in pattern.positions)
+    if pattern.spatial_kernel == "dot":
         logits = queries[:, rows] @ keys.transpose(0, 2, 1)
     else:
-        assert site.bandwidth is not None
-        sigma = site.bandwidth.astype(dtype)[:, None, None]
+        assert pattern.bandwidth is not None
+        sigma = pattern.bandwidth.astype(dtype)[:, None, None]
         distance = np.square(queries[rows][:, None, :] - keys[None, :, :]).sum(-1)
         logits = np.asarray(-0.5, dtype) * (distance / sigma / sigma)
-    logits[:, rows < site.query_prefix] = 0
-    logits[:, :, : site.key_prefix] = 0
+    logits[:, rows < pattern.query_prefix] = 0
+    logits[:, :, : pattern.key_prefix] = 0
     return np.asarray(logits)

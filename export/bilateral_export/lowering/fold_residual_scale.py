@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 
-def fold_residual_scales(model: onnx.ModelProto) -> int:
+def fold_residual_scale(model: onnx.ModelProto) -> int:
     """Fold every `scalar * (x @ weight + bias)` into weight and bias, in place.
 
     Requires: nothing; what does not have this shape is left alone.

@@ -16,28 +16,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from bilateral_export.lowering.attention_pattern import Site, Values
+from bilateral_export.lowering.attention_pattern import AttentionPattern, Values
 
 _MANTISSA_BITS = 24
 
 
-def spatial_columns(site: Site) -> tuple[Values, Values]:
+def spatial_columns(pattern: AttentionPattern) -> tuple[Values, Values]:
     """Columns whose dot products are the spatial kernel's logits.
 
     Returns:
         For queries and keys, `[N, H, E]` each; E is 0 without a spatial kernel.
     """
-    if site.positions is None:
-        nothing = np.zeros((1, site.heads, 0))
+    if pattern.positions is None:
+        nothing = np.zeros((1, pattern.heads, 0))
         return nothing, nothing
-    queries, keys = site.positions
-    if site.spatial_kernel == "dot":
+    queries, keys = pattern.positions
+    if pattern.spatial_kernel == "dot":
         columns = queries.transpose(1, 0, 2).copy(), keys.transpose(1, 0, 2).copy()
     else:
-        assert site.bandwidth is not None
-        columns = _gaussian_columns(queries, keys, site.key_prefix, site.bandwidth)
-    columns[0][: site.query_prefix] = 0.0
-    columns[1][: site.key_prefix] = 0.0
+        assert pattern.bandwidth is not None
+        columns = _gaussian_columns(queries, keys, pattern.key_prefix, pattern.bandwidth)
+    columns[0][: pattern.query_prefix] = 0.0
+    columns[1][: pattern.key_prefix] = 0.0
     return columns
 
 

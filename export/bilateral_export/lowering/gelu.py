@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from bilateral_export.lowering.shapes import Shapes
 
 
-def keep_gelu(model: onnx.ModelProto) -> int:
+def unfuse_gelu(model: onnx.ModelProto) -> int:
     """Turn `Gelu(x + bias)` into `Gelu(x - (-bias))`, in place; exact.
 
     Returns:

@@ -53,7 +53,7 @@ class Heads:
     replaced: frozenset[str]
 
 
-def read_heads_in_place(model: onnx.ModelProto) -> int:
+def rewrite_head_layout(model: onnx.ModelProto) -> int:
     """Rewrite every attention in the mask form in place.
 
     Requires: nothing; what is not in that form stays as it is.

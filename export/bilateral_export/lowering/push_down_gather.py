@@ -44,7 +44,7 @@ class Cut:
     axis: int
 
 
-def keep_read_rows(model: onnx.ModelProto) -> int:
+def push_down_gather(model: onnx.ModelProto) -> int:
     """Gather the tokens that the outputs read as early as that is possible, in place.
 
     Requires: nothing; where more than Gather with constant indices reads the tokens, nothing is

@@ -40,7 +40,7 @@ class Step:
     taken: tuple[onnx.NodeProto, ...]
 
 
-def add_shares_in_products(model: onnx.ModelProto) -> int:
+def fold_residual_into_gemm(model: onnx.ModelProto) -> int:
     """Rewrite every step of the running sum behind which another share of x0 is read, in place.
 
     Requires: nothing; a graph without such norms, or of no fixed length, stays as it is.

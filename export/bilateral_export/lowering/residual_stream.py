@@ -83,7 +83,7 @@ class Stream:
     replaced: frozenset[str]
 
 
-def read_stream(model: onnx.ModelProto) -> Stream:
+def read_residual_stream(model: onnx.ModelProto) -> Stream:
     """Understand the sums between a model's norms.
 
     Raises:
@@ -112,13 +112,19 @@ def read_stream(model: onnx.ModelProto) -> Stream:
     return stream
 
 
-def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
+def rewrite_residual_stream(model: onnx.ModelProto) -> int:
     """Put the running sum in the place of the combinations, in place.
 
-    Requires: `read_stream` understood the model.
     Ensures: one subtraction a branch, and one product and subtraction more for a norm that reads
     another share of x0; weights that other nodes use too are not changed.
+
+    Returns:
+        How many norms read the running sum now.
+
+    Raises:
+        PreconditionError: See `read_residual_stream`.
     """
+    stream = read_residual_stream(model)
     weights, factors = _factors(stream)
     producers = {name: node for node in model.graph.node for name in node.output}
     new: dict[str, list[onnx.NodeProto]] = {}
@@ -172,6 +178,7 @@ def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
         numpy_helper.from_array(np.asarray(value, dtype=np.float32), name)
         for name, value in constants.items()
     )
+    return len(stream.norms)
 
 
 class _Reader:

@@ -118,7 +118,7 @@ class _Rewrite:
             self.kept.add(name)
 
 
-def keep_tokens_first(model: onnx.ModelProto) -> int:
+def rewrite_token_major_layout(model: onnx.ModelProto) -> int:
     """Rewrite what is between attentions whose heads are read in place.
 
     Requires: nothing; a graph without such attentions, or that would not have fewer nodes, stays as

@@ -18,30 +18,31 @@ from tests.export.lowering.test_residual_stream import (
     factor,
     operators,
     outputs,
+    replace_pass,
     residual_model,
     share,
 )
 
-from bilateral_export.lowering import lower as lowering
 from bilateral_export.lowering.attention_pattern import PreconditionError
-from bilateral_export.lowering.gelu import keep_gelu
-from bilateral_export.lowering.head_layout import read_heads_in_place
-from bilateral_export.lowering.lower import LoweredKernels, lowered_proto
-from bilateral_export.lowering.residual_into_gemm import add_shares_in_products
-from bilateral_export.lowering.residual_stream import read_stream, rewrite_stream
-from bilateral_export.lowering.token_major_layout import held_tensors, keep_tokens_first, to_matrix
+from bilateral_export.lowering.gelu import unfuse_gelu
+from bilateral_export.lowering.graph_edit import copied
+from bilateral_export.lowering.head_layout import rewrite_head_layout
+from bilateral_export.lowering.lower import PASSES, lowered_proto
+from bilateral_export.lowering.residual_into_gemm import fold_residual_into_gemm
+from bilateral_export.lowering.residual_stream import rewrite_residual_stream
+from bilateral_export.lowering.token_major_layout import (
+    held_tensors,
+    rewrite_token_major_layout,
+    to_matrix,
+)
+
+KERNELS = {one.name for one in PASSES["onnxruntime-cpu"]} - {one.name for one in PASSES["openvino"]}
 
 
 def with_running_sum(layers: list[Coefficients]) -> onnx.ModelProto:
     model = residual_model(layers)
-    rewrite_stream(model, read_stream(model))
+    rewrite_residual_stream(model)
     return model
-
-
-def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    return made
 
 
 @settings(max_examples=25, deadline=None)
@@ -51,8 +52,8 @@ def test_products_that_add_shares_compute_the_same(layers: list[Coefficients]) -
         before = with_running_sum(layers)
     except PreconditionError:
         return  # a share of x0 cancelled
-    model = copy(before)
-    norms = add_shares_in_products(model)
+    model = copied(before)
+    norms = fold_residual_into_gemm(model)
     onnx.checker.check_model(model, full_check=True)
     np.testing.assert_allclose(outputs(model), outputs(before), rtol=1e-3, atol=1e-4)
     # One product and one difference fewer for every such norm.
@@ -67,16 +68,16 @@ def test_what_reads_the_running_sum_itself_still_finds_it() -> None:
     before.graph.node.append(helper.make_node("Identity", second.output, ["seen"]))
     seen = helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None)
     before.graph.output.insert(0, seen)
-    model = copy(before)
+    model = copied(before)
     # The first norm behind a branch reads the sum itself.
-    assert add_shares_in_products(model) == 2
+    assert fold_residual_into_gemm(model) == 2
     np.testing.assert_allclose(outputs(model), outputs(before), rtol=1e-5, atol=1e-5)
 
 
 def test_a_standard_residual_connection_has_no_shares_to_add() -> None:
     before = with_running_sum([(1.0, 1.0, 1.0, 0.0, 0.0)] * 2)
-    model = copy(before)
-    assert add_shares_in_products(model) == 0
+    model = copied(before)
+    assert fold_residual_into_gemm(model) == 0
     assert model == before
 
 
@@ -92,13 +93,13 @@ def logits(model: onnx.ModelProto, batch: int = 2) -> NDArray[np.float32]:
 @pytest.fixture
 def mask_form(digits_onnx: Path) -> onnx.ModelProto:
     """The digits model, its attentions in the mask form; the last one has a single query."""
-    model, _ = lowered_proto(digits_onnx, "onnxruntime-cpu", form="mask", kernels=False)
+    model, _ = lowered_proto(digits_onnx, "onnxruntime-cpu", form="mask", without=KERNELS)
     return model
 
 
 def seen(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The model with one more output, before the others: a tensor of its own."""
-    made = copy(model)
+    made = copied(model)
     made.graph.node.append(helper.make_node("Identity", [name], ["seen"]))
     made.graph.output.insert(0, helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None))
     return made
@@ -107,10 +108,10 @@ def seen(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_heads_are_read_without_being_copied(batch: int, digits_onnx: Path) -> None:
     before, _ = lowered_proto(
-        digits_onnx, "onnxruntime-cpu", form="mask", rows=False, kernels=False
+        digits_onnx, "onnxruntime-cpu", form="mask", without={"push_down_gather", *KERNELS}
     )
-    model = copy(before)
-    assert read_heads_in_place(model) == 4
+    model = copied(before)
+    assert rewrite_head_layout(model) == 4
     found = operators(model)
     assert found["Split"] == 0
     assert found["FusedMatMul"] == 8
@@ -118,17 +119,19 @@ def test_heads_are_read_without_being_copied(batch: int, digits_onnx: Path) -> N
 
 
 def test_heads_that_something_else_reads_stay_where_they_are(digits_onnx: Path) -> None:
-    model, _ = lowered_proto(digits_onnx, "onnxruntime-cpu", form="mask", rows=False, kernels=False)
+    model, _ = lowered_proto(
+        digits_onnx, "onnxruntime-cpu", form="mask", without={"push_down_gather", *KERNELS}
+    )
     keys = next(n for n in model.graph.node if n.name.endswith("BilateralAttention.key"))
     model = seen(model, keys.output[0])
-    assert read_heads_in_place(model) == 3
+    assert rewrite_head_layout(model) == 3
 
 
 @pytest.fixture
 def with_heads_in_place(mask_form: onnx.ModelProto) -> onnx.ModelProto:
-    model = copy(mask_form)
-    assert read_heads_in_place(model) == 3
-    add_shares_in_products(model)
+    model = copied(mask_form)
+    assert rewrite_head_layout(model) == 3
+    fold_residual_into_gemm(model)
     return model
 
 
@@ -136,8 +139,8 @@ def with_heads_in_place(mask_form: onnx.ModelProto) -> onnx.ModelProto:
 def test_tokens_stay_the_rows_of_one_matrix_between_attentions(
     batch: int, with_heads_in_place: onnx.ModelProto
 ) -> None:
-    model = copy(with_heads_in_place)
-    fewer = keep_tokens_first(model)
+    model = copied(with_heads_in_place)
+    fewer = rewrite_token_major_layout(model)
     was, now = operators(with_heads_in_place), operators(model)
     assert fewer == was.total() - now.total() > 0
     # Not a product, sum or norm less: only what moves tokens.
@@ -159,15 +162,15 @@ def test_whatever_else_is_read_is_still_in_its_order(
     # In the middle of the graph, where tokens are rows, or are not and never were.
     nodes = [node for node in with_heads_in_place.graph.node if node.op_type == operator]
     before = seen(with_heads_in_place, nodes[len(nodes) // 2].output[0])
-    model = copy(before)
-    assert keep_tokens_first(model) > 0
+    model = copied(before)
+    assert rewrite_token_major_layout(model) > 0
     # `logits` returns the first output.
     np.testing.assert_allclose(logits(model, 3), logits(before, 3), rtol=1e-4, atol=1e-5)
 
 
 def test_the_metadata_says_what_each_matrix_holds(with_heads_in_place: onnx.ModelProto) -> None:
-    model = copy(with_heads_in_place)
-    keep_tokens_first(model)
+    model = copied(with_heads_in_place)
+    rewrite_token_major_layout(model)
     held = held_tensors(model)
     assert "blocks.1.attn/Reshape_4" in held.values()
     for matrix, tensor in held.items():
@@ -186,14 +189,14 @@ def test_a_matrix_that_something_else_reads_keeps_its_order(
         n for n in with_heads_in_place.graph.node if n.op_type == "Gemm" and "shared" in n.name
     )
     before = seen(with_heads_in_place, product.input[0])
-    model = copy(before)
-    assert keep_tokens_first(model) == 0
+    model = copied(before)
+    assert rewrite_token_major_layout(model) == 0
     assert model == before
 
 
 def test_without_heads_in_place_there_is_nothing_to_gain(mask_form: onnx.ModelProto) -> None:
-    model = copy(mask_form)
-    assert keep_tokens_first(model) == 0
+    model = copied(mask_form)
+    assert rewrite_token_major_layout(model) == 0
     assert model == mask_form
 
 
@@ -217,8 +220,8 @@ def test_a_gelu_behind_a_bias_is_not_fused_and_gives_the_same_bits(tmp_path: Pat
         [weight, bias],
     )
     before = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    model = copy(before)
-    assert keep_gelu(model) == 1
+    model = copied(before)
+    assert unfuse_gelu(model) == 1
     kept = {}
     for name, proto in (("before", before), ("after", model)):
         options = onnxruntime.SessionOptions()
@@ -247,10 +250,11 @@ def test_a_classifier_gets_them_all_and_a_change_of_its_outputs_undoes_them(
 ) -> None:
     _, done = lowered_proto(digits_onnx, "onnxruntime-cpu")
     # The last block's attention has one query; its heads stay as they are.
-    assert (done.kernels.heads, done.kernels.gelus) == (3, 4)
-    assert done.kernels.shares > 0
-    assert done.kernels.moves > 0
-    assert done.kernels.error is not None
+    assert done.record("head_layout").applied == 3
+    assert done.record("gelu").applied == 4
+    for name in ("residual_into_gemm", "token_major_layout"):
+        assert done.record(name).applied > 0
+        assert done.record(name).error is not None
 
     def broken(model: onnx.ModelProto) -> int:
         head = next(n for n in model.graph.node if n.op_type == "Conv")
@@ -259,13 +263,15 @@ def test_a_classifier_gets_them_all_and_a_change_of_its_outputs_undoes_them(
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
         return 4
 
-    monkeypatch.setattr(lowering, "add_shares_in_products", broken)
+    replace_pass(monkeypatch, "head_layout", broken)
     proto, done = lowered_proto(digits_onnx, "onnxruntime-cpu")
-    assert done.kernels.refused == "the outputs change"
-    assert done.kernels.heads == 0
+    record = done.record("head_layout")
+    assert record.refused.endswith("its rounding fails the gate")
+    assert record.applied == 0
     assert operators(proto)["FusedMatMul"] == 0
 
 
 def test_openvino_keeps_the_operators_it_knows(digits_onnx: Path) -> None:
     _, done = lowered_proto(digits_onnx, "openvino")
-    assert done.kernels == LoweredKernels(refused="not wanted")
+    assert not {record.name for record in done.passes} & KERNELS
+    assert done.model_dump()["kernels"]["refused"] == "not wanted"

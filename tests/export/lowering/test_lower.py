@@ -13,7 +13,9 @@ from onnx import numpy_helper
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.lowering import lower as lowering
+from bilateral_export.lowering import attention_forms
+from bilateral_export.lowering.attention_flash import rewrite_to_flash
+from bilateral_export.lowering.attention_pattern import AttentionPattern
 from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
 from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
@@ -64,14 +66,14 @@ def test_the_file_says_what_was_done_and_keeps_what_it_was(
 def test_a_form_that_fails_the_gate_is_not_used(
     digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: onnx.ModelProto, site) -> None:
-        lowering.augment(model, site)
-        name = f"{site.node.name}.columns"
+    def broken(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
+        rewrite_to_flash(model, pattern)
+        name = f"{pattern.node.name}.columns"
         tensor = next(t for t in model.graph.initializer if t.name == name)
         value = numpy_helper.to_array(tensor) * np.float32(1.001)
         tensor.CopyFrom(numpy_helper.from_array(value, name))
 
-    monkeypatch.setitem(lowering._REWRITES, "augmented", broken)
+    monkeypatch.setitem(attention_forms._REWRITES, "augmented", broken)
     proto, done = lowered_proto(digits_onnx, "onnxruntime-cpu", form="augmented")
     assert {site.form for site in done.sites} == {"decomposed"}
     assert all("augmented: error" in site.refused[0] for site in done.sites)
@@ -124,9 +126,9 @@ def test_residual_factors_go_into_the_linear_layers_where_the_stream_stays(
     changed = tmp_path / "seen.onnx"
     onnx.save(model, changed)
     _, done = lowered_proto(changed, "onnxruntime-cpu")
-    assert "reads the residual stream" in done.stream.refused
+    assert "reads the residual stream" in done.record("residual_stream").refused
     # Two residual connections in each of four blocks.
-    assert done.residual_scales == 8
+    assert done.record("fold_residual_scale").applied == 8
 
 
 def test_openvino_gets_standard_operators_only(digits_onnx: Path, tmp_path: Path) -> None:
