@@ -22,7 +22,6 @@ from bilateral_export.lowering.attention_forms import (
     lower_attentions,
 )
 from bilateral_export.lowering.attention_pattern import PreconditionError, attention_nodes
-from bilateral_export.lowering.fold_residual_scale import fold_residual_scale
 from bilateral_export.lowering.gate import (
     FACTOR,
     RoundingError,
@@ -31,11 +30,9 @@ from bilateral_export.lowering.gate import (
     measure_outputs,
     open_session,
 )
-from bilateral_export.lowering.gelu import unfuse_gelu
 from bilateral_export.lowering.graph_edit import copied, drop_unused
 from bilateral_export.lowering.head_layout import rewrite_head_layout
 from bilateral_export.lowering.push_down_gather import push_down_gather
-from bilateral_export.lowering.residual_into_gemm import fold_residual_into_gemm
 from bilateral_export.lowering.residual_stream import rewrite_residual_stream
 from bilateral_export.lowering.token_major_layout import rewrite_token_major_layout
 
@@ -61,16 +58,13 @@ class LoweringPass:
 
 _EVERYWHERE = (
     LoweringPass("residual_stream", rewrite_residual_stream, measure_norms),
-    LoweringPass("fold_residual_scale", fold_residual_scale),
     LoweringPass("push_down_gather", push_down_gather, measure_outputs),
 )
 PASSES: dict[Runtime, tuple[LoweringPass, ...]] = {
     "onnxruntime-cpu": (
         *_EVERYWHERE,
         LoweringPass("head_layout", rewrite_head_layout, measure_float_outputs),
-        LoweringPass("residual_into_gemm", fold_residual_into_gemm, measure_float_outputs),
         LoweringPass("token_major_layout", rewrite_token_major_layout, measure_float_outputs),
-        LoweringPass("gelu", unfuse_gelu),
     ),
     "openvino": _EVERYWHERE,
 }
@@ -95,9 +89,6 @@ class PassRecord(BaseModel):
     error: float | None = None
     budget: float | None = None
     refused: str = ""
-
-
-_LAYOUT = ("head_layout", "residual_into_gemm", "token_major_layout")
 
 
 class Lowering(BaseModel):
@@ -134,22 +125,16 @@ class Lowering(BaseModel):
     def _with_earlier_keys(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Add the keys under which readers of earlier versions find the passes."""
         stream, gather = self.record("residual_stream"), self.record("push_down_gather")
-        layout = [self.record(name) for name in _LAYOUT]
-        heads, shares, moves = (record.applied for record in layout)
+        heads, moves = self.record("head_layout"), self.record("token_major_layout")
         gated = {"error", "budget", "refused"}
-        worst = max(layout, key=lambda record: record.error or 0.0)
+        worst = max(heads, moves, key=lambda record: record.error or 0.0)
+        layout = {"heads": heads.applied, "shares": 0, "moves": moves.applied, "gelus": 0}
         return {
             **fields(self),
             "stream": {"rewritten": stream.applied > 0, **stream.model_dump(include=gated)},
-            "residual_scales": self.record("fold_residual_scale").applied,
+            "residual_scales": 0,
             "rows": {"nodes": gather.applied, **gather.model_dump(include=gated)},
-            "kernels": {
-                "heads": heads,
-                "shares": shares,
-                "moves": moves,
-                "gelus": self.record("gelu").applied,
-                **worst.model_dump(include=gated),
-            },
+            "kernels": {**layout, **worst.model_dump(include=gated)},
         }
 
 

@@ -21,8 +21,8 @@ from bilateral_export.lowering.attention_pattern import HEADS_LAST, Graph, Preco
 from bilateral_export.lowering.shapes import Shapes
 from bilateral_export.tensors import Array
 
-# How a tensor of the graph has the same rows: `[B, N, width]`, `[B N, width]`, `[N, B, width]`.
-Order = Literal["tokens", "matrix", "tokens_first"]
+# The layout of the original tensor: `[B, N, width]` or `[N, B, width]`.
+Order = Literal["tokens", "tokens_first"]
 
 METADATA_KEY = "bilateral.tokens_first"
 
@@ -209,9 +209,6 @@ def _sources(shapes: Shapes, node: onnx.NodeProto) -> list[str]:
             alone = given.get("axis", 0) in (-1, 2) and constant == [1]
         case "MatMul":
             alone = ranks == [None, 2]
-        case "Gemm":
-            of_c = ranks[2:] or [None]
-            alone = ranks[:2] == [None, 2] and of_c[0] in (None, 1) and not given.get("transA", 0)
         case _:
             alone = False
     return moving if alone else []
@@ -227,9 +224,8 @@ def _by_token(rewrite: _Rewrite, shapes: Shapes, node: onnx.NodeProto) -> bool:
     made = onnx.NodeProto()
     made.CopyFrom(node)
     widths = [max(source.width for source in rows)]
-    if node.op_type in ("MatMul", "Gemm"):
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        widths = [shapes.constants[node.input[1]].dims[0 if transposed else 1]]
+    if node.op_type == "MatMul":
+        widths = [shapes.constants[node.input[1]].dims[1]]
     if node.op_type == "Split":
         widths = numpy_helper.to_array(shapes.constants[node.input[1]]).tolist()
         next(a for a in made.attribute if a.name == "axis").i = 1
@@ -305,10 +301,6 @@ def _reshapes(rewrite: _Rewrite, node: onnx.NodeProto, sizes: list[int]) -> bool
     by_head = sizes[:2] == [0, 0] and len(sizes) == 4
     inputs = [known.name, rewrite.shape(rewrite.length, -1, *sizes[2:])] if by_head else []
     match known.order:
-        case "tokens" if sizes == [-1, known.width]:
-            rewrite.rows[made] = Rows(known.name, "matrix", known.width)
-        case "matrix" if sizes == [-1, rewrite.length, known.width]:
-            rewrite.rows[made] = Rows(known.name, "tokens", known.width)
         case "tokens" if by_head:
             first = rewrite.replace(node, "Reshape", inputs, f"{made}.tokens_first")
             rewrite.first[made] = first
