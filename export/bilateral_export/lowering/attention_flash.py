@@ -1,10 +1,10 @@
-"""Flash attention by augmented queries and keys: plain attention with a few more columns.
+"""Flash attention by augmented queries and keys: plain attention on a few more features.
 
 ONNX Runtime's CPU provider runs `com.microsoft.MultiHeadAttention` block by block, with memory
 linear in N, only without bias and mask. Bilateral attention can be written that way exactly. The
-spatial kernel is a dot product of extra columns (gaussian_feature_map.py), which are constant and
-so go into the projection's weight and bias. The Gaussian range kernel's |k|^2 is one more column of
-the keys, against a column of ones.
+spatial kernel is a dot product of extra features (gaussian_feature_map.py), which are constant and
+so go into the projection's weight and bias. The Gaussian range kernel's |k|^2 is one more feature
+of the keys, against a feature that is 1.
 
 What is constant along the keys cancels in the softmax. So queries and keys may be shifted by any
 vector per head (for the Gaussian kernel both, for the dot product the keys). They are shifted by
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from bilateral_export.lowering.attention_pattern import AttentionPattern, Values
-from bilateral_export.lowering.gaussian_feature_map import spatial_columns
+from bilateral_export.lowering.gaussian_feature_map import spatial_feature_map
 from bilateral_export.lowering.graph_edit import Rewriter
 
 DOMAIN = "com.microsoft"
@@ -32,14 +32,14 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     """
     heads, depth = pattern.heads, pattern.head_dim
     gaussian = pattern.range_kernel == "gaussian"
-    query_columns, key_columns = spatial_columns(pattern)
-    extra = query_columns.shape[-1]
+    query_features, key_features = spatial_feature_map(pattern)
+    extra = query_features.shape[-1]
     weights = np.split(pattern.weight, 3, axis=1)
     biases = [part.reshape(heads, depth) for part in np.split(pattern.bias, 3)]
     query_bias = pattern.scale * (biases[0] - biases[1] if gaussian else biases[0])
     rewriter = Rewriter(model, pattern)
-    # The Gaussian range kernel's column is computed, so the keys' columns are joined to it later.
-    folded_keys = np.zeros((*key_columns.shape[:2], 0)) if gaussian else key_columns
+    # The Gaussian range kernel's feature is computed, so the keys' features are joined to it later.
+    folded_keys = np.zeros((*key_features.shape[:2], 0)) if gaussian else key_features
     weight = np.concatenate(
         [
             _widen(pattern.scale * weights[0], heads, extra, int(gaussian)),
@@ -48,10 +48,10 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
         ],
         axis=1,
     )
-    length = max(query_columns.shape[0], folded_keys.shape[0])
+    length = max(query_features.shape[0], folded_keys.shape[0])
     bias = np.concatenate(
         [
-            _beside(query_columns, query_bias, length, int(gaussian)),
+            _beside(query_features, query_bias, length, int(gaussian)),
             _beside(folded_keys, np.zeros_like(biases[1]), length),
             np.broadcast_to(biases[2].reshape(1, -1), (length, heads * depth)),
         ],
@@ -62,7 +62,7 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
         weight, "columns", bias, [heads * width for width in widths]
     )
     if gaussian:
-        key = _gaussian_keys(rewriter, key, key_columns, pattern)
+        key = _gaussian_keys(rewriter, key, key_features, pattern)
     rewriter.node(
         OPERATOR,
         [query, key, value],
@@ -77,9 +77,11 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
-def _gaussian_keys(rewriter: Rewriter, key: str, columns: Values, pattern: AttentionPattern) -> str:
-    """Keys `[B, N, H D]` to, by head, their spatial columns, themselves and -scale/2 |k|^2."""
-    heads, depth, extra = pattern.heads, pattern.head_dim, columns.shape[-1]
+def _gaussian_keys(
+    rewriter: Rewriter, key: str, features: Values, pattern: AttentionPattern
+) -> str:
+    """Join, by head, spatial features, the keys `[B, N, H D]` and -scale/2 |k|^2."""
+    heads, depth, extra = pattern.heads, pattern.head_dim, features.shape[-1]
     tokens = rewriter.node(
         "Reshape", [key, rewriter.shape("by_head", [0, 0, heads, depth])], "key_by_head"
     )
@@ -88,9 +90,9 @@ def _gaussian_keys(rewriter: Rewriter, key: str, columns: Values, pattern: Atten
     half = rewriter.constant("minus_half_scale", np.array(-0.5 * pattern.scale))
     parts = [tokens, rewriter.node("Mul", [square, half], "key_column")]
     if extra:
-        # Zero times the square has the batch that the constant columns lack.
+        # Zero times the square has the batch that the constant features lack.
         none = rewriter.node("Mul", [square, rewriter.constant("zero", np.zeros(()))], "no_column")
-        spatial = rewriter.constant("key_columns", columns)
+        spatial = rewriter.constant("key_columns", features)
         parts.insert(0, rewriter.node("Add", [none, spatial], "spatial_columns"))
     joined = rewriter.node("Concat", parts, "key_joined", axis=3)
     flat = rewriter.shape("flat", [0, 0, heads * (extra + depth + 1)])
@@ -98,16 +100,16 @@ def _gaussian_keys(rewriter: Rewriter, key: str, columns: Values, pattern: Atten
 
 
 def _widen(weight: Values, heads: int, before: int, behind: int = 0) -> Values:
-    """`[dim, H D]` to `[dim, H (before + D + behind)]`, with zeros."""
+    """Pad `[dim, H D]` with zeros to `[dim, H (before + D + behind)]`."""
     by_head = weight.reshape(weight.shape[0], heads, -1)
     return np.pad(by_head, ((0, 0), (0, 0), (before, behind))).reshape(weight.shape[0], -1)
 
 
-def _beside(columns: Values, bias: Values, length: int, ones: int = 0) -> Values:
-    """By head the columns `[N, H, E]`, a bias `[H, D]` for every token, and ones: `[N, ...]`."""
+def _beside(features: Values, bias: Values, length: int, ones: int = 0) -> Values:
+    """Join, by head, features `[N, H, E]`, a bias `[H, D]` for every token, and ones."""
     heads, depth = bias.shape
     parts = [
-        np.broadcast_to(columns, (length, *columns.shape[1:])),
+        np.broadcast_to(features, (length, *features.shape[1:])),
         np.broadcast_to(bias, (length, heads, depth)),
         np.ones((length, heads, ones)),
     ]

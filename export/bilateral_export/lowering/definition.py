@@ -8,27 +8,27 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from bilateral_export.lowering.attention_pattern import AttentionPattern
-from bilateral_export.lowering.residual_stream import Stream
+from bilateral_export.lowering.residual_stream import ResidualStream
 
 
-def attend_rows(
+def attend_queries(
     pattern: AttentionPattern,
     tokens: NDArray[np.generic],
-    rows: NDArray[np.int64],
+    sampled: NDArray[np.int64],
     dtype: DTypeLike,
 ) -> NDArray[np.float64]:
     """Compute the attention's output for some queries from the definition (op/README.md).
 
-    Memory is O(rows x N), so that any length can be checked.
+    Memory is O(queries x N), so that any length can be checked.
 
     Args:
         pattern: The attention with its projections.
         tokens: `[B, N, dim]`, what the projection gets.
-        rows: Indices of queries.
+        sampled: Indices of queries.
         dtype: What everything is computed in.
 
     Returns:
-        `[B, rows, dim]`.
+        `[B, queries, dim]`.
     """
     x = tokens.astype(dtype)
     batch, length, _ = x.shape
@@ -37,31 +37,31 @@ def attend_rows(
         part.reshape(batch, length, pattern.heads, pattern.head_dim).transpose(0, 2, 1, 3)
         for part in np.split(projected, 3, axis=-1)
     )
-    query = query[:, :, rows] * np.asarray(pattern.scale, dtype)
+    query = query[:, :, sampled] * np.asarray(pattern.scale, dtype)
     logits = query @ key.transpose(0, 1, 3, 2)
     if pattern.range_kernel == "gaussian":
         half = np.asarray(-0.5 * pattern.scale, dtype)
         logits = logits + (half * np.square(key).sum(-1))[:, :, None, :]
     if pattern.positions is not None:
-        logits = logits + _spatial_rows(pattern, rows, dtype)
+        logits = logits + _spatial_logits(pattern, sampled, dtype)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     mixed = (weights @ value).transpose(0, 2, 1, 3)
-    return np.asarray(mixed.reshape(batch, len(rows), -1), dtype=np.float64)
+    return np.asarray(mixed.reshape(batch, len(sampled), -1), dtype=np.float64)
 
 
 def stream_norms(
-    stream: Stream, values: dict[str, NDArray[np.float32]], dtype: DTypeLike
+    stream: ResidualStream, values: dict[str, NDArray[np.float32]], dtype: DTypeLike
 ) -> dict[str, NDArray[np.float64]]:
     """Compute the output of every norm that reads a residual stream, term by term.
 
     Args:
         stream: The stream as it was.
-        values: `[B, rows, ...]` of x0 and of each branch's tokens, by name.
+        values: `[B, tokens, ...]` of x0 and of each branch's tokens, by name.
         dtype: What everything is computed in.
 
     Returns:
-        `[B, rows, dim]` by the name of the norm's output.
+        `[B, queries, dim]` by the name of the norm's output.
     """
     terms = {stream.root: values[stream.root].astype(dtype)}
     for branch in stream.branches.values():
@@ -80,19 +80,19 @@ def stream_norms(
     return results
 
 
-def _spatial_rows(
-    pattern: AttentionPattern, rows: NDArray[np.int64], dtype: DTypeLike
+def _spatial_logits(
+    pattern: AttentionPattern, sampled: NDArray[np.int64], dtype: DTypeLike
 ) -> NDArray[np.floating[Any]]:
-    """Compute the spatial kernel's logits `[H, rows, N]`."""
+    """Compute the spatial kernel's logits `[H, queries, N]`."""
     assert pattern.positions is not None
     queries, keys = (side.astype(dtype) for side in pattern.positions)
     if pattern.spatial_kernel == "dot":
-        logits = queries[:, rows] @ keys.transpose(0, 2, 1)
+        logits = queries[:, sampled] @ keys.transpose(0, 2, 1)
     else:
         assert pattern.bandwidth is not None
         sigma = pattern.bandwidth.astype(dtype)[:, None, None]
-        distance = np.square(queries[rows][:, None, :] - keys[None, :, :]).sum(-1)
+        distance = np.square(queries[sampled][:, None, :] - keys[None, :, :]).sum(-1)
         logits = np.asarray(-0.5, dtype) * (distance / sigma / sigma)
-    logits[:, rows < pattern.query_prefix] = 0
+    logits[:, sampled < pattern.query_prefix] = 0
     logits[:, :, : pattern.key_prefix] = 0
     return np.asarray(logits)

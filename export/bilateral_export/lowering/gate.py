@@ -11,14 +11,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from bilateral_export.lowering.attention_pattern import AttentionPattern
-from bilateral_export.lowering.definition import attend_rows, stream_norms
+from bilateral_export.lowering.definition import attend_queries, stream_norms
 from bilateral_export.lowering.residual_stream import read_residual_stream
 
 FACTOR = 4.0
 # ONNX Runtime's names of types that are not NumPy's.
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 _ROUNDINGS = 4 * float(np.finfo(np.float32).eps)
-_ROWS = 48
+_SAMPLED = 48
 _BATCH = 2
 
 
@@ -65,11 +65,11 @@ def measure_attentions(
     errors = []
     for pattern in patterns:
         tokens, merged = values[pattern.tokens], values[pattern.merged]
-        rows = _sample(tokens.shape[1], generator)
+        sampled = _sample(tokens.shape[1], generator)
         exact, plain = (
-            attend_rows(pattern, tokens, rows, dtype) for dtype in (np.float64, np.float32)
+            attend_queries(pattern, tokens, sampled, dtype) for dtype in (np.float64, np.float32)
         )
-        errors.append(_rounding_error(pattern.node.name, merged[:, rows], plain, exact, factor))
+        errors.append(_rounding_error(pattern.node.name, merged[:, sampled], plain, exact, factor))
     return errors
 
 
@@ -84,8 +84,8 @@ def measure_norms(
     branches = stream.branches.values()
     wanted = [stream.root, *(b.tokens for b in branches), *(norm.name for norm in stream.norms)]
     values, generator = _activations(rewritten, wanted, seed)
-    rows = _sample(values[stream.root].shape[1], generator)
-    values = {name: value[:, rows] for name, value in values.items()}
+    sampled = _sample(values[stream.root].shape[1], generator)
+    values = {name: value[:, sampled] for name, value in values.items()}
     exact, plain = (stream_norms(stream, values, dtype) for dtype in (np.float64, np.float32))
     return [_rounding_error(name, values[name], plain[name], exact[name], factor) for name in exact]
 
@@ -146,7 +146,7 @@ def _activations(
 
 def _sample(length: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return some tokens' indices, the first and the last among them."""
-    chosen = generator.choice(length, size=min(length, _ROWS), replace=False)
+    chosen = generator.choice(length, size=min(length, _SAMPLED), replace=False)
     return np.asarray(np.unique([0, length - 1, *chosen]), dtype=np.int64)
 
 

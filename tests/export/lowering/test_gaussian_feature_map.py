@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bilateral_export.lowering.attention_mask import spatial_mask
 from bilateral_export.lowering.attention_pattern import AttentionPattern
-from bilateral_export.lowering.gaussian_feature_map import spatial_columns
+from bilateral_export.lowering.gaussian_feature_map import spatial_feature_map
 
 
 def site(
@@ -37,7 +37,7 @@ def site(
 
 def products(made: AttentionPattern, dtype: type) -> np.ndarray:
     """Dot products added up column by column, as a matrix product does."""
-    queries, keys = (side.astype(dtype).transpose(1, 0, 2) for side in spatial_columns(made))
+    queries, keys = (side.astype(dtype).transpose(1, 0, 2) for side in spatial_feature_map(made))
     total = np.zeros((queries.shape[0], queries.shape[1], keys.shape[1]), dtype)
     for column in range(queries.shape[-1]):
         total += queries[:, :, column, None] * keys[:, None, :, column]
