@@ -10,9 +10,9 @@ from typing import Any, Literal
 import onnx
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file, sha256
-from bilateral_export.graph.changes import LOWERING_KEY as METADATA_KEY
 from bilateral_export.graph.changes import changes, missing_bodies
 from bilateral_export.lowering.attention_forms import (
     FORMS,
@@ -35,6 +35,7 @@ from bilateral_export.lowering.head_layout import rewrite_head_layout
 from bilateral_export.lowering.push_down_gather import push_down_gather
 from bilateral_export.lowering.residual_stream import rewrite_residual_stream
 from bilateral_export.lowering.token_major_layout import rewrite_token_major_layout
+from bilateral_export.metadata import LOWERING_KEY
 
 Gate = Callable[[onnx.ModelProto, onnx.ModelProto, float], Sequence[RoundingError]]
 
@@ -92,7 +93,7 @@ class PassRecord(BaseModel):
 
 
 class Lowering(BaseModel):
-    """What was done to a file; kept in its metadata under METADATA_KEY.
+    """What was done to a file; kept in its metadata under LOWERING_KEY.
 
     Attributes:
         runtime: What the file was lowered for.
@@ -202,7 +203,7 @@ def lowered_proto(
     )
     drop_unused(lowered)
     lowering = Lowering(runtime=runtime, source_sha256=source, sites=sites, passes=passes)
-    lowered.metadata_props.add(key=METADATA_KEY, value=lowering.model_dump_json())
+    lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())
     return lowered, lowering
 
 
@@ -229,7 +230,7 @@ def run_pass(one: LoweringPass, model: onnx.ModelProto, factor: float = FACTOR) 
 def read_lowering(proto: onnx.ModelProto) -> Lowering | None:
     """Return what was done to a model, or None for a canonical one."""
     for entry in proto.metadata_props:
-        if entry.key == METADATA_KEY:
+        if entry.key == LOWERING_KEY:
             return Lowering.model_validate_json(entry.value)
     return None
 
@@ -240,20 +241,17 @@ def has_attention(path: Path) -> bool:
     Raises:
         UserError: The file is not an ONNX model.
     """
-    try:
-        return bool(attention_nodes(onnx.load(path, load_external_data=False)))
-    except Exception as error:
-        raise UserError(f"{path} is no ONNX model", "Export it again.") from error
+    return bool(attention_nodes(load_graph(path, weights=False)))
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    model = load_graph(path)
     try:
-        model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
         raise UserError(
-            f"{path} is no ONNX model that can be lowered ({reason})",
+            f"{path} is not an ONNX model that can be lowered ({reason})",
             "Export it with `bilateral export`; files over 2 GB are served as they are.",
         ) from error
     if done := read_lowering(model):
