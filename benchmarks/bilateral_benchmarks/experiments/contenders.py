@@ -21,8 +21,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.lowering.attention_forms import Form
 from bilateral_export.lowering.lower import PASSES, lower
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import GeneralizedResidual
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner

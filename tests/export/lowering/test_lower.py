@@ -17,7 +17,6 @@ from bilateral_export.lowering import attention_forms
 from bilateral_export.lowering.attention_flash import rewrite_to_flash
 from bilateral_export.lowering.attention_pattern import AttentionPattern
 from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -34,7 +33,7 @@ def test_every_form_passes_parity(
     lowered = lower(digits_onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx", form=form)
     assert {site.form for site in lowered.lowering.sites} == {form}
     assert not any("ai.bilateral" in name for name in operators(lowered.path))
-    samples = random_samples(exportable(digits.build_model()))
+    samples = random_samples(digits.build_model())
     report = compare(digits, [Candidate(OnnxRuntimeRunner(lowered.path), "fp32")], samples)
     assert report.passed, report.rows
 
