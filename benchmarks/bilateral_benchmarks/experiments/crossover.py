@@ -15,7 +15,8 @@ from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.report.result import Context
 from bilateral_benchmarks.statistics.interleave import interleave
-from bilateral_export.lowering.lower import FLASH_LENGTH, Form, lower
+from bilateral_export.lowering.attention_forms import FLASH_LENGTH, Form
+from bilateral_export.lowering.lower import lower
 from bilateral_export.op.contract import RangeKernel
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 

@@ -15,7 +15,8 @@ from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.experiments.isolated import Isolated, measure_isolated
 from bilateral_benchmarks.load.schedule import require_positive
 from bilateral_benchmarks.report.result import Context
-from bilateral_export.lowering.lower import Form, lower
+from bilateral_export.lowering.attention_forms import Form
+from bilateral_export.lowering.lower import lower
 
 Axis = Literal["tokens", "batch", "depth"]
 LENGTHS = (197, 577, 1025, 2048, 4096, 16384)

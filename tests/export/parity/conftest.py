@@ -57,10 +57,14 @@ def colours(digits: Checkpoint) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def subjects(
-    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+    checkpoints: dict[str, Checkpoint],
+    deeper_digits: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Subject]:
+    every = checkpoints | {"deeper digits": deeper_digits}
+
     def make(family: str) -> Subject:
-        checkpoint, lengths = checkpoints[family], FAMILIES[family][1]
+        checkpoint, lengths = every[family], FAMILIES.get(family, ("", {}))[1]
         path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
         export_onnx(checkpoint, path)
         samples = random_samples(checkpoint.build_model(), lengths=lengths)
