@@ -14,13 +14,12 @@ from tests.export.lowering.test_residual_stream import operators, replace_pass
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.graph.token_matrices import held_tensors, to_matrix
 from bilateral_export.lowering.graph_edit import copied
 from bilateral_export.lowering.head_layout import rewrite_head_layout
 from bilateral_export.lowering.lower import PASSES, lowered_proto
 from bilateral_export.lowering.token_major_layout import (
-    held_tensors,
     rewrite_token_major_layout,
-    to_matrix,
 )
 
 KERNELS = {one.name for one in PASSES["onnxruntime-cpu"]} - {one.name for one in PASSES["openvino"]}
