@@ -40,9 +40,8 @@ def lower(
     """
     from bilateral_export.lowering import lower as lowering
 
-    target = output or model.with_suffix(f".{runtime}.onnx")
     with notes.status("Lowering"):
-        lowered = lowering.lower(model, runtime, target, form=form)
+        lowered = lowering.lower(model, runtime, output, form=form)
     if json:
         print_json(lowered.lowering)
     else:

@@ -150,7 +150,7 @@ class LoweredModel:
 def lower(
     model: Path,
     runtime: str,
-    output: Path,
+    output: Path | None = None,
     *,
     form: str | None = None,
     factor: float = FACTOR,
@@ -161,7 +161,8 @@ def lower(
     Args:
         model: A canonical file, as `bilateral export` writes it.
         runtime: "onnxruntime-cpu" or "openvino".
-        output: The file to write; it must be another than `model`.
+        output: The file to write; it must be another than `model`. None: MODEL.RUNTIME.onnx beside
+            the model.
         form: Use this form wherever its conditions hold; None: the runtime's best.
         factor: The gate: how much larger than that of plain float32 an error may be.
         without: Names of passes to leave out.
@@ -171,6 +172,8 @@ def lower(
             the runtime or form is unknown.
     """
     require_file(model, "model")
+    _known_runtime(runtime)
+    output = output or model.with_suffix(f".{runtime}.onnx")
     if output.resolve() == model.resolve():
         raise UserError(f"{output} is the model itself", "Write to another file.")
     proto, lowering = lowered_proto(model, runtime, form=form, factor=factor, without=without)
@@ -188,23 +191,29 @@ def lowered_proto(
     without: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, Lowering]:
     """Return what `lower` writes, without writing it."""
-    if runtime not in RUNTIMES:
-        raise UserError(f"no lowering for '{runtime}'", f"There is one for {', '.join(RUNTIMES)}.")
+    known = _known_runtime(runtime)
     if form is not None and form not in FORMS:
         raise UserError(f"unknown form '{form}'", f"Use one of {', '.join(FORMS)}.")
     canonical = _read(model)
     source = sha256(model)
-    lowered, sites = lower_attentions(canonical, runtime, form, factor)
+    lowered, sites = lower_attentions(canonical, known, form, factor)
     passes = tuple(
         PassRecord(name=one.name, refused="not wanted")
         if one.name in without
         else run_pass(one, lowered, factor)
-        for one in PASSES[runtime]
+        for one in PASSES[known]
     )
     drop_unused(lowered)
-    lowering = Lowering(runtime=runtime, source_sha256=source, sites=sites, passes=passes)
+    lowering = Lowering(runtime=known, source_sha256=source, sites=sites, passes=passes)
     lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())
     return lowered, lowering
+
+
+def _known_runtime(runtime: str) -> Runtime:
+    for known in RUNTIMES:
+        if known == runtime:
+            return known
+    raise UserError(f"no lowering for '{runtime}'", f"There is one for {', '.join(RUNTIMES)}.")
 
 
 def run_pass(one: LoweringPass, model: onnx.ModelProto, factor: float = FACTOR) -> PassRecord:
