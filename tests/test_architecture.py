@@ -56,7 +56,7 @@ ROOMS = {
         "kernel": {"report"},
         "end_to_end": {"experiments", "load", "report"},
         "gpu_checks": set(),
-        "studies": {"kernel", "report"},
+        "studies": {"report"},
     },
     "bilateral_cli": {"bench": set()},
 }

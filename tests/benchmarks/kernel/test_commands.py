@@ -7,19 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from bilateral_benchmarks.kernel import build_report, configurations, instructions
-from bilateral_benchmarks.studies import tile_skipping_random
+from bilateral_benchmarks.kernel import build_report, configurations
 from bilateral_export.op.kernel.aot import compile as kernel_compile
 
 
 @pytest.mark.parametrize(
     ("main", "arguments", "said"),
     [
-        (tile_skipping_random.main, ["--tokens", "0"], "--tokens: 0 is not 1 or more"),
-        (tile_skipping_random.main, ["--sm", "12"], "--sm: invalid choice: 12"),
         (configurations.main, ["--sm", "12"], "--sm: invalid choice: 12"),
         (configurations.main, ["--workers", "0"], "--workers: 0 is not 1 or more"),
-        (instructions.main, ["--head-dim", "24"], "--head-dim: invalid choice: 24"),
         (kernel_compile.main, ["out", "--workers", "-1"], "--workers: -1 is not 1 or more"),
         (kernel_compile.main, ["out", "--only", "("], "error: --only '(' is no regular expression"),
         (kernel_compile.main, ["out", "--only", "nothing"], "no cubin has 'nothing' in its name"),
