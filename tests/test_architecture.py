@@ -50,8 +50,8 @@ ROOMS = {
     },
     "bilateral_benchmarks": {
         "statistics": set(),
-        "report": {"statistics", "experiments", "load"},
-        "load": {"report"},
+        "report": {"statistics"},
+        "load": {"report", "statistics"},
         "experiments": {"load", "report", "statistics"},
         "kernel": {"report"},
         "end_to_end": {"experiments", "load", "report"},

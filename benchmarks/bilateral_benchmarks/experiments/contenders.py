@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bilateral_benchmarks.report.gemm_peak import Goal
+from bilateral_benchmarks.experiments.gemm_peak import Goal
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
@@ -49,7 +49,7 @@ class Contender:
     model: Path | None = None
 
 
-# Shares of the GEMM limit that the forms for a CPU aim at, by model and contender.
+# Shares of the GEMM peak that the forms for a CPU aim at, by model and contender.
 GOALS = {
     "deit_bilateral_tiny_patch16_224": {ORT_LOWERED: 0.60},
     "deit_bilateral_small_patch16_224": {ORT_LOWERED: 0.70, OPENVINO_F32: 0.80},

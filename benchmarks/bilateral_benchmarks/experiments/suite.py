@@ -22,18 +22,19 @@ from bilateral_benchmarks.experiments.contenders import (
     usual_contenders,
 )
 from bilateral_benchmarks.experiments.crossover import LENGTHS, measure_crossover
+from bilateral_benchmarks.experiments.document import BenchDocument, Item, Part, load_document
 from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
 from bilateral_benchmarks.experiments.operator_profile import measure_stages
 from bilateral_benchmarks.experiments.overhead import measure_overhead
-from bilateral_benchmarks.experiments.scaling import measure_growth
+from bilateral_benchmarks.experiments.scaling import measure_scaling
 from bilateral_benchmarks.experiments.scenarios import Scenario, run_scenario
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.experiments.sweep import sweep
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
+from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.load.schedule import Load
-from bilateral_benchmarks.report.document import Document, Item, Part, load_document, save_document
-from bilateral_benchmarks.report.result import Report
+from bilateral_benchmarks.report.files import write_json
 from bilateral_benchmarks.statistics.interleave import OnRound
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
@@ -54,7 +55,7 @@ OPSET = 23
 TITLE = "Latency of bilateral-serve"
 TINY, SMALL = "deit_bilateral_tiny_patch16_224", "deit_bilateral_small_patch16_224"
 DIGITS = "digits_bilateral"
-WAYS = {
+SERVING_SETTINGS = {
     "defaults": Settings(),
     "threads that do not spin": Settings(spinning=False),
     "two instances of one thread": Settings(instances=2, threads=1),
@@ -62,7 +63,7 @@ WAYS = {
     "openvino, two instances": Settings(runtime="openvino", instances=2, threads=1),
 }
 # The server's overhead by settings has its own part; the others measure the first of them.
-DEFAULTS = next(iter(WAYS))
+DEFAULTS = next(iter(SERVING_SETTINGS))
 # p99 of MultiStream needs 368 requests of a tenth of a second.
 SCENARIO_SECONDS: dict[Scenario, float] = {
     "SingleStream": 6.0,
@@ -130,7 +131,7 @@ class Suite:
             if (only is None or name in only) and not (missing and name in done)
         ]
 
-    def run(self) -> Document:
+    def run(self) -> BenchDocument:
         """Run the parts; the result is also in the output file."""
         with tempfile.TemporaryDirectory() as scratch:
             self._folder = Path(scratch)
@@ -148,7 +149,7 @@ class Suite:
             return {
                 "runtimes-digits": bind(self._runtimes, DIGITS, None),
                 "forms-digits": bind(self._forms, DIGITS, None),
-                "growth": self._growth,
+                "growth": self._scaling,
                 "crossover": self._crossover,
                 "overhead": bind(self._overhead, DIGITS),
                 "serving": bind(self._serving, DIGITS),
@@ -161,7 +162,7 @@ class Suite:
             "runtimes-512": bind(self._runtimes, SMALL, 512),
             "forms-small": bind(self._forms, SMALL, None),
             "forms-512": bind(self._forms, SMALL, 512),
-            "growth": self._growth,
+            "growth": self._scaling,
             "crossover": self._crossover,
             "overhead": bind(self._overhead, TINY),
             "serving": bind(self._serving, TINY),
@@ -187,11 +188,11 @@ class Suite:
         seconds = round(time.monotonic() - begun, 1)
         part = Part(name=name, items=len(items), seconds=seconds, failure=failure)
         self._kept[name] = (part, tuple(items))
-        save_document(self._document(), self._output)
+        write_json(self._document(), self._output)
 
-    def _document(self) -> Document:
+    def _document(self) -> BenchDocument:
         kept = [self._kept[name] for name in self._parts if name in self._kept]
-        return Document(
+        return BenchDocument(
             title=TITLE,
             items=tuple(item for _, items in kept for item in items),
             failures=tuple(f"{part.name}: {part.failure}" for part, _ in kept if part.failure),
@@ -236,10 +237,10 @@ class Suite:
     def _rounds(self, size: Size) -> int:
         return 6 if self._quick else 8 if size else 15
 
-    def _growth(self) -> Iterator[Item]:
+    def _scaling(self) -> Iterator[Item]:
         lengths = (197, 577) if self._quick else (197, 577, 1025, 2048, 4096, 16384)
         seconds = 0.2 if self._quick else 1.0
-        yield measure_growth(lengths, seconds=seconds, on_point=self._say)
+        yield measure_scaling(lengths, seconds=seconds, on_point=self._say)
 
     def _crossover(self) -> Iterator[Item]:
         lengths = LENGTHS[:2] if self._quick else LENGTHS
@@ -250,7 +251,7 @@ class Suite:
         absent = importlib.util.find_spec("openvino") is None
         ways = {
             way: settings
-            for way, settings in WAYS.items()
+            for way, settings in SERVING_SETTINGS.items()
             if not (absent and settings.runtime == "openvino")
         }
         _, exported = self._export(name, None)
@@ -271,7 +272,7 @@ class Suite:
     def _serving(self, name: str) -> Iterator[Item]:
         """Where the time goes, and throughput against latency."""
         _, exported = self._export(name, None)
-        served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
+        served = {DEFAULTS: (exported, SERVING_SETTINGS[DEFAULTS])}
         with self._server(served) as url, LoweredRunner(exported) as runner:
             arrays = made_up(runner.inputs)
             self._say("breakdown")
@@ -293,7 +294,7 @@ class Suite:
     def _scenarios(self, name: str) -> Iterator[Item]:
         """MLPerf's four."""
         _, exported = self._export(name, None)
-        served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
+        served = {DEFAULTS: (exported, SERVING_SETTINGS[DEFAULTS])}
         with self._server(served) as url, LoweredRunner(exported) as runner:
             for scenario, seconds in SCENARIO_SECONDS.items():
                 self._say(f"scenario {scenario}")
@@ -349,7 +350,7 @@ class Suite:
         return folder
 
 
-def _by_part(document: Document) -> dict[str, tuple[Part, tuple[Item, ...]]]:
+def _by_part(document: BenchDocument) -> dict[str, tuple[Part, tuple[Item, ...]]]:
     """A document's items by the part that made them; those that none made are under ""."""
     found = {}
     at = 0

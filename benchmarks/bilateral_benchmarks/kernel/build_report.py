@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, to_json, write_text
 from bilateral_export.op.kernel.aot.manifest import problems

@@ -37,7 +37,7 @@ from bilateral_benchmarks.kernel.results import (
 )
 from bilateral_benchmarks.kernel.targets import Target, targets
 from bilateral_benchmarks.kernel.timing import gemm_peak, measure
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
 

@@ -56,7 +56,7 @@ class Measurement:
     warmup_s: float
 
 
-class Watch:
+class SteadyState:
     """Takes records as they come and says when there are enough.
 
     Args:

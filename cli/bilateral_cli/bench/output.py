@@ -11,9 +11,9 @@ from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.console import UNBOUNDED, notes, out, print_json, styled, table
 
 if TYPE_CHECKING:
+    from bilateral_benchmarks.load.report import Report
     from bilateral_benchmarks.report import tables
     from bilateral_benchmarks.report.document import Document
-    from bilateral_benchmarks.report.result import Report
 
 
 def finish_document(document: Document, output: Path | None, json: bool) -> None:
@@ -22,16 +22,15 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
     Raises:
         typer.Exit: Code 1: a run is invalid.
     """
-    from bilateral_benchmarks.report.document import save_document
-    from bilateral_benchmarks.report.tables import tables_of
+    from bilateral_benchmarks.report.files import write_json
 
     if output is not None:
-        save_document(document, output)
+        write_json(document, output)
         notes.print(f"Wrote {output}")
     if json:
         print_json(document)
     for item in () if json else document.items:
-        for found in tables_of(item):
+        for found in item.tables():
             print_table(found)
             for note in found.notes:
                 notes.print(note, soft_wrap=True)
@@ -40,12 +39,9 @@ def finish_document(document: Document, output: Path | None, json: bool) -> None
 
 def exit_if_failed(document: Document) -> None:
     """Say what is missing or invalid in a document, and end with code 1 if anything is."""
-    from bilateral_benchmarks.report.document import failures_of
-
-    failures = failures_of(document)
-    for failure in failures:
-        notes.print(styled("Failed:", "bold red"), failure, soft_wrap=True)
-    if failures:
+    for problem in document.problems:
+        notes.print(styled("Failed:", "bold red"), problem, soft_wrap=True)
+    if document.problems:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -67,16 +63,14 @@ def print_table(wide: tables.Table) -> None:
 
 def finish(report: Report, output: Path | None, json: bool) -> None:
     """Write and print the report of one measurement."""
-    from bilateral_benchmarks.report.document import Document
+    from bilateral_benchmarks.experiments.document import BenchDocument
 
-    finish_document(Document(title=report.subject, items=(report,)), output, json)
+    finish_document(BenchDocument(title=report.subject, items=(report,)), output, json)
 
 
-def write_pages(document: Document, path: Path) -> None:
+def show_pages(document: Document, path: Path) -> None:
     """Write the .md and .html pages beside `path`."""
-    from bilateral_benchmarks.report.render import html, markdown
-    from bilateral_export.files import write_text
+    from bilateral_benchmarks.report.files import write_pages
 
-    for suffix, text in ((".md", markdown(document)), (".html", html(document))):
-        write_text(path.with_suffix(suffix), text)
-        notes.print(f"Wrote {path.with_suffix(suffix)}")
+    for page in write_pages(document, path):
+        notes.print(f"Wrote {page}")

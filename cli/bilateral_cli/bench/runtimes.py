@@ -16,7 +16,7 @@ from bilateral_cli.bench.output import finish_document
 from bilateral_cli.console import JsonOption
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.report.document import Document
+    from bilateral_benchmarks.experiments.document import BenchDocument
 
 
 @bench.command()
@@ -75,14 +75,14 @@ def growth(
 
     Example: bilateral bench growth --lengths 1025,4096,16384
     """
-    from bilateral_benchmarks.experiments.scaling import measure_growth
-    from bilateral_benchmarks.report.document import Document
+    from bilateral_benchmarks.experiments.document import BenchDocument
+    from bilateral_benchmarks.experiments.scaling import measure_scaling
 
     # A class token and one patch.
     sizes = [int(value) for value in numbers(lengths, whole=True, least=2)]
     with experiment() as shown:
-        found = measure_growth(sizes, seconds=seconds, on_point=shown.step)
-    finish_document(Document(title="Growth of attention", items=(found,)), output, json)
+        found = measure_scaling(sizes, seconds=seconds, on_point=shown.step)
+    finish_document(BenchDocument(title="Growth of attention", items=(found,)), output, json)
 
 
 def _compare(
@@ -93,12 +93,12 @@ def _compare(
     contenders: Callable[..., list[Any]],
     memory: bool,
     what: str,
-) -> Document:
+) -> BenchDocument:
     """Export a checkpoint and compare contenders on it."""
     from bilateral_benchmarks.experiments.comparison import run_comparison
     from bilateral_benchmarks.experiments.contenders import checkpoint_of, goals_of
+    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.suite import OPSET
-    from bilateral_benchmarks.report.document import Document
     from bilateral_export.graph.export import export_onnx
 
     with experiment() as shown, tempfile.TemporaryDirectory() as scratch:
@@ -119,4 +119,4 @@ def _compare(
             on_step=shown.step,
             on_round=shown.blocks,
         )
-    return Document(title=found.title, items=(found,))
+    return BenchDocument(title=found.title, items=(found,))

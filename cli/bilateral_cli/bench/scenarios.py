@@ -24,7 +24,7 @@ from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.report.result import Report
+    from bilateral_benchmarks.load.report import Report
     from bilateral_export.tensors import Array
 
 
@@ -46,9 +46,9 @@ def scenario(
 
     Example: bilateral bench scenario Server digits --bound 20
     """
+    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.scenarios import named_scenario, run_scenario
     from bilateral_benchmarks.load.inputs import made_up
-    from bilateral_benchmarks.report.document import Document
     from bilateral_serving.client import Client
 
     chosen = named_scenario(which)
@@ -67,7 +67,7 @@ def scenario(
             on_progress=on_progress,
             on_measurement=lambda load, seconds: begin(f"{chosen}, {name}: {load}", seconds),
         )
-    finish_document(Document(title=f"{chosen}: {name}", items=(result,)), output, json)
+    finish_document(BenchDocument(title=f"{chosen}: {name}", items=(result,)), output, json)
 
 
 @bench.command()
@@ -84,12 +84,12 @@ def limit(
 
     Example: bilateral bench limit
     """
+    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
-    from bilateral_benchmarks.report.document import Document
 
     with experiment() as shown:
         found = limit_on_this_machine(duration_s=duration, on_step=shown.step)
-    finish_document(Document(title="The generator's limit", items=(found,)), output, json)
+    finish_document(BenchDocument(title="The generator's limit", items=(found,)), output, json)
 
 
 @bench.command()
@@ -110,10 +110,10 @@ def sweep(
     Example: bilateral bench sweep concurrency 1,2,4,8 digits
     """
     from bilateral_benchmarks.experiments import sweep as sweeps
+    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.served import DEFAULT_TIMEOUT_S, bench_served, try_out
     from bilateral_benchmarks.load.inputs import made_up
     from bilateral_benchmarks.load.schedule import Load
-    from bilateral_benchmarks.report.document import Document
     from bilateral_serving.client import Client
 
     if axis not in sweeps.AXES:
@@ -148,7 +148,7 @@ def sweep(
             )
 
         found = sweeps.sweep(axis, points, name, at)
-    finish_document(Document(title=f"{name} by {axis}", items=(found,)), output, json)
+    finish_document(BenchDocument(title=f"{name} by {axis}", items=(found,)), output, json)
 
 
 @bench.command()
@@ -169,8 +169,8 @@ def breakdown(
     Example: bilateral bench breakdown digits
     """
     from bilateral_benchmarks.experiments.breakdown import measure_breakdown
+    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.load.inputs import made_up
-    from bilateral_benchmarks.report.document import Document
     from bilateral_export.runners.lowered import LoweredRunner
     from bilateral_serving.client import Client
 
@@ -187,4 +187,4 @@ def breakdown(
         found = measure_breakdown(
             url, name, arrays, duration_s=duration, in_process=call, on_progress=on_progress
         )
-    finish_document(Document(title=f"Breakdown of {name}", items=(found,)), output, json)
+    finish_document(BenchDocument(title=f"Breakdown of {name}", items=(found,)), output, json)

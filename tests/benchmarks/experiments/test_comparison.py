@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from bilateral_benchmarks.experiments import gemm_peak
 from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.experiments.comparison import run_comparison
 from bilateral_benchmarks.experiments.contenders import Absent, attention_forms, checkpoint_of
+from bilateral_benchmarks.experiments.flops import model_flops
 from bilateral_benchmarks.experiments.isolated import measure_isolated
 from bilateral_benchmarks.experiments.operator_profile import measure_stages
 from bilateral_benchmarks.experiments.scaling import exponent
-from bilateral_benchmarks.report import gemm_peak
-from bilateral_benchmarks.report.flops import model_flops
 from bilateral_benchmarks.statistics.interleave import interleave
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx

@@ -45,7 +45,7 @@ class Rate(BaseModel):
 
 
 class Goal(BaseModel):
-    """A share of the GEMM limit that a row should reach."""
+    """A share of the GEMM peak that a row should reach."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -14,7 +14,7 @@ def model_flops(path: Path, batch: int = 1) -> int:
     """Operations of the matrix products, convolutions and attentions of an exported file.
 
     A product-and-sum counts as two. Softmax, norms and other elementwise work count nothing, so
-    that the share of the limit includes their cost.
+    that the share of the peak includes their cost.
 
     Args:
         path: A canonical file (not a lowered one: padding columns are not work).
