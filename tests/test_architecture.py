@@ -55,7 +55,7 @@ ROOMS = {
         "experiments": {"load", "report", "statistics"},
         "kernel": {"report"},
         "end_to_end": {"experiments", "load", "report"},
-        "gpu_checks": set(),
+        "gpu_checks": {"report"},
         "studies": {"report"},
     },
     "bilateral_cli": {"bench": set()},

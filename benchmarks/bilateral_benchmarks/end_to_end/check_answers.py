@@ -1,4 +1,4 @@
-"""Real inputs for every family, asked of the served model and of PyTorch."""
+"""Answers of served models to real inputs of every family, compared with PyTorch's."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ class Answer(BaseModel):
         return self.agreement >= AGREEMENT
 
 
-def ask(client: Client, name: str, checkpoint: Checkpoint, checkpoints: Path) -> tuple[Answer, ...]:
-    """Ask what the model's family is for.
+def check_answers(
+    client: Client, name: str, checkpoint: Checkpoint, checkpoints: Path
+) -> tuple[Answer, ...]:
+    """Ask a served model what its family is for, and compare its answers with PyTorch's.
 
     Args:
         client: Connected to the server.

@@ -20,6 +20,7 @@ from bilateral_benchmarks.experiments.sweep import Sweep
 from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.report.document import Document
 from bilateral_benchmarks.report.files import read
+from bilateral_export.files import require_file
 
 Item = Annotated[
     Report
@@ -74,7 +75,7 @@ def load_document(path: Path) -> BenchDocument:
     """
     return read(
         BenchDocument,
-        path,
+        require_file(path, "report"),
         "is not a report of this version",
         "Write it with `bilateral bench ... --output`.",
     )

@@ -1,4 +1,4 @@
-"""The ways to compute bilateral attention that the fused kernel is compared with."""
+"""Baselines of the fused kernel: other implementations of bilateral attention."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,6 +20,16 @@ from bilateral_export.op.kernel.launch_config import Configuration
 from bilateral_export.op.operands import Operands
 
 Run = Callable[[], Tensor]
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_NAMED: dict[object, torch.dtype] = {
+    **{name: dtype for dtype, name in DTYPES.items()},
+    **{dtype: dtype for dtype in DTYPES},
+}
+# How a shape is written to JSON, which has neither these types nor infinity.
+Dtype = Annotated[
+    torch.dtype, PlainValidator(_NAMED.__getitem__), PlainSerializer(DTYPES.__getitem__)
+]
+Bandwidth = Annotated[float, PlainSerializer(lambda value: "inf" if math.isinf(value) else value)]
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,12 @@ class Shape:
     heads: int
     tokens: int
     head_dim: int
-    dtype: torch.dtype = torch.bfloat16
+    dtype: Dtype = torch.bfloat16
     range_kernel: RangeKernel = "dot"
     spatial_kernel: SpatialKernel = "gaussian"
     causal: bool = False
     prefix: int = 0
-    bandwidth: float = 0.2
+    bandwidth: Bandwidth = 0.2
     features: int = 0
 
     @property
@@ -280,7 +291,7 @@ PLAIN = {
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-WAYS: dict[str, Callable[[Problem], Run]] = {
+BASELINES: dict[str, Callable[[Problem], Run]] = {
     "fused": by_rule,
     "fused, exact form": exact_form,
     **{name: functools.partial(plain, backend=backend) for name, backend in PLAIN.items()},

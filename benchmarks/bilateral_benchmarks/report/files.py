@@ -11,23 +11,29 @@ from bilateral_benchmarks.report.document import Document
 from bilateral_benchmarks.report.render import html, markdown
 from bilateral_benchmarks.report.result import Result
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file, to_json, write_text
+from bilateral_export.files import to_json, write_text
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def write_json(found: Document | Result, path: Path) -> None:
+def write_json(found: BaseModel, path: Path) -> None:
     """Write a document or a single result as JSON, whole or not at all."""
     write_text(path, to_json(found))
 
 
+def page(found: Document | Result) -> str:
+    """Return the Markdown page of a document or of a single result."""
+    return markdown(_document(found))
+
+
 def write_pages(found: Document | Result, path: Path) -> list[Path]:
     """Write the Markdown and HTML pages beside `path`; return their paths."""
-    if isinstance(found, Result):
-        found = Document(title=found.page_title, items=(found,))
-    pages = {path.with_suffix(".md"): markdown(found), path.with_suffix(".html"): html(found)}
-    for page, text in pages.items():
-        write_text(page, text)
+    pages = {
+        path.with_suffix(".md"): page(found),
+        path.with_suffix(".html"): html(_document(found)),
+    }
+    for target, text in pages.items():
+        write_text(target, text)
     return list(pages)
 
 
@@ -47,10 +53,15 @@ def read(kind: type[Model], path: Path, problem: str, fix: str) -> Model:
         fix: What the user can do about it.
 
     Raises:
-        UserError: The file is missing or holds something else.
+        UserError: The file holds something else.
     """
-    require_file(path, "report")
     try:
         return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+    except (ValidationError, OSError) as error:
         raise UserError(f"{path} {problem}", fix) from error
+
+
+def _document(found: Document | Result) -> Document:
+    if isinstance(found, Result):
+        return Document(title=found.page_title, items=(found,))
+    return found

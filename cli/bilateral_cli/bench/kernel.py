@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,11 +26,14 @@ def kernel(
 ) -> None:
     """Time the fused kernel against every other way to compute its answer. Needs an NVIDIA GPU.
 
-    Exit code 1 when a target is missed.
+    Exit code 1 when a target is missed, or the time was not enough for all.
 
     Example: bilateral bench kernel --tune --output benchmarks/results
     """
     from bilateral_benchmarks.kernel.run import bench_kernel
+    from bilateral_benchmarks.report.files import page
 
-    if not bench_kernel(output, tune, minutes):
+    found = bench_kernel(output, tune, minutes)
+    sys.stdout.write(page(found))
+    if not found.passed:
         raise typer.Exit(EXIT_FAILED)

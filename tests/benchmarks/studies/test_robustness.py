@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bilateral_benchmarks.studies.robustness.__main__ import main
 from bilateral_benchmarks.studies.robustness.attacks import attack
 from bilateral_benchmarks.studies.robustness.curve import Dataset, load_dataset, robustness
 from bilateral_benchmarks.studies.robustness.report import RobustnessReport
+from bilateral_benchmarks.studies.robustness.study import measure_robustness
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 
@@ -78,10 +78,9 @@ def test_one_command_attacks_models_on_three_runtimes_that_agree(tmp_path: Path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    files = [str(CHECKPOINTS / f"{name}.safetensors") for name in NAMES]
-    data = ["--data", str(CHECKPOINTS / "digits_heldout.npz"), "--images", "60"]
-    where = ["--out", str(tmp_path), "--grpc-port", str(port)]
-    main([*files, *data, *where, "--budgets", "8", "32"])
+    files = [CHECKPOINTS / f"{name}.safetensors" for name in NAMES]
+    data = CHECKPOINTS / "digits_heldout.npz"
+    measure_robustness(files, data, tmp_path, images=60, budgets=(8, 32), grpc_port=port)
 
     report = RobustnessReport.model_validate(json.loads((tmp_path / "robustness.json").read_text()))
     assert [curve.name for curve in report.curves] == list(NAMES)
@@ -92,7 +91,7 @@ def test_one_command_attacks_models_on_three_runtimes_that_agree(tmp_path: Path)
         if not any(point.other_decisions.values()):
             assert len(set(point.accuracy.values())) == 1
     assert Image.open(tmp_path / "robustness.png").size[0] > 500
-    assert "**PGD**" in (tmp_path / "robustness.md").read_text()
+    assert "## PGD" in (tmp_path / "robustness.md").read_text()
 
 
 def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
