@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.cli.conftest import CHECKPOINTS, DIGITS, ROOT, Bilateral
+from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.cli.test_bad_input import refused
 
 from bilateral_export.engine.installation.cuda import read_driver
@@ -83,13 +82,3 @@ def test_the_schema_of_parity_reports_is_checked(bilateral: Bilateral) -> None:
     outcome = bilateral("check", "schema")
     assert outcome.code == 0
     assert "current" in outcome.out
-
-
-def test_the_committed_build_report_is_read(tmp_path: Path) -> None:
-    from bilateral_benchmarks.kernel.build_report import BuildReport
-    from bilateral_benchmarks.report.files import page
-
-    path = ROOT / "benchmarks" / "results" / "kernel_build.json"
-    found = BuildReport.model_validate_json(path.read_bytes())
-    assert json.loads(path.read_text()).keys() <= type(found).model_fields.keys()
-    assert "| 9.0 | 117 | 4.7 | 0 | 0 | mma, wgmma |" in page(found)

@@ -47,6 +47,11 @@ class BuildReport(Result):
     problems: list[str]
     cubins: list[dict[str, Any]]
 
+    def facts(self) -> list[str]:
+        """Return the versions of the compilers, and what is known of the run."""
+        compilers = f"Triton {', '.join(self.triton)}, ptxas {', '.join(self.ptxas)}"
+        return [compilers, *super().facts()]
+
     def tables(self) -> list[Table]:
         """Return a row per architecture, then the attention kernels for bf16."""
         rows = []

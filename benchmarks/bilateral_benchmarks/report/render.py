@@ -95,7 +95,8 @@ def _tables(document: Document) -> list[list[Table]]:
 
 def _markdown_table(table: Table) -> list[str]:
     def row(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        shown = (cell.replace("|", "\\|").replace("<", "\\<") for cell in cells)
+        return f"| {' | '.join(shown)} |"
 
     names = tuple(column.removeprefix(">") for column in table.columns)
     rule = tuple("---:" if column.startswith(">") else "---" for column in table.columns)
