@@ -52,7 +52,7 @@ def plugin(
 def runner(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint.")],
 ) -> None:
-    """Build and run a checkpoint with TensorRT in every way, against FP64. Needs an NVIDIA GPU.
+    """Run a checkpoint with TensorRT in every configuration, against FP64. Needs an NVIDIA GPU.
 
     Every precision, with the function body and with the plugin, with CUDA graphs on and off.
 

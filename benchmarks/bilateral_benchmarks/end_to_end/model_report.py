@@ -155,7 +155,7 @@ def report_on(name: str, checkpoints: Path, folder: Path) -> ModelReport:
 
 
 def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
-    """The committed checkpoint of a model, or one with random weights and what it is served with.
+    """Return the committed checkpoint of a model, or one with random weights.
 
     A language model's words, which are not known without its checkpoint, are those of the committed
     one, and numbers up to the size of the vocabulary.
@@ -180,7 +180,7 @@ def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
 
 
 def _samples(checkpoint: Checkpoint, parameters: int) -> list[Sample]:
-    """Random inputs; documents as long as the model allows, and an eighth of it."""
+    """Return random inputs; documents as long as the model allows, and an eighth of it."""
     config = checkpoint.card.model
     lengths = {}
     if isinstance(config, SequenceClassifierConfig) and config.grid is None:
@@ -214,7 +214,7 @@ def _parameters(name: str) -> int:
 
 
 def _peak_of(server: RunningServer) -> float:
-    """Peak resident memory of a server's processes together, MiB."""
+    """Return the peak resident memory of a server's processes together, MiB."""
     family = [server.pid]
     for pid in family:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -1,4 +1,4 @@
-"""The main job from end to end: a trained checkpoint becomes a verified gRPC service."""
+"""The quickstart: a trained checkpoint becomes a verified gRPC service."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def quickstart(
 
 
 def heldout_images(path: Path, checkpoint: Checkpoint) -> tuple[Array, NDArray[np.int64]]:
-    """The committed held-out images, preprocessed as the checkpoint says, and their classes.
+    """Return the committed held-out images, preprocessed as the checkpoint says, and their classes.
 
     Returns:
         Images `[n, 1, 8, 8]` float32, and classes `[n]`.

@@ -42,7 +42,7 @@ class Steps:
 
     @contextlib.contextmanager
     def __call__(self, name: str, doing: str) -> Iterator[Say]:
-        """Time a step; yields what takes its line of result."""
+        """Time a step; yield what takes its line of result."""
         self.on_step(name, doing)
         start = time.monotonic()
         lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Where the time of a served request goes, from the client's array to the client's array."""
+"""Latency breakdown of a served request, from the client's array to the client's array."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def measure_breakdown(
 
     Raises:
         UserError: The server or model is not there or goes away, refuses the arrays, answers
-            wrongly, or served others too; the duration is no positive number.
+            wrongly, or served others too; the duration is not a positive number.
     """
     require_positive(duration_s, f"a duration of {duration_s:g} s")
     context = Context.now()
@@ -195,7 +195,7 @@ def _request(
     region: Region | None,
     expected: Expected,
 ) -> tuple[float, float, float]:
-    """Seconds of serialising, of the call and of parsing."""
+    """Return the seconds of serialising, of the call and of parsing."""
     start = time.perf_counter()
     message = serialise(model, arrays, region)
     sent = time.perf_counter()
@@ -210,7 +210,7 @@ def _request(
 
 
 def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> float:
-    """Seconds until the server has refused a request of the same size."""
+    """Return the seconds until the server has refused a request of the same size."""
     message = serialise(_NOWHERE, arrays, region)
     start = time.perf_counter()
     try:

@@ -257,7 +257,7 @@ def run_comparison(
 
 
 def _parity(checkpoint: Checkpoint, contenders: Sequence[Contender]) -> dict[str, ParityRow]:
-    """The verdict on each contender's first output."""
+    """Return the verdict on each contender's first output."""
     model = exportable(checkpoint.build_model())
     samples = random_samples(model, batches=_BATCHES, items=_ITEMS)
     candidates = [Candidate(contender.runner, contender.precision) for contender in contenders]

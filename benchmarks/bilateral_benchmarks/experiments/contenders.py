@@ -1,4 +1,4 @@
-"""What a model can be run with on this machine, each as a runner with the reason if it cannot."""
+"""Contenders: the runtimes and forms of a model on this machine, or why one is absent."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ GOALS = {
 
 
 def goals_of(name: str) -> list[Goal]:
-    """What the usual contenders aim at on one model at batch 1; nothing for an unknown one."""
+    """Return the goals of the usual contenders for one model at batch 1."""
     return [Goal(row=row, share=share) for row, share in GOALS.get(name, {}).items()]
 
 
@@ -71,7 +71,7 @@ class Absent:
 
 
 def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> Checkpoint:
-    """A checkpoint file, or a known model's name with random weights.
+    """Return a checkpoint file, or a known model's name with random weights.
 
     Latency does not depend on the values of weights; parity is judged on them all the same.
 
@@ -108,7 +108,7 @@ def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> C
 def usual_contenders(
     checkpoint: Checkpoint, exported: Path, folder: Path, *, compiled: bool = True
 ) -> Iterator[Contender | Absent]:
-    """What a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
+    """Yield what a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
 
     Args:
         checkpoint: The trained weights.
@@ -143,7 +143,7 @@ def usual_contenders(
 
 
 def quantised(exported: Path, folder: Path) -> Contender | Absent:
-    """Dynamic int8 quantisation of the matrix products, by ONNX Runtime's own tool."""
+    """Return the model with its matrix products quantised to int8 by ONNX Runtime's own tool."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -164,7 +164,7 @@ def quantised(exported: Path, folder: Path) -> Contender | Absent:
 def tensorrt(
     name: str, exported: Path, folder: Path, attention: AttentionChoice
 ) -> Contender | Absent:
-    """A plan of the exported file, built and loaded once, or why this machine has none."""
+    """Return a plan of the exported file, built and loaded once, or why this machine has none."""
     if not torch.cuda.is_available():
         return Absent(name, "no GPU")
     plan = folder / f"{name.replace(' ', '_')}.plan"
@@ -186,7 +186,7 @@ def _has_bf16() -> bool:
 def attention_forms(
     checkpoint: Checkpoint, exported: Path, folder: Path
 ) -> Iterator[Contender | Absent]:
-    """The same model with its attention in every form, for the ablation."""
+    """Yield the same model with its attention in every form, for the ablation."""
     yield Contender("torch eager", TorchRunner(checkpoint), "fp32")
     yield Contender("custom op through its body", OnnxRuntimeRunner(exported), "fp32", exported)
     forms: tuple[tuple[Form, str], ...] = (
@@ -227,7 +227,7 @@ def attention_forms(
 
 
 def without_spatial(exported: Path, target: Path) -> Path:
-    """The same weights with plain dot-product attention: what the spatial term costs.
+    """Return the same weights with plain dot-product attention: what the spatial term costs.
 
     It computes something else, so its parity fails by design.
     """

@@ -1,4 +1,4 @@
-"""From which length on the flash form of attention is faster than the mask form, by turns."""
+"""The crossover length at which the flash form of attention becomes faster than the mask form."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def measure_crossover(
 
 
 def first_faster(rows: Sequence[LengthRow], range_kernel: RangeKernel) -> int | None:
-    """The shortest length from which on the interval of the flash form's ratio stays above 1."""
+    """Return the shortest length from which on the flash form is faster with confidence."""
     found = None
     for row in sorted(rows, key=lambda row: -row.tokens):
         if row.range_kernel != range_kernel:

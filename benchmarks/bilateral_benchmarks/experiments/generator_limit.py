@@ -1,4 +1,4 @@
-"""How many requests a second one process of this generator sends on time."""
+"""The generator's limit: requests a second that one process sends on time."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def measure_limit(
 
 
 def judge(report: Report) -> tuple[float | None, str | None]:
-    """The p99 of the send delay, and why the rate was not kept; None if it was."""
+    """Return the p99 of the send delay, and why the rate was not kept; None if it was."""
     assert report.lateness is not None
     late = report.lateness.at(99.0)
     if report.errors:

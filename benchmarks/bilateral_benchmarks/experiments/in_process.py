@@ -1,4 +1,4 @@
-"""Measure a runner in this process."""
+"""Latency and throughput of a runner in this process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _measure(
     plan: Plan,
     on_progress: OnProgress | None,
 ) -> tuple[Measurement, str | None]:
-    """The measurement, and why the first call that failed did."""
+    """Return the measurement, and why the first call that failed did."""
     completed: list[Record] = []  # list.append is atomic
     wrong: list[str] = []
     failures: list[BaseException] = []

@@ -1,7 +1,7 @@
-"""What a lowered model's time goes into on ONNX Runtime, and how fast each stage could be.
+"""Operator profile of a lowered model on ONNX Runtime, against the GEMM peak.
 
 The times are those of ONNX Runtime's own profiler, operator by operator, so that a share below the
-GEMM peak is explained: products that are slower than a square one, and what is no product.
+GEMM peak is explained: products that are slower than a square one, and work that is not a product.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class OperatorProfile(Result):
     """All stages of one model.
 
     Attributes:
-        whole_ms: Median of a call without the profiler, by turns with the products.
+        whole_ms: Median of a call without the profiler, interleaved with the products.
         gemm_gflops: The GEMM peak in the same rounds.
     """
 
@@ -118,7 +118,7 @@ def measure_stages(
     Args:
         subject: What it is.
         lowered: The file.
-        rounds: Of the model and of the products that set the limit, by turns.
+        rounds: Of the model and of the products that set the GEMM peak, interleaved.
         on_step: Called with what is being done.
     """
     if on_step:
@@ -147,7 +147,7 @@ def measure_stages(
 
 
 def _profile(path: Path, arrays: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Stage, median seconds and operations of every operator of a call."""
+    """Return the stage, median seconds and operations of every operator of a call."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_profiling = True

@@ -1,4 +1,4 @@
-"""What serving adds to a model: served under several settings, and in process, by turns."""
+"""Serving overhead: a model under several server settings and in process, interleaved."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def measure_overhead(
         models: The model's name on the server, by what its settings are called.
         runner: The same file in this process, open.
         arrays: One request.
-        rounds: How often everything is measured, by turns.
+        rounds: How often everything is measured, interleaved.
         seconds: Of one measurement.
         on_step: Called with what is being done.
 

@@ -120,7 +120,7 @@ def measure_scaling(
     Batch and depth are varied at 577 tokens. Every point is a fresh process.
 
     Raises:
-        UserError: The seconds for each point are no positive number.
+        UserError: The seconds for each point is not a positive number.
     """
     require_positive(seconds, f"{seconds:g} seconds for each point")
     axes: dict[Axis, Sequence[int]] = {"tokens": lengths, "batch": batches, "depth": depths}
@@ -143,7 +143,7 @@ def measure_scaling(
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """The power of the size that the values grow with (least squares in logarithms)."""
+    """Return the power of the size that the values grow with (least squares in logarithms)."""
     if len(sizes) < 2:
         return None
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-3)), 1)[0])

@@ -124,8 +124,8 @@ def run_scenario(
         on_measurement: Called before each measurement with its load and its planned seconds.
 
     Raises:
-        UserError: The server or the model is not there or refuses the inputs, or the bound is no
-            positive number.
+        UserError: The server or the model is not there or refuses the inputs, or the bound is not
+            a positive number.
         RunFailedError: Server: a request failed that had the server for itself.
     """
     require_positive(bound_ms, f"a bound of {bound_ms:g} ms")
@@ -203,7 +203,7 @@ def within(bound_ms: float) -> Judge:
 
 
 def kept_schedule(report: Report, bound_ms: float) -> bool:
-    """Whether a run of the Server scenario counts: valid, or late by at most a tenth of the bound.
+    """Return whether a run of Server counts: valid, or late by at most a tenth of the bound.
 
     Response times count from the schedule, so a late generator makes them longer, and the rate that
     is found lower. One that stood still, or lost requests, is not excused.
@@ -215,7 +215,7 @@ def kept_schedule(report: Report, bound_ms: float) -> bool:
 
 
 def named_scenario(name: str) -> Scenario:
-    """The scenario of that name, in any case.
+    """Return the scenario of that name, in any case.
 
     Raises:
         UserError: There is none.

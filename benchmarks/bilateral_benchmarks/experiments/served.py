@@ -1,4 +1,4 @@
-"""Measure a model on a Triton server over gRPC."""
+"""Latency and throughput of a model on a Triton server over gRPC."""
 
 from __future__ import annotations
 

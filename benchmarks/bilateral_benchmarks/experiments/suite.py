@@ -1,4 +1,4 @@
-"""Everything in one run: the committed results are made by this, from random weights or yours."""
+"""The benchmark suite: every experiment in one run, as the committed results are made."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Suite:
         return self._document()
 
     def _all_parts(self) -> Mapping[str, Callable[[], Iterator[Item]]]:
-        """What each part runs, in the order of the document."""
+        """Return what each part runs, in the order of the document."""
         bind = functools.partial
         if self._quick:
             return {
@@ -200,7 +200,7 @@ class Suite:
         )
 
     def _runtimes(self, name: str, size: Size) -> Iterator[Item]:
-        """What a user would pick instead, side by side."""
+        """Yield what a user would pick instead, side by side."""
         checkpoint, exported = self._export(name, size)
         title = checkpoint.card.name
         folder = self._scratch(f"runtimes {title}")
@@ -219,7 +219,7 @@ class Suite:
         yield measure_stages(title, lowered, rounds=self._rounds(size), on_step=self._say)
 
     def _forms(self, name: str, size: Size) -> Iterator[Item]:
-        """The forms of attention, with their memory."""
+        """Yield the forms of attention, with their memory."""
         checkpoint, exported = self._export(name, size)
         title = checkpoint.card.name
         folder = self._scratch(f"forms {title}")
@@ -247,7 +247,7 @@ class Suite:
         yield measure_crossover(lengths, rounds=6 if self._quick else 12, on_step=self._say)
 
     def _overhead(self, name: str) -> Iterator[Item]:
-        """What serving costs, by settings."""
+        """Yield what serving costs, by settings."""
         absent = importlib.util.find_spec("openvino") is None
         ways = {
             way: settings
@@ -270,7 +270,7 @@ class Suite:
             )
 
     def _serving(self, name: str) -> Iterator[Item]:
-        """Where the time goes, and throughput against latency."""
+        """Yield where the time goes, and throughput against latency."""
         _, exported = self._export(name, None)
         served = {DEFAULTS: (exported, SERVING_SETTINGS[DEFAULTS])}
         with self._server(served) as url, LoweredRunner(exported) as runner:
@@ -309,7 +309,7 @@ class Suite:
                 )
 
     def _generator(self) -> Iterator[Item]:
-        """How many requests a second one process of ours can send on schedule."""
+        """Yield how many requests a second one process of ours can send on schedule."""
         seconds = 0.6 if self._quick else 3.0
         yield limit_on_this_machine(duration_s=seconds, on_step=self._say)
 
@@ -324,7 +324,7 @@ class Suite:
 
     @contextlib.contextmanager
     def _server(self, models: Mapping[str, tuple[Path, Settings]]) -> Iterator[str]:
-        """A server with these models; yields its address."""
+        """Run a server with these models; yield its address."""
         directory = Path(tempfile.mkdtemp(dir=self._folder))
         for name, (exported, settings) in models.items():
             repository.add(name, exported, directory, settings=settings)
@@ -351,7 +351,7 @@ class Suite:
 
 
 def _by_part(document: BenchDocument) -> dict[str, tuple[Part, tuple[Item, ...]]]:
-    """A document's items by the part that made them; those that none made are under ""."""
+    """Return a document's items by the part that made them; those that none made are under ""."""
     found = {}
     at = 0
     for part in document.parts:

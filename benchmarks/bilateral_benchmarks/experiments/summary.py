@@ -1,4 +1,4 @@
-"""The table of a README, made from a document: runtimes by model, and what became of the goals."""
+"""The README's table of runtimes by model, made from a document."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ OVERHEAD = Case("fp16", "gaussian", "gaussian", 2, n_query=197, n_key=197, batch
 
 
 def cases() -> Iterator[Case]:
-    """The whole grid: kernels, options, types, head sizes, ragged lengths, skipped tiles."""
+    """Yield the whole grid: kernels, options, types, head sizes, ragged lengths, skipped tiles."""
     kernels: tuple[tuple[SpatialKernel, int], ...] = (
         ("none", 0), ("gaussian", 1), ("gaussian", 2), ("dot", 16), ("dot", 64),
     )  # fmt: skip
@@ -176,7 +176,7 @@ def cases() -> Iterator[Case]:
 
 
 def operands_of(case: Case, device: str, seed: int = 0) -> Operands:
-    """Standard normal tokens; positions row by row in a square; features of length one."""
+    """Return standard normal tokens; positions row by row in a square; features of length one."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -233,7 +233,7 @@ def judge(case: Case, operands: Operands, output: Tensor) -> CaseResult:
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:
-    """Frobenius norm of the difference over that of the answer."""
+    """Return the Frobenius norm of the difference over that of the answer."""
     return float((got.double() - exact).norm() / exact.norm().clamp(min=1e-300))
 
 
@@ -272,7 +272,7 @@ def _gpu_works() -> bool:
 
 
 def launch_overhead(plugin: Path) -> dict[str, float]:
-    """Host microseconds of one call on small tensors, by way; the GPU's time is not in them."""
+    """Return the host's microseconds for one call on small tensors, without the GPU's time."""
     from bilateral_export.op.torch_op import bilateral_attention
 
     operands = operands_of(OVERHEAD, "cuda")
@@ -291,7 +291,7 @@ def launch_overhead(plugin: Path) -> dict[str, float]:
 
 
 def _host_microseconds(run: Callable[[], object]) -> float:
-    """Median of ten batches of calls; the GPU is idle when a batch begins."""
+    """Return the median of ten batches of calls; the GPU is idle when a batch begins."""
     for _ in range(10):
         run()
     times = []

@@ -57,7 +57,7 @@ class Case:
 
 
 def cases(plugin: bool) -> Iterator[Case]:
-    """Every case; those with the plugin only where there is one."""
+    """Yield every case; those with the plugin only where there is one."""
     for precision in get_args(Precision):
         for attention, embedded in (("function", False), ("plugin", False), ("plugin", True)):
             if attention == "function" or plugin:
@@ -66,12 +66,12 @@ def cases(plugin: bool) -> Iterator[Case]:
 
 
 def two_profiles(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Profile, ...]:
-    """One profile for batches up to `SMALL`, one up to `LARGE`."""
+    """Return one profile for batches up to `SMALL`, one up to `LARGE`."""
     return tuple(default_profile(shapes, largest) for largest in (SMALL, LARGE))
 
 
 def build(checkpoint_path: Path, case: Case, folder: Path, target: int) -> Path:
-    """The plan of a case, built unless it is there.
+    """Return the plan of a case, built unless it is there.
 
     Args:
         checkpoint_path: The checkpoint.
@@ -144,7 +144,7 @@ def check(checkpoint_path: Path, case: Case, folder: Path, target: int) -> tuple
 
 
 def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function returns or raises in a fresh process."""
+    """Return what a function returns or raises in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -111,7 +111,7 @@ class Problem:
 
 
 def problem(shape: Shape, device: str, seed: int = 0) -> Problem:
-    """Standard normal tokens, cut out of one fused projection as in a model."""
+    """Return standard normal tokens, cut out of one fused projection as in a model."""
     generator = torch.Generator(device).manual_seed(seed)
     projection = torch.randn(
         (shape.batch, shape.tokens, 3, shape.heads, shape.head_dim),
@@ -148,7 +148,7 @@ def _coordinates(shape: Shape, device: str) -> Tensor:
 def fused(
     case: Problem, skip_tiles: bool | None = None, configuration: Configuration | None = None
 ) -> Run:
-    """The fused kernel; arguments as `launcher.bilateral_attention_forward`."""
+    """Return the fused kernel; arguments as `launcher.bilateral_attention_forward`."""
     from bilateral_export.op.kernel.launch import bilateral_attention_forward
 
     operands = case.operands
@@ -158,7 +158,7 @@ def fused(
 
 
 def by_rule(case: Problem) -> Run:
-    """The fused kernel in the form that the rule chooses, made beforehand (features.py)."""
+    """Return the fused kernel in the form that the rule chooses, made beforehand (features.py)."""
     from bilateral_export.op.kernel.launch import bilateral_attention_forward
     from bilateral_export.op.kernel.spatial_features import cheapest_form
 
@@ -167,7 +167,7 @@ def by_rule(case: Problem) -> Run:
 
 
 def exact_form(case: Problem) -> Run:
-    """The fused kernel with the Gaussian spatial kernel in registers, where the rule does not."""
+    """Return the fused kernel in exact form, where the rule chooses another."""
     from bilateral_export.op.kernel.spatial_features import cheapest_form
 
     if cheapest_form(case.operands).spatial_kernel == case.shape.spatial_kernel:
@@ -176,7 +176,7 @@ def exact_form(case: Problem) -> Run:
 
 
 def plain(case: Problem, backend: SDPBackend) -> Run:
-    """PyTorch's attention without any spatial term: the ceiling."""
+    """Return PyTorch's attention without any spatial term: the ceiling."""
 
     def run() -> Tensor:
         with sdpa_kernel(backend):
@@ -188,7 +188,7 @@ def plain(case: Problem, backend: SDPBackend) -> Run:
 
 
 def materialised(case: Problem) -> Run:
-    """PyTorch's attention with every logit but q.k in a mask made beforehand, not timed.
+    """Return PyTorch's attention with every logit but q.k in a mask made beforehand, not timed.
 
     Its rows begin at multiples of 16, or PyTorch would copy it to such ones with every call.
     """
@@ -210,7 +210,7 @@ def materialised(case: Problem) -> Run:
 
 
 def flex(case: Problem) -> Run:
-    """FlexAttention, compiled, with the same logits; features are more columns of q and k."""
+    """Return compiled FlexAttention with the same logits; features are columns of q and k."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     shape, device = case.shape, case.query.device
@@ -248,13 +248,13 @@ def flex(case: Problem) -> Run:
 
 
 def decomposed(case: Problem) -> Run:
-    """The composite implementation in eager mode, a chunk of queries at a time."""
+    """Return the composite implementation in eager mode, a chunk of queries at a time."""
     given = vars(case.operands)
     return lambda: attention(**given)
 
 
 def compiled(case: Problem) -> Run:
-    """The same formula for torch.compile, all queries at once: it would unroll the chunks."""
+    """Return the same formula under torch.compile, all queries at once, not in chunks."""
 
     def formula(
         query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None,
@@ -276,7 +276,7 @@ def compiled(case: Problem) -> Run:
 
 
 def _compile(function: Callable[..., Any], device: torch.device) -> Callable[..., Tensor]:
-    """A function compiled for the shapes it is given first; on the CPU no more than traced.
+    """Return a function compiled for the shapes it is given first; on the CPU no more than traced.
 
     All shapes share the function's code, of which PyTorch keeps eight variants and runs the next in
     eager mode: what was compiled before is forgotten, and a graph that is not whole is an error.

@@ -106,7 +106,7 @@ COLUMNS = (
 
 
 def cases(architectures: Sequence[int]) -> Iterator[Case]:
-    """Every row of the table."""
+    """Yield every row of the table."""
     for architecture in architectures:
         for bits in CANDIDATES:
             for spatial_kernel in SPATIAL_KERNELS:
@@ -116,7 +116,7 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
 
 
 def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
-    """The specialisations of a case that need most registers and shared memory.
+    """Yield the specialisations of a case that need most registers and shared memory.
 
     Those that hold least are tried as well: the compiler at times gives them more registers.
     """
@@ -139,7 +139,7 @@ def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
 
 
 def fits(specialisation: Specialisation) -> bool:
-    """Whether it compiles to code without spills or serialised wgmma, within shared memory."""
+    """Return whether it compiles without spills or serialised wgmma, within shared memory."""
     limit = min(SHARED_LIMIT[device] for device in ARCHITECTURES[specialisation.architecture])
     try:
         cubin = compile_one(specialisation)
@@ -152,7 +152,7 @@ def fits(specialisation: Specialisation) -> bool:
 
 
 def choose(group: Sequence[Case]) -> dict[Case, Configuration]:
-    """The first candidate that fits, for cases that differ in the head dimension, ascending.
+    """Return the first candidate that fits, for cases that differ in the head dimension, ascending.
 
     What does not fit a head does not fit a larger one either, and is not tried again.
     """

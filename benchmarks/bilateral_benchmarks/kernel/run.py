@@ -53,7 +53,7 @@ MINUTES = 9.0
 
 
 def shapes() -> Iterator[Shape]:
-    """Every shape of the comparison."""
+    """Yield every shape of the comparison."""
     deit = Shape("DeiT-S", 1, 6, 197, 64, prefix=1)
     for batch in (1, 8, 64, 256):
         yield replace(deit, batch=batch)
@@ -74,7 +74,7 @@ def shapes() -> Iterator[Shape]:
 
 
 def compare(case: Problem, way: str) -> Row:
-    """Time one way, and measure its error if it computes the operator.
+    """Return the time of one baseline, and its error if it computes the operator.
 
     Whatever it raises is its row: compilers and drivers have no common base of their errors.
     """
@@ -98,7 +98,7 @@ def _not_run(shape: Shape, way: str, problem_met: Exception) -> Row:
 
 
 def _exact(case: Problem) -> torch.Tensor:
-    """The operator in float64, of the last head of the last sequence."""
+    """Return the operator in float64, of the last head of the last sequence."""
     from bilateral_export.op.attention import attention
 
     query, key, value = (tensor[-1:, -1:].double() for tensor in (case.query, case.key, case.value))
@@ -127,7 +127,7 @@ def bandwidth_row(shape: Shape) -> BandwidthRow:
 
 
 def tiles_skipped(case: Problem) -> float:
-    """The share of key tiles that the plan leaves out."""
+    """Return the share of key tiles that the plan leaves out."""
     from bilateral_export.op.kernel.launch import prepare
 
     launch = prepare(case.operands, skip_tiles=True)
@@ -182,7 +182,7 @@ def measure_all(results: Results, in_time: Callable[[], bool], save: Callable[[]
 
 
 def _in_order() -> Iterator[tuple[str, Shape]]:
-    """The quick ways by shape, so that times compared are near each other; the curves; the rest."""
+    """Yield the quick baselines by shape, near each other in time; the curves; the rest."""
     quick = [way for way in BASELINES if way not in SLOW]
     yield from ((way, shape) for shape in shapes() for way in quick)
     yield from ((CURVE, shape) for shape in curve_shapes())
@@ -207,7 +207,7 @@ def _require_working_device(way: str) -> None:
 
 
 def curve_shapes() -> Iterator[Shape]:
-    """Every point of the curves of time against bandwidth."""
+    """Yield every point of the curves of time against bandwidth."""
     long = Shape("long", 4, 8, 4096, 64)
     for shape in (
         long,

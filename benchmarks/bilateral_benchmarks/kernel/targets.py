@@ -1,4 +1,4 @@
-"""The promises about the fused kernel, judged on what was measured."""
+"""Performance targets of the fused kernel, judged on what was measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bilateral_benchmarks.kernel.results import BandwidthRow, Row, Target
 def targets(
     rows: Sequence[Row], curves: Sequence[BandwidthRow], peaks: Mapping[str, float]
 ) -> list[Target]:
-    """Every target of the kernel, judged on what was measured; times are warm."""
+    """Return every target of the kernel, judged on what was measured; times are warm."""
 
     def find(way: str, **wanted: Any) -> Row | None:
         for row in rows:

@@ -1,4 +1,4 @@
-"""The search for the highest rate at which something still holds."""
+"""The search for the highest request rate at which a bound still holds."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from bilateral_export.tensors import Array
 # median service time where that is longer.
 LATENESS_BOUND_MS = 1.0
 LATENESS_SHARE = 0.1
-# A pause of this length is no scheduling delay: the process was stopped or starved.
+# A pause of this length is not a scheduling delay: the process was stopped or starved.
 PAUSE_BOUND_MS = 100.0
 
 

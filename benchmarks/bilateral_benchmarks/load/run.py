@@ -1,4 +1,4 @@
-"""Put a load on a target, from one process or several, until the plan is fulfilled."""
+"""Load tests of a target, from one process or several, until the plan is fulfilled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two reports of the same measurement: faster, slower, or indistinguishable."""
+"""Comparison of two documents: each latency faster, slower or indistinguishable."""
 
 from __future__ import annotations
 

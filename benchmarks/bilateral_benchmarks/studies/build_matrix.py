@@ -114,7 +114,7 @@ def build_matrix(
 
 
 def target_text(targets: Targets) -> str:
-    """Such as "sm_86+120"; "this GPU" where none is named."""
+    """Return a name such as "sm_86+120"; "this GPU" where none is named."""
     return f"sm_{'+'.join(map(str, targets))}" if targets else "this GPU"
 
 
@@ -152,7 +152,7 @@ def _row(
 
 
 def _fresh(name: str) -> Checkpoint:
-    """A known model with random weights, always the same."""
+    """Return a known model with random weights, always the same."""
     torch.manual_seed(0)
     config = named(name)
     state = dict(build(config).state_dict())
@@ -279,7 +279,7 @@ def _attention_text(row: Row) -> str:
 
 
 def _spread(values: Sequence[tuple[str, float]]) -> str:
-    """Least and most over the plans for one GPU, then those for several."""
+    """Return the least and the most over the plans for one GPU, then those for several."""
     single = [value for target, value in values if "+" not in target]
     ends = dict.fromkeys(f"{end:.1f}" for end in (min(single), max(single))) if single else {}
     several = [f"{value:.1f}" for target, value in values if "+" in target]

@@ -91,7 +91,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def recorded(model: nn.Module, *inputs: Tensor) -> list[Operands]:
-    """What every attention of a model is given for some inputs."""
+    """Return what every attention of a model is given for some inputs."""
     with torch.inference_mode(), _Recorder() as recorder:
         model.eval()(*inputs)
     seen: list[Operands] = recorder.seen
@@ -99,7 +99,7 @@ def recorded(model: nn.Module, *inputs: Tensor) -> list[Operands]:
 
 
 def digits() -> list[Operands]:
-    """The digits classifier at 96 pixels: 2304 patches and the class token."""
+    """Return the attentions of the digits classifier at 96 pixels: 2304 patches, a class token."""
     checkpoint = at_resolution(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"),
                                DIGITS_SIZE)  # fmt: skip
     with np.load(CHECKPOINTS / "digits_heldout.npz") as file:
@@ -109,7 +109,7 @@ def digits() -> list[Operands]:
 
 
 def language() -> list[Operands]:
-    """The language model on all of its held-out text at once."""
+    """Return the attentions of the language model on all of its held-out text at once."""
     checkpoint = load_checkpoint(CHECKPOINTS / "pydoc_bilateral.safetensors")
     model = checkpoint.build_model()
     assert isinstance(model, LanguageModel)
@@ -126,7 +126,7 @@ def language() -> list[Operands]:
 
 
 def sequence() -> list[Operands]:
-    """The ListOps classifier on an expression of its full length, 128 tokens at most."""
+    """Return the attentions of the ListOps classifier on an expression of its full length."""
     checkpoint = load_checkpoint(CHECKPOINTS / "listops_bilateral.safetensors")
     config = listops.ListOpsConfig(max_depth=10, max_args=10, min_length=119, max_length=129)
     symbols, _ = listops.generate(config, np.random.default_rng(0))
@@ -135,7 +135,7 @@ def sequence() -> list[Operands]:
 
 
 def head_of(operands: Operands, head: int, factor: float) -> Operands:
-    """One head in float16, its bandwidth multiplied."""
+    """Return one head in float16, its bandwidth multiplied."""
     assert operands.bandwidth is not None
 
     def one(tokens: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def head_of(operands: Operands, head: int, factor: float) -> Operands:
 
 
 def measure(operands: Operands, capability: int) -> dict[str, float]:
-    """The shares of tiles read and what the plan leaves out, for one head."""
+    """Return the shares of tiles read and what the plan leaves out, for one head."""
     from bilateral_export.op.kernel.launch import BUDGET, prepare
 
     chosen = launch_config.configuration(capability, 16, "gaussian", operands.query.shape[-1])
@@ -188,12 +188,12 @@ def measure(operands: Operands, capability: int) -> dict[str, float]:
 
 
 def _droppable(shares: Tensor, budget: float) -> int:
-    """How many tiles, from the first on, no row misses more than `budget` of."""
+    """Return how many tiles, from the first on, no row misses more than `budget` of."""
     return int((shares.cumsum(1).amax(0) <= budget).sum()) if shares.numel() else 0
 
 
 def true_weights(operands: Operands) -> Tensor:
-    """The attention weights of one head, `[N, N]` float64."""
+    """Return the attention weights of one head, `[N, N]` float64."""
     query, key = operands.query[0, 0].double(), operands.key[0, 0].double()
     assert operands.query_positions is not None
     assert operands.key_positions is not None
@@ -216,7 +216,7 @@ def true_weights(operands: Operands) -> Tensor:
 
 
 def tile_mass(weights: Tensor, block_m: int, block_n: int) -> list[Tensor]:
-    """For every tile of queries the weight of every tile of keys, `[rows, tiles]`."""
+    """Return for every tile of queries the weight of every tile of keys, `[rows, tiles]`."""
     padded = nn.functional.pad(weights, (0, -weights.shape[1] % block_n))
     tiles = padded.reshape(len(weights), -1, block_n).sum(-1)
     return list(torch.split(tiles, block_m))
@@ -245,7 +245,7 @@ MODELS = {
 
 
 def rows(capability: int) -> Iterator[Row]:
-    """Every head of every model at every factor."""
+    """Yield every head of every model at every factor."""
     for name, sites in MODELS.items():
         for layer, operands in enumerate(sites()):
             assert operands.key_positions is not None

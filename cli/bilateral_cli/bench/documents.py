@@ -1,4 +1,4 @@
-"""What is done with reports afterwards."""
+"""`bilateral bench compare`, `report` and `schema`: reports that are already written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused kernel on a GPU."""
+"""`bilateral bench kernel`: times of the fused kernel on a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def kernel(
         float, typer.Option(help="Nothing begins after so long; the same command again goes on.")
     ] = 9.0,
 ) -> None:
-    """Time the fused kernel against every other way to compute its answer. Needs an NVIDIA GPU.
+    """Time the fused kernel against its baselines. Needs an NVIDIA GPU.
 
     Exit code 1 when a target is missed, or the time was not enough for all.
 

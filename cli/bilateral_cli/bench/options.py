@@ -1,4 +1,4 @@
-"""Options that several measurements have, and how their values are read."""
+"""Options of several measurements, and how their values are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bilateral_export.files import require_replaceable
 
 
 def writable(path: Path | None) -> Path | None:
-    """A path that can be written, judged before what is to be written has taken its time.
+    """Return a path that can be written, judged before what is to be written has taken its time.
 
     Raises:
         UserError: It is a directory or a device, or lies where nothing may be written.
@@ -73,7 +73,7 @@ def numbers(text: str, *, whole: bool, least: int = 1) -> list[float]:
     try:
         found = [float(value) for value in text.split(",") if value.strip()]
     except ValueError as error:
-        raise UserError(f"'{text}' is no list of numbers", "Write it as 1,2,4.") from error
+        raise UserError(f"'{text}' is not a list of numbers", "Write it as 1,2,4.") from error
     for value in found:
         if whole and not (value.is_integer() and value >= least):
             raise UserError(f"{value:g} in '{text}'", f"Give whole numbers from {least} on.")

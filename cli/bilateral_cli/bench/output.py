@@ -1,4 +1,4 @@
-"""How results are printed and written."""
+"""Printing and writing of results."""
 
 from __future__ import annotations
 

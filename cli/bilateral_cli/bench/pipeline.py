@@ -1,4 +1,4 @@
-"""Every model of the paper, all the way."""
+"""`bilateral bench pipeline`: every model of the paper from checkpoint to served answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons by turns, in process, and growth."""
+"""`bilateral bench runtimes`, `ablation` and `growth`: comparisons in process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def runtimes(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
     batch: BatchOption = 1,
     image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of every runtime, by turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every runtime, interleaved.")] = 15,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = True,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare torch, ONNX Runtime, OpenVINO and TensorRT on one model, in process and by turns.
+    """Compare torch, ONNX Runtime, OpenVINO and TensorRT on one model in process, interleaved.
 
     Example: bilateral bench runtimes deit_bilateral_small_patch16_224
     """
@@ -47,7 +47,7 @@ def ablation(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
     batch: BatchOption = 1,
     image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of every form, by turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every form, interleaved.")] = 15,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:

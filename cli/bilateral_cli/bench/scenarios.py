@@ -1,4 +1,4 @@
-"""Experiments on a served model."""
+"""`bilateral bench scenario`, `limit`, `sweep` and `breakdown`: experiments on a served model."""
 
 from __future__ import annotations
 

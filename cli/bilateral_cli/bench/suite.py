@@ -1,4 +1,4 @@
-"""Everything in one run."""
+"""`bilateral bench suite`: every experiment in one run."""
 
 from __future__ import annotations
 
