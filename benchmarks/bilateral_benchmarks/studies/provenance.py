@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bilateral_benchmarks.report.context import command
 from bilateral_benchmarks.report.machine import Machine, git_revision
 from bilateral_benchmarks.report.result import Result
-
-RESULTS = Path("benchmarks/results")
 
 
 class Study(Result):

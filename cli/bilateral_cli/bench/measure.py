@@ -87,7 +87,7 @@ def served(
             shared_memory=shared_memory,
             on_progress=on_progress,
         )
-    finish(report, output, json)
+    finish(report, report.subject, output, json)
 
 
 @bench.command()
@@ -133,7 +133,7 @@ def runner(
                 subject=f"{model.name}, {opened.name}",
                 on_progress=on_progress,
             )
-    finish(report, output, json)
+    finish(report, report.subject, output, json)
 
 
 def _in_process(model: Path, threads: int | None, runtime: str, lower: bool) -> Runner:

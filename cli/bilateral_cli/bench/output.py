@@ -11,30 +11,9 @@ from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.console import UNBOUNDED, notes, out, print_json, styled, table
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.load.report import Report
+    from bilateral_benchmarks.experiments.document import Item
     from bilateral_benchmarks.report import tables
     from bilateral_benchmarks.report.document import Document
-
-
-def finish_document(document: Document, output: Path | None, json: bool) -> None:
-    """Print a document, and write it where asked.
-
-    Raises:
-        typer.Exit: Code 1: a run is invalid.
-    """
-    from bilateral_benchmarks.report.files import write_json
-
-    if output is not None:
-        write_json(document, output)
-        notes.print(f"Wrote {output}")
-    if json:
-        print_json(document)
-    for item in () if json else document.items:
-        for found in item.tables():
-            print_table(found)
-            for note in found.notes:
-                notes.print(note, soft_wrap=True)
-    exit_if_failed(document)
 
 
 def exit_if_failed(document: Document) -> None:
@@ -61,11 +40,26 @@ def print_table(wide: tables.Table) -> None:
         )
 
 
-def finish(report: Report, output: Path | None, json: bool) -> None:
-    """Write and print the report of one measurement."""
-    from bilateral_benchmarks.experiments.document import BenchDocument
+def finish(found: Item, title: str, output: Path | None, json: bool) -> None:
+    """Print a single result, and write it as a document where asked.
 
-    finish_document(BenchDocument(title=report.subject, items=(report,)), output, json)
+    Raises:
+        typer.Exit: Code 1: a run is invalid.
+    """
+    from bilateral_benchmarks.experiments.document import BenchDocument
+    from bilateral_benchmarks.report.files import write_json
+
+    document = BenchDocument(title=title, items=(found,))
+    if output is not None:
+        write_json(document, output)
+        notes.print(f"Wrote {output}")
+    if json:
+        print_json(document)
+    for table_ in () if json else found.tables():
+        print_table(table_)
+        for note in table_.notes:
+            notes.print(note, soft_wrap=True)
+    exit_if_failed(document)
 
 
 def show_pages(document: Document, path: Path) -> None:

@@ -12,11 +12,11 @@ import typer
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.options import BatchOption, OutputOption, numbers
-from bilateral_cli.bench.output import finish_document
+from bilateral_cli.bench.output import finish
 from bilateral_cli.console import JsonOption
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.experiments.document import BenchDocument
+    from bilateral_benchmarks.experiments.comparison import Comparison
 
 
 @bench.command()
@@ -38,8 +38,8 @@ def runtimes(
     def contenders(*args: Any) -> list[Any]:
         return list(usual_contenders(*args, compiled=compiled))
 
-    document = _compare(checkpoint, image_size, batch, rounds, contenders, False, "runtimes")
-    finish_document(document, output, json)
+    found = _compare(checkpoint, image_size, batch, rounds, contenders, False, "runtimes")
+    finish(found, found.title, output, json)
 
 
 @bench.command()
@@ -60,8 +60,8 @@ def ablation(
     def contenders(*args: Any) -> list[Any]:
         return list(attention_forms(*args))
 
-    document = _compare(checkpoint, image_size, batch, rounds, contenders, True, "forms")
-    finish_document(document, output, json)
+    found = _compare(checkpoint, image_size, batch, rounds, contenders, True, "forms")
+    finish(found, found.title, output, json)
 
 
 @bench.command()
@@ -75,14 +75,13 @@ def growth(
 
     Example: bilateral bench growth --lengths 1025,4096,16384
     """
-    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.scaling import measure_scaling
 
     # A class token and one patch.
     sizes = [int(value) for value in numbers(lengths, whole=True, least=2)]
     with experiment() as shown:
         found = measure_scaling(sizes, seconds=seconds, on_point=shown.step)
-    finish_document(BenchDocument(title="Growth of attention", items=(found,)), output, json)
+    finish(found, "Growth of attention", output, json)
 
 
 def _compare(
@@ -93,11 +92,10 @@ def _compare(
     contenders: Callable[..., list[Any]],
     memory: bool,
     what: str,
-) -> BenchDocument:
+) -> Comparison:
     """Export a checkpoint and compare contenders on it."""
     from bilateral_benchmarks.experiments.comparison import run_comparison
     from bilateral_benchmarks.experiments.contenders import checkpoint_of, goals_of
-    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.suite import OPSET
     from bilateral_export.graph.export import export_onnx
 
@@ -107,7 +105,7 @@ def _compare(
         checkpoint = checkpoint_of(source, folder, image_size)
         exported = folder / "exported.onnx"
         export_onnx(checkpoint, exported, opset=OPSET)
-        found = run_comparison(
+        return run_comparison(
             f"{checkpoint.card.name}, {what}",
             checkpoint,
             exported,
@@ -119,4 +117,3 @@ def _compare(
             on_step=shown.step,
             on_round=shown.blocks,
         )
-    return BenchDocument(title=found.title, items=(found,))

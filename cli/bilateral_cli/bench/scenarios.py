@@ -19,7 +19,7 @@ from bilateral_cli.bench.options import (
     WarmupOption,
     numbers,
 )
-from bilateral_cli.bench.output import finish_document
+from bilateral_cli.bench.output import finish
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
 from bilateral_export.errors import UserError
 
@@ -46,7 +46,6 @@ def scenario(
 
     Example: bilateral bench scenario Server digits --bound 20
     """
-    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.scenarios import named_scenario, run_scenario
     from bilateral_benchmarks.load.inputs import made_up
     from bilateral_serving.client import Client
@@ -67,7 +66,7 @@ def scenario(
             on_progress=on_progress,
             on_measurement=lambda load, seconds: begin(f"{chosen}, {name}: {load}", seconds),
         )
-    finish_document(BenchDocument(title=f"{chosen}: {name}", items=(result,)), output, json)
+    finish(result, f"{chosen}: {name}", output, json)
 
 
 @bench.command()
@@ -84,12 +83,11 @@ def limit(
 
     Example: bilateral bench limit
     """
-    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
 
     with experiment() as shown:
         found = limit_on_this_machine(duration_s=duration, on_step=shown.step)
-    finish_document(BenchDocument(title="The generator's limit", items=(found,)), output, json)
+    finish(found, "The generator's limit", output, json)
 
 
 @bench.command()
@@ -110,7 +108,6 @@ def sweep(
     Example: bilateral bench sweep concurrency 1,2,4,8 digits
     """
     from bilateral_benchmarks.experiments import sweep as sweeps
-    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.experiments.served import DEFAULT_TIMEOUT_S, bench_served, try_out
     from bilateral_benchmarks.load.inputs import made_up
     from bilateral_benchmarks.load.schedule import Load
@@ -148,7 +145,7 @@ def sweep(
             )
 
         found = sweeps.sweep(axis, points, name, at)
-    finish_document(BenchDocument(title=f"{name} by {axis}", items=(found,)), output, json)
+    finish(found, f"{name} by {axis}", output, json)
 
 
 @bench.command()
@@ -169,7 +166,6 @@ def breakdown(
     Example: bilateral bench breakdown digits
     """
     from bilateral_benchmarks.experiments.breakdown import measure_breakdown
-    from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.load.inputs import made_up
     from bilateral_export.runners.lowered import LoweredRunner
     from bilateral_serving.client import Client
@@ -187,4 +183,4 @@ def breakdown(
         found = measure_breakdown(
             url, name, arrays, duration_s=duration, in_process=call, on_progress=on_progress
         )
-    finish_document(BenchDocument(title=f"Breakdown of {name}", items=(found,)), output, json)
+    finish(found, f"Breakdown of {name}", output, json)
