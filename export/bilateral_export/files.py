@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,15 +69,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise UserError(f"{target} exists already", "Remove it or choose another name.")
-    temporary = _temporary_directory(target.parent)
-    try:
-        with disk_errors(target):
-            yield temporary
-            temporary.chmod(0o755)
-            temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _temporary_directory(target.parent) as temporary, disk_errors(target):
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(target)
 
 
 @contextlib.contextmanager
@@ -92,17 +87,13 @@ def atomic_file(target: Path) -> Iterator[Path]:
             full.
     """
     require_replaceable(target)
-    temporary = _temporary_directory(target.parent)
-    try:
-        with disk_errors(target):
-            yield temporary / target.name
-            # The named file last: a reader that sees it finds everything it refers to.
-            written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
-            for path in written:
-                path.chmod(0o644)
-                path.replace(target.parent / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _temporary_directory(target.parent) as temporary, disk_errors(target):
+        yield temporary / target.name
+        # The named file last: a reader that sees it finds everything it refers to.
+        written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
+        for path in written:
+            path.chmod(0o644)
+            path.replace(target.parent / path.name)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -169,7 +160,15 @@ def disk_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _temporary_directory(parent: Path) -> Path:
-    with disk_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+@contextlib.contextmanager
+def _temporary_directory(parent: Path) -> Iterator[Path]:
+    """Yield a new directory in `parent`, removed afterwards where it still has its name."""
+    # Its name is known before it exists: a signal that comes as soon as it does leaves nothing.
+    temporary = parent / f".partial-{secrets.token_hex(8)}"
+    try:
+        with disk_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(mode=0o700)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
