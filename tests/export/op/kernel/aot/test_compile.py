@@ -32,7 +32,8 @@ REPORT = json.loads((ROOT / "benchmarks/results/kernel_build.json").read_text())
 COMPILE = """
 import json, sys
 from pathlib import Path
-from bilateral_export.op.kernel.aot.compile import compile_all, problems
+from bilateral_export.op.kernel.aot.compile import compile_all
+from bilateral_export.op.kernel.aot.manifest import problems
 from bilateral_export.op.kernel.aot.specialisation import specialisations
 wanted = [item for item in specialisations() if item.name in sys.argv[2:]]
 assert len(wanted) == len(sys.argv) - 2, wanted
