@@ -106,7 +106,7 @@ def run_model(
         rows = _judged(candidate, truth, samples, say)
     build(export.path)
     with steps("deploy", "Writing the model repository") as say:
-        names = {name: Settings()}
+        names: dict[str, Settings | None] = {name: None}
         if isinstance(checkpoint.card.model, LanguageModelConfig):
             names[streamed(name)] = Settings(stream=True)
         for served, settings in names.items():
@@ -136,7 +136,7 @@ def _judged(
     return rows
 
 
-def _deploy(name: str, model: Path, models: Path, settings: Settings) -> Path:
+def _deploy(name: str, model: Path, models: Path, settings: Settings | None) -> Path:
     """Make version 1 anew and return its directory; a configuration that is there stays."""
     if (models / name / "1").exists():
         repository.remove(name, models, version=1)

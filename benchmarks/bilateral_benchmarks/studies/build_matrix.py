@@ -1,7 +1,7 @@
 """The TensorRT build matrix: families, precisions, with and without the plugin, by GPU.
 
-Weights are random: what is built depends on the
-graph alone. TensorRT for RTX needs no GPU; a full TensorRT builds for the GPU it runs on.
+Weights are random: what is built depends on the graph alone. TensorRT for RTX needs no GPU; a full
+TensorRT builds for the GPU it runs on.
 """
 
 from __future__ import annotations
