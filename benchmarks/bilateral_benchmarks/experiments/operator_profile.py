@@ -110,7 +110,7 @@ class OperatorProfile(Result):
         return [Plot("Time by kind of operator", bar_plot(bars, [], "ms"))]
 
 
-def measure_stages(
+def profile_operators(
     subject: str, lowered: Path, *, rounds: int = 9, on_step: Callable[[str], None] | None = None
 ) -> OperatorProfile:
     """Profile a lowered file.

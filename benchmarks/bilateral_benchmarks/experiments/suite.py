@@ -24,7 +24,7 @@ from bilateral_benchmarks.experiments.contenders import (
 from bilateral_benchmarks.experiments.crossover import LENGTHS, measure_crossover
 from bilateral_benchmarks.experiments.document import BenchDocument, Item, Part, load_document
 from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
-from bilateral_benchmarks.experiments.operator_profile import measure_stages
+from bilateral_benchmarks.experiments.operator_profile import profile_operators
 from bilateral_benchmarks.experiments.overhead import measure_overhead
 from bilateral_benchmarks.experiments.scaling import measure_scaling
 from bilateral_benchmarks.experiments.scenarios import Scenario, run_scenario
@@ -216,7 +216,7 @@ class Suite:
             on_round=self._on_round,
         )
         lowered = lower(exported, "onnxruntime-cpu", folder / "stages.onnx").path
-        yield measure_stages(title, lowered, rounds=self._rounds(size), on_step=self._say)
+        yield profile_operators(title, lowered, rounds=self._rounds(size), on_step=self._say)
 
     def _forms(self, name: str, size: Size) -> Iterator[Item]:
         """Yield the forms of attention, with their memory."""

@@ -60,16 +60,16 @@ def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_d
     found = run_pipeline(tmp_path, CHECKPOINTS, only=[NAME], on_step=kill_the_server_once())
     assert found.failures == {}
     assert list(scratch.iterdir()) == []
-    (journey,) = found.journeys
-    assert found.passed, journey.parity.failures
-    assert journey.first_failure is not None
+    (report,) = found.journeys
+    assert found.passed, report.parity.failures
+    assert report.first_failure is not None
     # Its own end is seen first, or that of its model's process: it takes seconds to die.
-    assert journey.first_failure.startswith("tritonserver ")
-    assert "while loading: " in journey.first_failure
-    assert (journey.name, journey.weights, journey.attention_nodes) == (NAME, "trained", 4)
-    assert len({row.stage for row in journey.parity.rows}) == 2
-    assert journey.plan.mb > 0.1
-    (answer,) = journey.answers
+    assert report.first_failure.startswith("tritonserver ")
+    assert "while loading: " in report.first_failure
+    assert (report.name, report.weights, report.attention_nodes) == (NAME, "trained", 4)
+    assert len({row.stage for row in report.parity.rows}) == 2
+    assert report.plan.mb > 0.1
+    (answer,) = report.answers
     assert answer.agreement == 1.0
     assert answer.difference is not None
     assert answer.difference < 1e-5
