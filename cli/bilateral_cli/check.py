@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
-from bilateral_cli.bench.kernel import kernel
-from bilateral_cli.console import notes, out
-from bilateral_cli.study import show_page
+from bilateral_cli.console import notes, out, print_page
 
 check = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +20,6 @@ check = typer.Typer(
     """,
 )
 app.add_typer(check, name="check")
-check.command("kernel")(kernel)
 
 
 @check.command()
@@ -43,7 +40,7 @@ def plugin(
     from bilateral_benchmarks.gpu_checks.plugin import check_plugin
 
     found = check_plugin(library, output, notes.print)
-    show_page(found)
+    print_page(found)
     if not found.passed:
         raise typer.Exit(EXIT_FAILED)
 

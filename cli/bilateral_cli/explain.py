@@ -75,13 +75,14 @@ def _patch(text: str | None) -> tuple[int, int] | None:
 
 
 def _of_graph(image: Path, model: Path) -> Subject:
-    from bilateral_export.explain.graph import artifact_metadata, config_of, onnx_maps
+    from bilateral_export.artifact import read_metadata
+    from bilateral_export.explain.graph import config_of, onnx_maps
     from bilateral_export.explain.page import Subject
     from bilateral_export.preprocessing import ImagePreprocessing
     from bilateral_serving.client.inputs.images import preprocess, read_image
 
     config_of(model)
-    about = artifact_metadata(model)
+    about = read_metadata(model)
     if not isinstance(about.preprocessing, ImagePreprocessing):
         raise _unprepared(model)
     tensor = preprocess(read_image(image), about.preprocessing)

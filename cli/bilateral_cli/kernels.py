@@ -10,7 +10,7 @@ import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import notes, out
-from bilateral_cli.study import one_of
+from bilateral_cli.options import one_of
 
 kernels = typer.Typer(
     no_args_is_help=True,
@@ -49,13 +49,13 @@ def compile_(
     Example: bilateral kernels compile out/cubins --sm 90
     """
     from bilateral_benchmarks.kernel.build_report import write_build_report
+    from bilateral_export.op.architectures import ARCHITECTURES, COMPILED
     from bilateral_export.op.kernel.aot.compile import compile_all
-    from bilateral_export.op.kernel.aot.manifest import SHARED_LIMIT, problems
+    from bilateral_export.op.kernel.aot.manifest import problems
     from bilateral_export.op.kernel.aot.specialisation import DTYPES, select
-    from bilateral_export.op.kernel.launch_config import ARCHITECTURES
 
-    one_of("--sm", sm, sorted(SHARED_LIMIT))
-    wanted = select(sm or list(ARCHITECTURES), one_of("--dtype", dtype, DTYPES), only)
+    one_of("--sm", sm, ARCHITECTURES)
+    wanted = select(sm or list(COMPILED), one_of("--dtype", dtype, DTYPES), only)
     result = compile_all(outdir, wanted, workers or os.cpu_count() or 1)
     found = problems(result)
     out.print(f"{len(result['cubins'])} cubins, {result['total_bytes'] / 1e6:.1f} MB")
@@ -82,9 +82,9 @@ def block_sizes(
     Example: bilateral kernels block-sizes --sm 90
     """
     from bilateral_benchmarks.kernel.configurations import fill_table
-    from bilateral_export.op.kernel.launch_config import ARCHITECTURES
+    from bilateral_export.op.architectures import COMPILED
 
-    chosen = one_of("--sm", sm, ARCHITECTURES)
+    chosen = one_of("--sm", sm, COMPILED)
     missing = fill_table(chosen, anew=anew, workers=workers or os.cpu_count() or 1, say=out.print)
     for case in missing:
         notes.print(f"no candidate fits {case}", soft_wrap=True)

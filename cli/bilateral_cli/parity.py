@@ -102,10 +102,11 @@ def parity(
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
+    from bilateral_export.artifact import read_metadata
     from bilateral_export.checkpoint.resolution import load_exported
     from bilateral_export.models.family import exportable
     from bilateral_export.parity.compare import Candidate
-    from bilateral_export.parity.identity import check_graph, read_metadata
+    from bilateral_export.parity.identity import check_graph
     from bilateral_export.parity.inputs.samples import random_samples, real_samples
     from bilateral_export.parity.matrix import Plan, run_matrix
     from bilateral_export.parity.report.baseline import regressions, require_same_model

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
-from bilateral_cli.bench.options import numbers
-from bilateral_cli.console import notes, progress
-from bilateral_export.errors import UserError
-
-if TYPE_CHECKING:
-    from bilateral_benchmarks.report.result import Result
+from bilateral_cli.console import notes, print_page, progress
+from bilateral_cli.options import numbers, one_of
 
 study = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +49,7 @@ def robustness(
     chosen = numbers(budgets, whole=False)
     with progress() as bar:
         task = bar.add_task("Attacking", total=None)
-        show_page(
+        print_page(
             measure_robustness(
                 checkpoints,
                 data,
@@ -75,7 +70,7 @@ def theory(out: ResultsOption = RESULTS) -> None:
     """
     from bilateral_benchmarks.studies.theory.report import reproduce
 
-    show_page(reproduce(out))
+    print_page(reproduce(out))
 
 
 @study.command("tile-skipping")
@@ -92,10 +87,10 @@ def tile_skipping(
     Example: TRITON_INTERPRET=1 bilateral study tile-skipping --out benchmarks/results
     """
     from bilateral_benchmarks.studies.tile_skipping import measure_skipping
-    from bilateral_export.op.kernel.launch_config import ARCHITECTURES
+    from bilateral_export.op.architectures import COMPILED
 
-    one_of("--sm", [sm], ARCHITECTURES)
-    show_page(measure_skipping(sm, out))
+    one_of("--sm", [sm], COMPILED)
+    print_page(measure_skipping(sm, out))
 
 
 @study.command("build-matrix")
@@ -135,28 +130,9 @@ def build_matrix(
         fresh=fresh,
         on_row=lambda row: notes.print(row, soft_wrap=True),
     )
-    show_page(found)
+    print_page(found)
     if not found.passed:
         raise typer.Exit(EXIT_FAILED)
-
-
-def show_page(found: Result) -> None:
-    """Print the Markdown page of a result."""
-    from bilateral_benchmarks.report.files import page
-
-    sys.stdout.write(page(found))
-
-
-def one_of(option: str, values: Any, known: Any) -> Any:
-    """Return the values of an option, all that are known where none is given.
-
-    Raises:
-        UserError: One is unknown.
-    """
-    for value in values or ():
-        if value not in known:
-            raise UserError(f"{option} {value}", f"Use one of {', '.join(map(str, known))}.")
-    return values or list(known)
 
 
 def targets(text: str) -> tuple[int, ...]:

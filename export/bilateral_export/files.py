@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: everything is written to a temporary name and renamed."""
+"""Atomic writes: a file is whole or absent, for it is written under another name and renamed."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def to_json(value: BaseModel | dict[str, Any] | list[Any], indent: int = 1) -> s
 
 
 def _plain(value: object) -> object:
-    """What JSON writes for a NumPy scalar, or for a path."""
+    """Return what JSON writes for a NumPy scalar, or for a path."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def _not_finite(value: object, path: str = "") -> Iterator[str]:
-    """Name the numbers that JSON cannot write, such as `[0].predictions[2].probability`."""
+    """Yield names of numbers JSON cannot write, such as `[0].predictions[2].probability`."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{path.lstrip('.')} ({value})"
@@ -140,7 +140,7 @@ def _not_finite(value: object, path: str = "") -> Iterator[str]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):

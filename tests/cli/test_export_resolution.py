@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bilateral_cli.commands import app
+from bilateral_export.artifact import read_onnx
 from bilateral_export.errors import UserError
-from bilateral_serving.artifact import read_onnx
 
 DIGITS = Path(__file__).parents[2] / "export" / "checkpoints" / "digits_bilateral.safetensors"
 

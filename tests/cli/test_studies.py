@@ -22,7 +22,7 @@ from bilateral_export.engine.installation.cuda import read_driver
         (("kernels", "compile", "out", "--workers", "-1"), "--workers"),
         (("kernels", "compile", "out", "--sm", "12"), "--sm 12. Use one of"),
         (("kernels", "compile", "out", "--dtype", "fp8"), "--dtype fp8. Use one of"),
-        (("kernels", "compile", "out", "--only", "("), "--only '(' is no regular expression"),
+        (("kernels", "compile", "out", "--only", "("), "--only '(' is not a regular expression"),
         (("kernels", "compile", "out", "--only", "nothing"), "no cubin has 'nothing' in its name"),
         (("study", "build-matrix", "--models", "nobody"), "--models nobody. Use one of"),
         (("study", "build-matrix", "--precisions", "fp8"), "--precisions fp8. Use one of"),

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from bilateral_benchmarks.end_to_end.check_answers import streamed
 from bilateral_benchmarks.load.ports import free_port
+from bilateral_export.artifact import OnnxArtifact
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.graph.export import ExportedModel, export_onnx
+from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.parity.compare import Candidate, Truth, judge, outputs_of, report_of, truth_of
 from bilateral_export.parity.inputs.samples import Sample
@@ -63,7 +64,7 @@ class ModelRun:
     """
 
     server: RunningServer
-    export: ExportedModel
+    export: OnnxArtifact
     parity: ParityReport
 
 

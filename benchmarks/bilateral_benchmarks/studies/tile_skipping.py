@@ -149,12 +149,12 @@ def head_of(operands: Operands, head: int, factor: float) -> Operands:
 
 def measure(operands: Operands, capability: int) -> dict[str, float]:
     """Return the shares of tiles read and what the plan leaves out, for one head."""
-    from bilateral_export.op.kernel.launch import BUDGET, prepare
+    from bilateral_export.op.kernel.launch import SKIP_TOLERANCE, prepare
 
-    chosen = launch_config.configuration(capability, 16, "gaussian", operands.query.shape[-1])
+    chosen = launch_config.choose(capability, 16, "gaussian", operands.query.shape[-1])
     launch = prepare(operands, True, chosen)
     low, high = launch.tile_ranges(*launch.key_terms())[0, 0].unbind(-1)
-    budget = BUDGET[operands.query.dtype]
+    budget = SKIP_TOLERANCE[operands.query.dtype]
     weights = true_weights(operands)
     mass = tile_mass(weights, chosen.block_m, chosen.block_n)
     first, whole, stop = seen_tiles(operands, chosen.block_m, chosen.block_n, len(mass))

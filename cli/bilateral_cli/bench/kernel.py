@@ -1,8 +1,7 @@
-"""`bilateral bench kernel`: times of the fused kernel on a GPU."""
+"""`bilateral bench kernel` and `bilateral check kernel`: times of the fused kernel on a GPU."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +9,12 @@ import typer
 
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
+from bilateral_cli.check import check
+from bilateral_cli.console import print_page
 
 
 @bench.command()
+@check.command()
 def kernel(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for kernel.json and kernel.md.")
@@ -31,9 +33,8 @@ def kernel(
     Example: bilateral bench kernel --tune --output benchmarks/results
     """
     from bilateral_benchmarks.kernel.run import bench_kernel
-    from bilateral_benchmarks.report.files import page
 
     found = bench_kernel(output, tune, minutes)
-    sys.stdout.write(page(found))
+    print_page(found)
     if not found.passed:
         raise typer.Exit(EXIT_FAILED)

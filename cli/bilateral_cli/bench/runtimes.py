@@ -11,9 +11,10 @@ import typer
 
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.live import experiment
-from bilateral_cli.bench.options import BatchOption, OutputOption, numbers
+from bilateral_cli.bench.options import BatchOption, OutputOption
 from bilateral_cli.bench.output import finish
 from bilateral_cli.console import JsonOption
+from bilateral_cli.options import numbers
 
 if TYPE_CHECKING:
     from bilateral_benchmarks.experiments.comparison import Comparison

@@ -17,10 +17,10 @@ from bilateral_cli.bench.options import (
     LengthOption,
     OutputOption,
     WarmupOption,
-    numbers,
 )
 from bilateral_cli.bench.output import finish
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
+from bilateral_cli.options import numbers
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:

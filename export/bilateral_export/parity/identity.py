@@ -13,9 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file
-from bilateral_export.graph.attach import attention_nodes, configuration_of
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.graph.attach import attention_nodes, variant_of
+from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.models.family import Exportable, ModelConfig
 from bilateral_export.op import contract
 from bilateral_export.op.onnx_body import same_body
@@ -43,31 +42,6 @@ _RANDOM = (
     "RandomUniform",
     "RandomUniformLike",
 )
-
-
-def read_metadata(path: Path) -> ArtifactMetadata:
-    """What an exported file says of itself.
-
-    Raises:
-        UserError: It is no ONNX file, or was not made by `bilateral export`.
-    """
-    try:
-        model = onnx.load(require_file(path, "model"), load_external_data=False)
-    except UserError:
-        raise
-    except Exception as error:  # protobuf's DecodeError has no public name
-        raise UserError(
-            f"{path} is no ONNX model", "Export it again with `bilateral export`."
-        ) from error
-    for item in model.metadata_props:
-        if item.key == METADATA_KEY:
-            try:
-                return ArtifactMetadata.model_validate_json(item.value)
-            except ValidationError as error:
-                raise UserError(
-                    f"the metadata of {path} is damaged", "Export it again with `bilateral export`."
-                ) from error
-    raise UserError(f"{path} does not say what it was exported from", "Use `bilateral export`.")
 
 
 def check_graph(path: Path, metadata: ArtifactMetadata, family: str) -> None:
@@ -156,7 +130,7 @@ def body_check(model: onnx.ModelProto) -> Check:
     standard = ("", "ai.onnx")
     opset = next(entry.version for entry in model.opset_import if entry.domain in standard)
     nodes = [node for node in attention_nodes(ir.serde.deserialize_model(model)) if _whole(node)]
-    calls = {(node.overload, configuration_of(node)) for node in nodes}
+    calls = {(node.overload, variant_of(node)) for node in nodes}
     for overload, configuration in sorted(calls, key=str):
         body = next(
             (f for f in model.functions if (f.domain, f.overload) == (contract.DOMAIN, overload)),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
@@ -137,7 +137,7 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         checks += identity_checks(plan.checkpoint, plan.metadata)
     fits = True
     if plan.onnx is not None:
-        file = onnx.load(plan.onnx, load_external_data=False)
+        file = load_graph(plan.onnx, weights=False)
         interface = interface_check(file, model)
         checks += [interface, body_check(file), plugin_check(file)]
         checks += [softmax_check(file), random_check(file)]
@@ -337,7 +337,7 @@ def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:
     if path is None:
         return None, "no gradient without the file"
     try:
-        return DifferentiableGraph(onnx.load(path)), "gradient of the file's graph"
+        return DifferentiableGraph(load_graph(path)), "gradient of the file's graph"
     except UserError as error:
         return None, error.problem
 
@@ -356,7 +356,7 @@ def _walk(
     assert stage.graph is not None
     assert stage.open_runner is not None
     reference, eager = stage.candidate.ground.oracles(plan.checkpoint)
-    graph = onnx.load(stage.graph)
+    graph = load_graph(stage.graph)
     walk = bisect(
         graph,
         stage.open_runner,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.files import atomic_file
 from bilateral_export.models.family import exportable
@@ -109,7 +110,7 @@ def expose_scores(path: Path, checkpoint: Checkpoint, target: Path) -> Path:
     if not isinstance(model, WithScores):
         return path
     labels, scores = exportable(model).outputs()
-    proto = onnx.load(path)
+    proto = load_graph(path)
     decision = _decision(proto.graph, labels.name)
     if decision is None:
         return path

@@ -157,7 +157,7 @@ def test_unknown_names_are_refused(
 def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.onnx"
     text.write_text("no model")
-    with pytest.raises(UserError, match="no ONNX model"):
+    with pytest.raises(UserError, match="not an ONNX model"):
         lower(text, "openvino", tmp_path / "l.onnx")
     with pytest.raises(UserError, match="is the model itself"):
         lower(exported, "openvino", exported)

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.builders.subjects import Subject
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import lower
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
@@ -21,7 +22,6 @@ from bilateral_export.parity.identity import (
     check_graph,
     interface_check,
     plugin_check,
-    read_metadata,
     softmax_check,
 )
 from bilateral_export.parity.inputs.samples import random_samples

@@ -13,6 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 from tests.builders.graph_faults import Spoiled, after, set_attribute
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
@@ -20,7 +21,6 @@ from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.family import build, exportable
 from bilateral_export.models.registry import named
 from bilateral_export.parity.compare import Candidate
-from bilateral_export.parity.identity import read_metadata
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report.document import ParityReport

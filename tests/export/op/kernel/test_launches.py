@@ -58,7 +58,7 @@ for dtype, range_kernel, spatial_kernel, skip in (
 NAMES = {
     "bilateral_attention_kernel": 4,
     "bilateral_key_tiles_kernel": 2,
-    "bilateral_plan_kernel": 1,
+    "bilateral_tile_ranges_kernel": 1,
     "bilateral_features_kernel": 2,
 }
 
