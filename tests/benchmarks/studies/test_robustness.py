@@ -96,7 +96,7 @@ def test_one_command_attacks_models_on_three_runtimes_that_agree(tmp_path: Path)
 
 def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", pixels=np.zeros(3))
-    with pytest.raises(UserError, match=r"no \.npz file with the arrays images and labels"):
+    with pytest.raises(UserError, match=r"not an \.npz file with the arrays images and labels"):
         load_dataset(tmp_path / "data.npz")
 
 
@@ -122,7 +122,7 @@ def test_arrays_that_are_no_data_set_are_refused(
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = (CHECKPOINTS / "digits_heldout.npz").read_bytes()
     (tmp_path / "data.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"no \.npz file"):
+    with pytest.raises(UserError, match=r"not an \.npz file"):
         load_dataset(tmp_path / "data.npz")
 
 
