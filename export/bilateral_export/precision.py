@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
+
+Model = TypeVar("Model", bound=nn.Module)
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -25,7 +29,7 @@ FLOAT32_NAMES = ("positions", "log_bandwidth", "query_features", "key_features")
 SCALE_NAMES = ("coefficients",)
 
 
-def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def to_precision(model: Model, dtype: torch.dtype) -> Model:
     """Convert a model's weights in place and return it; the spatial kernel's stay float32.
 
     Every tensor is looked at. Single weights may become 0: they are below what the others round by.

@@ -23,9 +23,8 @@ from bilateral_export.engine.installation.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.plan.manifest import AttentionPath
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import build, exportable
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.registry import MODELS
+from bilateral_export.models.registry import MODELS, build
 from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
@@ -186,7 +185,7 @@ def _samples(checkpoint: Checkpoint, parameters: int) -> list[Sample]:
     if isinstance(config, SequenceClassifierConfig) and config.grid is None:
         lengths = {"length": (config.length, config.length // 8)}
     items = ITEMS_LARGE if parameters > LARGE else ITEMS
-    return random_samples(exportable(checkpoint.build_model()), BATCHES, lengths, items)
+    return random_samples(checkpoint.build_model(), BATCHES, lengths, items)
 
 
 def _build(exported: Path, target: Path) -> Plan:

@@ -18,7 +18,6 @@ from bilateral_benchmarks.report.machine import Machine
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import require_file
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -113,7 +112,7 @@ def quickstart(
         return checkpoint
 
     def samples_of(checkpoint: Checkpoint) -> Sequence[Sample]:
-        drawn = random_samples(exportable(checkpoint.build_model()))
+        drawn = random_samples(checkpoint.build_model())
         return [*drawn, Sample("held out", {"image": images[:8]})]
 
     def check(server: RunningServer, _: Checkpoint) -> None:

@@ -18,10 +18,10 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.options import AttentionChoice, BuildOptions
 from bilateral_export.errors import UserError
-from bilateral_export.lowering.lower import Form, lower
+from bilateral_export.lowering.attention_forms import Form
+from bilateral_export.lowering.lower import PASSES, lower
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import GeneralizedResidual
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -193,7 +193,6 @@ def attention_forms(
     forms: tuple[tuple[Form, str], ...] = (
         ("decomposed", "body inlined"),
         ("mask", "materialised bias folded"),
-        ("attention", "standard Attention node with mask"),
         ("augmented", "augmented, flash"),
     )
     for form, name in forms:
@@ -204,16 +203,16 @@ def attention_forms(
             continue
         yield Contender(name, OnnxRuntimeRunner(result.path), "fp32", result.path)
     # What the rewrites beside attention gain, each taken away from the best form of all.
-    for name, stream, rows, kernels in (
-        ("lowered", True, True, True),
-        ("lowered, residual stream as exported", False, True, True),
-        ("lowered, tokens that nothing reads too", True, False, True),
-        ("lowered, ONNX Runtime's kernels as it picks them", True, True, False),
+    everywhere = {one.name for one in PASSES["openvino"]}
+    kernels = {one.name for one in PASSES["onnxruntime-cpu"]} - everywhere
+    for name, without in (
+        ("lowered", set()),
+        ("lowered, residual stream as exported", {"residual_stream"}),
+        ("lowered, tokens that nothing reads too", {"push_down_gather"}),
+        ("lowered, ONNX Runtime's kernels as it picks them", kernels),
     ):
         target = folder / f"{name.replace(' ', '_')}.onnx"
-        path = lower(
-            exported, "onnxruntime-cpu", target, stream=stream, rows=rows, kernels=kernels
-        ).path
+        path = lower(exported, "onnxruntime-cpu", target, without=without).path
         yield Contender(name, OnnxRuntimeRunner(path), "fp32", path)
         if name == "lowered":
             kept = OnnxRuntimeRunner(path, flush_subnormals=False)

@@ -18,7 +18,8 @@ from bilateral_benchmarks.report.plots import Line, Plot, line_plot
 from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import interleave
-from bilateral_export.lowering.lower import FLASH_LENGTH, Form, lower
+from bilateral_export.lowering.attention_forms import FLASH_LENGTH, Form
+from bilateral_export.lowering.lower import lower
 from bilateral_export.op.contract import RangeKernel
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 

@@ -18,7 +18,8 @@ from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Line, Plot, line_plot
 from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table, number
-from bilateral_export.lowering.lower import Form, lower
+from bilateral_export.lowering.attention_forms import Form
+from bilateral_export.lowering.lower import lower
 
 Axis = Literal["tokens", "batch", "depth"]
 LENGTHS = (197, 577, 1025, 2048, 4096, 16384)

@@ -97,7 +97,6 @@ def _compare(
     """Export a checkpoint and compare contenders on it."""
     from bilateral_benchmarks.experiments.comparison import run_comparison
     from bilateral_benchmarks.experiments.contenders import checkpoint_of, goals_of
-    from bilateral_benchmarks.experiments.suite import OPSET
     from bilateral_export.graph.export import export_onnx
 
     with experiment() as shown, tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +104,7 @@ def _compare(
         folder = Path(scratch)
         checkpoint = checkpoint_of(source, folder, image_size)
         exported = folder / "exported.onnx"
-        export_onnx(checkpoint, exported, opset=OPSET)
+        export_onnx(checkpoint, exported)
         return run_comparison(
             f"{checkpoint.card.name}, {what}",
             checkpoint,

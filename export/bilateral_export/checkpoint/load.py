@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
 from bilateral_export.checkpoint.formats.content import Content
@@ -24,8 +24,8 @@ from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.files import sha256 as sha256_of
-from bilateral_export.models.family import ModelConfig, build
-from bilateral_export.models.registry import named
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.models.registry import build, named, parse_config
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Checkpoint:
     preprocessing_source: str = ""
     notes: tuple[str, ...] = ()
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Family:
         """The model with these weights, in evaluation mode, in the dtype of the file."""
         model = build(self.card.model)
         model.load_state_dict(self.state, assign=True)
@@ -173,8 +173,7 @@ def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:
     if isinstance(document, dict) and "schema_version" in document:
         return parse_card(text, str(path)), True
     try:
-        adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-        return card_of(path.stem, adapter.validate_python(document)), False
+        return card_of(path.stem, parse_config(document)), False
     except ValidationError as error:
         raise UserError(
             f"{path} is not a model configuration: {describe(error)}",
@@ -182,7 +181,7 @@ def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:
         ) from error
 
 
-def _differences(ours: ModelConfig, theirs: ModelConfig) -> str:
+def _differences(ours: FamilyConfig, theirs: FamilyConfig) -> str:
     if ours.family != theirs.family:
         return f"family {ours.family!r} (not {theirs.family!r})"
     left, right = _flat(ours.model_dump()), _flat(theirs.model_dump())

@@ -1,4 +1,4 @@
-"""The same weights at another image size, as DeiT does before it fine-tunes at 384."""
+"""Position interpolation: the same weights at another image size, as DeiT does to fine-tune."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from bilateral_export.checkpoint.formats.recognise import identify
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing
-from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.preprocessing import Preprocessing
 
 # Tensors with one row per token, tokens in the last axis but one.
@@ -23,7 +22,7 @@ PER_TOKEN = ("pos_embed", "query_features", "key_features")
 
 
 def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
-    """Move an image classifier to another resolution.
+    """Return an image classifier's checkpoint at another resolution.
 
     Whatever the model learned per position is interpolated (bicubic, `align_corners=False`, prefix
     tokens kept), as DeiT's `main.py` does with `pos_embed` under `--finetune`. The coordinates of
@@ -31,31 +30,29 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
     bandwidth covers the same part of the image. The preprocessing's resize grows in proportion.
 
     Raises:
-        UserError: The model is no image classifier, or its patches do not tile the new size.
+        UserError: The model is not an image classifier, or its patches do not tile the new size.
     """
-    config = checkpoint.card.model
-    if not isinstance(config, ImageClassifierConfig):
+    image = checkpoint.card.model.image
+    if image is None:
         raise UserError(
             f"model {checkpoint.card.name} takes no images",
             "Only an image classifier has an image size; leave --image-size out.",
         )
-    if image_size <= 0 or image_size % config.patch_size:
+    if image_size <= 0 or image_size % image.patch_size:
         raise UserError(
-            f"image size {image_size} is no multiple of the patch size {config.patch_size}",
+            f"image size {image_size} is not a multiple of the patch size {image.patch_size}",
             "Choose one that is.",
         )
-    if image_size == config.image_size:
+    if image_size == image.size:
         return checkpoint
-    target = config.model_copy(
-        update={"image_size": image_size, "position_grid": config.position_grid or config.grid}
-    )
+    target = checkpoint.card.model.resized(image_size)
     state = {
-        name: _resample(tensor, config.prefix, config.grid, target.grid)
+        name: _resample(tensor, image.prefix, image.grid, image_size // image.patch_size)
         if name.rpartition(".")[2] in PER_TOKEN
         else tensor
         for name, tensor in checkpoint.state.items()
     }
-    old_suffix, new_suffix = f"_{config.image_size}", f"_{image_size}"
+    old_suffix, new_suffix = f"_{image.size}", f"_{image_size}"
     name = checkpoint.card.name
     if name.endswith(old_suffix):
         name = name.removesuffix(old_suffix) + new_suffix
@@ -69,7 +66,7 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
 def load_exported(
     path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
 ) -> Checkpoint:
-    """Load the weights that an artifact was exported from, at its resolution, to compare the two.
+    """Return the weights that an artifact was exported from, at its resolution, to compare both.
 
     Args:
         path: The checkpoint.
@@ -93,9 +90,9 @@ def load_exported(
 
 
 def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
-    """The checkpoint at the resolution an artifact was exported at, to compare the two."""
+    """Return the checkpoint at the resolution an artifact was exported at, to compare the two."""
     image_size = metadata.model.get("image_size")
-    if image_size is None or not isinstance(checkpoint.card.model, ImageClassifierConfig):
+    if image_size is None or checkpoint.card.model.image is None:
         return checkpoint
     return at_resolution(checkpoint, image_size)
 

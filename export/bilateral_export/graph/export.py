@@ -26,7 +26,7 @@ from bilateral_export.graph.spatial_features import use_spatial_features
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
-from bilateral_export.models.family import exportable, tracing_example
+from bilateral_export.models.family import Family, tracing_example
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)
@@ -87,16 +87,15 @@ def export_onnx(
     return read_onnx(path)
 
 
-def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
+def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
     """Trace a model and return the exporter's program, neither named nor checked.
 
     Args:
         model: Any model of this package, in the dtype the graph is to have.
         opset: Version of the standard operators.
     """
-    described = exportable(model)
-    inputs = described.inputs()
-    example = tracing_example(described)
+    inputs = model.inputs()
+    example = tracing_example(model)
     shapes = tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
@@ -110,7 +109,7 @@ def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXP
             optimize=False,
             opset_version=opset,
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in described.outputs()],
+            output_names=[spec.name for spec in model.outputs()],
             dynamic_shapes=shapes,
             custom_translation_table=translation_table(),
         )

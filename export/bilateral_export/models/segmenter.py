@@ -6,21 +6,23 @@ per class; a patch belongs to a class as far as their vectors agree.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Depth, Heads, Pixels, Ratio, Width
-from bilateral_export.models.classifier import ImageClassifierConfig, ImageModel, Mlp, PatchEmbed
-from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.models.classifier import ImageClassifierConfig, ImageEncoder, ImageModel
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.preprocessing import Preprocessing, SegmentationPreprocessing
 from bilateral_export.tensors import TensorSpec
 
 
-class SegmenterConfig(BaseModel):
+class SegmenterConfig(FamilyConfig):
     """Sizes and kernels of a segmenter. The defaults are plain Seg-T-Mask/16 on ADE20K.
 
     Attributes:
@@ -29,8 +31,6 @@ class SegmenterConfig(BaseModel):
         decoder_depth: Blocks of the decoder, as wide as the encoder's.
         decoder_attention: The decoder's kernels; None: the encoder's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["segmenter"] = "segmenter"
     image_size: Pixels = 512
@@ -41,9 +41,7 @@ class SegmenterConfig(BaseModel):
     mlp_ratio: Ratio = 4.0
     decoder_depth: Depth = 2
     num_classes: int = Field(default=150, gt=0, le=256)
-    attention: AttentionConfig = AttentionConfig()
     decoder_attention: AttentionConfig | None = None
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> SegmenterConfig:
@@ -60,20 +58,43 @@ class SegmenterConfig(BaseModel):
             depth=self.depth,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            attention=self.attention,
+            residual=self.residual,
         )
+
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing cuts windows of this size and has a colour per class."""
+        if not isinstance(how, SegmentationPreprocessing):
+            return super().check_preprocessing(how)
+        if how.window != self.image_size:
+            raise ValueError(
+                f"the preprocessing cuts windows of {how.window} pixels, the model takes"
+                f" {self.image_size}"
+            )
+        if how.stride > how.window:
+            raise ValueError(f"windows of {how.window} pixels every {how.stride} leave gaps")
+        if len(how.palette) < self.num_classes:
+            raise ValueError(
+                f"the preprocessing has {len(how.palette)} colours, the model"
+                f" {self.num_classes} classes"
+            )
+        return None
 
 
 class Segmenter(ImageModel):
     """Images `[B, 3, S, S]` in, the class of each pixel `[B, S, S]` out, one byte each."""
 
+    decides: ClassVar[bool] = True
+    config: SegmenterConfig
+
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config, self.backbone = config, config.backbone
-        self.encoder = Encoder(config)
+        self.encoder = ImageEncoder(config.backbone)
         self.decoder = MaskTransformer(config)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment preprocessed images.
+        """Return the class of every pixel of preprocessed images.
 
         Args:
             image: `[B, 3, S, S]`, float32 or wider; computed in the weights' dtype.
@@ -83,53 +104,27 @@ class Segmenter(ImageModel):
         """
         return self.decide(self.scores(image))
 
-    def scores(self, image: Tensor) -> Tensor:
-        """The score of every class for every pixel, `[B, classes, S, S]`."""
+    def scores(self, *inputs: Tensor) -> Tensor:
+        """Return the score of every class for every pixel, `[B, classes, S, S]`."""
         size = self.config.image_size
-        masks = self.masks(image)
+        masks = self.masks(*inputs)
         return F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
 
     def decide(self, scores: Tensor) -> Tensor:
-        """The best class of each pixel, `[B, S, S]`, uint8."""
+        """Return the best class of each pixel, `[B, S, S]`, uint8."""
         return scores.argmax(dim=1).to(torch.uint8)
 
     def masks(self, image: Tensor) -> Tensor:
-        """The score of every class for every patch, `[B, classes, grid, grid]`."""
-        scores: Tensor = self.decoder(self.encoder(image))
+        """Return the score of every class for every patch, `[B, classes, grid, grid]`."""
+        patches = self.encoder.encode(image)[:, 1:]  # the class token is not passed on
+        scores: Tensor = self.decoder(patches)
         grid = self.backbone.grid
         return scores.transpose(1, 2).reshape(-1, self.config.num_classes, grid, grid)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         size = self.config.image_size
         return (TensorSpec("classes", "uint8", ("batch", size, size)),)
-
-
-class Encoder(nn.Module):
-    """DeiT without its head; parameter names are timm's."""
-
-    def __init__(self, config: SegmenterConfig) -> None:
-        super().__init__()
-        backbone = config.backbone
-        self.patch_embed = PatchEmbed(backbone)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.pos_embed = nn.Parameter(torch.randn(1, backbone.tokens, config.dim) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config, backbone.prefix, config.attention) for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
-        positions = grid_positions(backbone.grid, backbone.grid, backbone.prefix)
-        self.register_buffer("positions", positions, persistent=False)
-        self.positions: Tensor
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Images `[B, 3, S, S]` to patches `[B, grid * grid, dim]`."""
-        patches = self.patch_embed(image.to(self.cls_token.dtype))
-        cls_token = self.cls_token.expand(image.shape[0], -1, -1)
-        x = x0 = torch.cat([cls_token, patches], dim=1) + self.pos_embed
-        for block in self.blocks:
-            x = block(x, x0, self.positions)
-        return cast(Tensor, self.norm(x)[:, 1:])  # the class token is not passed on
 
 
 class MaskTransformer(nn.Module):
@@ -145,11 +140,16 @@ class MaskTransformer(nn.Module):
         self.classes = classes
         self.proj_dec = nn.Linear(dim, dim)
         self.cls_emb = nn.Parameter(torch.randn(1, classes, dim) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config, classes, config.decoder_attention or config.attention)
+        attention = config.decoder_attention or config.attention
+        self.blocks = Trunk(
+            Block(
+                BilateralAttention(dim, config.heads, classes + grid**2, classes, attention),
+                Mlp(dim, int(dim * config.mlp_ratio)),
+                config.residual,
+            )
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.proj_patch = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
         self.mask_norm = nn.LayerNorm(classes)
@@ -157,31 +157,10 @@ class MaskTransformer(nn.Module):
         self.positions: Tensor
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches `[B, N, dim]` to scores `[B, N, classes]`."""
+        """Return the scores `[B, N, classes]` of patches `[B, N, dim]`."""
         cls_emb = self.cls_emb.expand(patches.shape[0], -1, -1)
-        x = x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
-        for block in self.blocks:
-            x = block(x, x0, self.positions)
-        x = self.decoder_norm(x)
+        x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
+        x = self.decoder_norm(self.blocks(x0, self.positions))
         patch_vectors = F.normalize(x[:, self.classes :] @ self.proj_patch, dim=-1)
         class_vectors = F.normalize(x[:, : self.classes] @ self.proj_classes, dim=-1)
         return cast(Tensor, self.mask_norm(patch_vectors @ class_vectors.transpose(1, 2)))
-
-
-class Block(nn.Module):
-    """Attention and MLP, each behind layer norm and a generalized residual connection."""
-
-    def __init__(self, config: SegmenterConfig, prefix: int, attention: AttentionConfig) -> None:
-        super().__init__()
-        tokens = prefix + config.backbone.grid**2
-        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.attn = BilateralAttention(config.dim, config.heads, tokens, prefix, attention)
-        self.residual1 = GeneralizedResidual(config.residual)
-        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
-        self.residual2 = GeneralizedResidual(config.residual)
-
-    def forward(self, x: Tensor, x0: Tensor, positions: Tensor) -> Tensor:
-        """Tokens `[B, N, dim]` to tokens; `x0` are the tokens before the first block."""
-        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), positions))
-        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))

@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.attach import attention_nodes, variant_of
 from bilateral_export.metadata import ArtifactMetadata
-from bilateral_export.models.family import Exportable, ModelConfig
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.models.registry import parse_config
 from bilateral_export.op import contract
 from bilateral_export.op.onnx_body import same_body
 from bilateral_export.parity.report.document import Check
@@ -70,7 +71,7 @@ def check_graph(path: Path, metadata: ArtifactMetadata, family: str) -> None:
         ) from error
 
 
-def interface_check(model: onnx.ModelProto, trained: Exportable) -> Check:
+def interface_check(model: onnx.ModelProto, trained: Family) -> Check:
     """Whether a file takes and returns what the model does: names, types, ranks, fixed sizes.
 
     Where it does not, no runtime's answers can be compared with the model's.
@@ -284,11 +285,10 @@ def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[
     return [*checks, labels_check(metadata.labels, card.labels)]
 
 
-def _configuration(metadata: ArtifactMetadata) -> ModelConfig | None:
+def _configuration(metadata: ArtifactMetadata) -> FamilyConfig | None:
     """The file's configuration, with the defaults of fields that are newer than the file."""
-    adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     try:
-        return adapter.validate_python(metadata.model)
+        return parse_config(metadata.model)
     except ValidationError:
         return None
 

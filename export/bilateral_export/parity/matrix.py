@@ -12,7 +12,6 @@ from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
-from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.bisection.reproducer import write_reproducer
 from bilateral_export.parity.bisection.search import NodeError, Walk, bisect
@@ -126,7 +125,7 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         if stage.required:
             with stage.candidate.runner:
                 pass  # that it cannot run is said now, and not after a minute's work
-    model = exportable(plan.checkpoint.build_model())
+    model = plan.checkpoint.build_model()
     grounds = _Grounds(plan, [*extreme_samples(model), *token_extremes(model)])
     rows: list[ParityRow] = []
     checks: list[Check] = []
@@ -344,7 +343,7 @@ def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:
 
 def _search(plan: Plan, runner: Runner, ground: Ground, forward: Forward | None) -> Found:
     checkpoint = plan.checkpoint
-    model = exportable(checkpoint.build_model())
+    model = checkpoint.build_model()
     box = box_of(model, checkpoint.card.preprocessing)
     with ground.reference(checkpoint) as reference:
         return search(model, runner, reference, plan.adversarial, box=box, forward=forward)

@@ -22,7 +22,7 @@ from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
+from bilateral_export.models.registry import build
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints"

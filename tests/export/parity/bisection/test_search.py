@@ -89,7 +89,7 @@ def test_a_product_of_token_matrices_is_named_in_a_lowered_file(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
     """Between attentions a lowered file has matrices, tokens before items, and PyTorch has not."""
-    subject = subjects["digits"]
+    subject = subjects["deeper digits"]
     lower(subject.onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx", form="mask")
     model, product = onnx.load(tmp_path / "lowered.onnx"), "blocks.1.mlp.fc1/MatMul"
     assert any(node.output[0] == f"{product}.matrix" for node in model.graph.node)
