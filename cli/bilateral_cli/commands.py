@@ -22,6 +22,9 @@ _COMMANDS = (
     "generate",
     "score",
     "bench",
+    "study",
+    "check",
+    "kernels",
     "models",
     "explain",
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import BaseModel
@@ -28,6 +28,9 @@ from rich.text import Text
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import to_json
+
+if TYPE_CHECKING:
+    from bilateral_benchmarks.report.result import Result
 
 # Tables in a file or a pipe are as wide as they need to be: there is no screen to fit them to.
 UNBOUNDED = 1000
@@ -115,6 +118,13 @@ def print_json(value: BaseModel | dict[str, Any] | list[Any]) -> None:
         UserError: An answer has a number that is not finite.
     """
     sys.stdout.write(to_json(value, indent=2))
+
+
+def print_page(found: Result) -> None:
+    """Print the Markdown page of a benchmark's result to standard output."""
+    from bilateral_benchmarks.report.files import page
+
+    sys.stdout.write(page(found))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:

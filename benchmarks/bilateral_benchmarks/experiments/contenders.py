@@ -1,4 +1,4 @@
-"""What a model can be run with on this machine, each as a runner with the reason if it cannot."""
+"""Contenders: the runtimes and forms of a model on this machine, or why one is absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bilateral_benchmarks.report.gemm_peak import Goal
+from bilateral_benchmarks.experiments.gemm_peak import Goal
 from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.known import card_of
@@ -52,7 +52,7 @@ class Contender:
     runtime: str = DEFAULT
 
 
-# Shares of the GEMM limit that the forms for a CPU aim at, by model and contender.
+# Shares of the GEMM peak that the forms for a CPU aim at, by model and contender.
 GOALS = {
     "deit_bilateral_tiny_patch16_224": {ORT_LOWERED: 0.60},
     "deit_bilateral_small_patch16_224": {ORT_LOWERED: 0.70, OPENVINO_F32: 0.80},
@@ -61,7 +61,7 @@ GOALS = {
 
 
 def goals_of(name: str) -> list[Goal]:
-    """What the usual contenders aim at on one model at batch 1; nothing for an unknown one."""
+    """Return the goals of the usual contenders for one model at batch 1."""
     return [Goal(row=row, share=share) for row, share in GOALS.get(name, {}).items()]
 
 
@@ -74,7 +74,7 @@ class Absent:
 
 
 def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> Checkpoint:
-    """A checkpoint file, or a known model's name with random weights.
+    """Return a checkpoint file, or a known model's name with random weights.
 
     Latency does not depend on the values of weights; parity is judged on them all the same.
 
@@ -111,7 +111,7 @@ def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> C
 def usual_contenders(
     checkpoint: Checkpoint, exported: Path, folder: Path, *, compiled: bool = True
 ) -> Iterator[Contender | Absent]:
-    """What a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
+    """Yield what a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
 
     Args:
         checkpoint: The trained weights.
@@ -147,7 +147,7 @@ def usual_contenders(
 
 
 def quantised(exported: Path, folder: Path) -> Contender | Absent:
-    """Dynamic int8 quantisation of the matrix products, by ONNX Runtime's own tool."""
+    """Return the model with its matrix products quantised to int8 by ONNX Runtime's own tool."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -168,7 +168,7 @@ def quantised(exported: Path, folder: Path) -> Contender | Absent:
 def tensorrt(
     name: str, exported: Path, folder: Path, attention: AttentionChoice
 ) -> Contender | Absent:
-    """A plan of the exported file, built and loaded once, or why this machine has none."""
+    """Return a plan of the exported file, built and loaded once, or why this machine has none."""
     if not torch.cuda.is_available():
         return Absent(name, "no GPU")
     plan = folder / f"{name.replace(' ', '_')}.plan"
@@ -190,7 +190,7 @@ def _has_bf16() -> bool:
 def attention_forms(
     checkpoint: Checkpoint, exported: Path, folder: Path
 ) -> Iterator[Contender | Absent]:
-    """The same model with its attention in every form, for the ablation."""
+    """Yield the same model with its attention in every form, for the ablation."""
     yield Contender("torch eager", TorchRunner(checkpoint), "fp32")
     yield Contender("custom op through its body", OnnxRuntimeRunner(exported), "fp32", exported)
     forms: tuple[tuple[Form, str], ...] = (
@@ -230,7 +230,7 @@ def attention_forms(
 
 
 def without_spatial(exported: Path, target: Path) -> Path:
-    """The same weights with plain dot-product attention: what the spatial term costs.
+    """Return the same weights with plain dot-product attention: what the spatial term costs.
 
     It computes something else, so its parity fails by design.
     """

@@ -65,7 +65,7 @@ def measure_isolated(
 
 
 def status_mib(field: str, pid: int | str = "self") -> float:
-    """A size out of a process's status, such as "VmHWM", the peak of its resident memory."""
+    """Return a size out of a process's status, such as "VmHWM", the peak of its resident memory."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024

@@ -200,7 +200,7 @@ def test_a_file_of_another_family_is_refused(subjects: dict[str, Subject]) -> No
 
 def test_the_committed_schema_is_current() -> None:
     assert SCHEMA_PATH.read_text(encoding="utf-8") == schema(), (
-        "run python -m bilateral_export.parity.report.document"
+        "run `bilateral check schema --write`"
     )
 
 

@@ -36,7 +36,7 @@ def attack(
     steps: int = PGD_STEPS,
     seed: int = 0,
 ) -> Images:
-    """Images within `budget` of the given ones, made so that the checkpoint's torch model errs.
+    """Return images within `budget` of the given ones on which the torch model errs.
 
     FGSM (Goodfellow et al., 2015) takes one signed gradient step; PGD (Madry et al., 2018) starts
     at a random point of the ball and takes `steps` smaller ones. White box: gradients are those of
@@ -75,14 +75,14 @@ def attack(
 
 
 def normalise(pixels: Images, how: ImagePreprocessing) -> Images:
-    """Pixels `[B, C, H, W]` in 0..1 as the model's input."""
+    """Return the pixels `[B, C, H, W]` in 0..1 as the model's input."""
     mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (how.mean, how.std))
     normalised: Images = (pixels - mean) / std
     return normalised
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> ImagePreprocessing:
-    """The checkpoint's preprocessing.
+    """Return the checkpoint's preprocessing.
 
     Raises:
         UserError: It has none, so budgets would have no unit.

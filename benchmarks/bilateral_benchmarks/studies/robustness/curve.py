@@ -40,7 +40,7 @@ class Dataset:
     classes: NDArray[np.int64]
 
     def first(self, count: int | None) -> Dataset:
-        """The first `count` images, or all.
+        """Return the first `count` images, or all.
 
         Raises:
             UserError: That is none.
@@ -96,7 +96,7 @@ def load_dataset(path: Path) -> Dataset:
             images, labels = archive["images"], archive["labels"]
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no .npz file with the arrays images and labels",
+            f"{path} is not an .npz file with the arrays images and labels",
             "export/checkpoints/train_digits.py writes one.",
         ) from error
     whole = images.dtype == np.uint8 and np.issubdtype(labels.dtype, np.integer)
@@ -113,7 +113,7 @@ def check(checkpoint: Checkpoint, data: Dataset, budgets: Sequence[float]) -> No
     """Check that a checkpoint can be attacked on these images within these budgets.
 
     Raises:
-        UserError: It is no classifier of such images into such classes, or a budget is none.
+        UserError: It does not classify such images into such classes, or a budget is not valid.
     """
     config = checkpoint.card.model
     preprocessing_of(checkpoint)

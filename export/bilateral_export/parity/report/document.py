@@ -240,7 +240,3 @@ def read_report(path: Path) -> ParityReport:
             f" ({where}: {first['msg']})",
             "Write it with `bilateral parity --json`.",
         ) from error
-
-
-if __name__ == "__main__":
-    SCHEMA_PATH.write_text(schema(), encoding="utf-8")
