@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     ListOpsPreprocessing,
@@ -69,11 +68,10 @@ def check_answers(
         checkpoint: Its weights, for PyTorch.
         checkpoints: Directory of the held-out inputs.
     """
-    config = checkpoint.card.model
-    if isinstance(config, LanguageModelConfig):
+    if checkpoint.card.model.generative:
         text = (checkpoints / "pydoc_heldout.txt").read_text(encoding="utf-8")
         return _scored(client, name, checkpoint, text), _written(client, name, checkpoint, text)
-    if isinstance(config, SegmenterConfig):
+    if checkpoint.build_model().decides:
         sizes = ((512, 512), (800, 600))
         return tuple(_segmented(client, name, checkpoint, size) for size in sizes)
     asked, inputs = _inputs(name, checkpoint, checkpoints)

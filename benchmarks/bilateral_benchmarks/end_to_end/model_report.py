@@ -25,7 +25,6 @@ from bilateral_export.engine.plan.manifest import AttentionPath
 from bilateral_export.errors import UserError
 from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.models.registry import MODELS, build
-from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.preprocessing import TextPreprocessing
@@ -180,12 +179,13 @@ def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
 
 def _samples(checkpoint: Checkpoint, parameters: int) -> list[Sample]:
     """Return random inputs; documents as long as the model allows, and an eighth of it."""
-    config = checkpoint.card.model
+    model = checkpoint.build_model()
     lengths = {}
-    if isinstance(config, SequenceClassifierConfig) and config.grid is None:
-        lengths = {"length": (config.length, config.length // 8)}
+    if model.config.pads:
+        longest = model.corners()[0]["length"]
+        lengths = {"length": (longest, longest // 8)}
     items = ITEMS_LARGE if parameters > LARGE else ITEMS
-    return random_samples(checkpoint.build_model(), BATCHES, lengths, items)
+    return random_samples(model, BATCHES, lengths, items)
 
 
 def _build(exported: Path, target: Path) -> Plan:

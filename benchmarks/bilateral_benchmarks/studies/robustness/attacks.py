@@ -14,7 +14,6 @@ from torch import nn
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.models.classifier import ImageClassifierConfig
 
 Attack = Literal["fgsm", "pgd"]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
@@ -113,14 +112,12 @@ class _OnPixels(nn.Module):
 
 
 def _estimator(checkpoint: Checkpoint, shape: tuple[int, ...]) -> PyTorchClassifier:
-    config = checkpoint.card.model
-    assert isinstance(config, ImageClassifierConfig), "it has image preprocessing"
     model = _OnPixels(checkpoint.build_model(), preprocessing_of(checkpoint))
     return PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(),
         input_shape=shape,
-        nb_classes=config.num_classes,
+        nb_classes=checkpoint.card.model.classes,
         clip_values=(0.0, 1.0),
         device_type="cpu",
     )
