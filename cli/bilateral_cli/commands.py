@@ -25,6 +25,9 @@ _COMMANDS = (
     "score",
     "evaluate",
     "bench",
+    "study",
+    "check",
+    "kernels",
     "models",
     "explain",
 )

@@ -55,6 +55,7 @@ def up(
 
     Example: bilateral up export/checkpoints/digits_bilateral.safetensors
     """
+    from bilateral_benchmarks.end_to_end.run_model import Steps
     from bilateral_benchmarks.end_to_end.up import up as run
     from bilateral_serving.server import ServerOptions
 
@@ -76,9 +77,11 @@ def up(
             checkpoint,
             options,
             folder=output,
-            on_step=lambda doing: bar.update(task, description=doing),
-            on_result=lambda step, line: out.print(
-                styled(f"{step:>13}", "bold"), f" {line}", soft_wrap=True
+            steps=Steps(
+                lambda _, doing: bar.update(task, description=doing),
+                lambda step, line: out.print(
+                    styled(f"{step:>13}", "bold"), f" {line}", soft_wrap=True
+                ),
             ),
             on_ready=on_ready,
             on_event=lambda text: notes.print(styled(text, "yellow"), soft_wrap=True),

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bilateral_benchmarks.end_to_end.check_answers import streamed
+from bilateral_benchmarks.end_to_end.run_model import TIMEOUT_S, Steps, judged
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import atomic_file, write_text
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.parity.compare import Candidate, compare
+from bilateral_export.parity.compare import Candidate, truth_of
 from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
-from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.preprocessing import (
     ImagePreprocessing,
     ListOpsPreprocessing,
@@ -39,13 +40,9 @@ from bilateral_serving.datatypes import triton_name
 from bilateral_serving.repository import Entry
 from bilateral_serving.server import RunningServer, ServerOptions, serve
 
-TIMEOUT_S = 600.0
 # Random inputs that parity is judged on. Where FP64 takes seconds for each, few must do.
 ITEMS_LARGE = 4
 LARGE = 1_000_000  # parameters
-
-OnStep = Callable[[str], None]
-OnResult = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ def up(
     options: ServerOptions,
     *,
     folder: Path,
-    on_step: OnStep,
-    on_result: OnResult,
+    steps: Steps,
     on_ready: Callable[[Ready], None],
     on_event: Callable[[str], None],
     name: str | None = None,
@@ -83,8 +79,7 @@ def up(
         checkpoint: The weights.
         options: Where to serve; the models are filled in. HTTP is needed for the curl command.
         folder: For the ONNX file, the example and its request.
-        on_step: Called with what is being done.
-        on_result: Called with a step's name and one line of result.
+        steps: Told of each step.
         on_ready: Called when the served model has passed parity.
         on_event: Called with one line for whatever goes wrong later.
         name: Under which the model is served; None: the file's name.
@@ -98,42 +93,37 @@ def up(
     Raises:
         UserError: A step refuses the model, or the server cannot start.
     """
-    on_step("Loading the checkpoint")
-    loaded = load_checkpoint(checkpoint, model=model, weights=weights)
-    name = name or checkpoint.stem
-    on_result("load", loaded.card.name)
-
-    on_step("Exporting to ONNX")
-    exported = export_onnx(loaded, folder / f"{name}.onnx")
-    on_result("export", f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
-
-    on_step("Comparing ONNX Runtime with FP64 PyTorch")
-    samples = _samples(loaded)
-    report = compare(loaded, [Candidate(OnnxRuntimeRunner(exported.path), "fp32")], samples)
-    on_result("parity", _verdict(report))
-    if not report.passed:
+    with steps("load", "Loading the checkpoint") as say:
+        loaded = load_checkpoint(checkpoint, model=model, weights=weights)
+        name = name or checkpoint.stem
+        say(loaded.card.name)
+    with steps("export", "Exporting to ONNX") as say:
+        exported = export_onnx(loaded, folder / f"{name}.onnx")
+        say(f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
+    with steps("parity", "Comparing ONNX Runtime with FP64 PyTorch") as say:
+        samples = _samples(loaded)
+        candidate = Candidate(OnnxRuntimeRunner(exported.path), "fp32")
+        truth = truth_of(loaded, candidate.reference_spec, samples)
+        rows = judged(candidate, truth, samples, say)
+    if not all(row.passed for row in rows):
         return False
-
-    on_step("Lowering for this machine and adding to the repository")
-    names: dict[str, Settings | None] = {name: None}
-    how = loaded.card.preprocessing
-    if isinstance(how, TextPreprocessing):
-        names[f"{name}-words"] = Settings(stream=True)
-    for each, settings in names.items():
-        entry = _added(each, exported.path, options.repository, settings)
-        on_result("add", f"{entry.versions[-1].directory}{_remarks(entry)}")
-
-    on_step("Starting tritonserver")
+    with steps("add", "Lowering for this machine and adding to the repository") as say:
+        names: dict[str, Settings | None] = {name: None}
+        if loaded.card.model.generative:
+            names[streamed(name)] = Settings(stream=True)
+        for each, settings in names.items():
+            entry = _added(each, exported.path, options.repository, settings)
+            say("; ".join([str(entry.versions[-1].directory), *entry.remarks]))
 
     def judge(server: RunningServer) -> None:
-        on_step("Comparing the served model with FP64 PyTorch")
-        runner = TritonRunner(name, server.url, timeout_s=TIMEOUT_S)
-        report = compare(loaded, [Candidate(runner, "fp32")], samples)
-        on_result("served parity", _verdict(report))
-        if not report.passed:
+        with steps("served parity", "Comparing the served model with FP64 PyTorch") as say:
+            served = Candidate(TritonRunner(name, server.url, timeout_s=TIMEOUT_S), "fp32")
+            rows = judged(served, truth, samples, say)
+        if not all(row.passed for row in rows):
             raise _NotPassedError
         on_ready(_ready(server, name, loaded, folder, example))
 
+    steps.on_step("serve", "Starting tritonserver")
     try:
         serve(dataclasses.replace(options, models=tuple(names)), on_ready=judge, on_event=on_event)
     except _NotPassedError:
@@ -151,12 +141,6 @@ def _samples(checkpoint: Checkpoint) -> list[Sample]:
     return random_samples(model, (1, 2), {}, ITEMS_LARGE if large else DEFAULT_ITEMS)
 
 
-def _verdict(report: ParityReport) -> str:
-    row = max(report.rows, key=lambda row: row.error / max(row.budget, 1e-30))
-    verdict = "pass" if report.passed else "FAIL"
-    return f"{row.stage}: error {row.error:.1e}, budget {row.budget:.1e}: {verdict}"
-
-
 def _added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
     """Add a file as the next version, unless the newest one was made of the same checkpoint."""
     from bilateral_export.artifact import read_metadata
@@ -167,10 +151,6 @@ def _added(name: str, model: Path, models: Path, settings: Settings | None) -> E
         if newest is not None and newest == served(read_metadata(model)):
             return entry
     return repository.add(name, model, models, settings=settings)
-
-
-def _remarks(entry: Entry) -> str:
-    return "".join(f"; {remark}" for remark in entry.remarks)
 
 
 def _ready(
@@ -188,8 +168,8 @@ def _ready(
         content = f"open({str(source.absolute())!r}, 'rb').read()"
         asked = {
             SegmentationPreprocessing: f"client.segment({name!r}, [{content}])[0]",
-            TextPreprocessing: f"''.join(word.text for word in client.generate('{name}-words',"
-            f" {content}.decode(), max_tokens=12))",
+            TextPreprocessing: f"''.join(word.text for word in client.generate("
+            f"{streamed(name)!r}, {content}.decode(), max_tokens=12))",
         }.get(type(how), f"client.classify({name!r}, [{content}], k=3)[0]")
     python = (
         "from bilateral_serving.client import Client\n"
