@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def _resize_and_crop(image: Image.Image, how: ImagePreprocessing) -> Image.Image
         size = (how.resize * width // shorter, how.resize * height // shorter)
         image = resize(image, size, _RESAMPLING[how.interpolation])
         width, height = size
-    left = round((width - how.width) / 2)
-    top = round((height - how.height) / 2)
+    whole = round if how.crop == "round" else math.floor
+    left, top = whole((width - how.width) / 2), whole((height - how.height) / 2)
     # A crop beyond the edges is filled with black.
     return image.crop((left, top, left + how.width, top + how.height))
