@@ -112,7 +112,7 @@ def up(
         if loaded.card.model.generative:
             names[streamed(name)] = Settings(stream=True)
         for each, settings in names.items():
-            entry = _added(each, exported.path, options.repository, settings)
+            entry = added(each, exported.path, options.repository, settings)
             say("; ".join([str(entry.versions[-1].directory), *entry.remarks]))
 
     def judge(server: RunningServer) -> None:
@@ -141,7 +141,7 @@ def _samples(checkpoint: Checkpoint) -> list[Sample]:
     return random_samples(model, (1, 2), {}, ITEMS_LARGE if large else DEFAULT_ITEMS)
 
 
-def _added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
+def added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
     """Add a file as the next version, unless the newest one was made of the same checkpoint."""
     from bilateral_export.artifact import read_metadata
 
