@@ -34,14 +34,13 @@ def heldout_digits(folder: Path, count: int = 360, side: int = 20) -> Path:
 
 
 def mistaken(source: Path, target: Path, **changes: Any) -> Path:
-    """An exported file with other metadata: labels, or a part of its preprocessing."""
+    """An exported file with other metadata, or another part of its preprocessing."""
     shutil.copy(source, target)
     model = onnx.load(target)
     (entry,) = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]
     said = json.loads(entry.value)
-    labels = changes.pop("labels", None)
-    if labels is not None:
-        said["labels"] = labels
+    own = {name: changes.pop(name) for name in list(changes) if name in said}
+    said |= own
     said["preprocessing"] |= changes
     entry.value = json.dumps(said)
     onnx.save(model, target)

@@ -19,8 +19,8 @@ def test_a_model_is_not_added_twice_and_never_replaced(
     for _ in range(2):
         entry = added("digits", model, tmp_path / "models", None)
         assert [version.number for version in entry.versions] == [1]
-    plain = exported("digits_plain", tmp_path_factory)
-    entry = added("digits", plain, tmp_path / "models", None)
+    newer = mistaken(model, tmp_path / "newer.onnx", checkpoint_sha256="0" * 64)
+    entry = added("digits", newer, tmp_path / "models", None)
     assert [version.number for version in entry.versions] == [1, 2]
     other = mistaken(model, tmp_path / "other.onnx", interpolation="bilinear")
     with pytest.raises(UserError, match="other preprocessing"):
