@@ -34,7 +34,10 @@ def test_its_source_travels_in_the_file(bilateral: Bilateral, tmp_path: Path) ->
     digits = dataclasses.replace(load_checkpoint(DIGITS), preprocessing_source="the name digits")
     export_onnx(digits, tmp_path / "m.onnx")
     shown = bilateral("inspect", tmp_path / "m.onnx").out
-    assert "resize 8, interpolation bicubic, crop round, mean 0.3, std 0.35; from the name digits" in shown
+    assert (
+        "resize 8, interpolation bicubic, crop round, mean 0.3, std 0.35; from the name digits"
+        in shown
+    )
     summary = bilateral("inspect", tmp_path / "m.onnx", "--json").json
     assert summary["preprocessing"].endswith("from the name digits")
     assert (summary["precisions"], summary["changes"]) == (["fp32"], [])
