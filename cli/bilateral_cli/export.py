@@ -152,8 +152,11 @@ def _about(checkpoint: Checkpoint) -> list[str]:
 
 def _summary(how: Preprocessing) -> str:
     if isinstance(how, ImagePreprocessing):
+        resized = f"shorter side to {how.resize}"
+        if isinstance(how.resize, tuple):
+            resized = f"resized to {how.resize[0]}x{how.resize[1]}"
         return (
-            f"shorter side to {how.resize} ({how.interpolation}), centre {how.height}x{how.width},"
+            f"{resized} ({how.interpolation}), centre {how.height}x{how.width},"
             f" mean {', '.join(f'{m:g}' for m in how.mean)},"
             f" deviation {', '.join(f'{s:g}' for s in how.std)}"
         )

@@ -12,6 +12,7 @@ PADDING = 0
 
 
 _Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Side = Annotated[int, Field(gt=0)]
 _Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -24,13 +25,16 @@ class ImagePreprocessing(_Document):
 
     Resize so that the shorter side is `resize` pixels, crop the centre to `height` x `width`, scale
     to 0..1, then subtract `mean` and divide by `std` per channel.
+
+    Attributes:
+        resize: The shorter side, which keeps the aspect ratio; or height and width, which does not.
     """
 
     kind: Literal["image"] = "image"
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     channels: Literal[1, 3] = 3
-    resize: int = Field(gt=0)
+    resize: _Side | tuple[_Side, _Side]
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[_Mean, ...]
     std: tuple[_Deviation, ...]

@@ -81,7 +81,7 @@ class CheckpointCard(BaseModel):
                     raise ValueError(
                         f"the preprocessing makes images {said}, the model takes {wanted}"
                     )
-                if how.resize > _LARGEST_RESIZE * how.height:
+                if _largest(how.resize) > _LARGEST_RESIZE * how.height:
                     raise ValueError(
                         f"the preprocessing resizes to {how.resize} pixels to keep {how.height}"
                     )
@@ -134,6 +134,10 @@ class CheckpointCard(BaseModel):
                     f"preprocessing of the kind {how.kind!r} is not for the family {model.family!r}"
                 )
         return self
+
+
+def _largest(resize: int | tuple[int, int]) -> int:
+    return resize if isinstance(resize, int) else max(resize)
 
 
 def parse_card(text: str, source: str) -> CheckpointCard:
