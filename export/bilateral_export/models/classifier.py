@@ -6,13 +6,13 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.block import NORM_EPS, Block, Mlp, PatchEmbed, Trunk
 from bilateral_export.models.bounds import Classes, Depth, Features, Heads, Pixels, Ratio, Width
-from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.tensors import Array, TensorSpec
 
 
@@ -84,8 +84,8 @@ class ImageModel(nn.Module):
         return {"image": generator.standard_normal(shape).astype(np.float32)}
 
 
-class ImageClassifier(ImageModel):
-    """Images `[B, C, H, W]` in, logits `[B, classes]` out.
+class ImageEncoder(nn.Module):
+    """DeiT without its heads: images `[B, C, H, W]` in, tokens `[B, N, dim]` out.
 
     Parameters carry timm's names: with plain attention and the standard residual, the weights of a
     timm or DeiT checkpoint load unchanged.
@@ -93,23 +93,49 @@ class ImageClassifier(ImageModel):
 
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__()
-        self.config = self.backbone = config
         dim = config.dim
-        self.patch_embed = PatchEmbed(config)
+        self.distilled = config.distilled
+        self.patch_embed = PatchEmbed(config.channels, config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.distilled:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.randn(1, config.tokens, dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, config.num_classes)
-        if config.distilled:
-            self.head_dist = nn.Linear(dim, config.num_classes)
+        self.blocks = Trunk(
+            Block(
+                BilateralAttention(
+                    dim, config.heads, config.tokens, config.prefix, config.attention
+                ),
+                Mlp(dim, int(dim * config.mlp_ratio)),
+                config.residual,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         positions = grid_positions(config.grid, config.grid, config.prefix)
         if config.position_grid is not None:
             positions *= config.position_grid / config.grid
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Return the tokens `[B, N, dim]` of images `[B, C, H, W]`, in the weights' dtype."""
+        patches = self.patch_embed(image.to(self.cls_token.dtype))
+        prefix: Tensor = self.cls_token
+        if self.distilled:
+            prefix = torch.cat([prefix, self.dist_token], dim=1)
+        x0 = torch.cat([prefix.expand(image.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        return cast(Tensor, self.norm(self.blocks(x0, self.positions)))
+
+
+class ImageClassifier(ImageEncoder, ImageModel):
+    """Images `[B, C, H, W]` in, logits `[B, classes]` out."""
+
+    def __init__(self, config: ImageClassifierConfig) -> None:
+        super().__init__(config)
+        self.config = self.backbone = config
+        self.head = nn.Linear(config.dim, config.num_classes)
+        if config.distilled:
+            self.head_dist = nn.Linear(config.dim, config.num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Classify preprocessed images.
@@ -121,70 +147,12 @@ class ImageClassifier(ImageModel):
             Logits `[B, classes]`, in the image's dtype. A distilled model averages its two heads,
             as DeiT's evaluation does.
         """
-        patches = self.patch_embed(image.to(self.cls_token.dtype))
-        x0 = torch.cat([self._prefix(image.shape[0]), patches], dim=1) + self.pos_embed
-        x = x0
-        for block in self.blocks:
-            x = block(x, x0, self.positions)
-        x = self.norm(x)
+        x = self.encode(image)
         logits: Tensor = self.head(x[:, 0])
         if self.config.distilled:
             logits = (logits + self.head_dist(x[:, 1])) / 2
         return logits.to(image.dtype)
 
-    def _prefix(self, batch: int) -> Tensor:
-        if self.config.distilled:
-            tokens = torch.cat([self.cls_token, self.dist_token], dim=1)
-        else:
-            tokens = self.cls_token
-        return tokens.expand(batch, -1, -1)
-
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
-
-
-class PatchEmbed(nn.Module):
-    """Cuts an image into patches and projects each to a token."""
-
-    def __init__(self, config: ImageClassifierConfig) -> None:
-        super().__init__()
-        size = config.patch_size
-        self.proj = nn.Conv2d(config.channels, config.dim, kernel_size=size, stride=size)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`[B, C, H, W]` to `[B, patches, dim]`, row by row."""
-        return cast(Tensor, self.proj(image).flatten(2).transpose(1, 2))
-
-
-class Block(nn.Module):
-    """Attention and MLP, each behind layer norm and a generalized residual connection."""
-
-    def __init__(self, config: ImageClassifierConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.attn = BilateralAttention(
-            config.dim, config.heads, config.tokens, config.prefix, config.attention
-        )
-        self.residual1 = GeneralizedResidual(config.residual)
-        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
-        self.residual2 = GeneralizedResidual(config.residual)
-
-    def forward(self, x: Tensor, x0: Tensor, positions: Tensor) -> Tensor:
-        """Tokens `[B, N, dim]` to tokens; `x0` are the embedded tokens before the first block."""
-        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), positions))
-        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., dim]` to `[..., dim]`."""
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention
+from bilateral_export.models.block import NORM_EPS, Block, Mlp
 from bilateral_export.models.bounds import Depth, Heads, Tokens, Vocabulary, Width
-from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.tensors import Array, TensorSpec
 
 _LARGEST_TABLE = 1 << 28
@@ -71,8 +72,11 @@ class LanguageModel(nn.Module):
         # One table embeds the words and, transposed, scores them.
         self.token_embed = nn.Embedding(config.vocabulary, config.dim)
         nn.init.normal_(self.token_embed.weight, std=config.dim**-0.5)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(CausalAttention(config), Mlp(config.dim, config.hidden, F.relu), config.residual)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=NORM_EPS)
         self.softmax = AdaptiveSoftmax(config)
         table = sinusoids(config.context, config.dim)
         self.register_buffer("sinusoids", table, persistent=False)
@@ -192,30 +196,6 @@ class Caches:
         )
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each behind layer norm and a generalized residual connection."""
-
-    def __init__(self, config: LanguageModelConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.attn = CausalAttention(config)
-        self.residual1 = GeneralizedResidual(config.residual)
-        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.mlp = FeedForward(config)
-        self.residual2 = GeneralizedResidual(config.residual)
-
-    def forward(
-        self, x: Tensor, x0: Tensor, query_positions: Tensor, key_positions: Tensor, cache: Cache
-    ) -> Tensor:
-        """New tokens `[B, N, dim]` to tokens; `x0` are they before the first block."""
-
-        def attend(u: Tensor) -> Tensor:
-            return cast(Tensor, self.attn(self.norm1(u), query_positions, key_positions, cache))
-
-        x = self.residual1(x, x0, attend)
-        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
-
-
 class CausalAttention(BilateralAttention):
     """Bilateral self-attention to the past, out of a cache, and to the new tokens before."""
 
@@ -237,19 +217,6 @@ class CausalAttention(BilateralAttention):
         query, key, value = self.project(x)
         keys, values = cache.extend(key, value)
         return self.attend(query, keys, values, query_positions, key_positions)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between them."""
-
-    def __init__(self, config: LanguageModelConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.hidden)
-        self.fc2 = nn.Linear(config.hidden, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., dim]` to `[..., dim]`."""
-        return cast(Tensor, self.fc2(F.relu(self.fc1(x))))
 
 
 class AdaptiveSoftmax(nn.Module):

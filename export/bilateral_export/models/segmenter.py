@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Depth, Heads, Pixels, Ratio, Width
-from bilateral_export.models.classifier import ImageClassifierConfig, ImageModel, Mlp, PatchEmbed
-from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.models.classifier import ImageClassifierConfig, ImageEncoder, ImageModel
+from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.tensors import TensorSpec
 
 
@@ -60,6 +61,8 @@ class SegmenterConfig(BaseModel):
             depth=self.depth,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            attention=self.attention,
+            residual=self.residual,
         )
 
 
@@ -69,7 +72,7 @@ class Segmenter(ImageModel):
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config, self.backbone = config, config.backbone
-        self.encoder = Encoder(config)
+        self.encoder = ImageEncoder(config.backbone)
         self.decoder = MaskTransformer(config)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -95,7 +98,8 @@ class Segmenter(ImageModel):
 
     def masks(self, image: Tensor) -> Tensor:
         """The score of every class for every patch, `[B, classes, grid, grid]`."""
-        scores: Tensor = self.decoder(self.encoder(image))
+        patches = self.encoder.encode(image)[:, 1:]  # the class token is not passed on
+        scores: Tensor = self.decoder(patches)
         grid = self.backbone.grid
         return scores.transpose(1, 2).reshape(-1, self.config.num_classes, grid, grid)
 
@@ -103,33 +107,6 @@ class Segmenter(ImageModel):
         """The exported graph's outputs."""
         size = self.config.image_size
         return (TensorSpec("classes", "uint8", ("batch", size, size)),)
-
-
-class Encoder(nn.Module):
-    """DeiT without its head; parameter names are timm's."""
-
-    def __init__(self, config: SegmenterConfig) -> None:
-        super().__init__()
-        backbone = config.backbone
-        self.patch_embed = PatchEmbed(backbone)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.pos_embed = nn.Parameter(torch.randn(1, backbone.tokens, config.dim) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config, backbone.prefix, config.attention) for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
-        positions = grid_positions(backbone.grid, backbone.grid, backbone.prefix)
-        self.register_buffer("positions", positions, persistent=False)
-        self.positions: Tensor
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Images `[B, 3, S, S]` to patches `[B, grid * grid, dim]`."""
-        patches = self.patch_embed(image.to(self.cls_token.dtype))
-        cls_token = self.cls_token.expand(image.shape[0], -1, -1)
-        x = x0 = torch.cat([cls_token, patches], dim=1) + self.pos_embed
-        for block in self.blocks:
-            x = block(x, x0, self.positions)
-        return cast(Tensor, self.norm(x)[:, 1:])  # the class token is not passed on
 
 
 class MaskTransformer(nn.Module):
@@ -145,11 +122,16 @@ class MaskTransformer(nn.Module):
         self.classes = classes
         self.proj_dec = nn.Linear(dim, dim)
         self.cls_emb = nn.Parameter(torch.randn(1, classes, dim) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config, classes, config.decoder_attention or config.attention)
+        attention = config.decoder_attention or config.attention
+        self.blocks = Trunk(
+            Block(
+                BilateralAttention(dim, config.heads, classes + grid**2, classes, attention),
+                Mlp(dim, int(dim * config.mlp_ratio)),
+                config.residual,
+            )
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.proj_patch = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
         self.mask_norm = nn.LayerNorm(classes)
@@ -159,29 +141,8 @@ class MaskTransformer(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Patches `[B, N, dim]` to scores `[B, N, classes]`."""
         cls_emb = self.cls_emb.expand(patches.shape[0], -1, -1)
-        x = x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
-        for block in self.blocks:
-            x = block(x, x0, self.positions)
-        x = self.decoder_norm(x)
+        x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
+        x = self.decoder_norm(self.blocks(x0, self.positions))
         patch_vectors = F.normalize(x[:, self.classes :] @ self.proj_patch, dim=-1)
         class_vectors = F.normalize(x[:, : self.classes] @ self.proj_classes, dim=-1)
         return cast(Tensor, self.mask_norm(patch_vectors @ class_vectors.transpose(1, 2)))
-
-
-class Block(nn.Module):
-    """Attention and MLP, each behind layer norm and a generalized residual connection."""
-
-    def __init__(self, config: SegmenterConfig, prefix: int, attention: AttentionConfig) -> None:
-        super().__init__()
-        tokens = prefix + config.backbone.grid**2
-        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.attn = BilateralAttention(config.dim, config.heads, tokens, prefix, attention)
-        self.residual1 = GeneralizedResidual(config.residual)
-        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
-        self.residual2 = GeneralizedResidual(config.residual)
-
-    def forward(self, x: Tensor, x0: Tensor, positions: Tensor) -> Tensor:
-        """Tokens `[B, N, dim]` to tokens; `x0` are the tokens before the first block."""
-        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), positions))
-        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))

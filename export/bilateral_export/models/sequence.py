@@ -6,7 +6,7 @@ ListOps expressions, pixels of an image in reading order, and pairs of documents
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Classes, Depth, Heads, Tokens, Vocabulary, Width
-from bilateral_export.models.classifier import Mlp
-from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
+from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.preprocessing import PADDING
 from bilateral_export.tensors import Array, TensorSpec
 
@@ -74,8 +74,16 @@ class SequenceClassifier(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(1, config.length, dim) * 0.02)
         if config.prefix:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        tokens = config.prefix + config.length
+        self.blocks = Trunk(
+            Block(
+                BilateralAttention(dim, config.heads, tokens, config.prefix, config.attention),
+                Mlp(dim, config.hidden),
+                config.residual,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         if config.documents == 2:
             self.match = nn.Sequential(nn.Linear(4 * dim, config.hidden), nn.ReLU())
         self.head = nn.Linear(config.hidden if config.documents == 2 else dim, config.num_classes)
@@ -111,10 +119,7 @@ class SequenceClassifier(nn.Module):
         key_bias = None
         if self.config.grid is None:
             key_bias = torch.zeros(kept.shape).masked_fill(kept == 0, float("-inf"))
-        x = x0
-        for block in self.blocks:
-            x = block(x, x0, self.positions[: x0.shape[1]], key_bias)
-        x = self.norm(x)
+        x = self.norm(self.blocks(x0, self.positions[: x0.shape[1]], key_bias))
         return x[:, 0] if self.config.prefix else _mean(x, kept)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -143,27 +148,6 @@ class SequenceClassifier(nn.Module):
         ends = generator.integers(1, length, shape[:-1], endpoint=True)
         ends[0] = length  # one document is not padded
         return {"tokens": np.where(np.arange(length) < ends[..., None], tokens, PADDING)}
-
-
-class Block(nn.Module):
-    """Attention and MLP, each behind layer norm and a generalized residual connection."""
-
-    def __init__(self, config: SequenceClassifierConfig) -> None:
-        super().__init__()
-        tokens = config.prefix + config.length
-        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.attn = BilateralAttention(
-            config.dim, config.heads, tokens, config.prefix, config.attention
-        )
-        self.residual1 = GeneralizedResidual(config.residual)
-        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.mlp = Mlp(config.dim, config.hidden)
-        self.residual2 = GeneralizedResidual(config.residual)
-
-    def forward(self, x: Tensor, x0: Tensor, positions: Tensor, key_bias: Tensor | None) -> Tensor:
-        """Tokens `[B, N, dim]` to tokens; `x0` are the embedded tokens before the first block."""
-        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), positions, key_bias))
-        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
 
 
 def _mean(x: Tensor, kept: Tensor) -> Tensor:
