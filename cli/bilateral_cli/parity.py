@@ -102,7 +102,7 @@ def parity(
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
-    from bilateral_export.checkpoint.resolution import load_exported
+    from bilateral_export.checkpoint.exported import load_exported
     from bilateral_export.models.family import exportable
     from bilateral_export.parity.compare import Candidate
     from bilateral_export.parity.identity import check_graph, read_metadata

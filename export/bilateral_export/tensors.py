@@ -12,6 +12,9 @@ from bilateral_export.errors import UserError
 
 Array = NDArray[np.generic]
 
+# The output of a model without a head: vectors, which decide nothing.
+FEATURES = "features"
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -131,9 +131,7 @@ def huggingface_config(kind: str, sizes: Sizes, **changes: Any) -> dict[str, Any
         "num_attention_heads": HEADS,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6 if kind.startswith("dinov2") else 1e-12,
-        "image_size": sizes.height
-        if sizes.height == sizes.width
-        else [sizes.height, sizes.width],
+        "image_size": sizes.height if sizes.height == sizes.width else [sizes.height, sizes.width],
         "patch_size": sizes.patch,
         "num_channels": sizes.channels,
         "qkv_bias": True,
@@ -172,7 +170,11 @@ def huggingface_forward(
         prefix += registers.shape[1]
     for index in range(DEPTH):
         layer = f"{layers}.{index}."
-        names = ["attention.attention.query", "attention.attention.key", "attention.attention.value"]
+        names = [
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+        ]
         if not old:
             names = ["attention.q_proj", "attention.k_proj", "attention.v_proj"]
         y = _norm(state, f"{layer}{'norm1' if dino else 'layernorm_before'}", x, eps)

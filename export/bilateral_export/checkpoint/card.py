@@ -76,7 +76,7 @@ class CheckpointCard(BaseModel):
         match self.preprocessing, self.model:
             case ImagePreprocessing() as how, ImageClassifierConfig() as model:
                 said = [how.channels, how.height, how.width]
-                wanted = [model.channels, model.image_size, model.image_size]
+                wanted = [model.channels, model.height, model.width]
                 if said != wanted:
                     raise ValueError(
                         f"the preprocessing makes images {said}, the model takes {wanted}"
@@ -159,6 +159,8 @@ def describe(error: ValidationError) -> str:
     """A pydantic error as one line: field and reason, for at most five fields."""
     reasons = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        where = printable(".".join(map(str, problem["loc"])) or "document", longest=50)
+        # Of a field that is one number or a pair, pydantic names the alternative, with a space.
+        parts = [str(part) for part in problem["loc"] if " " not in str(part)]
+        where = printable(".".join(parts) or "document", longest=50)
         reasons.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
     return listed(reasons, separator="; ", longest=160)

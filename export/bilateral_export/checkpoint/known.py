@@ -60,7 +60,7 @@ def card_of(name: str, config: ModelConfig) -> CheckpointCard:
         return card
     if isinstance(config, ImageClassifierConfig) and name.startswith("deit_"):
         labels = imagenet_labels() if config.num_classes == CLASSES else ()
-        return _filled(card, labels, deit_preprocessing(config.image_size))
+        return _filled(card, labels, deit_preprocessing(config.height))
     if isinstance(config, SequenceClassifierConfig):
         labels = _LABELS[name.rpartition("_")[2]] if name.startswith("lra_") else _DIGITS
         return _filled(card, labels, _sequence_preprocessing(name, config))
@@ -99,7 +99,7 @@ def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | N
     labels = () if "num_classes" in changed else card.labels
     how = card.preprocessing
     if isinstance(how, ImagePreprocessing):
-        how = deit_preprocessing(config.image_size)
+        how = deit_preprocessing(config.height)
     return card.model_copy(update={"model": config, "labels": labels, "preprocessing": how})
 
 
@@ -116,7 +116,7 @@ def prepared(card: CheckpointCard, arguments: TrainingArguments) -> tuple[Checkp
     try:
         if before is None:
             # All or nothing: what training scripts leave out is their model's, and not known.
-            before, source = arguments.complete(config.image_size, config.channels), ""
+            before, source = arguments.complete(config.height, config.channels), ""
         if not isinstance(before, ImagePreprocessing):
             return card, ""
         after = arguments.prepare(before)

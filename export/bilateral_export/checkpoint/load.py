@@ -5,69 +5,35 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
+from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.checkpoint.formats.content import Content
 from bilateral_export.checkpoint.formats.folder import digest_of, read_folder
 from bilateral_export.checkpoint.formats.native import read_native
 from bilateral_export.checkpoint.formats.pickled import read_pickled
 from bilateral_export.checkpoint.formats.recognise import Format, identify
 from bilateral_export.checkpoint.formats.text import listed, printable, read_document
-from bilateral_export.checkpoint.known import architecture, card_of, prepared
 from bilateral_export.checkpoint.homes.adopt import Adopted, Wanted, adopt
-from bilateral_export.checkpoint.homes.conversion import Conversion
 from bilateral_export.checkpoint.homes.documents import read_documents
 from bilateral_export.checkpoint.homes.segmenter import has_unused
 from bilateral_export.checkpoint.homes.wrappers import find_model
+from bilateral_export.checkpoint.known import architecture, card_of, prepared
+from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.models.family import ModelConfig, build
 from bilateral_export.models.registry import MODELS, named
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights that fit their configuration.
-
-    Attributes:
-        path: Where they were read from.
-        sha256: Of that file.
-        card: Configuration, labels, preprocessing, licence.
-        state: The weights by name, on the CPU.
-        weights: The entry of a training checkpoint that they are, such as "model_ema"; None where
-            the file holds nothing else.
-        other_weights: Entries of that file with other weights, which were not taken.
-        preprocessing_source: Where the card's preprocessing comes from; empty where it has none.
-        notes: What was changed or left out while reading, one sentence each.
-        conversion: What was found and assumed, where another library wrote the weights.
-        trained: The same weights at the resolution they were trained at, where this is another.
-    """
-
-    path: Path
-    sha256: str
-    card: CheckpointCard
-    state: dict[str, Tensor]
-    weights: str | None = None
-    other_weights: tuple[str, ...] = ()
-    preprocessing_source: str = ""
-    notes: tuple[str, ...] = ()
-    conversion: Conversion | None = None
-    trained: Checkpoint | None = None
-
-    def build_model(self) -> nn.Module:
-        """The model with these weights, in evaluation mode, in the dtype of the file."""
-        model = build(self.card.model)
-        model.load_state_dict(self.state, assign=True)
-        return model.requires_grad_(False)
+__all__ = ["Checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(
@@ -111,17 +77,30 @@ def load_checkpoint(
     else:
         card, source = adopted.card, adopted.preprocessing_source
     _check_fit(content.state, card, path)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path=path,
         sha256=digest,
         card=card,
         state=content.state,
-        weights=content.weights if root is None else ":".join(filter(None, (content.weights, root))),
+        weights=content.weights
+        if root is None
+        else ":".join(filter(None, (content.weights, root))),
         other_weights=content.other_weights,
         preprocessing_source=source if card.preprocessing is not None else "",
         notes=content.notes + (adopted.conversion.notes if adopted else ()),
         conversion=adopted.conversion if adopted else None,
     )
+    return checkpoint if adopted is None else _at_run_size(checkpoint, adopted)
+
+
+def _at_run_size(checkpoint: Checkpoint, adopted: Adopted) -> Checkpoint:
+    """The checkpoint at the size its home runs it at, with its documents' own preprocessing."""
+    size = adopted.conversion.run_size
+    if size is None:
+        return checkpoint
+    moved = at_resolution(checkpoint, size)
+    card = moved.card.model_copy(update={"preprocessing": adopted.run_preprocessing})
+    return dataclasses.replace(moved, card=card)
 
 
 def _read(path: Path, format: Format, entry: str | None) -> Content:
@@ -168,8 +147,8 @@ def _adopted(
     if found is None:
         if path.is_dir() and (kind := documents.get("config.json", {}).get("model_type")):
             raise UserError(
-                f"checkpoint {path} is a Hugging Face folder with model_type {printable(kind)}, which"
-                " is not supported",
+                f"checkpoint {path} is a Hugging Face folder with model_type {printable(kind)},"
+                " which is not supported",
                 "Supported: vit, deit, dinov2, dinov2_with_registers.",
             )
         return content, None

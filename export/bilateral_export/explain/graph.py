@@ -83,7 +83,7 @@ def onnx_maps(path: Path, image: NDArray[np.float32]) -> AttentionMaps:
         spatial=spatial,
         logits=logits.astype(np.float32),
         prefix=config.prefix,
-        grid=(config.grid, config.grid),
+        grid=config.grid,
     )
 
 

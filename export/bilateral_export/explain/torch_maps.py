@@ -37,7 +37,7 @@ def torch_maps(
         spatial=spatial,
         logits=logits[0].float().numpy(),
         prefix=config.prefix,
-        grid=(config.grid, config.grid),
+        grid=config.grid,
     )
 
 

@@ -31,7 +31,8 @@ def weights_in(folder: Path) -> Path | None:
     for name in (*_WEIGHTS, *_PICKLED):
         if (folder / name).is_file():
             return folder / name
-    others = sorted(folder.glob("*.safetensors"))
+    documented = (folder / _DOCUMENTS[0]).is_file()
+    others = sorted(folder.glob("*.safetensors")) if documented else []
     if len(others) > 1:
         raise UserError(
             f"checkpoint {folder} is a directory of {len(others)} files of weights:"

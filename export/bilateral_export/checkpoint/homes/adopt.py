@@ -1,4 +1,4 @@
-"""A checkpoint of another home with its card: what was converted, what was said, what was assumed."""
+"""The card of a checkpoint of another home, out of its weights, its documents and `--model`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
 # Names of files that say nothing of the model; the folder's name does.
 _GENERIC = ("model", "pytorch_model", "checkpoint", "last", "best")
-_FEATURES = (
-    "it has no classification head: it is exported for its features (--output tokens, cls or pooled)"
-)
+_FEATURES = "there is no classification head; features are exported: --output tokens, cls or pooled"
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def adopt(
         method = printable(quantised.get("quant_method", "unknown"))
         raise UserError(
             f"checkpoint {path} is quantised (quant_method {method} in its {CONFIG})",
-            "Give the weights they were made from; `bilateral quantize` quantises an exported file.",
+            "Give the weights it was made from; `bilateral quantize` quantises an exported file.",
         )
     chosen = dict(wanted.values)
     if wanted.card is not None:

@@ -172,8 +172,7 @@ def depth_of(state: Mapping[str, Tensor], pattern: str, path: Path) -> int:
     depth = max(found, default=-1) + 1
     if gaps := sorted(set(range(depth)) - found):
         raise UserError(
-            f"checkpoint {path} has {depth} blocks by its names, without number"
-            f" {listed(gaps)}",
+            f"checkpoint {path} has {depth} blocks by its names, without number {listed(gaps)}",
             "Give the whole file, or every part of a split one.",
         )
     return depth
@@ -281,7 +280,9 @@ def image_size(
 def resized_preprocessing(how: ImagePreprocessing, height: int, width: int) -> ImagePreprocessing:
     """The same preprocessing for images of another size; its resize grows in proportion."""
     if isinstance(how.resize, int):
-        resize: int | tuple[int, int] = round(how.resize * min(height, width) / min(how.height, how.width))
+        resize: int | tuple[int, int] = round(
+            how.resize * min(height, width) / min(how.height, how.width)
+        )
     else:
         resize = (
             round(how.resize[0] * height / how.height),

@@ -51,7 +51,9 @@ def whole(document: Mapping[str, Any], name: str, default: int | None = None) ->
     """A whole number of a document; a wrong one is refused."""
     value = document.get(name, default)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise UserError(f"{CONFIG} has {name} {printable(value)}, which is not a number", "Correct it.")
+        raise UserError(
+            f"{CONFIG} has {name} {printable(value)}, which is not a number", "Correct it."
+        )
     return value
 
 

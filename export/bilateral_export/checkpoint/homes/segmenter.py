@@ -25,7 +25,9 @@ from bilateral_export.errors import UserError
 
 # The decoder, or the encoder's unused head, tells it from another model's "encoder." prefix.
 SIGNATURE = r"^(?P<root>.*?)(?:encoder[.]head[.]weight|decoder[.](?:cls_emb|head[.]weight))$"
-_UNUSED = {r"^encoder\.head(_dist)?\.": "the encoder's classification head, which Segmenter never uses"}
+_UNUSED = {
+    r"^encoder\.head(_dist)?\.": "the encoder's classification head, which Segmenter never uses"
+}
 
 
 def has_unused(state: Mapping[str, Tensor]) -> bool:

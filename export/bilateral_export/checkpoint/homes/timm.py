@@ -160,7 +160,7 @@ def _values(
         )
     prefix = shown["class_token"] + shown["distilled"] + shown["registers"]
     said = _said_size(config)
-    rows, placed, guessed = _placed(source, positions, prefix, shown, patch, said)
+    rows, guessed = _placed(source, positions, prefix, shown, patch, said)
     tensors["pos_embed"] = rows
     size, assumed_size = image_size(source, rows.shape[1] - prefix, patch, said)
     heads, architecture = _heads(source, dim, tensors)
@@ -228,7 +228,7 @@ def _placed(
     shown: Mapping[str, Any],
     patch: int,
     said: tuple[int, int] | None,
-) -> tuple[Tensor, int, str]:
+) -> tuple[Tensor, str]:
     """The position table with a row for every prefix token: zeros for those that have none.
 
     timm gives a position to all of them or (`no_embed_class`) to none, DINOv2's own code to the
@@ -261,7 +261,7 @@ def _placed(
     zeros = positions.new_zeros(1, prefix - count, positions.shape[2])
     table = torch.cat([positions[:, :count], zeros, positions[:, count:]], dim=1)
     text = f", {count} of {prefix} prefix tokens with a position" if len(fitting) > 1 else ""
-    return table, count, text
+    return table, text
 
 
 def _heads(
@@ -298,9 +298,7 @@ def _pooling(config: Mapping[str, Any], shown: Mapping[str, Any]) -> tuple[str, 
     if said in ("token", "avg"):
         return ("cls" if said == "token" else "mean"), CONFIG
     if said:
-        raise UserError(
-            f"{CONFIG} has global_pool {printable(said)}", "Supported: token and avg."
-        )
+        raise UserError(f"{CONFIG} has global_pool {printable(said)}", "Supported: token and avg.")
     if not shown["class_token"]:
         return "mean", ""
     if shown["fc_norm"]:
@@ -330,7 +328,7 @@ def _preprocessing(
         if how is not None:
             return how, f"timm's default configuration of {architecture}", ()
     note = (
-        "how images are prepared is not known: timm's own ViTs normalise with 0.5 and 0.5, DeiT with"
-        " ImageNet's mean; give --model the name of its architecture, or a card"
+        "how images are prepared is not known: timm's own ViTs normalise with 0.5 and 0.5, DeiT"
+        " with ImageNet's mean; give --model the name of its architecture, or a card"
     )
     return None, "", (note,)

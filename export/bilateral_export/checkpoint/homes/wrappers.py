@@ -72,7 +72,7 @@ def find_model(state: Mapping[str, Tensor], path: Path, root: str | None = None)
     if root is not None and root not in roots:
         raise UserError(
             f"checkpoint {path} has no model under the prefix {printable(root)!r}",
-            f"It has models under: {listed([repr(name) for name in roots]) or 'none that is known'}.",
+            f"It has models under: {listed([repr(name) for name in roots]) or 'no prefix'}.",
         )
     if not roots:
         return None
