@@ -75,13 +75,14 @@ def _patch(text: str | None) -> tuple[int, int] | None:
 
 
 def _of_graph(image: Path, model: Path) -> Subject:
-    from bilateral_export.explain.graph import artifact_metadata, config_of, onnx_maps
+    from bilateral_export.artifact import read_metadata
+    from bilateral_export.explain.graph import config_of, onnx_maps
     from bilateral_export.explain.page import Subject
     from bilateral_export.preprocessing import ImagePreprocessing
     from bilateral_serving.client.inputs.images import preprocess, read_image
 
     config_of(model)
-    about = artifact_metadata(model)
+    about = read_metadata(model)
     if not isinstance(about.preprocessing, ImagePreprocessing):
         raise _unprepared(model)
     tensor = preprocess(read_image(image), about.preprocessing)
@@ -100,13 +101,12 @@ def _of_checkpoint(image: Path, path: Path, name: str | None, weights: str | Non
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.explain.page import Subject
     from bilateral_export.explain.torch_maps import torch_maps
-    from bilateral_export.models.classifier import ImageClassifierConfig
     from bilateral_export.preprocessing import ImagePreprocessing
     from bilateral_serving.client.inputs.images import preprocess, read_image
 
     loaded = load_checkpoint(path, model=name, weights=weights)
     card = loaded.card
-    if not isinstance(card.model, ImageClassifierConfig):
+    if (tokens := card.model.image) is None:
         raise UserError(f"{path} is a {card.model.family}", "Heat maps need an image classifier.")
     if not isinstance(card.preprocessing, ImagePreprocessing):
         raise _unprepared(path)
@@ -118,7 +118,7 @@ def _of_checkpoint(image: Path, path: Path, name: str | None, weights: str | Non
         tensor=tensor,
         preprocessing=card.preprocessing,
         labels=card.labels,
-        maps=torch_maps(loaded.build_model(), card.model, tensor),
+        maps=torch_maps(loaded.build_model(), tokens, tensor),
     )
 
 

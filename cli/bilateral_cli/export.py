@@ -111,8 +111,12 @@ def export(
     how = loaded.card.preprocessing
     if json:
         print_json(
-            exported.__dict__
-            | {
+            {
+                "path": exported.path,
+                "bytes": exported.bytes,
+                "opset": exported.opset,
+                "precision": precision,
+                "attention_nodes": exported.attention_nodes,
                 "inputs": list(map(str, exported.inputs)),
                 "outputs": list(map(str, exported.outputs)),
                 "checkpoint_sha256": loaded.sha256,
@@ -125,7 +129,7 @@ def export(
         )
         return
     out.print(
-        f"{exported.path}: {loaded.card.name}, {exported.precision}, opset {exported.opset},"
+        f"{exported.path}: {loaded.card.name}, {precision}, opset {exported.opset},"
         f" {exported.attention_nodes} attention nodes, {exported.bytes / 1e6:.1f} MB",
         soft_wrap=True,
         markup=False,

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, out, print_json, table
+from bilateral_export.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from bilateral_export.engine.network import Tensor
     from bilateral_export.engine.plan.inspect import EntrySummary, OnnxSummary, PlanSummary, Summary
 
 Rows = list[tuple[str, str]]
@@ -122,14 +122,14 @@ def _plan_rows(summary: PlanSummary) -> Rows:
     return rows
 
 
-def _tensor_rows(inputs: Iterable[Any], outputs: Iterable[Any]) -> Rows:
+def _tensor_rows(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Rows:
     return [("input", _tensor(tensor)) for tensor in inputs] + [
         ("output", _tensor(tensor)) for tensor in outputs
     ]
 
 
-def _tensor(tensor: Tensor) -> str:
-    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}"
+def _tensor(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype} {list(tensor.sizes)}"
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -153,6 +153,8 @@ def _on(value: bool) -> str:
 def _as_json(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
+    if isinstance(value, TensorSpec):
+        return {"name": value.name, "dtype": value.dtype, "shape": list(value.sizes)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)

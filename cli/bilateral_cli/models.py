@@ -11,8 +11,7 @@ def models(json: JsonOption = False) -> None:
     """List the models this package knows by name, with their sizes."""
     import torch
 
-    from bilateral_export.models.family import build
-    from bilateral_export.models.registry import MODELS
+    from bilateral_export.models.registry import MODELS, build
 
     with torch.device("meta"):
         counts = {

@@ -102,10 +102,10 @@ def parity(
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
+    from bilateral_export.artifact import read_metadata
     from bilateral_export.checkpoint.exported import load_exported
-    from bilateral_export.models.family import exportable
     from bilateral_export.parity.compare import Candidate
-    from bilateral_export.parity.identity import check_graph, read_metadata
+    from bilateral_export.parity.identity import check_graph
     from bilateral_export.parity.inputs.samples import random_samples, real_samples
     from bilateral_export.parity.matrix import Plan, run_matrix
     from bilateral_export.parity.report.baseline import regressions, require_same_model
@@ -126,7 +126,7 @@ def parity(
         loaded = load_exported(checkpoint, metadata, model=model, weights=weights)
         if earlier is not None:
             require_same_model(earlier, loaded.card)
-        described = exportable(loaded.build_model())
+        described = loaded.build_model()
         check_graph(onnx, metadata, loaded.card.model.family)
         known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
         if unknown := dims.keys() - known:

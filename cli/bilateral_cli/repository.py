@@ -100,8 +100,7 @@ def add(
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
-    import onnx
-
+    from bilateral_export.artifact import load_graph
     from bilateral_export.graph.changes import changes
     from bilateral_serving import repository as repositories
     from bilateral_serving.config import Settings, Target
@@ -139,7 +138,7 @@ def add(
     if entry.target == "tensorrt":
         _print_launch(newest.directory)
     else:
-        for change in changes(onnx.load(model, load_external_data=False)):
+        for change in changes(load_graph(model, weights=False)):
             notes.print(f"{model} was changed since its export: {change}", markup=False)
     out.print(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: everything is written to a temporary name and renamed."""
+"""Atomic writes: a file is whole or absent, for it is written under another name and renamed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,15 +69,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise UserError(f"{target} exists already", "Remove it or choose another name.")
-    temporary = _temporary_directory(target.parent)
-    try:
-        with disk_errors(target):
-            yield temporary
-            temporary.chmod(0o755)
-            temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _temporary_directory(target.parent) as temporary, disk_errors(target):
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(target)
 
 
 @contextlib.contextmanager
@@ -92,17 +87,13 @@ def atomic_file(target: Path) -> Iterator[Path]:
             full.
     """
     require_replaceable(target)
-    temporary = _temporary_directory(target.parent)
-    try:
-        with disk_errors(target):
-            yield temporary / target.name
-            # The named file last: a reader that sees it finds everything it refers to.
-            written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
-            for path in written:
-                path.chmod(0o644)
-                path.replace(target.parent / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _temporary_directory(target.parent) as temporary, disk_errors(target):
+        yield temporary / target.name
+        # The named file last: a reader that sees it finds everything it refers to.
+        written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
+        for path in written:
+            path.chmod(0o644)
+            path.replace(target.parent / path.name)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -131,12 +122,12 @@ def to_json(value: BaseModel | dict[str, Any] | list[Any], indent: int = 1) -> s
 
 
 def _plain(value: object) -> object:
-    """What JSON writes for a NumPy scalar, or for a path."""
+    """Return what JSON writes for a NumPy scalar, or for a path."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def _not_finite(value: object, path: str = "") -> Iterator[str]:
-    """Name the numbers that JSON cannot write, such as `[0].predictions[2].probability`."""
+    """Yield names of numbers JSON cannot write, such as `[0].predictions[2].probability`."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{path.lstrip('.')} ({value})"
@@ -149,7 +140,7 @@ def _not_finite(value: object, path: str = "") -> Iterator[str]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -169,7 +160,15 @@ def disk_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _temporary_directory(parent: Path) -> Path:
-    with disk_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+@contextlib.contextmanager
+def _temporary_directory(parent: Path) -> Iterator[Path]:
+    """Yield a new directory in `parent`, removed afterwards where it still has its name."""
+    # Its name is known before it exists: a signal that comes as soon as it does leaves nothing.
+    temporary = parent / f".partial-{secrets.token_hex(8)}"
+    try:
+        with disk_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(mode=0o700)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What an exported model says about itself: the JSON document under one ONNX metadata key."""
+"""Metadata of an exported model: the JSON document under one ONNX metadata key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
-__all__ = ["METADATA_KEY", "ArtifactMetadata", "ImagePreprocessing", "Precision"]
+__all__ = [
+    "LOWERING_KEY",
+    "METADATA_KEY",
+    "ArtifactMetadata",
+    "ImagePreprocessing",
+    "Precision",
+]
 
 METADATA_KEY = "bilateral"
+# Of what `bilateral lower` did to a file.
+LOWERING_KEY = "bilateral.lowering"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

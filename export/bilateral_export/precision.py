@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
+
+Model = TypeVar("Model", bound=nn.Module)
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -25,8 +29,8 @@ FLOAT32_NAMES = ("positions", "log_bandwidth", "query_features", "key_features")
 SCALE_NAMES = ("coefficients",)
 
 
-def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert a model's weights in place, keeping what the spatial kernel needs in float32.
+def to_precision(model: Model, dtype: torch.dtype) -> Model:
+    """Convert a model's weights in place and return it; the spatial kernel's stay float32.
 
     Every tensor is looked at. Single weights may become 0: they are below what the others round by.
 
@@ -51,7 +55,7 @@ def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """One tensor in another type: the only conversion of weights in this package."""
+    """Return one tensor in another type: the only conversion of weights in this package."""
     converted = tensor.to(dtype)
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
     kind = str(dtype).removeprefix("torch.")

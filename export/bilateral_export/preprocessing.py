@@ -1,4 +1,4 @@
-"""How an input file becomes a model's input: one document per kind of input."""
+"""Preprocessing documents: how an input file becomes a model's input, one per kind of input."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ Preprocessing = Annotated[
 
 
 def preprocessing_text(how: Preprocessing | None, source: str = "") -> str:
-    """One line for a person: what is done to an input file, and who said so.
+    """Return one line for a person: what is done to an input file, and who said so.
 
     Args:
         how: The model's preprocessing.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bilateral_export.errors import UserError
 
 Array = NDArray[np.generic]
+BATCH = "batch"
 
 # The output of a model without a head: vectors, which decide nothing.
 FEATURES = "features"
@@ -24,17 +25,31 @@ class TensorSpec:
         name: Its name in the graph.
         dtype: Its NumPy type name, such as "float32".
         shape: A whole number per fixed dimension, a name per dynamic one; the batch comes first.
+            A dynamic dimension that is given as -1 gets a name: "batch" where it is the first, else
+            one that no other dimension has.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
 
+    def __post_init__(self) -> None:
+        named = (
+            (f"{self.name}.{axis}" if axis else BATCH) if size == -1 else size
+            for axis, size in enumerate(self.shape)
+        )
+        object.__setattr__(self, "shape", tuple(named))
+
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape with -1 for every dynamic dimension, as TensorRT and Triton write it."""
+        return tuple(-1 if isinstance(size, str) else size for size in self.shape)
+
     def with_batch(self, batch: int) -> tuple[int, ...]:
-        """The shape at one batch size, for a tensor whose other dimensions are fixed."""
+        """Return the shape at one batch size, for a tensor whose other dimensions are fixed."""
         return tuple(batch if isinstance(size, str) else size for size in self.shape)
 
 

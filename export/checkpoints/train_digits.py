@@ -28,8 +28,7 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.metadata import ImagePreprocessing
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 
 HERE = Path(__file__).parent
 NAMES = ("digits_bilateral", "digits_plain", "digits_bilateral_standard", "digits_plain_grc")

@@ -23,8 +23,8 @@ from torch import nn
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.formats.native import save_checkpoint
-from bilateral_export.models.family import ModelConfig, build
-from bilateral_export.models.registry import named
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.models.registry import build, named
 from bilateral_export.preprocessing import ListOpsPreprocessing
 from bilateral_export.tasks import listops
 from bilateral_export.tasks.listops import SYMBOLS, ListOpsConfig
@@ -52,7 +52,7 @@ def load_split() -> tuple[Data, Data]:
     return training, (tokens[new], values[new])
 
 
-def train(config: ModelConfig, data: Data) -> nn.Module:
+def train(config: FamilyConfig, data: Data) -> nn.Module:
     torch.manual_seed(SEED)
     random = np.random.default_rng(SEED)
     model = build(config).train()

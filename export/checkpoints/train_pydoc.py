@@ -28,9 +28,8 @@ from torch import Tensor, nn
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.formats.native import save_checkpoint
-from bilateral_export.models.family import build
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.text import Reader, Tokenizer, perplexity, score
 

@@ -17,14 +17,11 @@ import sys
 from pathlib import Path
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import ARCHITECTURES, compiled_for
 from bilateral_export.op.kernel.aot.compile import compile_all
 from bilateral_export.op.kernel.aot.manifest import problems
 from bilateral_export.op.kernel.aot.specialisation import DTYPES, Specialisation, specialisations
 from bilateral_export.op.kernel.aot.workers import positive
-from bilateral_export.op.kernel.launch_config import ARCHITECTURES
-
-# The architecture whose code runs on a compute capability.
-COVERING = {device: name for name, devices in ARCHITECTURES.items() for device in devices}
 
 
 def main() -> int:
@@ -33,7 +30,12 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="directory to create")
     parser.add_argument("--set", choices=("standard", "full"), default="standard")
     parser.add_argument(
-        "--sm", type=int, nargs="+", choices=sorted(COVERING), help="compute capabilities"
+        "--sm",
+        type=int,
+        nargs="+",
+        choices=list(ARCHITECTURES),
+        default=list(ARCHITECTURES),
+        help="compute capabilities",
     )
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--head-dim", type=int, nargs="+", help="only these head sizes")
@@ -42,7 +44,7 @@ def main() -> int:
 
     wanted = [
         kernel
-        for kernel in specialisations(architectures(options.sm))
+        for kernel in specialisations(compiled_for(options.sm))
         if kernel.dtype in options.dtype
         and (options.set == "full" or is_standard(kernel))
         and (not options.head_dim or kernel.head_dim in (0, *options.head_dim))
@@ -56,13 +58,6 @@ def main() -> int:
         print(f"note: {problem}")
     print(f"{len(manifest['cubins'])} kernels, {manifest['total_bytes'] / 1e6:.1f} MB")
     return 0
-
-
-def architectures(capabilities: list[int] | None) -> list[int]:
-    """The architectures whose code runs on these compute capabilities; all when None."""
-    if capabilities is None:
-        return list(ARCHITECTURES)
-    return list(dict.fromkeys(COVERING[device] for device in capabilities))
 
 
 def is_standard(kernel: Specialisation) -> bool:

@@ -12,12 +12,12 @@ from google.protobuf import text_format
 from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
-from bilateral_serving.artifact import Artifact
-from bilateral_serving.datatypes import dims, from_triton
+from bilateral_serving.datatypes import from_triton
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
 Runtime = Literal["onnxruntime", "openvino"]
@@ -211,8 +211,8 @@ def check_interface(config: pb.ModelConfig, artifact: Artifact) -> None:
     for kind, expected, found in zip(
         ("input", "output"), interface(config), (artifact.inputs, artifact.outputs), strict=True
     ):
-        said = {(spec.name, spec.dtype, dims(spec)) for spec in expected}
-        given = {(spec.name, spec.dtype, dims(spec)) for spec in found}
+        said = {(spec.name, spec.dtype, spec.sizes) for spec in expected}
+        given = {(spec.name, spec.dtype, spec.sizes) for spec in found}
         if said != given:
             raise UserError(
                 f"model '{config.name}' has {kind} {_listed(expected)}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bilateral_export.tensors import TensorSpec
+from bilateral_export.tensors import BATCH, TensorSpec
 
 # NumPy's name (and "bfloat16", which NumPy lacks) -> Triton's.
 TRITON_NAMES = {
@@ -24,13 +24,6 @@ TRITON_NAMES = {
     "object": "BYTES",
 }
 _NUMPY_NAMES = {triton: numpy for numpy, triton in TRITON_NAMES.items()}
-
-BATCH = "batch"
-
-
-def dims(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape as Triton writes it: -1 for a dynamic size."""
-    return tuple(size if isinstance(size, int) else -1 for size in spec.shape)
 
 
 def triton_name(spec: TensorSpec) -> str:

@@ -9,7 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bilateral_export.op import contract
-from bilateral_export.op.onnx_body import Configuration, function_body
+from bilateral_export.op.contract import OperatorVariant
+from bilateral_export.op.onnx_body import function_body
 
 OPSET = 20
 TOKENS, HEADS, HEAD_DIM = 16, 2, 32
@@ -17,7 +18,7 @@ TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorP
 
 
 def attention_model(
-    configurations: Sequence[Configuration],
+    configurations: Sequence[OperatorVariant],
     precision: str = "fp32",
     *,
     overloads: bool = True,

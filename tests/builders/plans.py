@@ -9,10 +9,10 @@ from bilateral_export.engine.plan.manifest import (
     PlanManifest,
     PluginRecord,
     RangeRecord,
-    TensorRecord,
     describe_file,
     manifest_path,
 )
+from bilateral_export.tensors import TensorSpec
 
 
 def write_plan(
@@ -37,8 +37,8 @@ def write_plan(
         types={"fp16": 10},
         tf32=False,
         attention=AttentionRecord(nodes=2, path="plugin" if plugin else "function", fused=None),
-        inputs=(TensorRecord(name="image", dtype="float32", shape=(-1, *size)),),
-        outputs=(TensorRecord(name="logits", dtype="float32", shape=(-1, 10)),),
+        inputs=(TensorSpec(name="image", dtype="float32", shape=(-1, *size)),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),),
         profiles=({"image": shapes},),
         max_batch=max_batch,
         built="2025-01-01T00:00:00+00:00",

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bilateral_cli.commands import app
+from bilateral_export.artifact import read_onnx
 from bilateral_export.errors import UserError
-from bilateral_serving.artifact import read_onnx
 
 DIGITS = Path(__file__).parents[2] / "export" / "checkpoints" / "digits_bilateral.safetensors"
 
@@ -33,7 +33,7 @@ def test_a_moved_and_renamed_model_is_in_parity_with_its_checkpoint(tmp_path: Pa
 
 def test_a_size_that_patches_do_not_tile_leaves_no_file(tmp_path: Path) -> None:
     onnx = tmp_path / "digits.onnx"
-    with pytest.raises(UserError, match="image size 15 is no multiple of the patch size 2"):
+    with pytest.raises(UserError, match="image size 15 is not a multiple of the patch size 2"):
         CliRunner().invoke(
             app, ["export", str(DIGITS), str(onnx), "--image-size", "15"], catch_exceptions=False
         )

@@ -19,8 +19,7 @@ from bilateral_export.checkpoint.datasets.ade20k import LABELS, PALETTE
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import MODELS
+from bilateral_export.models.registry import MODELS, build
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_serving import repository

@@ -13,7 +13,7 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
+from bilateral_export.models.registry import build
 
 
 def test_a_configuration_brings_none_and_how_to_give_it_is_said(

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import DIGITS, ROOT, Bilateral
 from tests.cli.test_bad_input import refused
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.exported import load_exported
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import METADATA_KEY
-from bilateral_export.parity.identity import read_metadata
 
 IMAGE = ROOT / "export" / "checkpoints" / "digits" / "3-0.png"
 MODEL = ("--model", "digits_bilateral")

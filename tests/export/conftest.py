@@ -12,7 +12,7 @@ from tests.builders.attention_graphs import attention_model
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.op.onnx_body import Configuration
+from bilateral_export.op.contract import OperatorVariant
 from bilateral_export.tensors import Array
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
@@ -43,13 +43,15 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Writes `attention_model(...)` to a file and returns its path."""
 
     def make(
-        *configurations: Configuration,
+        *configurations: OperatorVariant,
         precision: str = "fp32",
         name: str = "model",
         **options: bool,
     ) -> Path:
         path = tmp_path / f"{name}.onnx"
-        onnx.save(attention_model(configurations or (Configuration(),), precision, **options), path)
+        onnx.save(
+            attention_model(configurations or (OperatorVariant(),), precision, **options), path
+        )
         return path
 
     return make

@@ -17,8 +17,9 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import ModelConfig, build
+from bilateral_export.models.family import FamilyConfig
 from bilateral_export.models.language import LanguageModelConfig
+from bilateral_export.models.registry import build
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.precision import FLOAT32_NAMES, to_precision
 
@@ -34,13 +35,13 @@ WORDS = LanguageModelConfig(
 )
 
 
-def checkpoint(config: ModelConfig = IMAGE, **changes: torch.Tensor) -> Checkpoint:
+def checkpoint(config: FamilyConfig = IMAGE, **changes: torch.Tensor) -> Checkpoint:
     torch.manual_seed(0)
     state = build(config).state_dict() | changes
     return Checkpoint(Path("m.pth"), "0" * 64, CheckpointCard(name="m", model=config), state)
 
 
-def named(config: ModelConfig) -> list[str]:
+def named(config: FamilyConfig) -> list[str]:
     return [name for name, _ in build(config).named_parameters()]
 
 
@@ -49,7 +50,7 @@ def named(config: ModelConfig) -> list[str]:
     [(config, name) for config in (IMAGE, WORDS) for name in named(config)],
     ids=lambda value: value if isinstance(value, str) else value.family,
 )
-def test_a_value_out_of_range_anywhere_is_refused_by_name(config: ModelConfig, name: str) -> None:
+def test_a_value_out_of_range_anywhere_is_refused_by_name(config: FamilyConfig, name: str) -> None:
     """Every tensor: 1e5 in float16, 1e39 in float32, which also holds for the float32 islands."""
     generator = np.random.default_rng(len(name))
     for value, dtype in ((1e5, torch.float16), (-1e39, torch.float16), (1e39, torch.float32)):

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.builders import tiny_models as models
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
-from bilateral_serving.artifact import Artifact
 from bilateral_serving.config import Settings
 from bilateral_serving.repository import config_builder
 
@@ -30,7 +30,7 @@ def artifacts(draw: st.DrawFn) -> Artifact:
     ]
     cut = draw(st.integers(1, len(tensors) - 1))
     about = draw(st.sampled_from([None, models.metadata()]))
-    return Artifact(Path("m.onnx"), (), tuple(tensors[:cut]), tuple(tensors[cut:]), about)
+    return Artifact(Path("m.onnx"), tuple(tensors[:cut]), tuple(tensors[cut:]), about)
 
 
 settings = st.builds(
@@ -69,20 +69,20 @@ def test_any_other_interface_is_noticed(artifact: Artifact, data: st.DataObject)
         )
     )
     inputs = tuple(changed if item == spec else item for item in artifact.inputs)
-    other = Artifact(artifact.path, (), inputs, artifact.outputs, artifact.metadata)
+    other = Artifact(artifact.path, inputs, artifact.outputs, artifact.metadata)
     with pytest.raises(UserError, match="Versions of one model must agree"):
         configs.check_interface(config, other)
 
 
 def test_an_unknown_target_is_refused() -> None:
-    artifact = Artifact(Path("m.onnx"), (), (), (), None)
+    artifact = Artifact(Path("m.onnx"), (), ())
     with pytest.raises(UserError, match="unknown target 'openvino'"):
         config_builder.build("m", artifact, "openvino", Settings())  # type: ignore[arg-type]
 
 
 def test_bfloat16_is_refused_where_numpy_carries_the_tensors() -> None:
     spec = TensorSpec("x", "bfloat16", ("batch", 3))
-    artifact = Artifact(Path("m.onnx"), (), (spec,), (spec,), None)
+    artifact = Artifact(Path("m.onnx"), (spec,), (spec,))
     with pytest.raises(UserError, match="bfloat16"):
         config_builder.build("m", artifact, "python", Settings())
     assert config_builder.build("m", artifact, "tensorrt", Settings()).input[0].data_type

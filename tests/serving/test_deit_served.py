@@ -14,8 +14,7 @@ from tests.serving.server.live_processes import free_ports
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_serving import repository
 from bilateral_serving.client import Client
 from bilateral_serving.client.inputs.images import preprocess, read_image

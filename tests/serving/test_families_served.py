@@ -26,7 +26,8 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import ModelConfig, build
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.models.registry import build
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.preprocessing import (
@@ -53,7 +54,7 @@ PAIRS = SequenceClassifierConfig(vocabulary=257, length=64, documents=2, **SMALL
 WINDOWS = SegmenterConfig(
     image_size=32, patch_size=8, dim=24, depth=1, heads=3, num_classes=6, attention=GAUSSIAN
 )
-PREPROCESSING: dict[str, tuple[ModelConfig, Preprocessing]] = {
+PREPROCESSING: dict[str, tuple[FamilyConfig, Preprocessing]] = {
     "pathfinder": (PIXELS, PixelsPreprocessing(height=32, width=32)),
     "retrieval": (PAIRS, BytesPreprocessing(length=64, documents=2)),
     "segmenter": (

@@ -19,7 +19,6 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import require_file, to_json, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
@@ -124,7 +123,7 @@ def quickstart(
     on_result("export", f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
 
     with step("parity", "Comparing ONNX Runtime with FP64 PyTorch"):
-        drawn = random_samples(exportable(checkpoint.build_model()))
+        drawn = random_samples(checkpoint.build_model())
         samples = [*drawn, Sample("held out", {"image": images[:8]})]
         in_process = compare(
             checkpoint, [Candidate(OnnxRuntimeRunner(exported.path), "fp32")], samples

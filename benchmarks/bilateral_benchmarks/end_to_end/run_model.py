@@ -26,9 +26,8 @@ from bilateral_export.engine.plan.manifest import AttentionPath
 from bilateral_export.errors import UserError
 from bilateral_export.files import to_json
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.models.family import build, exportable
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.registry import MODELS
+from bilateral_export.models.registry import MODELS, build
 from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.parity.compare import (
     Candidate,
@@ -213,7 +212,7 @@ def _samples(checkpoint: Checkpoint, parameters: int) -> list[Sample]:
     if isinstance(config, SequenceClassifierConfig) and config.grid is None:
         lengths = {"length": (config.length, config.length // 8)}
     items = ITEMS_LARGE if parameters > LARGE else ITEMS
-    return random_samples(exportable(checkpoint.build_model()), BATCHES, lengths, items)
+    return random_samples(checkpoint.build_model(), BATCHES, lengths, items)
 
 
 def _build(exported: Path, target: Path) -> Plan:

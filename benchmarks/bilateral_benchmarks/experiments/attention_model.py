@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bilateral_export.op import contract
-from bilateral_export.op.contract import RangeKernel, SpatialKernel
-from bilateral_export.op.onnx_body import Configuration, function_body
+from bilateral_export.op.contract import OperatorVariant, RangeKernel, SpatialKernel
+from bilateral_export.op.onnx_body import function_body
 
 _OPSET = 22
 
@@ -110,7 +110,7 @@ def write_attention(
             value(f"layer{layer}.merged", onnx.TensorProto.FLOAT, shape) for layer in range(depth)
         ],
     )
-    configuration = Configuration(range_kernel=range_kernel, spatial_kernel=spatial_kernel)
+    configuration = OperatorVariant(range_kernel=range_kernel, spatial_kernel=spatial_kernel)
     model = helper.make_model(
         graph,
         functions=[function_body(configuration, _OPSET)],

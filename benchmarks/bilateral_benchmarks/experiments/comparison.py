@@ -19,7 +19,6 @@ from bilateral_benchmarks.report.result import Context
 from bilateral_benchmarks.statistics.interleave import OnRound, interleave
 from bilateral_benchmarks.statistics.percentiles import Percentile
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.parity.report.document import ParityRow
@@ -184,7 +183,7 @@ def run_comparison(
 
 def _parity(checkpoint: Checkpoint, contenders: Sequence[Contender]) -> dict[str, ParityRow]:
     """The verdict on each contender's first output."""
-    model = exportable(checkpoint.build_model())
+    model = checkpoint.build_model()
     samples = random_samples(model, batches=_BATCHES, items=_ITEMS)
     candidates = [Candidate(contender.runner, contender.precision) for contender in contenders]
     rows = compare(checkpoint, candidates, samples).rows

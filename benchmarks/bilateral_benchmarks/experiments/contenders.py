@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bilateral_benchmarks.report.gemm_peak import Goal
+from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
@@ -19,8 +20,7 @@ from bilateral_export.engine.options import AttentionChoice, BuildOptions
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import Form, lower
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import GeneralizedResidual
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -152,7 +152,7 @@ def quantised(exported: Path, folder: Path) -> Contender | Absent:
     target = folder / "int8.onnx"
     try:
         plain = folder / "decomposed.onnx"
-        onnx.save(decompose(onnx.load(exported)), plain)
+        onnx.save(decompose(load_graph(exported)), plain)
         quantize_dynamic(
             plain, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
         )
@@ -234,9 +234,10 @@ def without_spatial(exported: Path, target: Path) -> Path:
     import onnx
 
     from bilateral_export.op import contract
-    from bilateral_export.op.onnx_body import Configuration, function_body
+    from bilateral_export.op.contract import OperatorVariant
+    from bilateral_export.op.onnx_body import function_body
 
-    model = onnx.load(exported)
+    model = load_graph(exported)
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     for node in model.graph.node:
         if node.domain != contract.DOMAIN:
@@ -250,6 +251,6 @@ def without_spatial(exported: Path, target: Path) -> Path:
                 attribute.s = b"none"
     others = [function for function in model.functions if function.domain != contract.DOMAIN]
     del model.functions[:]
-    model.functions.extend([*others, function_body(Configuration(), opset)])
+    model.functions.extend([*others, function_body(OperatorVariant(), opset)])
     onnx.save(model, target)
     return target

@@ -33,7 +33,6 @@ from bilateral_export.engine.profiles import Profile, default_profile
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.runners.tensorrt_runner import TensorRTRunner
@@ -109,7 +108,7 @@ def build(checkpoint_path: Path, case: Case, folder: Path, target: int) -> Path:
 def judge(checkpoint_path: Path, case: Case, plan: Path) -> tuple[bool, str]:
     """Run a plan; whether it passed, and a line about it."""
     checkpoint = load_checkpoint(checkpoint_path)
-    samples = random_samples(exportable(checkpoint.build_model()), BATCHES)
+    samples = random_samples(checkpoint.build_model(), BATCHES)
     runner = TensorRTRunner(plan, cuda_graphs=case.cuda_graphs)
     report = compare(checkpoint, [Candidate(runner, case.precision)], samples)
     worst = max(report.rows, key=lambda row: row.error / max(row.budget, 1e-30))

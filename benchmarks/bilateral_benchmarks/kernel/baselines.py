@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bilateral_export.op.attention import attention, spatial_logits
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
-from bilateral_export.op.kernel.launch_config import Configuration
+from bilateral_export.op.kernel.launch_config import LaunchConfig
 from bilateral_export.op.operands import Operands
 
 Run = Callable[[], Tensor]
@@ -135,7 +135,7 @@ def _coordinates(shape: Shape, device: str) -> Tensor:
 
 
 def fused(
-    case: Problem, skip_tiles: bool | None = None, configuration: Configuration | None = None
+    case: Problem, skip_tiles: bool | None = None, configuration: LaunchConfig | None = None
 ) -> Run:
     """The fused kernel; arguments as `launcher.bilateral_attention_forward`."""
     from bilateral_export.op.kernel.launch import bilateral_attention_forward

@@ -20,27 +20,26 @@ from itertools import groupby
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
+from bilateral_export.op.architectures import COMPILED, shared_limit
 from bilateral_export.op.contract import SPATIAL_KERNELS
 from bilateral_export.op.kernel.aot.cubin import compile_one, load_triton
-from bilateral_export.op.kernel.aot.manifest import SHARED_LIMIT
 from bilateral_export.op.kernel.aot.specialisation import Specialisation
 from bilateral_export.op.kernel.aot.workers import positive, worker_pool
 from bilateral_export.op.kernel.launch_config import (
-    ARCHITECTURES,
     FEATURE_ROWS,
     HEAD_DIMS,
     TABLE,
     Case,
-    Configuration,
+    LaunchConfig,
     table,
 )
 
 # In order of preference: many rows per program, so that each key tile is read from L2 less often;
 # 64 keys per tile, so that rescaling the accumulator is rare; 128 registers, so that two programs
 # of 8 warps share a multiprocessor; three tiles in flight.
-CANDIDATES: dict[int, tuple[Configuration, ...]] = {
+CANDIDATES: dict[int, tuple[LaunchConfig, ...]] = {
     16: tuple(
-        Configuration(*sizes)
+        LaunchConfig(*sizes)
         for sizes in (
             (128, 64, 8, 3, 128),
             (128, 64, 8, 2, 128),
@@ -57,7 +56,7 @@ CANDIDATES: dict[int, tuple[Configuration, ...]] = {
         )
     ),
     32: tuple(
-        Configuration(*sizes)
+        LaunchConfig(*sizes)
         for sizes in (
             (128, 32, 8, 2, 0),
             (64, 32, 4, 2, 0),
@@ -74,9 +73,9 @@ CANDIDATES: dict[int, tuple[Configuration, ...]] = {
 }
 # Fewer instructions per weight, but one program on a multiprocessor, or half the rows for each read
 # of a key tile: only a GPU says whether that is faster (`--tune` times them too).
-TO_BE_TIMED: dict[int, tuple[Configuration, ...]] = {
+TO_BE_TIMED: dict[int, tuple[LaunchConfig, ...]] = {
     16: tuple(
-        Configuration(*sizes)
+        LaunchConfig(*sizes)
         for sizes in (
             (128, 128, 8, 3, 0),
             (128, 128, 8, 2, 0),
@@ -117,7 +116,7 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
                         yield Case(architecture, bits, spatial_kernel, head_dim, features)
 
 
-def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
+def heaviest(case: Case, chosen: LaunchConfig) -> Iterator[Specialisation]:
     """The specialisations of a case that need most registers and shared memory.
 
     Those that hold least are tried as well: the compiler at times gives them more registers.
@@ -142,7 +141,7 @@ def heaviest(case: Case, chosen: Configuration) -> Iterator[Specialisation]:
 
 def fits(specialisation: Specialisation) -> bool:
     """Whether it compiles to code without spills or serialised wgmma, within shared memory."""
-    limit = min(SHARED_LIMIT[device] for device in ARCHITECTURES[specialisation.architecture])
+    limit = shared_limit(specialisation.architecture)
     try:
         cubin = compile_one(specialisation)
     except UserError:
@@ -153,12 +152,12 @@ def fits(specialisation: Specialisation) -> bool:
     return not cubin.spill_bytes and not cubin.serialised and cubin.shared_bytes <= limit
 
 
-def choose(group: Sequence[Case]) -> dict[Case, Configuration]:
+def choose(group: Sequence[Case]) -> dict[Case, LaunchConfig]:
     """The first candidate that fits, for cases that differ in the head dimension, ascending.
 
     What does not fit a head does not fit a larger one either, and is not tried again.
     """
-    chosen: dict[Case, Configuration] = {}
+    chosen: dict[Case, LaunchConfig] = {}
     start = 0
     for case in group:
         candidates = CANDIDATES[case.bits]
@@ -169,7 +168,7 @@ def choose(group: Sequence[Case]) -> dict[Case, Configuration]:
     return chosen
 
 
-def write(rows: Mapping[Case, Configuration]) -> None:
+def write(rows: Mapping[Case, LaunchConfig]) -> None:
     """Write `launch_config.csv`, sorted."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -200,9 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel.configurations", description=__doc__
     )
-    parser.add_argument(
-        "--sm", type=int, nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES)
-    )
+    parser.add_argument("--sm", type=int, nargs="+", default=list(COMPILED), choices=list(COMPILED))
     parser.add_argument(
         "--all", action="store_true", help="choose anew also where the table has a prediction"
     )

@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import COMPILED
 from bilateral_export.op.contract import SpatialKernel
 from bilateral_export.op.kernel.aot.cubin import Cubin, compile_one
 from bilateral_export.op.kernel.aot.specialisation import Specialisation
 from bilateral_export.op.kernel.launch_config import (
-    ARCHITECTURES,
     HEAD_DIMS,
-    Configuration,
-    configuration,
+    LaunchConfig,
+    choose,
 )
 
 # Of one multiprocessor of 9.0, each cycle.
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bilateral_benchmarks.kernel.instructions", description=__doc__
     )
-    parser.add_argument("--sm", type=int, default=90, choices=list(ARCHITECTURES))
+    parser.add_argument("--sm", type=int, default=90, choices=list(COMPILED))
     parser.add_argument("--head-dim", type=int, default=64, choices=HEAD_DIMS)
     parser.add_argument("--block", nargs=4, type=int, metavar=("M", "N", "WARPS", "STAGES"))
     options = parser.parse_args(arguments)
@@ -114,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plain = 0.0
     try:
         for spatial, coordinates, features, key_term in cases:
-            chosen = configuration(options.sm, 16, spatial, options.head_dim, features)
+            chosen = choose(options.sm, 16, spatial, options.head_dim, features)
             if options.block:
-                chosen = Configuration(*options.block)
+                chosen = LaunchConfig(*options.block)
             item = Specialisation(
                 "attention", options.sm, "bf16", chosen, options.head_dim, spatial, coordinates,
                 features, key_term,

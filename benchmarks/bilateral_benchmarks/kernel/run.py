@@ -40,6 +40,7 @@ from bilateral_benchmarks.kernel.timing import gemm_peak, measure
 from bilateral_benchmarks.report.result import Context
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
+from bilateral_export.op.architectures import AMPERE
 
 BANDWIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, math.inf)
 # Machines with such a GPU are often had for ten minutes at a time.
@@ -184,7 +185,7 @@ def require_gpu() -> None:
         raise UserError("this measurement needs an NVIDIA GPU, and PyTorch sees none", fix)
     if importlib.util.find_spec("triton") is None:
         raise UserError("triton is not installed", fix)
-    if torch.cuda.get_device_capability() < (8, 0):
+    if torch.cuda.get_device_capability() < divmod(AMPERE, 10):
         raise UserError(f"{torch.cuda.get_device_name()} is older than compute capability 8.0", fix)
 
 

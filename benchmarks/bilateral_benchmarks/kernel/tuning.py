@@ -20,11 +20,11 @@ from bilateral_benchmarks.kernel.configurations import (
 )
 from bilateral_benchmarks.kernel.timing import measure
 from bilateral_export.files import write_text
+from bilateral_export.op.architectures import nearest_compiled
 from bilateral_export.op.kernel.launch_config import (
-    ARCHITECTURES,
     TABLE,
     Case,
-    Configuration,
+    LaunchConfig,
     table,
 )
 
@@ -42,8 +42,8 @@ def tune(in_time: Callable[[], bool], output: Path | None = None) -> bool:
         output: Where to leave a copy of the table, besides the package.
     """
     major, minor = torch.cuda.get_device_capability()
-    device = 10 * major + minor
-    architecture = max(known for known in ARCHITECTURES if known <= device)
+    architecture = nearest_compiled(10 * major + minor)
+    assert architecture is not None, "older GPUs are refused"
     rows = dict(table())
     wanted = [case for case in cases([architecture]) if rows[case].status != "measured"]
     for case in sorted(wanted, key=lambda case: (case.bits, ORDER.index(case.head_dim))):
@@ -60,7 +60,7 @@ def tune(in_time: Callable[[], bool], output: Path | None = None) -> bool:
     return True
 
 
-def _fastest(case: Case) -> tuple[Configuration | None, float]:
+def _fastest(case: Case) -> tuple[LaunchConfig | None, float]:
     """The fastest candidate that the ahead-of-time build takes, in its heaviest forms too."""
     dtype = torch.bfloat16 if case.bits == 16 else torch.float32
     shape = Shape(
@@ -68,7 +68,7 @@ def _fastest(case: Case) -> tuple[Configuration | None, float]:
         dtype=dtype, spatial_kernel=case.spatial_kernel, features=case.features,
     )  # fmt: skip
     given = problem(shape, "cuda")
-    timed: list[tuple[float, Configuration]] = []
+    timed: list[tuple[float, LaunchConfig]] = []
     for candidate in (*TO_BE_TIMED[case.bits], *CANDIDATES[case.bits]):
         try:
             time = measure(fused(given, False, candidate), seconds=0.03).warm_ms

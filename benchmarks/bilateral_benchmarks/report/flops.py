@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import onnx.shape_inference
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.op import contract
 
 
@@ -20,7 +21,7 @@ def model_flops(path: Path, batch: int = 1) -> int:
         path: A canonical file (not a lowered one: padding columns are not work).
         batch: Size of the free first axis.
     """
-    model = onnx.load(path)
+    model = load_graph(path)
     free = {value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input}
     # Also where the exporter recorded a shape: that would win over what is inferred.
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:

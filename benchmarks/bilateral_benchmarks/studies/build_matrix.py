@@ -33,8 +33,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import sha256, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 
 AttentionBy = Literal["function", "plugin"]
 Targets = tuple[int, ...]

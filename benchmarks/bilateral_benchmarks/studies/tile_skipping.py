@@ -31,6 +31,7 @@ from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
 from bilateral_export.files import to_json, write_text
 from bilateral_export.models.language import LanguageModel
+from bilateral_export.op.architectures import COMPILED
 from bilateral_export.op.attention import spatial_logits
 from bilateral_export.op.kernel import launch_config
 from bilateral_export.op.operands import Operands
@@ -153,12 +154,12 @@ def head_of(operands: Operands, head: int, factor: float) -> Operands:
 
 def measure(operands: Operands, capability: int) -> dict[str, float]:
     """The shares of tiles read and what the plan leaves out, for one head."""
-    from bilateral_export.op.kernel.launch import BUDGET, prepare
+    from bilateral_export.op.kernel.launch import SKIP_TOLERANCE, prepare
 
-    chosen = launch_config.configuration(capability, 16, "gaussian", operands.query.shape[-1])
+    chosen = launch_config.choose(capability, 16, "gaussian", operands.query.shape[-1])
     launch = prepare(operands, True, chosen)
     low, high = launch.tile_ranges(*launch.key_terms())[0, 0].unbind(-1)
-    budget = BUDGET[operands.query.dtype]
+    budget = SKIP_TOLERANCE[operands.query.dtype]
     weights = true_weights(operands)
     mass = tile_mass(weights, chosen.block_m, chosen.block_n)
     first, whole, stop = seen_tiles(operands, chosen.block_m, chosen.block_n, len(mass))
@@ -308,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sm",
         type=int,
         default=90,
-        choices=list(launch_config.ARCHITECTURES),
+        choices=list(COMPILED),
         help="whose block sizes to use",
     )
     parser.add_argument("--output", type=Path)

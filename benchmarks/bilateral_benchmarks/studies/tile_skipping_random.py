@@ -19,6 +19,7 @@ import torch
 
 from bilateral_benchmarks.kernel.baselines import Problem, Shape, problem
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import COMPILED
 from bilateral_export.op.contract import RANGE_KERNELS
 from bilateral_export.op.kernel import launch_config
 from bilateral_export.op.kernel.aot.workers import positive
@@ -31,7 +32,7 @@ def tiles_read(case: Problem, capability: int) -> float:
     from bilateral_export.op.kernel.launch import prepare
 
     shape = case.shape
-    chosen = launch_config.configuration(capability, 16, "gaussian", shape.head_dim)
+    chosen = launch_config.choose(capability, 16, "gaussian", shape.head_dim)
     launch = prepare(case.operands, True, chosen)
     low, high = launch.tile_ranges(*launch.key_terms()).unbind(-1)
     visible = 0.5 if shape.causal else 1.0
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tokens", type=positive, default=4096)
     parser.add_argument(
-        "--sm", type=int, default=90, choices=list(launch_config.ARCHITECTURES),
+        "--sm", type=int, default=90, choices=list(COMPILED),
         help="whose block sizes to use",
     )  # fmt: skip
     options = parser.parse_args(arguments)

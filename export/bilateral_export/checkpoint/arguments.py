@@ -1,4 +1,4 @@
-"""What a training run's arguments say of its model and of how images were prepared."""
+"""Training arguments: the model and the image preprocessing that DeiT and timm scripts record."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainingArguments:
     std: tuple[float, ...] | None = None
 
     def prepare(self, before: ImagePreprocessing) -> ImagePreprocessing:
-        """The preprocessing with everything that the arguments say of it.
+        """Return the preprocessing with everything that the arguments say of it.
 
         Both scripts make the shorter side `int(input_size / crop)` pixels.
         """
@@ -48,7 +48,7 @@ class TrainingArguments:
         return ImagePreprocessing.model_validate(before.model_dump() | said)
 
     def complete(self, image_size: int, channels: int) -> ImagePreprocessing | None:
-        """The whole preprocessing, where the arguments say all of it: what `prepare` starts from.
+        """Return the preprocessing that `prepare` starts from, where the arguments say all of it.
 
         Raises:
             ValidationError: They speak of another number of channels.
@@ -67,7 +67,7 @@ class TrainingArguments:
         return None
 
     def said(self) -> list[str]:
-        """What they say of images, for people."""
+        """Return what they say of images, for people."""
         return [f"{name} {value}" for name, value in self._of_images().items()]
 
     def _of_images(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class TrainingArguments:
 
 
 def training_arguments(arguments: object, path: Path) -> TrainingArguments:
-    """Read a Namespace or a dictionary of arguments; what is absent or None says nothing.
+    """Return the arguments in a Namespace or a dictionary; what is absent or None says nothing.
 
     Raises:
         UserError: An argument is not of its type or has a value that no image can be prepared by.

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: configuration, labels, preprocessing, licence, training."""
+"""The checkpoint card: configuration, labels, preprocessing, licence and training facts."""
 
 from __future__ import annotations
 
@@ -8,24 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bilateral_export.checkpoint.formats.text import has_control_character, listed, printable
 from bilateral_export.errors import UserError
-from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import ModelConfig
-from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.sequence import SequenceClassifierConfig
-from bilateral_export.preprocessing import (
-    BytesPreprocessing,
-    ImagePreprocessing,
-    ListOpsPreprocessing,
-    PixelsPreprocessing,
-    Preprocessing,
-    SegmentationPreprocessing,
-    TextPreprocessing,
-)
+from bilateral_export.models.registry import ModelConfig
+from bilateral_export.preprocessing import Preprocessing
 
 SCHEMA_VERSION = 1
 BYTE_ORDER_MARK = "\ufeff"
-_LARGEST_RESIZE = 100  # times the crop that is kept
 
 
 class CheckpointCard(BaseModel):
@@ -59,7 +46,7 @@ class CheckpointCard(BaseModel):
 
     @model_validator(mode="after")
     def _labels_fit(self) -> CheckpointCard:
-        classes = getattr(self.model, "num_classes", 0)
+        classes = self.model.classes
         if self.labels and len(self.labels) != classes:
             raise ValueError(
                 f"there are {len(self.labels)} labels, the model has {classes} classes"
@@ -73,75 +60,13 @@ class CheckpointCard(BaseModel):
 
     @model_validator(mode="after")
     def _preprocessing_fits(self) -> CheckpointCard:
-        match self.preprocessing, self.model:
-            case ImagePreprocessing() as how, ImageClassifierConfig() as model:
-                said = [how.channels, how.height, how.width]
-                wanted = [model.channels, model.height, model.width]
-                if said != wanted:
-                    raise ValueError(
-                        f"the preprocessing makes images {said}, the model takes {wanted}"
-                    )
-                if _largest(how.resize) > _LARGEST_RESIZE * how.height:
-                    raise ValueError(
-                        f"the preprocessing resizes to {how.resize} pixels to keep {how.height}"
-                    )
-            case TextPreprocessing() as how, LanguageModelConfig() as model:
-                if (len(how.vocabulary), how.context) != (model.vocabulary, model.context):
-                    raise ValueError(
-                        f"the tokenizer has {len(how.vocabulary)} words and context {how.context},"
-                        f" the model {model.vocabulary} and {model.context}"
-                    )
-            case SegmentationPreprocessing() as how, SegmenterConfig() as model:
-                if how.window != model.image_size:
-                    raise ValueError(
-                        f"the preprocessing cuts windows of {how.window} pixels, the model takes"
-                        f" {model.image_size}"
-                    )
-                if how.stride > how.window:
-                    raise ValueError(
-                        f"windows of {how.window} pixels every {how.stride} leave gaps"
-                    )
-                if len(how.palette) < model.num_classes:
-                    raise ValueError(
-                        f"the preprocessing has {len(how.palette)} colours, the model"
-                        f" {model.num_classes} classes"
-                    )
-            case (
-                BytesPreprocessing() | ListOpsPreprocessing() as how,
-                SequenceClassifierConfig(grid=None) as model,
-            ):
-                if how.length > model.length:
-                    raise ValueError(
-                        f"the preprocessing gives up to {how.length} tokens, the model takes"
-                        f" {model.length}"
-                    )
-                documents = how.documents if isinstance(how, BytesPreprocessing) else 1
-                if documents != model.documents:
-                    raise ValueError(
-                        f"the preprocessing gives {documents} documents, the model takes"
-                        f" {model.documents}"
-                    )
-            case PixelsPreprocessing() as how, SequenceClassifierConfig() as model:
-                if (how.height, how.width) != model.grid:
-                    raise ValueError(
-                        f"the preprocessing gives {(how.height, how.width)} pixels, the model takes"
-                        f" {model.grid}"
-                    )
-            case None, _:
-                pass
-            case how, model:
-                raise ValueError(
-                    f"preprocessing of the kind {how.kind!r} is not for the family {model.family!r}"
-                )
+        if self.preprocessing is not None:
+            self.model.check_preprocessing(self.preprocessing)
         return self
 
 
-def _largest(resize: int | tuple[int, int]) -> int:
-    return resize if isinstance(resize, int) else max(resize)
-
-
 def parse_card(text: str, source: str) -> CheckpointCard:
-    """Validate a card's JSON.
+    """Return the card in a JSON document.
 
     Raises:
         UserError: It is not JSON, of another schema version, or a field is wrong; names the fields.
@@ -156,7 +81,7 @@ def parse_card(text: str, source: str) -> CheckpointCard:
 
 
 def describe(error: ValidationError) -> str:
-    """A pydantic error as one line: field and reason, for at most five fields."""
+    """Return a pydantic error as one line: field and reason, for at most five fields."""
     reasons = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         # Of a field that is one number or a pair, pydantic names the alternative, with a space.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.homes.conversion import Conversion
-from bilateral_export.models.family import build
+from bilateral_export.models.family import Family
+from bilateral_export.models.registry import build
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Checkpoint:
     conversion: Conversion | None = None
     trained: Checkpoint | None = None
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Family:
         """The model with these weights, in evaluation mode, in the dtype of the file."""
         model = build(self.card.model)
         model.load_state_dict(self.state, assign=True)

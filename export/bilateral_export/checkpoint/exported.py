@@ -11,13 +11,12 @@ from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
-from bilateral_export.models.classifier import ImageClassifierConfig
 
 
 def load_exported(
     path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
 ) -> Checkpoint:
-    """Load the weights that an artifact was exported from, at its resolution, to compare the two.
+    """Return the weights that an artifact was exported from, as it was exported.
 
     Args:
         path: The checkpoint.
@@ -41,9 +40,10 @@ def load_exported(
 
 
 def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
-    """The checkpoint at the resolution and with the output an artifact was exported with."""
-    if not isinstance(checkpoint.card.model, ImageClassifierConfig):
+    """Return the checkpoint at the resolution and with the output of an artifact."""
+    size = metadata.model.get("image_size")
+    if size is None or checkpoint.card.model.image is None:
         return checkpoint
-    exported = ImageClassifierConfig.model_validate(metadata.model)
-    checkpoint = at_resolution(checkpoint, (exported.height, exported.width))
-    return checkpoint if exported.output == "logits" else with_output(checkpoint, exported.output)
+    checkpoint = at_resolution(checkpoint, size if isinstance(size, int) else (size[0], size[1]))
+    output = metadata.model.get("output", "logits")
+    return checkpoint if output == "logits" else with_output(checkpoint, output)

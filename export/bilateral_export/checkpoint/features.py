@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from pydantic import ValidationError
 
 from bilateral_export.checkpoint.card import describe
 from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.classifier import ImageClassifierConfig, Output
+from bilateral_export.models.registry import build
 
 
-def with_output(checkpoint: Checkpoint, output: Output) -> Checkpoint:
+def with_output(checkpoint: Checkpoint, output: str) -> Checkpoint:
     """The checkpoint of a model that returns something else than its own output.
 
     Args:
@@ -20,35 +21,28 @@ def with_output(checkpoint: Checkpoint, output: Output) -> Checkpoint:
         output: Its logits, all its tokens, its class token, or what its head reads.
 
     Raises:
-        UserError: The model is no image classifier, or has no such output.
+        UserError: The model has no such output.
     """
     config = checkpoint.card.model
-    if not isinstance(config, ImageClassifierConfig):
-        raise UserError(
-            f"model {checkpoint.card.name} is of the family {config.family}, which has one output",
-            "Leave --output out.",
-        )
-    if output == config.output:
+    own = getattr(config, "output", None)
+    if output == own:
         return checkpoint
-    if output == "logits":
+    if output == "logits" and own is not None:
         raise UserError(
             f"model {checkpoint.card.name} has no classification head, and so no logits",
             "Export its features: --output tokens, cls or pooled.",
         )
-    changed = config.model_dump(exclude_unset=True) | {"output": output, "num_classes": 0}
     try:
-        config = ImageClassifierConfig.model_validate(changed)
-    except ValidationError as error:
+        config = config.with_output(output)
+    except ValueError as error:
+        reason = describe(error) if isinstance(error, ValidationError) else str(error)
         raise UserError(
-            f"model {checkpoint.card.name} has no output {output!r}: {describe(error)}",
-            "Choose another --output.",
+            f"model {checkpoint.card.name} has no output {output!r}: {reason}",
+            "Choose another --output, or leave it out.",
         ) from error
-    unread = ["head.", "head_dist."] + ([] if output == "pooled" else ["fc_norm."])
-    state = {
-        name: tensor
-        for name, tensor in checkpoint.state.items()
-        if not name.startswith(tuple(unread))
-    }
+    with torch.device("meta"):
+        read = build(config).state_dict()
+    state = {name: tensor for name, tensor in checkpoint.state.items() if name in read}
     card = checkpoint.card.model_copy(update={"model": config, "labels": ()})
     trained = checkpoint.trained
     return dataclasses.replace(

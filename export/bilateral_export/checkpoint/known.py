@@ -1,8 +1,10 @@
-"""What is known of a model beyond its weights: preprocessing and class names."""
+"""Preprocessing and class names that benchmarks and training arguments fix for known models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,11 +18,8 @@ from bilateral_export.checkpoint.datasets.imagenet import (
 )
 from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.errors import UserError
-from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import ModelConfig
+from bilateral_export.models.family import FamilyConfig
 from bilateral_export.models.registry import MODELS
-from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     ImagePreprocessing,
@@ -42,8 +41,39 @@ _LABELS = {
 }
 
 
-def card_of(name: str, config: ModelConfig) -> CheckpointCard:
-    """The card of a checkpoint that brings none.
+def _imagenet(_name: str, config: Any) -> tuple[tuple[str, ...], Preprocessing]:
+    labels = imagenet_labels() if config.num_classes == CLASSES else ()
+    return labels, deit_preprocessing(config.height)
+
+
+def _ade20k(_name: str, config: Any) -> tuple[tuple[str, ...], Preprocessing]:
+    return ade20k.LABELS, ade20k.ade20k_preprocessing(config.image_size)
+
+
+def _long_range_arena(name: str, config: Any) -> tuple[tuple[str, ...], Preprocessing]:
+    task = name.removeprefix("lra_").removeprefix("bilateral_")
+    if config.grid is not None:
+        return _LABELS[task], PixelsPreprocessing(height=config.grid[0], width=config.grid[1])
+    if task == "listops":
+        return _LABELS[task], ListOpsPreprocessing(length=config.length)
+    return _LABELS[task], BytesPreprocessing(length=config.length, documents=config.documents)
+
+
+def _listops(_name: str, config: Any) -> tuple[tuple[str, ...], Preprocessing]:
+    return _DIGITS, ListOpsPreprocessing(length=config.length)
+
+
+# What a benchmark fixes, by the first word of its models' names: class names and preprocessing.
+_BENCHMARKS: dict[str, Callable[[str, Any], tuple[tuple[str, ...], Preprocessing]]] = {
+    "deit": _imagenet,
+    "lra": _long_range_arena,
+    "listops": _listops,
+    "segmenter": _ade20k,
+}
+
+
+def card_of(name: str, config: FamilyConfig) -> CheckpointCard:
+    """Return the card of a checkpoint that brings none.
 
     A model of `MODELS` gets its benchmark's preprocessing and class names: ImageNet's with DeiT's
     evaluation, the Long Range Arena's, ADE20K's. Of a configuration from elsewhere nothing is
@@ -58,19 +88,15 @@ def card_of(name: str, config: ModelConfig) -> CheckpointCard:
         raise UserError(describe(error), "Rename the file.") from error
     if MODELS.get(name) != config:
         return card
-    if isinstance(config, ImageClassifierConfig) and name.startswith("deit_"):
-        labels = imagenet_labels() if config.num_classes == CLASSES else ()
-        return _filled(card, labels, deit_preprocessing(config.height))
-    if isinstance(config, SequenceClassifierConfig):
-        labels = _LABELS[name.rpartition("_")[2]] if name.startswith("lra_") else _DIGITS
-        return _filled(card, labels, _sequence_preprocessing(name, config))
-    if isinstance(config, SegmenterConfig):
-        return _filled(card, ade20k.LABELS, ade20k.ade20k_preprocessing(config.image_size))
-    return card
+    benchmark = _BENCHMARKS.get(name.partition("_")[0])
+    if benchmark is None:
+        return card
+    labels, preprocessing = benchmark(name, config)
+    return card.model_copy(update={"labels": labels, "preprocessing": preprocessing})
 
 
 def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | None:
-    """The card of the model that training arguments name; None where the name is not known.
+    """Return the card of the model that training arguments name; None where the name is not known.
 
     As DeiT and timm do, the named architecture takes the arguments' image size and number of
     classes. Fine-tuned on other classes, it keeps the preprocessing and has no labels.
@@ -82,14 +108,14 @@ def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | N
     if name is None or name not in MODELS:
         return None
     config, card = MODELS[name], card_of(name, MODELS[name])
-    if not isinstance(config, ImageClassifierConfig):
+    if config.image is None:
         return card
     said = {"image_size": arguments.image_size, "num_classes": arguments.num_classes}
     changed = {k: v for k, v in said.items() if v is not None and v != getattr(config, k)}
     if not changed:
         return card
     try:
-        config = ImageClassifierConfig.model_validate(config.model_dump() | changed)
+        config = type(config).model_validate(config.model_dump(exclude_unset=True) | changed)
     except ValidationError as error:
         raise UserError(
             f"checkpoint {path}: its training arguments contradict their model {name}:"
@@ -98,25 +124,25 @@ def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | N
         ) from error
     labels = () if "num_classes" in changed else card.labels
     how = card.preprocessing
-    if isinstance(how, ImagePreprocessing):
-        how = deit_preprocessing(config.height)
+    if isinstance(how, ImagePreprocessing) and config.image is not None:
+        how = deit_preprocessing(config.image.height)
     return card.model_copy(update={"model": config, "labels": labels, "preprocessing": how})
 
 
 def prepared(card: CheckpointCard, arguments: TrainingArguments) -> tuple[CheckpointCard, str]:
-    """The card with what training arguments say of images, and where its preprocessing comes from.
+    """Return the card as training arguments complete it, and its preprocessing's source.
 
     Raises:
         UserError: The arguments' channels are not the model's.
     """
-    before, config = card.preprocessing, card.model
-    if not isinstance(config, ImageClassifierConfig):
+    before, image = card.preprocessing, card.model.image
+    if image is None:
         return card, f"the name {card.name}"
     source = f"DeiT's evaluation, by the name {card.name}"
     try:
         if before is None:
             # All or nothing: what training scripts leave out is their model's, and not known.
-            before, source = arguments.complete(config.height, config.channels), ""
+            before, source = arguments.complete(image.height, image.channels), ""
         if not isinstance(before, ImagePreprocessing):
             return card, ""
         after = arguments.prepare(before)
@@ -129,17 +155,3 @@ def prepared(card: CheckpointCard, arguments: TrainingArguments) -> tuple[Checkp
     if said:
         source = f"{source}{', with ' if source else ''}the training arguments' {said}"
     return card.model_copy(update={"preprocessing": after}), source
-
-
-def _filled(
-    card: CheckpointCard, labels: tuple[str, ...], preprocessing: Preprocessing
-) -> CheckpointCard:
-    return card.model_copy(update={"labels": labels, "preprocessing": preprocessing})
-
-
-def _sequence_preprocessing(name: str, config: SequenceClassifierConfig) -> Preprocessing:
-    if config.grid is not None:
-        return PixelsPreprocessing(height=config.grid[0], width=config.grid[1])
-    if "listops" in name:
-        return ListOpsPreprocessing(length=config.length)
-    return BytesPreprocessing(length=config.length, documents=config.documents)

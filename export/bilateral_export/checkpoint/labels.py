@@ -11,13 +11,13 @@ from bilateral_export.errors import UserError
 
 
 def with_labels(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    """The checkpoint with the class names of a text file, one a line, in the order of the logits.
+    """Return the checkpoint with a text file's class names, one a line, in the logits' order.
 
     Raises:
         UserError: The file cannot be read, does not name every class, or the model has no classes.
     """
-    classes: int | None = getattr(checkpoint.card.model, "num_classes", None)
-    if classes is None:
+    classes = checkpoint.card.model.classes
+    if not classes:
         raise UserError(f"model {checkpoint.card.name} has no classes", "Leave --labels out.")
     card = checkpoint.card.model_copy(update={"labels": _read(path, classes)})
     return dataclasses.replace(checkpoint, card=card)

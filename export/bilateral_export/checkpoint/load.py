@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 from torch import Tensor
 
@@ -30,8 +30,8 @@ from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.models.family import ModelConfig, build
-from bilateral_export.models.registry import MODELS, named
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.models.registry import MODELS, build, named, parse_config
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
@@ -226,8 +226,7 @@ def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:
     if isinstance(document, dict) and "schema_version" in document:
         return parse_card(read_document(path, "configuration"), str(path)), True
     try:
-        adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-        return card_of(path.stem, adapter.validate_python(document)), False
+        return card_of(path.stem, parse_config(document)), False
     except ValidationError as error:
         raise UserError(
             f"{path} is not a model configuration: {describe(error)}",
@@ -245,7 +244,7 @@ def _json(path: Path) -> Any:
         ) from error
 
 
-def _differences(ours: ModelConfig, theirs: ModelConfig) -> str:
+def _differences(ours: FamilyConfig, theirs: FamilyConfig) -> str:
     if ours.family != theirs.family:
         return f"family {ours.family!r} (not {theirs.family!r})"
     left, right = _flat(ours.model_dump()), _flat(theirs.model_dump())

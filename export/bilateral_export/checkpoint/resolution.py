@@ -13,7 +13,7 @@ from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing
 from bilateral_export.checkpoint.homes.conversion import Resampling, resized_preprocessing
 from bilateral_export.errors import UserError
-from bilateral_export.models.classifier import ImageClassifierConfig, shown
+from bilateral_export.models.classifier import shown
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
 # Tensors with one row per token, tokens in the last axis but one.
@@ -21,7 +21,7 @@ PER_TOKEN = ("pos_embed", "query_features", "key_features")
 
 
 def at_resolution(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> Checkpoint:
-    """Move an image classifier to another resolution.
+    """Return an image classifier's checkpoint at another resolution.
 
     Whatever the model learned per position is interpolated with prefix tokens kept: bicubic,
     `align_corners=False`, as DeiT's `main.py` does with `pos_embed` under `--finetune`; weights of
@@ -37,35 +37,33 @@ def at_resolution(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> 
     Raises:
         UserError: The model is no image classifier, or its patches do not tile the new size.
     """
-    config = checkpoint.card.model
-    if not isinstance(config, ImageClassifierConfig):
+    image = checkpoint.card.model.image
+    if image is None:
         raise UserError(
             f"model {checkpoint.card.name} takes no images",
             "Only an image classifier has an image size; leave --image-size out.",
         )
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(size) <= 0 or size[0] % config.patch_size or size[1] % config.patch_size:
+    if min(size) <= 0 or size[0] % image.patch_size or size[1] % image.patch_size:
         raise UserError(
-            f"image size {shown(image_size)} is no multiple of the patch size {config.patch_size}",
+            f"image size {shown(size)} is not a multiple of the patch size {image.patch_size}",
             "Choose one that is.",
         )
-    if size == (config.height, config.width):
+    if size == (image.height, image.width):
         return checkpoint
     trained = checkpoint.trained or checkpoint
     if checkpoint.trained is not None:
         return at_resolution(trained, image_size)
-    target = ImageClassifierConfig.model_validate(
-        config.model_dump(exclude_unset=True)
-        | {"image_size": size, "position_grid": config.position_grid or config.grid}
-    )
+    target = checkpoint.card.model.resized(*size)
+    grid = (size[0] // image.patch_size, size[1] // image.patch_size)
     how = checkpoint.conversion.resampling if checkpoint.conversion else "bicubic"
     state = {
-        name: resample(tensor, config.prefix, config.grid, target.grid, how)
+        name: resample(tensor, image.prefix, image.grid, grid, how)
         if name.rpartition(".")[2] in PER_TOKEN
         else tensor
         for name, tensor in checkpoint.state.items()
     }
-    old_suffix, new_suffix = f"_{shown(config.image_size)}", f"_{shown(target.image_size)}"
+    old_suffix, new_suffix = f"_{shown((image.height, image.width))}", f"_{shown(size)}"
     name = checkpoint.card.name
     if name.endswith(old_suffix):
         name = name.removesuffix(old_suffix) + new_suffix

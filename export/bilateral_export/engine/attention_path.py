@@ -1,9 +1,9 @@
-"""Prepares a graph so that TensorRT's parser takes the plugin, or the function body, as wanted.
+"""Attention in a graph for TensorRT's parser: by the plugin, or by the function body.
 
 The parser takes a registered plugin when a node carries `plugin_namespace` and `plugin_version`
 that match it, and the function body otherwise. It looks a function up by domain and name alone:
-where a file holds several bodies of the operator, told apart by `overload` (ONNX IR 10), it would
-take the first for every node, without a word where the inputs are as many. So for the body path the
+where a file holds several bodies of the operator, distinguished by `overload` (ONNX IR 10), it
+would take the first for every node, silently where the inputs are as many. So for the body path the
 bodies get names of their own first.
 """
 
@@ -19,14 +19,14 @@ _PLUGIN_ATTRIBUTES = (contract.PLUGIN_NAMESPACE, contract.PLUGIN_VERSION)
 
 
 def attention_nodes(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
-    """The BilateralAttention nodes of the graph, its subgraphs and its other local functions."""
+    """Return the BilateralAttention nodes of the graph, its subgraphs and local functions."""
     return tuple(node for node in _all_nodes(model) if _is_attention(node))
 
 
 def name_attention_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     """Give every attention node a name that no other node has, and return the names.
 
-    TensorRT names layers after nodes: two of one name could not be told apart.
+    TensorRT names layers after nodes: two of one name could not be distinguished.
     """
     taken = {node.name for node in _all_nodes(model) if not _is_attention(node)}
     names = []

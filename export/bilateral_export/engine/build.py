@@ -1,4 +1,4 @@
-"""From an ONNX file to a plan and its manifest."""
+"""The build: from an ONNX file to a plan and its manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from bilateral_export.engine.builder_config import configure
 from bilateral_export.engine.installation.library import Library, load_library
 from bilateral_export.engine.installation.plugin import load_plugin, plugin_contents
-from bilateral_export.engine.network import NetworkFacts, Tensor, network_facts
+from bilateral_export.engine.network import NetworkFacts, network_facts
 from bilateral_export.engine.options import BuildOptions, check_options, choose_targets
 from bilateral_export.engine.plan import kernels
 from bilateral_export.engine.plan.manifest import (
@@ -19,7 +19,6 @@ from bilateral_export.engine.plan.manifest import (
     PlanManifest,
     PluginRecord,
     RangeRecord,
-    TensorRecord,
     describe_file,
     manifest_path,
 )
@@ -34,6 +33,7 @@ from bilateral_export.engine.progress import Progress, interruptible
 from bilateral_export.engine.source import Source, dimension_sizes, read_source
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
+from bilateral_export.tensors import TensorSpec
 
 
 def build_plan(
@@ -97,8 +97,8 @@ def build_plan(
             types=facts.types,
             tf32=options.tf32,
             attention=_attention_record(source, facts, temporary),
-            inputs=tuple(_tensor_record(tensor) for tensor in facts.inputs),
-            outputs=tuple(_tensor_record(tensor) for tensor in facts.outputs),
+            inputs=facts.inputs,
+            outputs=facts.outputs,
             profiles=tuple(
                 {name: RangeRecord(**asdict(shapes)) for name, shapes in profile.items()}
                 for profile in profiles
@@ -162,8 +162,8 @@ def _check_attention(source: Source, facts: NetworkFacts) -> None:
         )
 
 
-def _shapes(tensors: tuple[Tensor, ...]) -> dict[str, Shape]:
-    return {tensor.name: tensor.shape for tensor in tensors}
+def _shapes(tensors: tuple[TensorSpec, ...]) -> dict[str, Shape]:
+    return {tensor.name: tensor.sizes for tensor in tensors}
 
 
 def _profiles(source: Source, facts: NetworkFacts, options: BuildOptions) -> tuple[Profile, ...]:
@@ -202,10 +202,6 @@ def _build(
             else "For attention that the plugin refuses there is --attention function.",
         )
     return plan
-
-
-def _tensor_record(tensor: Tensor) -> TensorRecord:
-    return TensorRecord(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
 
 
 def _plugin_record(

@@ -20,7 +20,7 @@ def configure(
     plugin: Path | None,
     library: Library,
 ) -> Any:
-    """An `IBuilderConfig` that holds the options.
+    """Return an `IBuilderConfig` that holds the options.
 
     Args:
         builder: TensorRT's `Builder`.

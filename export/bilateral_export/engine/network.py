@@ -1,4 +1,4 @@
-"""What a parsed TensorRT network is: its inputs and outputs, and the types it computes in."""
+"""A parsed TensorRT network: its inputs and outputs, and the types it computes in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bilateral_export.engine.installation.library import Library
-from bilateral_export.engine.profiles import Shape
+from bilateral_export.tensors import TensorSpec
 
 # TensorRT's names for types, in NumPy's and in ours for precisions.
 _DTYPES = {
@@ -36,15 +36,6 @@ _PLUGIN = "PLUGIN_V3"
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """An input or output of a network; `shape` has -1 where it is dynamic."""
-
-    name: str
-    dtype: str
-    shape: Shape
-
-
-@dataclass(frozen=True)
 class NetworkFacts:
     """What a network is, as TensorRT holds it after parsing.
 
@@ -56,8 +47,8 @@ class NetworkFacts:
         plugins: Names of the layers that run through a plugin.
     """
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     layers: dict[str, int]
     types: dict[str, int]
     plugins: tuple[str, ...]
@@ -69,7 +60,7 @@ class NetworkFacts:
 
 
 def network_facts(network: Any, library: Library) -> NetworkFacts:
-    """Read the facts from an `INetworkDefinition`."""
+    """Return the facts of an `INetworkDefinition`."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {
         layer.get_output(index).name: layer
@@ -91,13 +82,13 @@ def network_facts(network: Any, library: Library) -> NetworkFacts:
 
 
 def dtype_name(data_type: Any) -> str:
-    """NumPy's name of a TensorRT `DataType`, such as "float16"."""
+    """Return NumPy's name of a TensorRT `DataType`, such as "float16"."""
     name = str(data_type.name)
     return _DTYPES.get(name, name.lower())
 
 
-def _tensor(tensor: Any) -> Tensor:
-    return Tensor(tensor.name, dtype_name(tensor.dtype), tuple(tensor.shape))
+def _tensor(tensor: Any) -> TensorSpec:
+    return TensorSpec(tensor.name, dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
 def _computed_in(layer: Any, producers: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How a plan is to be built, and what of it a library can do."""
+"""Options of a build, and which of them a library supports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bilateral_export.engine.installation.cuda import device_sm, has_gpu
 from bilateral_export.engine.installation.library import Library
 from bilateral_export.engine.profiles import DEFAULT_MAX_BATCH, Profile
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import AMPERE
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 AttentionChoice = Literal["auto", "plugin", "function"]
@@ -57,7 +58,7 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions, library: Library) -> None:
-    """Refuse what the library would ignore or fail on without a word a user understands.
+    """Refuse options that the library would ignore or fail on without a clear message.
 
     Raises:
         UserError: An option that does not go with the library or with another one.
@@ -112,7 +113,7 @@ def check_options(options: BuildOptions, library: Library) -> None:
 def choose_targets(
     options: BuildOptions, library: Library, plugin_targets: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The SMs that a plan is built for.
+    """Return the SMs that a plan is built for.
 
     Args:
         options: How to build; checked.
@@ -129,7 +130,7 @@ def choose_targets(
         targets = tuple(dict.fromkeys(options.targets)) or tuple(
             sm
             for sm in buildable_targets(library)
-            if sm >= 80 and (plugin_targets is None or sm in plugin_targets)
+            if sm >= AMPERE and (plugin_targets is None or sm in plugin_targets)
         )
     lacking = [sm for sm in targets if plugin_targets is not None and sm not in plugin_targets]
     if lacking or not targets:
@@ -141,7 +142,7 @@ def choose_targets(
 
 
 def buildable_targets(library: Library) -> tuple[int, ...]:
-    """The SMs TensorRT for RTX builds for, ascending: those it knows, and the GPU's at hand."""
+    """Return the SMs TensorRT for RTX builds for, ascending: those it knows and this GPU's."""
     names = [name for name in dir(library.trt.ComputeCapability) if name.startswith("SM")]
     known = {int(name[2:]) for name in names}
     return tuple(sorted(known | ({device_sm()} if has_gpu() else set())))

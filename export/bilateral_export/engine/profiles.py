@@ -38,7 +38,7 @@ class Range:
         return ":".join(map(shape_text, (self.minimum, self.optimum, self.maximum)))
 
     def contains(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape may be given to the plan."""
+        """Return whether a tensor of this shape may be given to the plan."""
         return len(shape) == len(self.minimum) and all(
             low <= size <= high
             for low, size, high in zip(self.minimum, shape, self.maximum, strict=True)
@@ -49,12 +49,12 @@ Profile = Mapping[str, Range]
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """`(1, 3, 224, 224)` as `1x3x224x224`; a scalar as `scalar`."""
+    """Return `(1, 3, 224, 224)` as `1x3x224x224`, a scalar's shape as `scalar`."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def parse_profile(text: str) -> dict[str, Range]:
-    """Read one profile as it is written on the command line.
+    """Return one profile as it is written on the command line.
 
     Args:
         text: `input=MIN:OPT:MAX` for each dynamic input, separated by commas; shapes as `1x3x8x8`.
@@ -80,7 +80,7 @@ def default_profile(
     max_batch: int = DEFAULT_MAX_BATCH,
     sizes: Mapping[tuple[str, int], tuple[int, int]] | None = None,
 ) -> dict[str, Range]:
-    """A profile for a model whose user gave none.
+    """Return a profile for a model whose user gave none.
 
     The first dimension of an input, where it is dynamic, is the batch: 1 to `max_batch`, tuned for
     a quarter of it. A later dynamic dimension is tuned for the largest size given for it.
@@ -154,7 +154,7 @@ def check_profile(profile: Profile, inputs: Mapping[str, Shape]) -> None:
 
 
 def max_batch(profiles: Sequence[Profile], inputs: Mapping[str, Shape]) -> int:
-    """The largest batch a plan accepts: what a server's max_batch_size may not exceed.
+    """Return the largest batch a plan accepts: the most a server's max_batch_size may be.
 
     Args:
         profiles: The plan's profiles.

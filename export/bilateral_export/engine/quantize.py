@@ -18,8 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 import onnx
 
+from bilateral_export.artifact import load_graph, require_external_files
 from bilateral_export.engine.attention_path import attention_nodes
-from bilateral_export.engine.source import read_model
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file
 from bilateral_export.tensors import Array
@@ -30,7 +30,7 @@ Mode = Literal["int8", "fp8"]
 def quantize_onnx(
     model: Path, target: Path, calibration: Mapping[str, Array], mode: Mode = "int8"
 ) -> int:
-    """Write `model` with its matrix products quantised.
+    """Write `model` with its matrix products quantised; return how many quantise nodes it has.
 
     Attention itself, layer norms and everything between stay in the precision of the graph; export
     fp16 to have them there.
@@ -56,7 +56,8 @@ def quantize_onnx(
             'In an environment of its own: pip install "nvidia-modelopt[onnx]". Then build the'
             " file it writes with `bilateral build`.",
         ) from error
-    original = read_model(model)
+    original = load_graph(model, weights=False)
+    require_external_files(model, original)
     _check_calibration(original, calibration)
     with tempfile.TemporaryDirectory(prefix="bilateral-quantize-") as folder:
         # It writes intermediate files beside its input, and some where the process works.
@@ -79,7 +80,7 @@ def quantize_onnx(
         except Exception as error:
             reason = str(error).splitlines() or [type(error).__name__]
             raise UserError(f"Model Optimizer cannot quantise {model}: {reason[0]}") from error
-        quantised = onnx.load(result)
+        quantised = load_graph(result)
     _check_attention(original, quantised, model)
     quantised.metadata_props.extend(original.metadata_props)  # it drops them
     with atomic_file(target) as temporary:
@@ -88,19 +89,19 @@ def quantize_onnx(
 
 
 def read_calibration(path: Path) -> dict[str, Array]:
-    """Inputs by name from an `.npz` file.
+    """Return inputs by name from an `.npz` file.
 
     Raises:
-        UserError: It is no such file.
+        UserError: It is not such a file.
     """
     require_file(path, "calibration file")
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    # A single array (.npy) is no context manager.
+    # A single array (.npy) is not a context manager.
     except (OSError, ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(
-            f"{path} is no .npz file of arrays", "Write it with numpy.savez(path, input=array)."
+            f"{path} is not an .npz file of arrays", "Write it with numpy.savez(path, input=array)."
         ) from error
 
 

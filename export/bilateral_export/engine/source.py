@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from bilateral_export.artifact import (
+    document,
+    interface,
+    load_graph,
+    require_external_files,
+)
 from bilateral_export.engine.attention_path import name_attention_nodes, use_function_bodies
 from bilateral_export.engine.installation.plugin import find_plugin, require_plugin
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.profiles import Shape
-from bilateral_export.errors import UserError
-from bilateral_export.files import require_file
 from bilateral_export.metadata import METADATA_KEY
 
 
@@ -38,50 +40,20 @@ class Source:
     plugin: Path | None
 
 
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read a model's graph; its weights may lie in files beside it.
-
-    Raises:
-        UserError: The file is no model, or lacks a file of its weights.
-    """
-    require_file(path, "model")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises DecodeError, onnx its own
-        raise UserError(
-            f"{path} is not an ONNX file", "Write it with `bilateral export`."
-        ) from error
-    if not model.graph.node:
-        raise UserError(f"{path} holds no graph", "Write it with `bilateral export`.")
-    for file in weight_files(path, model):
-        require_file(file, f"the weights file of {path.name},")
-    return model
-
-
 def read_source(path: Path, options: BuildOptions) -> Source:
-    """Read a model and decide what runs its attention.
+    """Return a model ready for the parser; decides what runs its attention.
 
     Raises:
-        UserError: The file is no model, lacks its weights, or the plugin that was asked for is not
-            there.
+        UserError: The file is not an ONNX model, lacks its weights, or the plugin that was asked
+            for is not there.
     """
-    model = read_model(path)
+    model = load_graph(path, weights=False)
+    require_external_files(path, model)
     names = name_attention_nodes(model)
     plugin = _choose_plugin(bool(names), options)
     if plugin is None:
         use_function_bodies(model)
-    return Source(path, model, names, described(model), plugin)
-
-
-def weight_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
-    """The files beside `path` that hold weights of its graph (ONNX external data)."""
-    locations = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return tuple(path.parent / location for location in sorted(locations))
+    return Source(path, model, names, document(model, METADATA_KEY), plugin)
 
 
 def _choose_plugin(has_attention: bool, options: BuildOptions) -> Path | None:
@@ -92,20 +64,10 @@ def _choose_plugin(has_attention: bool, options: BuildOptions) -> Path | None:
     return find_plugin()
 
 
-def described(model: onnx.ModelProto) -> dict[str, Any] | None:
-    """What `bilateral export` wrote into a model about it; None where that is not there."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            with contextlib.suppress(json.JSONDecodeError):
-                document = json.loads(entry.value)
-                return document if isinstance(document, dict) else None
-    return None
-
-
 def dimension_sizes(
     source: Source, shapes: dict[str, Shape]
 ) -> dict[tuple[str, int], tuple[int, int]]:
-    """The sizes of each dynamic dimension after the first, where the metadata tells.
+    """Return the sizes of each dynamic dimension after the first, where the metadata says them.
 
     A sequence is as long as the model's configuration says; one that counts what is cached may be
     empty.
@@ -116,19 +78,10 @@ def dimension_sizes(
     length = model.get("length") or model.get("context")
     if not isinstance(length, int):
         return {}
-    names = _dimension_names(source.model)
+    names = {spec.name: spec.shape for spec in interface(source.model)[0]}
     return {
-        (name, axis): (0 if "past" in names.get((name, axis), "") else 1, length)
+        (name, axis): (0 if "past" in str(names[name][axis]) else 1, length)
         for name, shape in shapes.items()
         for axis, size in enumerate(shape)
         if axis > 0 and size < 0
-    }
-
-
-def _dimension_names(model: onnx.ModelProto) -> dict[tuple[str, int], str]:
-    return {
-        (value.name, axis): size.dim_param
-        for value in model.graph.input
-        for axis, size in enumerate(value.type.tensor_type.shape.dim)
-        if size.dim_param
     }

@@ -11,15 +11,16 @@ import onnx.parser
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.errors import UserError
 from bilateral_export.explain.maps import KERNELS, AttentionMaps
-from bilateral_export.files import atomic_file, require_file
-from bilateral_export.graph.attach import attention_nodes, configuration_of
+from bilateral_export.files import atomic_file
+from bilateral_export.graph.attach import attention_nodes, variant_of
 from bilateral_export.graph.postconditions import check_exported
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.op import contract
-from bilateral_export.op.onnx_body import Configuration, range_step, spatial_step
+from bilateral_export.op.contract import OperatorVariant
+from bilateral_export.op.onnx_body import range_step, spatial_step
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DOMAIN = "ai.bilateral.explain"
@@ -93,7 +94,7 @@ def config_of(path: Path) -> ImageClassifierConfig:
     Raises:
         UserError: The file is not one.
     """
-    metadata = artifact_metadata(path)
+    metadata = read_metadata(path)
     require_classifier(metadata.family, path)
     return ImageClassifierConfig.model_validate(metadata.model)
 
@@ -111,29 +112,13 @@ def require_classifier(family: str, path: Path) -> None:
         )
 
 
-def artifact_metadata(path: Path) -> ArtifactMetadata:
-    """What an exported file says about itself.
-
-    Raises:
-        UserError: The file is missing or was not written by `bilateral export`.
-    """
-    require_file(path, "model")
-    try:
-        properties = ir.load(path).metadata_props
-        return ArtifactMetadata.model_validate_json(properties[METADATA_KEY])
-    except Exception as error:  # a decoder error of protobuf, a missing key, an invalid document
-        raise UserError(
-            f"{path} is not a model that `bilateral export` wrote", "Export the checkpoint again."
-        ) from error
-
-
 def _weights(model: ir.Model) -> list[ir.Value]:
     return list(model.graph.initializers.values())
 
 
 def _add_maps(model: ir.Model, nodes: list[ir.Node]) -> None:
     opset = model.opset_imports[""]
-    for configuration in {configuration_of(node) for node in nodes}:
+    for configuration in {variant_of(node) for node in nodes}:
         function = ir.serde.deserialize_function(_body(configuration, opset))
         model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = 1
@@ -169,7 +154,7 @@ def _output_shape(nodes: list[ir.Node]) -> ir.Shape:
 
 def _maps_node(node: ir.Node) -> ir.Node:
     """The node beside an attention node: the same inputs without the value."""
-    configuration = configuration_of(node)
+    configuration = variant_of(node)
     kept = (contract.SCALE, contract.QUERY_PREFIX, contract.KEY_PREFIX)
     query, key, _, *positions = node.inputs
     return ir.Node(
@@ -183,7 +168,7 @@ def _maps_node(node: ir.Node) -> ir.Node:
     )
 
 
-def _body(configuration: Configuration, opset: int) -> onnx.FunctionProto:
+def _body(configuration: OperatorVariant, opset: int) -> onnx.FunctionProto:
     """The maps of one attention, out of the same steps as the operator's own body."""
     assert not configuration.causal
     assert not configuration.key_bias

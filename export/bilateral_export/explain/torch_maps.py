@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bilateral_export.explain.maps import AttentionMaps
-from bilateral_export.models.classifier import ImageClassifierConfig
+from bilateral_export.models.family import ImageTokens
 from bilateral_export.op.attention import spatial_logits
 from bilateral_export.op.operands import Operands
 
 
-def torch_maps(
-    model: nn.Module, config: ImageClassifierConfig, image: NDArray[np.float32]
-) -> AttentionMaps:
+def torch_maps(model: nn.Module, tokens: ImageTokens, image: NDArray[np.float32]) -> AttentionMaps:
     """Run an image classifier once and keep what each attention saw.
 
     Args:
         model: The model, in evaluation mode.
-        config: Its configuration.
+        tokens: How its image becomes tokens.
         image: Its input `[C, H, W]`.
     """
     with torch.inference_mode(), _Watch() as watch:
@@ -36,8 +34,8 @@ def torch_maps(
         range=range_,
         spatial=spatial,
         logits=logits[0].float().numpy(),
-        prefix=config.prefix,
-        grid=config.grid,
+        prefix=tokens.prefix,
+        grid=tokens.grid,
     )
 
 

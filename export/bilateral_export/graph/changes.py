@@ -1,4 +1,4 @@
-"""What other tools have changed in a file that `bilateral export` wrote.
+"""Changes that other tools have made to a file that `bilateral export` wrote.
 
 Read from the graph itself and not from the metadata, which a tool copies unread or drops.
 """
@@ -9,30 +9,20 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import cast
 
 import onnx
 from pydantic import ValidationError
 
+from bilateral_export.artifact import PRECISIONS, parse_metadata
 from bilateral_export.graph.provenance import MODULE_KEY
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
+from bilateral_export.metadata import LOWERING_KEY, METADATA_KEY, ArtifactMetadata
 from bilateral_export.op import contract
-from bilateral_export.op.contract import RangeKernel, SpatialKernel
-from bilateral_export.op.onnx_body import Configuration, same_body
+from bilateral_export.op.contract import OperatorVariant
+from bilateral_export.op.onnx_body import same_body
 
-LOWERING_KEY = "bilateral.lowering"
-
-_TYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "fp32",
-    onnx.TensorProto.FLOAT16: "fp16",
-    onnx.TensorProto.BFLOAT16: "bf16",
-    onnx.TensorProto.DOUBLE: "fp64",
-    onnx.TensorProto.INT8: "int8",
+_TYPES = {onnx.TensorProto.DataType.Value(name): said for name, said in PRECISIONS.items()} | {
     onnx.TensorProto.UINT8: "uint8",
-    onnx.TensorProto.INT4: "int4",
     onnx.TensorProto.UINT4: "uint4",
-    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
-    onnx.TensorProto.FLOAT8E5M2: "fp8",
 }
 # Operators with weights, and those that stand between a weight and its operator.
 _PRODUCTS = frozenset(
@@ -45,7 +35,7 @@ _QUANTISED = ("quantize", "integer", "qlinear", "qgemm", "nbits")
 
 
 def precisions(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The types of the weights that are multiplied with, such as ("fp32",); most numbers first.
+    """Return the types of the weights in products, such as ("fp32",), most numbers first.
 
     Positions, bandwidths and features stay float32 in every precision, and do not count.
     """
@@ -65,9 +55,9 @@ def precisions(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def changes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """What is not as `bilateral export` writes it, one line each; empty for its own files.
+    """List what is not as `bilateral export` writes it, one line each.
 
-    A file with neither its metadata nor its nodes is a model from elsewhere: nothing is said of it.
+    A file with neither its metadata nor its nodes is a model from elsewhere: the list is empty.
 
     Args:
         model: The file; its weights may be left outside.
@@ -112,7 +102,7 @@ def changes(model: onnx.ModelProto) -> tuple[str, ...]:
 def _attention(
     model: onnx.ModelProto, calls: list[onnx.NodeProto], metadata: ArtifactMetadata | None
 ) -> Iterator[str]:
-    """What became of the operator's nodes and their bodies."""
+    """Yield what became of the operator's nodes and their bodies."""
     named = [node for node in calls if node.op_type == contract.OP_TYPE]
     if len(named) < len(calls):
         other = next(node.op_type for node in calls if node.op_type != contract.OP_TYPE)
@@ -136,24 +126,19 @@ def _attention(
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     bodies = {f.overload: f for f in model.functions if f.domain == contract.DOMAIN}
     for node in named:
-        if not same_body(bodies[node.overload], _configuration(node), opset):
+        if not same_body(bodies[node.overload], _variant(node), opset):
             yield "the attention's function body is written differently: judge it by parity"
             return
 
 
-def _configuration(node: onnx.NodeProto) -> Configuration:
+def _variant(node: onnx.NodeProto) -> OperatorVariant:
     said = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    spatial_kernel = cast(SpatialKernel, said.get(contract.SPATIAL_KERNEL, b"none").decode())
-    return Configuration(
-        range_kernel=cast(RangeKernel, said.get(contract.RANGE_KERNEL, b"dot").decode()),
-        spatial_kernel=spatial_kernel,
-        causal=bool(said.get(contract.CAUSAL, 0)),
-        key_bias=len(node.input) > len(contract.input_names(spatial_kernel, key_bias=False)),
-    )
+    texts = {name: v.decode() if isinstance(v, bytes) else v for name, v in said.items()}
+    return OperatorVariant.of(texts, len(node.input))
 
 
 def missing_bodies(model: onnx.ModelProto) -> list[str]:
-    """Names of the operator's nodes that have no function in the file, in graph order."""
+    """Return the names of the operator's nodes without a function in the file, in graph order."""
     functions = {(f.domain, f.name, f.overload) for f in model.functions}
     return [
         node.name or node.output[0]
@@ -164,9 +149,7 @@ def missing_bodies(model: onnx.ModelProto) -> list[str]:
 
 
 def read_metadata(model: onnx.ModelProto) -> ArtifactMetadata | None:
-    """What `bilateral export` wrote about a model; None where that is gone or damaged."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            with contextlib.suppress(ValidationError):
-                return ArtifactMetadata.model_validate_json(entry.value)
+    """Return what `bilateral export` wrote about a model; None where that is gone or damaged."""
+    with contextlib.suppress(ValidationError):
+        return parse_metadata(model)
     return None

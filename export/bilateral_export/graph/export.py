@@ -1,4 +1,4 @@
-"""Export a checkpoint to one ONNX file that every runtime can read."""
+"""The export of a checkpoint to one ONNX file that every runtime can read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -15,10 +14,11 @@ import torch
 from torch import nn
 
 from bilateral_export import __version__
+from bilateral_export.artifact import OnnxArtifact, read_onnx
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
-from bilateral_export.graph.attach import attach_functions, attention_nodes
+from bilateral_export.graph.attach import attach_functions
 from bilateral_export.graph.optimise import optimise
 from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.graph.provenance import name_constants, name_nodes
@@ -26,28 +26,14 @@ from bilateral_export.graph.spatial_features import use_spatial_features
 from bilateral_export.graph.translation import translation_table
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import BilateralAttention
-from bilateral_export.models.family import exportable, tracing_example
+from bilateral_export.models.family import Family, tracing_example
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
-from bilateral_export.tensors import TensorSpec
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)
 DEFAULT_OPSET = 22
 BF16_OPSET = 22
 # Protobuf refuses messages of 2 GiB; weights go to a file of their own well before that.
 EXTERNAL_DATA_BYTES = 3 << 29
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """An exported file and what is in it."""
-
-    path: Path
-    bytes: int
-    opset: int
-    precision: Precision
-    attention_nodes: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
 
 
 def export_onnx(
@@ -58,8 +44,8 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     spatial_features: bool = False,
-) -> ExportedModel:
-    """Write a checkpoint as ONNX: custom attention nodes, their body, metadata; checked.
+) -> OnnxArtifact:
+    """Write a checkpoint as ONNX (attention nodes, their body, metadata), check and return it.
 
     Inputs and outputs stay float32 in every precision, so that a client need not know it.
 
@@ -70,7 +56,7 @@ def export_onnx(
         opset: Version of the standard operators.
         external_data_bytes: From this size on, weights go to a file of their own.
         spatial_features: Write Gaussian spatial kernels as features where they are exact enough
-            for the precision: what the fused kernel computes fastest (models/features.py).
+            for the precision: what the fused kernel computes fastest (spatial_features.py).
 
     Raises:
         UserError: The opset is not supported, a weight or a bandwidth does not survive its
@@ -90,7 +76,6 @@ def export_onnx(
     check_bandwidths(model)
     if spatial_features:
         use_spatial_features(model, DTYPES[precision])
-    described = exportable(model)
     expected = sum(isinstance(module, BilateralAttention) for module in model.modules())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     external = f"{path.name}.data" if weights >= external_data_bytes else None
@@ -99,28 +84,18 @@ def export_onnx(
         _finish(graph, model, checkpoint, precision)
         ir.save(graph, temporary, external_data=external)
         check_exported(temporary, expected)
-        size = sum(file.stat().st_size for file in temporary.parent.iterdir())
-    return ExportedModel(
-        path=path,
-        bytes=size,
-        opset=graph.opset_imports[""],
-        precision=precision,
-        attention_nodes=len(attention_nodes(graph)),
-        inputs=described.inputs(),
-        outputs=described.outputs(),
-    )
+    return read_onnx(path)
 
 
-def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
-    """Trace and translate a model: the exporter's program and graph, neither named nor checked.
+def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProgram:
+    """Trace a model and return the exporter's program, neither named nor checked.
 
     Args:
         model: Any model of this package, in the dtype the graph is to have.
         opset: Version of the standard operators.
     """
-    described = exportable(model)
-    inputs = described.inputs()
-    example = tracing_example(described)
+    inputs = model.inputs()
+    example = tracing_example(model)
     shapes = tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
@@ -134,7 +109,7 @@ def trace_onnx(model: nn.Module, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXP
             optimize=False,
             opset_version=opset,
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in described.outputs()],
+            output_names=[spec.name for spec in model.outputs()],
             dynamic_shapes=shapes,
             custom_translation_table=translation_table(),
         )

@@ -1,4 +1,4 @@
-"""What must hold of an exported file, checked in a process that knows nothing of the operator."""
+"""Postconditions of an exported file, checked in a process that does not know the operator."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 import bilateral_export
+from bilateral_export.artifact import load_graph
 from bilateral_export.op import contract
 
 TRAINING_OPERATORS = frozenset({"Dropout", "BatchNormalization", "SoftmaxCrossEntropyLoss"})
@@ -47,7 +48,7 @@ def violations(path: Path, attention_nodes: int) -> list[str]:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         found.append(f"onnx.checker: {error}")
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph(path, weights=False)
     calls = [node for node in model.graph.node if node.domain == contract.DOMAIN]
     if len(calls) != attention_nodes:
         found.append(f"{len(calls)} attention nodes, expected {attention_nodes}")

@@ -1,4 +1,4 @@
-"""Names that mean something: every node is called after the module and the line it came from."""
+"""Names of nodes: the torch module and the source line that each came from."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def name_constants(model: ir.Model, parameters: Collection[str]) -> None:
 
 
 def _module_path(node: ir.Node) -> str:
-    """The module a node was traced in, or that of its first user where the exporter made it."""
+    """Return the module a node was traced in, or its first user's where the exporter made it."""
     path: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     path = [scope for scope in path if not scope.startswith("_empty")]
     if path:

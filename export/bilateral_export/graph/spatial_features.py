@@ -1,6 +1,6 @@
-"""Turns a model's Gaussian spatial kernels into features, where that is exact enough and faster.
+"""Gaussian spatial kernels as features, where that is exact enough and faster.
 
-The fused kernel computes features on the tensor cores (op/kernel/features.py). Positions and
+The fused kernel computes features on the tensor cores (op/kernel/README.md). Positions and
 bandwidths are constants of a trained model, so the choice is made once, here, before a model is run
 or exported in 16 bits.
 """

@@ -1,4 +1,4 @@
-"""How the torch operator becomes one ONNX node: the schema and the exporter's translation."""
+"""The ONNX schema of the torch operator, and the exporter's translation to one node."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _SCHEMA = _S(
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The exporter's `custom_translation_table`: one opaque node for the torch operator.
+    """Return the exporter's `custom_translation_table`: one opaque node for the torch operator.
 
     Registers the operator's schema in this process, which the exporter wants. A function with a
     body would be inlined by the exporter; the body is attached to the finished graph instead.

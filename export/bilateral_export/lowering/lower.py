@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import onnx
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file, sha256
-from bilateral_export.graph.changes import LOWERING_KEY as METADATA_KEY
 from bilateral_export.graph.changes import changes, missing_bodies
 from bilateral_export.lowering.attention_decomposed import decompose
 from bilateral_export.lowering.attention_flash import augment
@@ -40,6 +40,7 @@ from bilateral_export.lowering.push_down_gather import keep_read_rows
 from bilateral_export.lowering.residual_into_gemm import add_shares_in_products
 from bilateral_export.lowering.residual_stream import read_stream, rewrite_stream
 from bilateral_export.lowering.token_major_layout import keep_tokens_first
+from bilateral_export.metadata import LOWERING_KEY
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
 Form = Literal["augmented", "mask", "attention", "decomposed"]
@@ -141,7 +142,7 @@ class LoweredKernels(BaseModel):
 
 
 class Lowering(BaseModel):
-    """What was done to a file; kept in its metadata under METADATA_KEY."""
+    """What was done to a file; kept in its metadata under LOWERING_KEY."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -194,8 +195,8 @@ def lower(
         kernels: Whether ONNX Runtime may be led to its faster kernels.
 
     Raises:
-        UserError: The file is no ONNX model, was lowered before, is too large to rewrite, or the
-            runtime or form is unknown.
+        UserError: The file is not an ONNX model, was lowered before, is too large to rewrite, or
+            the runtime or form is unknown.
     """
     require_file(model, "model")
     if output.resolve() == model.resolve():
@@ -273,14 +274,14 @@ def lowered_proto(
         kernels=faster,
     )
     entry = candidate.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, lowering.model_dump_json()
+    entry.key, entry.value = LOWERING_KEY, lowering.model_dump_json()
     return candidate, lowering
 
 
 def read_lowering(proto: onnx.ModelProto) -> Lowering | None:
     """What was done to a model, or None for a canonical one."""
     for entry in proto.metadata_props:
-        if entry.key == METADATA_KEY:
+        if entry.key == LOWERING_KEY:
             return Lowering.model_validate_json(entry.value)
     return None
 
@@ -289,12 +290,9 @@ def has_attention(path: Path) -> bool:
     """Whether a file has operator nodes, which is what is lowered; its weights are not read.
 
     Raises:
-        UserError: The file is no ONNX model.
+        UserError: The file is not an ONNX model.
     """
-    try:
-        return bool(attention_nodes(onnx.load(path, load_external_data=False)))
-    except Exception as error:
-        raise UserError(f"{path} is no ONNX model", "Export it again.") from error
+    return bool(attention_nodes(load_graph(path, weights=False)))
 
 
 def preferred_forms(runtime: Runtime, site: Site) -> Sequence[Form]:
@@ -416,13 +414,13 @@ def _change(
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    model = load_graph(path)
     try:
-        model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
         raise UserError(
-            f"{path} is no ONNX model that can be lowered ({reason})",
+            f"{path} is not an ONNX model that can be lowered ({reason})",
             "Export it with `bilateral export`; files over 2 GB are served as they are.",
         ) from error
     if done := read_lowering(model):

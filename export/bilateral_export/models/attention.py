@@ -76,7 +76,7 @@ class BilateralAttention(nn.Module):
             self.key_features = nn.Parameter(torch.randn(shape) * 0.02)
 
     def forward(self, x: Tensor, positions: Tensor, key_bias: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Return the attended tokens.
 
         Args:
             x: Tokens `[B, N, dim]`.
@@ -90,7 +90,7 @@ class BilateralAttention(nn.Module):
         return self.attend(query, key, value, positions, positions, key_bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of tokens `[B, N, dim]`, each `[B, H, N, dim / H]`."""
+        """Return query, key and value of tokens `[B, N, dim]`, each `[B, H, N, dim / H]`."""
         batch, tokens, dim = x.shape
         query, key, value = (
             part.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
@@ -109,7 +109,7 @@ class BilateralAttention(nn.Module):
         key_positions: Tensor,
         key_bias: Tensor | None = None,
     ) -> Tensor:
-        """Attend from the last Nq positions of a sequence to all its Nk positions.
+        """Return what the last Nq positions of a sequence read from all its Nk positions.
 
         Args:
             query: `[B, H, Nq, D]`; the other Nk - Nq positions came before (a cache).
@@ -157,7 +157,7 @@ class BilateralAttention(nn.Module):
 
 
 def grid_positions(height: int, width: int, prefix: int) -> Tensor:
-    """Coordinates of a grid of patches after `prefix` tokens that have none.
+    """Return coordinates of a grid of patches after `prefix` tokens that have none.
 
     Centred on the grid, because rounding grows with the distance from the origin and the spatial
     kernel sees differences only.

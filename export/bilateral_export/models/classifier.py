@@ -6,10 +6,10 @@ from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, field_validator, model_validator
+from pydantic import Discriminator, Tag, field_validator, model_validator
 from torch import Tensor, nn
 
-from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.attention import BilateralAttention, grid_positions
 from bilateral_export.models.block import (
     ACTIVATIONS,
     NORM_EPS,
@@ -30,7 +30,8 @@ from bilateral_export.models.bounds import (
     Registers,
     Width,
 )
-from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.family import Family, FamilyConfig, ImageTokens
+from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 from bilateral_export.tensors import FEATURES, Array, TensorSpec
 
 Pair = Annotated[
@@ -39,8 +40,10 @@ Pair = Annotated[
 ]
 Output = Literal["logits", "tokens", "cls", "pooled"]
 
+_LARGEST_RESIZE = 100  # times the crop that is kept
 
-class ImageClassifierConfig(BaseModel):
+
+class ImageClassifierConfig(FamilyConfig):
     """Sizes, parts and kernels of an image classifier. The defaults are plain DeiT-tiny at 224.
 
     Attributes:
@@ -62,8 +65,6 @@ class ImageClassifierConfig(BaseModel):
         position_grid: Patches along the side (or both) of the image the model was trained on, whose
             patch is the unit of the spatial kernel's coordinates; None where that is this image.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["image-classifier"] = "image-classifier"
     image_size: Pair = 224
@@ -87,8 +88,6 @@ class ImageClassifierConfig(BaseModel):
     layer_norm_epsilon: Epsilon = NORM_EPS
     output: Output = "logits"
     position_grid: Pair | None = None
-    attention: AttentionConfig = AttentionConfig()
-    residual: ResidualConfig = ResidualConfig()
 
     @field_validator("image_size", "position_grid")
     @classmethod
@@ -99,11 +98,11 @@ class ImageClassifierConfig(BaseModel):
     def _sizes_divide(self) -> ImageClassifierConfig:
         if self.height % self.patch_size or self.width % self.patch_size:
             raise ValueError(
-                f"image_size {shown(self.image_size)} is no multiple of patch_size"
+                f"image_size {shown(self.image_size)} is not a multiple of patch_size"
                 f" {self.patch_size}"
             )
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if int(self.dim * self.mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} of dim {self.dim} leaves no hidden layer")
         return self
@@ -151,24 +150,58 @@ class ImageClassifierConfig(BaseModel):
         """Width of what the head reads."""
         return 2 * self.dim if self.pooling == "cls_mean" else self.dim
 
+    @property
+    def image(self) -> ImageTokens:
+        """The image it classifies."""
+        return ImageTokens(self.height, self.width, self.channels, self.patch_size, self.prefix)
+
+    def resized(self, height: int, width: int) -> ImageClassifierConfig:
+        """Return this configuration for images of another size.
+
+        The coordinates of the spatial kernel keep the trained grid's patch as their unit.
+        """
+        grid = self.position_grid or self.grid
+        changed = {"image_size": (height, width), "position_grid": grid}
+        return self.model_validate(self.model_dump(exclude_unset=True) | changed)
+
+    def with_output(self, output: str) -> ImageClassifierConfig:
+        """Return this configuration for its features: without a head."""
+        changed = {"output": output, "num_classes": 0}
+        return self.model_validate(self.model_dump(exclude_unset=True) | changed)
+
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing makes images of this size and number of channels."""
+        if not isinstance(how, ImagePreprocessing):
+            return super().check_preprocessing(how)
+        said = [how.channels, how.height, how.width]
+        wanted = [self.channels, self.height, self.width]
+        if said != wanted:
+            raise ValueError(f"the preprocessing makes images {said}, the model takes {wanted}")
+        largest = how.resize if isinstance(how.resize, int) else max(how.resize)
+        if largest > _LARGEST_RESIZE * how.height:
+            raise ValueError(f"the preprocessing resizes to {largest} pixels to keep {how.height}")
+        return None
+
 
 def shown(size: Pair) -> str:
     """A size for people: one number for a square, else height x width."""
-    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+    if isinstance(size, int) or size[0] == size[1]:
+        return str(size if isinstance(size, int) else size[0])
+    return f"{size[0]}x{size[1]}"
 
 
-class ImageModel(nn.Module):
-    """What models of images share: their one input, as `backbone` sizes it."""
+class ImageModel(Family):
+    """A model of images, its one input; `backbone` has their size."""
 
     backbone: ImageClassifierConfig
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
+        """Return the exported graph's inputs."""
         c = self.backbone
         return (TensorSpec("image", "float32", ("batch", c.channels, c.height, c.width)),)
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs: standard normal, which is what normalised images look like."""
+        """Return random valid inputs: standard normal, as normalised images are."""
         shape = self.inputs()[0].with_batch(batch)
         return {"image": generator.standard_normal(shape).astype(np.float32)}
 
@@ -232,6 +265,8 @@ class ImageEncoder(nn.Module):
 class ImageClassifier(ImageEncoder, ImageModel):
     """Images `[B, C, H, W]` in, logits `[B, classes]` or features out."""
 
+    config: ImageClassifierConfig
+
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__(config)
         self.config = self.backbone = config
@@ -245,7 +280,7 @@ class ImageClassifier(ImageEncoder, ImageModel):
                 self.head_dist = nn.Linear(width, config.num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify preprocessed images, or return their features.
+        """Return the logits of preprocessed images, or their features.
 
         Args:
             image: `[B, C, H, W]`, float32 or wider; computed in the weights' dtype.
@@ -279,7 +314,7 @@ class ImageClassifier(ImageEncoder, ImageModel):
         return mean if self.config.pooling == "mean" else torch.cat([x[:, 0], mean], dim=1)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         c = self.config
         shapes: dict[Output, tuple[int | str, ...]] = {
             "logits": ("batch", c.num_classes),

@@ -5,24 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bilateral_export.models.attention import AttentionConfig, BilateralAttention
+from bilateral_export.models.attention import BilateralAttention
 from bilateral_export.models.block import NORM_EPS, Block, Mlp
 from bilateral_export.models.bounds import Depth, Heads, Tokens, Vocabulary, Width
-from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.preprocessing import Preprocessing, TextPreprocessing
 from bilateral_export.tensors import Array, TensorSpec
 
 _LARGEST_TABLE = 1 << 28
 
 
-class LanguageModelConfig(BaseModel):
+class LanguageModelConfig(FamilyConfig):
     """Sizes and kernels of a language model. The defaults are the small one of WikiText-103.
 
     Attributes:
@@ -33,8 +34,7 @@ class LanguageModelConfig(BaseModel):
             empty for a plain softmax. Words are numbered by falling frequency then.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    generative: ClassVar[bool] = True
     family: Literal["language-model"] = "language-model"
     vocabulary: Vocabulary = 267_735
     context: Tokens = Field(default=256, gt=1)
@@ -43,13 +43,11 @@ class LanguageModelConfig(BaseModel):
     heads: Heads = 8
     hidden: Width = 2048
     cutoffs: tuple[int, ...] = Field(default=(20_000, 40_000, 200_000), max_length=64)
-    attention: AttentionConfig = AttentionConfig()
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> LanguageModelConfig:
         if self.dim % self.heads or self.dim % 2:
-            raise ValueError(f"dim {self.dim} is no multiple of 2 and of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of 2 and of heads {self.heads}")
         if self.context * self.dim > _LARGEST_TABLE:  # of sinusoids, which no weights bound
             raise ValueError(f"context {self.context} times dim {self.dim} is above 2**28")
         bounds = (0, *self.cutoffs, self.vocabulary)
@@ -62,9 +60,22 @@ class LanguageModelConfig(BaseModel):
         """Of the cached keys, and of the cached values: the batch comes first, for batching."""
         return ("batch", self.depth, self.heads, "past", self.dim // self.heads)
 
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a tokenizer has as many words, and as long a context, as the model."""
+        if not isinstance(how, TextPreprocessing):
+            return super().check_preprocessing(how)
+        if (len(how.vocabulary), how.context) != (self.vocabulary, self.context):
+            raise ValueError(
+                f"the tokenizer has {len(how.vocabulary)} words and context {how.context},"
+                f" the model {self.vocabulary} and {self.context}"
+            )
+        return None
 
-class LanguageModel(nn.Module):
+
+class LanguageModel(Family):
     """Token ids and a cache in; log-probabilities and the longer cache out."""
+
+    config: LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
@@ -87,7 +98,7 @@ class LanguageModel(nn.Module):
     def forward(
         self, tokens: Tensor, targets: Tensor, past_keys: Tensor, past_values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Read the tokens that follow a cached past.
+        """Return likelihoods, the next word's distribution and the cache after new tokens.
 
         Args:
             tokens: `[B, N]`, int64.
@@ -122,7 +133,7 @@ class LanguageModel(nn.Module):
         )
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
+        """Return the exported graph's inputs."""
         cache = self.config.cache_shape
         return (
             TensorSpec("tokens", "int64", ("batch", "length")),
@@ -132,7 +143,7 @@ class LanguageModel(nn.Module):
         )
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         batch, depth, heads, _, head_dim = self.config.cache_shape
         cache = (batch, depth, heads, "total", head_dim)
         return (
@@ -142,8 +153,16 @@ class LanguageModel(nn.Module):
             TensorSpec("values", "float32", cache),
         )
 
+    def corners(self) -> tuple[dict[str, int], ...]:
+        """Return the whole context, one token after the longest past, and one without any."""
+        context = self.config.context
+        longest = {"past": 0, "length": context}
+        return longest, {"past": context - 1, "length": 1}, {"past": 0, "length": 1}, {}
+
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs; `length` new tokens (default: half the context) after `past` ones.
+        """Return random valid inputs: `length` new tokens after `past` ones.
+
+        By default they fill a half and a quarter of the context.
 
         Args:
             batch: Number of inputs.
@@ -170,7 +189,7 @@ class Cache:
         self.keys, self.values = keys, values
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append `[B, H, N, D]` and return everything there is."""
+        """Return all keys and values, after appending `[B, H, N, D]`."""
         self.keys = torch.cat([self.keys, key], dim=2)
         self.values = torch.cat([self.values, value], dim=2)
         return self.keys, self.values
@@ -189,7 +208,7 @@ class Caches:
         return len(self._caches)
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, depth, H, past + N, D]`."""
+        """Return keys and values `[B, depth, H, past + N, D]`."""
         return (
             torch.stack([cache.keys for cache in self._caches], dim=1),
             torch.stack([cache.values for cache in self._caches], dim=1),
@@ -213,7 +232,7 @@ class CausalAttention(BilateralAttention):
     def forward(  # type: ignore[override]
         self, x: Tensor, query_positions: Tensor, key_positions: Tensor, cache: Cache
     ) -> Tensor:
-        """New tokens `[B, N, dim]` to `[B, N, dim]`; the cache grows by them."""
+        """Return `[B, N, dim]` for new tokens `[B, N, dim]`; the cache grows by them."""
         query, key, value = self.project(x)
         keys, values = cache.extend(key, value)
         return self.attend(query, keys, values, query_positions, key_positions)
@@ -230,7 +249,7 @@ class AdaptiveSoftmax(nn.Module):
             self.clusters = nn.Linear(config.dim, len(config.cutoffs))
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Tokens `[..., dim]` and word vectors `[words, dim]` to `[..., words]`, float32."""
+        """Return `[..., words]`, float32, of tokens `[..., dim]` and vectors `[words, dim]`."""
         logits = _wide(F.linear(x, weight, self.bias))
         if len(self.bounds) == 2:
             return logits.log_softmax(-1)
@@ -244,12 +263,12 @@ class AdaptiveSoftmax(nn.Module):
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """Positions as sines and cosines (Vaswani et al., 2017): `[length, dim]`, sines first."""
+    """Return sines, then cosines, of positions (Vaswani et al., 2017): `[length, dim]`."""
     frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
     angles = torch.arange(length)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least float32: the sum over a large vocabulary needs it."""
+    """Return at least float32: the sum over a large vocabulary needs it."""
     return logits if logits.dtype == torch.float64 else logits.float()

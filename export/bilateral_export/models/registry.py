@@ -1,18 +1,90 @@
-"""Models by name."""
+"""Registry of model families and of the known models' configurations."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, TypeAdapter
 
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import ModelConfig
-from bilateral_export.models.language import LanguageModelConfig
+from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.models.language import LanguageModel, LanguageModelConfig
 from bilateral_export.models.residual import ResidualConfig
-from bilateral_export.models.segmenter import SegmenterConfig
-from bilateral_export.models.sequence import SequenceClassifierConfig
+from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
+from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
+
+# Entry points of installed packages: a family's name, and the module that registers it.
+ENTRY_POINTS = "bilateral.families"
+_FAMILIES: dict[str, tuple[type[FamilyConfig], type[Family]]] = {}
+
+
+def register(config: type[FamilyConfig], model: type[Family]) -> None:
+    """Make a family known to checkpoints, export, parity and serving.
+
+    A program calls it before it reads a checkpoint. For the command line, an installed package
+    names the module that calls it in the entry points `bilateral.families`.
+
+    Args:
+        config: Its configuration, whose field `family` has the family's name as its default.
+        model: Its model, which is called with such a configuration.
+
+    Raises:
+        ValueError: The configuration has no name, or another family has it.
+    """
+    name = config.model_fields["family"].default
+    if not isinstance(name, str):
+        raise ValueError(f"{config.__name__}.family has no default: give it the family's name")
+    if _FAMILIES.setdefault(name, (config, model)) != (config, model):
+        raise ValueError(f"the family {name!r} is already registered by {_FAMILIES[name]}")
+
+
+register(ImageClassifierConfig, ImageClassifier)
+register(SequenceClassifierConfig, SequenceClassifier)
+register(LanguageModelConfig, LanguageModel)
+register(SegmenterConfig, Segmenter)
+
+
+def build(config: FamilyConfig) -> Family:
+    """Return the model of a configuration, with fresh weights, in evaluation mode."""
+    return _FAMILIES[config.family][1](config).eval()
+
+
+def _of_family(document: object) -> object:
+    """The configuration that a document describes, by the family it names."""
+    if not isinstance(document, dict):
+        return document
+    name = document.get("family")
+    if not isinstance(name, str):
+        raise ValueError("it names no 'family'")
+    if name not in _FAMILIES:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            entry.load()
+    if name not in _FAMILIES:
+        raise ValueError(
+            f"family {name[:40]!r} is not registered: call models.registry.register,"
+            f" or declare its module as an entry point of the group {ENTRY_POINTS}"
+        )
+    return _FAMILIES[name][0].model_validate(document)
+
+
+# A field of this type takes the configuration of every registered family.
+ModelConfig = Annotated[SerializeAsAny[FamilyConfig], BeforeValidator(_of_family)]
+_CONFIG: TypeAdapter[FamilyConfig] = TypeAdapter(ModelConfig)
+
+
+def parse_config(document: object) -> FamilyConfig:
+    """Return the configuration in a document, such as a card's `model`.
+
+    Raises:
+        ValidationError: Its family is not registered, or a field is wrong.
+    """
+    return _CONFIG.validate_python(document)
+
 
 _BILATERAL = AttentionConfig(range_kernel="gaussian", spatial_kernel="gaussian")
 _LEARNED = ResidualConfig(preset="standard", learned=True)
@@ -111,7 +183,7 @@ _PYDOC = _wikitext(
 )
 
 # Plain DeiT under the names its own training scripts use; the bilateral ones beside them.
-MODELS: dict[str, ModelConfig] = (
+MODELS: Mapping[str, FamilyConfig] = (
     {
         f"deit_{'bilateral_' if bilateral else ''}{size}{'_distilled' if distilled else ''}"
         f"_patch16_{image_size}": _deit(size, distilled, bilateral, image_size)
@@ -146,8 +218,8 @@ MODELS: dict[str, ModelConfig] = (
 )
 
 
-def named(name: str) -> ModelConfig:
-    """The configuration of a known model.
+def named(name: str) -> FamilyConfig:
+    """Return the configuration of a known model.
 
     Raises:
         UserError: The name is unknown; the message has the known ones that are like it.

@@ -6,22 +6,23 @@ per class; a patch belongs to a class as far as their vectors agree.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
 from bilateral_export.models.block import ACTIVATIONS, NORM_EPS, Activation, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Depth, Epsilon, Heads, Pixels, Ratio, Width
 from bilateral_export.models.classifier import ImageClassifierConfig, ImageEncoder, ImageModel
-from bilateral_export.models.residual import ResidualConfig
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.preprocessing import Preprocessing, SegmentationPreprocessing
 from bilateral_export.tensors import TensorSpec
 
 
-class SegmenterConfig(BaseModel):
+class SegmenterConfig(FamilyConfig):
     """Sizes and kernels of a segmenter. The defaults are plain Seg-T-Mask/16 on ADE20K.
 
     Attributes:
@@ -33,8 +34,6 @@ class SegmenterConfig(BaseModel):
         decoder_depth: Blocks of the decoder, as wide as the encoder's.
         decoder_attention: The decoder's kernels; None: the encoder's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["segmenter"] = "segmenter"
     image_size: Pixels = 512
@@ -48,9 +47,7 @@ class SegmenterConfig(BaseModel):
     layer_norm_epsilon: Epsilon = NORM_EPS
     decoder_depth: Depth = 2
     num_classes: int = Field(default=150, gt=0, le=256)
-    attention: AttentionConfig = AttentionConfig()
     decoder_attention: AttentionConfig | None = None
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> SegmenterConfig:
@@ -74,9 +71,30 @@ class SegmenterConfig(BaseModel):
             residual=self.residual,
         )
 
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing cuts windows of this size and has a colour per class."""
+        if not isinstance(how, SegmentationPreprocessing):
+            return super().check_preprocessing(how)
+        if how.window != self.image_size:
+            raise ValueError(
+                f"the preprocessing cuts windows of {how.window} pixels, the model takes"
+                f" {self.image_size}"
+            )
+        if how.stride > how.window:
+            raise ValueError(f"windows of {how.window} pixels every {how.stride} leave gaps")
+        if len(how.palette) < self.num_classes:
+            raise ValueError(
+                f"the preprocessing has {len(how.palette)} colours, the model"
+                f" {self.num_classes} classes"
+            )
+        return None
+
 
 class Segmenter(ImageModel):
     """Images `[B, 3, S, S]` in, the class of each pixel `[B, S, S]` out, one byte each."""
+
+    decides: ClassVar[bool] = True
+    config: SegmenterConfig
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -85,7 +103,7 @@ class Segmenter(ImageModel):
         self.decoder = MaskTransformer(config)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment preprocessed images.
+        """Return the class of every pixel of preprocessed images.
 
         Args:
             image: `[B, 3, S, S]`, float32 or wider; computed in the weights' dtype.
@@ -95,25 +113,25 @@ class Segmenter(ImageModel):
         """
         return self.decide(self.scores(image))
 
-    def scores(self, image: Tensor) -> Tensor:
-        """The score of every class for every pixel, `[B, classes, S, S]`."""
+    def scores(self, *inputs: Tensor) -> Tensor:
+        """Return the score of every class for every pixel, `[B, classes, S, S]`."""
         size = self.config.image_size
-        masks = self.masks(image)
+        masks = self.masks(*inputs)
         return F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False)
 
     def decide(self, scores: Tensor) -> Tensor:
-        """The best class of each pixel, `[B, S, S]`, uint8."""
+        """Return the best class of each pixel, `[B, S, S]`, uint8."""
         return scores.argmax(dim=1).to(torch.uint8)
 
     def masks(self, image: Tensor) -> Tensor:
-        """The score of every class for every patch, `[B, classes, grid, grid]`."""
+        """Return the score of every class for every patch, `[B, classes, grid, grid]`."""
         # The class and distillation tokens are not passed on.
         patches = self.encoder.encode(image)[:, self.backbone.prefix :]
         scores: Tensor = self.decoder(patches)
         return scores.transpose(1, 2).reshape(-1, self.config.num_classes, *self.backbone.grid)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         size = self.config.image_size
         return (TensorSpec("classes", "uint8", ("batch", size, size)),)
 
@@ -152,7 +170,7 @@ class MaskTransformer(nn.Module):
         self.positions: Tensor
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches `[B, N, dim]` to scores `[B, N, classes]`."""
+        """Return the scores `[B, N, classes]` of patches `[B, N, dim]`."""
         cls_emb = self.cls_emb.expand(patches.shape[0], -1, -1)
         x0 = torch.cat([cls_emb, self.proj_dec(patches)], dim=1)
         x = self.decoder_norm(self.blocks(x0, self.positions))

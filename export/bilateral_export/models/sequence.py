@@ -10,18 +10,24 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
+from bilateral_export.models.attention import BilateralAttention, grid_positions
 from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
 from bilateral_export.models.bounds import Classes, Depth, Heads, Tokens, Vocabulary, Width
-from bilateral_export.models.residual import ResidualConfig
-from bilateral_export.preprocessing import PADDING
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.preprocessing import (
+    PADDING,
+    BytesPreprocessing,
+    ListOpsPreprocessing,
+    PixelsPreprocessing,
+    Preprocessing,
+)
 from bilateral_export.tensors import Array, TensorSpec
 
 
-class SequenceClassifierConfig(BaseModel):
+class SequenceClassifierConfig(FamilyConfig):
     """Sizes and kernels of a sequence classifier.
 
     Attributes:
@@ -32,8 +38,6 @@ class SequenceClassifierConfig(BaseModel):
         documents: 2 for a pair of documents, which the one encoder reads one after the other.
         pooling: What stands for a document: the mean of its tokens, or a class token.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["sequence-classifier"] = "sequence-classifier"
     vocabulary: Vocabulary = 257
@@ -46,15 +50,13 @@ class SequenceClassifierConfig(BaseModel):
     hidden: Width = 128
     num_classes: Classes = 2
     pooling: Literal["mean", "class"] = "mean"
-    attention: AttentionConfig = AttentionConfig()
-    residual: ResidualConfig = ResidualConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> SequenceClassifierConfig:
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.grid and self.grid[0] * self.grid[1] != self.length:
-            raise ValueError(f"a grid of {self.grid} has not {self.length} pixels")
+            raise ValueError(f"a grid of {self.grid} does not have {self.length} pixels")
         return self
 
     @property
@@ -62,9 +64,40 @@ class SequenceClassifierConfig(BaseModel):
         """Prefix tokens: the class token, where that is how a document is pooled."""
         return 1 if self.pooling == "class" else 0
 
+    @property
+    def pads(self) -> bool:
+        """Whether token id 0 is padding: always, unless the tokens are pixels."""
+        return self.grid is None
 
-class SequenceClassifier(nn.Module):
+    def check_preprocessing(self, how: Preprocessing) -> None:
+        """Check that a preprocessing makes as many tokens and documents as the model takes."""
+        match how:
+            case PixelsPreprocessing():
+                if (how.height, how.width) != self.grid:
+                    raise ValueError(
+                        f"the preprocessing gives {(how.height, how.width)} pixels, the model takes"
+                        f" {self.grid}"
+                    )
+            case BytesPreprocessing() | ListOpsPreprocessing() if self.grid is None:
+                if how.length > self.length:
+                    raise ValueError(
+                        f"the preprocessing gives up to {how.length} tokens, the model takes"
+                        f" {self.length}"
+                    )
+                documents = how.documents if isinstance(how, BytesPreprocessing) else 1
+                if documents != self.documents:
+                    raise ValueError(
+                        f"the preprocessing gives {documents} documents, the model takes"
+                        f" {self.documents}"
+                    )
+            case _:
+                super().check_preprocessing(how)
+
+
+class SequenceClassifier(Family):
     """Token ids `[B, N]` (pairs: `[B, 2, N]`) in, logits `[B, classes]` out."""
+
+    config: SequenceClassifierConfig
 
     def __init__(self, config: SequenceClassifierConfig) -> None:
         super().__init__()
@@ -93,10 +126,10 @@ class SequenceClassifier(nn.Module):
         self.positions: Tensor
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Classify.
+        """Return the logits of documents.
 
         Args:
-            tokens: `[B, N]` or `[B, 2, N]`, int64. Every document has a token that is no padding;
+            tokens: `[B, N]` or `[B, 2, N]`, int64. Every document has a token that is not padding;
                 the padding follows its tokens.
 
         Returns:
@@ -110,7 +143,7 @@ class SequenceClassifier(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Documents `[B, N]` to vectors `[B, dim]`."""
+        """Return the vectors `[B, dim]` of documents `[B, N]`."""
         kept = torch.ones_like(tokens) if self.config.grid else (tokens != PADDING).long()
         x0 = self.token_embed(tokens) + self.pos_embed[:, : tokens.shape[1]]
         if self.config.prefix:
@@ -123,17 +156,29 @@ class SequenceClassifier(nn.Module):
         return x[:, 0] if self.config.prefix else _mean(x, kept)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's inputs."""
+        """Return the exported graph's inputs."""
         length: int | str = self.config.length if self.config.grid else "length"
         pair = (2,) if self.config.documents == 2 else ()
         return (TensorSpec("tokens", "int64", ("batch", *pair, length)),)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The exported graph's outputs."""
+        """Return the exported graph's outputs."""
         return (TensorSpec("logits", "float32", ("batch", self.config.num_classes)),)
 
+    def corners(self) -> tuple[dict[str, int], ...]:
+        """Return the longest twice, then one token, then half the longest, which is usual."""
+        length = self.config.length
+        if not self.config.pads:
+            return super().corners()
+        return (
+            {"length": length},
+            {"length": length},
+            {"length": 1},
+            {"length": max(1, length // 2)},
+        )
+
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Random valid inputs: documents of random lengths, padded to `length` (default: longest).
+        """Return random valid inputs: documents of random lengths, padded to `length`.
 
         Args:
             batch: Number of inputs.
@@ -151,6 +196,6 @@ class SequenceClassifier(nn.Module):
 
 
 def _mean(x: Tensor, kept: Tensor) -> Tensor:
-    """Mean over the tokens that are kept, as a product: it accumulates in float32."""
+    """Return the mean over the tokens that are kept, as a product: it accumulates in float32."""
     weights = kept.to(x.dtype) / kept.sum(dim=1, keepdim=True).to(x.dtype)
     return (weights.unsqueeze(1) @ x).squeeze(1)

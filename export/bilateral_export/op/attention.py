@@ -27,22 +27,7 @@ def attention(
     key_prefix: int = 0,
     causal: bool = False,
 ) -> Tensor:
-    """Bilateral attention; op/README.md defines the formula, shapes and dtypes.
-
-    Args:
-        query: `[B, H, Nq, D]`.
-        key: `[B, H, Nk, D]`, the query's dtype.
-        value: `[B, H, Nk, D]`, the query's dtype.
-        query_positions: Coordinates `[Nq, C]` (gaussian) or features `[H, Nq, P]` (dot).
-        key_positions: Coordinates `[Nk, C]` or features `[H, Nk, P]`.
-        bandwidth: `[H]`, the sigma of the Gaussian spatial kernel, in units of the coordinates.
-        key_bias: `[B, Nk]`, added to the logits of each key; -inf removes the key.
-        scale: Factor of the range kernel.
-        range_kernel: Similarity of tokens.
-        spatial_kernel: Similarity of positions.
-        query_prefix: Number of leading queries that have no position.
-        key_prefix: Number of leading keys that have no position.
-        causal: Whether query i sees only keys j <= i + (Nk - Nq).
+    """Return bilateral attention (op/README.md); the arguments are those of `Operands`.
 
     Returns:
         `[B, H, Nq, D]` in the query's dtype.
@@ -90,7 +75,7 @@ def spatial_logits(
     bandwidth: Tensor | None,
     spatial_kernel: SpatialKernel,
 ) -> Tensor:
-    """Logarithm of the spatial kernel, `[H, Nq, Nk]`, prefix tokens not yet exempt.
+    """Return the log of the spatial kernel, `[H, Nq, Nk]`, prefix tokens not yet exempt.
 
     Args:
         query_positions: Coordinates `[Nq, C]` or features `[H, Nq, P]`.

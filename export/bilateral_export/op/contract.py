@@ -1,8 +1,10 @@
-"""What the operator is called and takes, in one place, for every runtime that implements it."""
+"""The operator's contract: its name, attributes, inputs and variants, for every runtime."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 RangeKernel = Literal["dot", "gaussian"]
 SpatialKernel = Literal["gaussian", "dot", "none"]
@@ -29,7 +31,7 @@ MAX_COORDINATES = 3
 
 
 def input_names(spatial_kernel: SpatialKernel, key_bias: bool) -> tuple[str, ...]:
-    """The node's inputs, in order.
+    """Return the names of the node's inputs, in order.
 
     Inputs are packed: one that the spatial kernel does not use is left out, never written as an
     empty name, because TensorRT plugins take no absent inputs. The spatial kernel and the number
@@ -42,3 +44,31 @@ def input_names(spatial_kernel: SpatialKernel, key_bias: bool) -> tuple[str, ...
     }
     tokens = ("query", "key", "value")
     return tokens + spatial[spatial_kernel] + (("key_bias",) if key_bias else ())
+
+
+@dataclass(frozen=True)
+class OperatorVariant:
+    """What is fixed in one function body; scale and prefixes stay attributes of each node."""
+
+    range_kernel: RangeKernel = "dot"
+    spatial_kernel: SpatialKernel = "none"
+    causal: bool = False
+    key_bias: bool = False
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any], n_inputs: int) -> OperatorVariant:
+        """Return the variant that a node's attributes and number of inputs say."""
+        spatial_kernel = attributes.get(SPATIAL_KERNEL, "none")
+        return cls(
+            range_kernel=attributes.get(RANGE_KERNEL, "dot"),
+            spatial_kernel=spatial_kernel,
+            causal=bool(attributes.get(CAUSAL, 0)),
+            key_bias=n_inputs > len(input_names(spatial_kernel, key_bias=False)),
+        )
+
+    @property
+    def overload(self) -> str:
+        """The name that tells this body from others of the same operator in one file."""
+        parts: list[str] = [self.range_kernel, self.spatial_kernel]
+        parts += ["causal"] * self.causal + ["key_bias"] * self.key_bias
+        return "_".join(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -11,28 +10,11 @@ import onnx.parser
 from onnx import numpy_helper
 
 from bilateral_export.op import contract
-from bilateral_export.op.contract import RangeKernel, SpatialKernel
+from bilateral_export.op.contract import OperatorVariant, RangeKernel, SpatialKernel
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """What is fixed in one function body; scale and prefixes stay attributes of each node."""
-
-    range_kernel: RangeKernel = "dot"
-    spatial_kernel: SpatialKernel = "none"
-    causal: bool = False
-    key_bias: bool = False
-
-    @property
-    def overload(self) -> str:
-        """The name that tells this body from others of the same operator in one file."""
-        parts: list[str] = [self.range_kernel, self.spatial_kernel]
-        parts += ["causal"] * self.causal + ["key_bias"] * self.key_bias
-        return "_".join(parts)
-
-
-def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProto:
-    """Build the FunctionProto of `ai.bilateral::BilateralAttention` for one configuration.
+def function_body(variant: OperatorVariant, opset: int) -> onnx.FunctionProto:
+    """Build the FunctionProto of `ai.bilateral::BilateralAttention` for one variant.
 
     The matrix products take the tokens' type; the spatial term and the softmax are float32. The
     term |q|^2 of the Gaussian range kernel cancels in the softmax and is left out, which is also
@@ -40,19 +22,19 @@ def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProt
     constants read a plain number (`value_float`) as float64.
 
     Args:
-        configuration: The kernels and masks the body computes.
+        variant: The kernels and masks the body computes.
         opset: Version of the standard operators it uses, 18 or later; equal to the model's.
 
     Returns:
-        A function with the configuration's packed inputs (op/README.md) and one output.
+        A function with the variant's packed inputs (op/README.md) and one output.
     """
-    inputs = contract.input_names(configuration.spatial_kernel, configuration.key_bias)
-    steps = [range_step(configuration.range_kernel)]
-    if configuration.spatial_kernel != "none":
-        steps.append(spatial_step(configuration.spatial_kernel))
-    if configuration.key_bias:
+    inputs = contract.input_names(variant.spatial_kernel, variant.key_bias)
+    steps = [range_step(variant.range_kernel)]
+    if variant.spatial_kernel != "none":
+        steps.append(spatial_step(variant.spatial_kernel))
+    if variant.key_bias:
         steps.append(_KEY_BIAS)
-    if configuration.causal:
+    if variant.causal:
         steps.append(_CAUSAL)
     steps.append(_SOFTMAX)
 
@@ -66,9 +48,9 @@ def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProt
         )
     attributes = (
         "scale: float = 1.0, query_prefix: int = 0, key_prefix: int = 0,"
-        f' range_kernel: string = "{configuration.range_kernel}",'
-        f' spatial_kernel: string = "{configuration.spatial_kernel}",'
-        f" causal: int = {int(configuration.causal)},"
+        f' range_kernel: string = "{variant.range_kernel}",'
+        f' spatial_kernel: string = "{variant.spatial_kernel}",'
+        f" causal: int = {int(variant.causal)},"
         f' plugin_namespace: string = "{contract.DOMAIN}",'
         f' plugin_version: string = "{contract.VERSION}"'
     )
@@ -80,17 +62,17 @@ def function_body(configuration: Configuration, opset: int) -> onnx.FunctionProt
     return onnx.parser.parse_function(text)
 
 
-def same_body(found: onnx.FunctionProto, configuration: Configuration, opset: int) -> bool:
-    """Whether a function computes exactly what `function_body` writes for the configuration.
+def same_body(found: onnx.FunctionProto, variant: OperatorVariant, opset: int) -> bool:
+    """Return whether a function computes exactly what `function_body` writes for the variant.
 
     Names of nodes, notes, and how a constant is written change nothing; the body that version
     0.1.0 wrote, with plain numbers for constants, is the same body.
     """
-    return _computation(found) == _computation(function_body(configuration, opset))
+    return _computation(found) == _computation(function_body(variant, opset))
 
 
 def _computation(function: onnx.FunctionProto) -> list[bytes]:
-    """A function's nodes without names and notes, every constant of its own as a tensor."""
+    """Return a function's nodes without names and notes, every constant as a tensor."""
     nodes = []
     for node in function.node:
         kept = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
@@ -125,7 +107,7 @@ product = MatMul (scaled_query, key_transposed)
 
 
 def range_step(kernel: RangeKernel) -> str:
-    """ONNX text that defines `logits_out` `[B, H, Nq, Nk]`, float32, from `query` and `key`."""
+    """Return ONNX text that makes `logits_out` `[B, H, Nq, Nk]`, float32, of query and key."""
     if kernel == "dot":
         return _PRODUCT + "logits_out = Cast <to = 1> (product)"
     return (
@@ -146,7 +128,7 @@ logits_out = Add (product_f, key_column)"""
 
 
 def spatial_step(kernel: SpatialKernel) -> str:
-    """ONNX text that adds the spatial term `[H, Nq, Nk]` to `logits_in`: `logits_out`, float32."""
+    """Return ONNX text that adds the spatial term `[H, Nq, Nk]`, float32, to `logits_in`."""
     if kernel == "gaussian":
         return _SQUARED_DISTANCE + _EXEMPT_PREFIX + _PER_VARIANCE + _ADD_SPATIAL
     return _FEATURES + _EXEMPT_PREFIX + _ADD_SPATIAL.replace("spatial", "exempted")

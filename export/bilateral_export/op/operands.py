@@ -51,7 +51,7 @@ class Operands:
         return tuple(vars(self).values())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Operands:
-        """The same with every tensor changed."""
+        """Return the operands with every tensor changed."""
         given: list[Any] = [
             change(one) if isinstance(one, Tensor) else one for one in self.arguments
         ]

@@ -29,7 +29,7 @@ def bilateral_attention(
     key_prefix: int,
     causal: bool,
 ) -> Tensor:
-    """Bilateral attention (op/README.md), on any device, in the query's dtype.
+    """Return bilateral attention (op/README.md), on any device, in the query's dtype.
 
     Raises:
         ValueError: An operand does not fit the contract.
@@ -45,7 +45,7 @@ def bilateral_attention(
 
 @bilateral_attention.register_kernel("cuda")
 def _fused(*given: Any) -> Tensor:
-    """The fused kernel, where it has code for the operands; else the composite."""
+    """Return the fused kernel's output where it has code for the operands, else the composite's."""
     from bilateral_export.op.kernel import launch  # imports triton, which CPU machines lack
 
     operands = Operands(*given)
@@ -71,7 +71,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    """Recompute the composite with autograd on: correct for every option, O(N) extra memory."""
+    """Return gradients of the composite, recomputed: for every option, O(N) extra memory."""
     wanted: list[Any] = [
         None if saved is None else saved.detach().requires_grad_(needed)
         for saved, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:N_TENSORS], strict=True)

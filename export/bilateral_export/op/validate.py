@@ -1,4 +1,4 @@
-"""Refuses operands that do not fit the operator's contract, with one line that says which."""
+"""Validation of operands against the operator's contract."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file
-from bilateral_export.graph.attach import attention_nodes, configuration_of
-from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
-from bilateral_export.models.family import Exportable, ModelConfig
+from bilateral_export.graph.attach import attention_nodes, variant_of
+from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.models.family import Family, FamilyConfig
+from bilateral_export.models.registry import parse_config
 from bilateral_export.op import contract
 from bilateral_export.op.onnx_body import same_body
 from bilateral_export.parity.report.document import Check
@@ -45,31 +45,6 @@ _RANDOM = (
 )
 
 
-def read_metadata(path: Path) -> ArtifactMetadata:
-    """What an exported file says of itself.
-
-    Raises:
-        UserError: It is no ONNX file, or was not made by `bilateral export`.
-    """
-    try:
-        model = onnx.load(require_file(path, "model"), load_external_data=False)
-    except UserError:
-        raise
-    except Exception as error:  # protobuf's DecodeError has no public name
-        raise UserError(
-            f"{path} is no ONNX model", "Export it again with `bilateral export`."
-        ) from error
-    for item in model.metadata_props:
-        if item.key == METADATA_KEY:
-            try:
-                return ArtifactMetadata.model_validate_json(item.value)
-            except ValidationError as error:
-                raise UserError(
-                    f"the metadata of {path} is damaged", "Export it again with `bilateral export`."
-                ) from error
-    raise UserError(f"{path} does not say what it was exported from", "Use `bilateral export`.")
-
-
 def check_graph(path: Path, metadata: ArtifactMetadata, family: str) -> None:
     """Refuse a file that is damaged, lacks its weights, or is of another family.
 
@@ -96,7 +71,7 @@ def check_graph(path: Path, metadata: ArtifactMetadata, family: str) -> None:
         ) from error
 
 
-def interface_check(model: onnx.ModelProto, trained: Exportable) -> Check:
+def interface_check(model: onnx.ModelProto, trained: Family) -> Check:
     """Whether a file takes and returns what the model does: names, types, ranks, fixed sizes.
 
     Where it does not, no runtime's answers can be compared with the model's.
@@ -156,7 +131,7 @@ def body_check(model: onnx.ModelProto) -> Check:
     standard = ("", "ai.onnx")
     opset = next(entry.version for entry in model.opset_import if entry.domain in standard)
     nodes = [node for node in attention_nodes(ir.serde.deserialize_model(model)) if _whole(node)]
-    calls = {(node.overload, configuration_of(node)) for node in nodes}
+    calls = {(node.overload, variant_of(node)) for node in nodes}
     for overload, configuration in sorted(calls, key=str):
         body = next(
             (f for f in model.functions if (f.domain, f.overload) == (contract.DOMAIN, overload)),
@@ -310,11 +285,10 @@ def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[
     return [*checks, labels_check(metadata.labels, card.labels)]
 
 
-def _configuration(metadata: ArtifactMetadata) -> ModelConfig | None:
+def _configuration(metadata: ArtifactMetadata) -> FamilyConfig | None:
     """The file's configuration, with the defaults of fields that are newer than the file."""
-    adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     try:
-        return adapter.validate_python(metadata.model)
+        return parse_config(metadata.model)
     except ValidationError:
         return None
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
-from bilateral_export.models.family import exportable
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.bisection.reproducer import write_reproducer
 from bilateral_export.parity.bisection.search import NodeError, Walk, bisect
@@ -126,7 +125,7 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         if stage.required:
             with stage.candidate.runner:
                 pass  # that it cannot run is said now, and not after a minute's work
-    model = exportable(plan.checkpoint.build_model())
+    model = plan.checkpoint.build_model()
     grounds = _Grounds(plan, [*extreme_samples(model), *token_extremes(model)])
     rows: list[ParityRow] = []
     checks: list[Check] = []
@@ -137,7 +136,7 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
         checks += identity_checks(plan.checkpoint, plan.metadata)
     fits = True
     if plan.onnx is not None:
-        file = onnx.load(plan.onnx, load_external_data=False)
+        file = load_graph(plan.onnx, weights=False)
         interface = interface_check(file, model)
         checks += [interface, body_check(file), plugin_check(file)]
         checks += [softmax_check(file), random_check(file)]
@@ -337,14 +336,14 @@ def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:
     if path is None:
         return None, "no gradient without the file"
     try:
-        return DifferentiableGraph(onnx.load(path)), "gradient of the file's graph"
+        return DifferentiableGraph(load_graph(path)), "gradient of the file's graph"
     except UserError as error:
         return None, error.problem
 
 
 def _search(plan: Plan, runner: Runner, ground: Ground, forward: Forward | None) -> Found:
     checkpoint = plan.checkpoint
-    model = exportable(checkpoint.build_model())
+    model = checkpoint.build_model()
     box = box_of(model, checkpoint.card.preprocessing)
     with ground.reference(checkpoint) as reference:
         return search(model, runner, reference, plan.adversarial, box=box, forward=forward)
@@ -356,7 +355,7 @@ def _walk(
     assert stage.graph is not None
     assert stage.open_runner is not None
     reference, eager = stage.candidate.ground.oracles(plan.checkpoint)
-    graph = onnx.load(stage.graph)
+    graph = load_graph(stage.graph)
     walk = bisect(
         graph,
         stage.open_runner,

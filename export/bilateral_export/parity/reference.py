@@ -9,6 +9,7 @@ from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
+from bilateral_export.models.family import Family
 from bilateral_export.parity.bisection.oracle import Oracle, Trace
 from bilateral_export.precision import DTYPES, to_precision
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -62,7 +63,7 @@ class RoundedRunner(TorchRunner):
         return rounded(self._checkpoint.build_model(), self._weights, self._dtype)
 
 
-def rounded(model: nn.Module, weights: Precision, dtype: torch.dtype) -> nn.Module:
+def rounded(model: Family, weights: Precision, dtype: torch.dtype) -> Family:
     """Round a model's weights to a precision, then convert them to a type, in place."""
     if weights != "fp32":
         model = to_precision(model, DTYPES[weights])

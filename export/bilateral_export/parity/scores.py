@@ -18,12 +18,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.files import atomic_file
-from bilateral_export.models.family import exportable
-from bilateral_export.models.segmenter import Segmenter
+from bilateral_export.models.family import Family
 from bilateral_export.tensors import Array, TensorSpec
 
 # Of each side, so many pixels are kept, the first and the last among them.
@@ -52,31 +52,29 @@ def on_grid(labels: Array) -> Array:
 class ScoredCheckpoint(Checkpoint):
     """A segmenter's checkpoint whose model returns the scores on the grid beside the labels."""
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> WithScores:
         """The model with these weights, in evaluation mode, in the dtype of the file."""
-        model = super().build_model()
-        assert isinstance(model, Segmenter)
-        return WithScores(model)
+        return WithScores(super().build_model())
 
 
 def with_scores(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint, whose model returns the scores behind its labels, where it returns labels."""
-    if not isinstance(checkpoint.build_model(), Segmenter):
+    if not checkpoint.build_model().decides:
         return checkpoint
     return ScoredCheckpoint(
         **{each.name: getattr(checkpoint, each.name) for each in fields(checkpoint)}
     )
 
 
-class WithScores(nn.Module):
+class WithScores(Family):
     """Images `[B, 3, S, S]` in; labels, and scores `[B, classes, G, G]` on the grid, out."""
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Family) -> None:
         super().__init__()
         self.model = model
         self.config = model.config
-        self.inputs, self.example = model.inputs, model.example
-        self.register_buffer("grid", torch.from_numpy(grid(model.config.image_size)), False)
+        (labels,) = model.outputs()
+        self.register_buffer("grid", torch.from_numpy(grid(labels.with_batch(1)[1])), False)
         self.grid: Tensor
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,11 +83,18 @@ class WithScores(nn.Module):
         seen = scores.index_select(2, self.grid).index_select(3, self.grid)
         return self.model.decide(scores), seen if seen.dtype == torch.float64 else seen.float()
 
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs."""
+        return self.model.inputs()
+
+    def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
+        """Random inputs as the model's family draws them."""
+        return self.model.example(batch, generator, **dims)
+
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs and the scores."""
         (labels,) = self.model.outputs()
-        side = len(grid(self.config.image_size))
-        shape = ("batch", self.config.num_classes, side, side)
+        shape = ("batch", self.config.classes, len(self.grid), len(self.grid))
         return labels, TensorSpec(scores_of(labels.name), "float32", shape)
 
 
@@ -108,15 +113,15 @@ def expose_scores(path: Path, checkpoint: Checkpoint, target: Path) -> Path:
     model = checkpoint.build_model()
     if not isinstance(model, WithScores):
         return path
-    labels, scores = exportable(model).outputs()
-    proto = onnx.load(path)
+    labels, scores = model.outputs()
+    proto = load_graph(path)
     decision = _decision(proto.graph, labels.name)
     if decision is None:
         return path
     places = [f"{scores.name}.rows", f"{scores.name}.columns"]
     steps = [decision.input[0], f"{scores.name}.of_rows", f"{scores.name}.of_both", scores.name]
     proto.graph.initializer.extend(
-        numpy_helper.from_array(grid(model.config.image_size), name) for name in places
+        numpy_helper.from_array(model.grid.numpy(), name) for name in places
     )
     proto.graph.node.extend(
         [

@@ -14,6 +14,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.errors import UnsupportedError
 from bilateral_export.op import contract
 from bilateral_export.op.attention import attention
@@ -52,7 +53,7 @@ class CustomOpRunner(OnnxRuntimeRunner):
         if importlib.util.find_spec(PACKAGE) is None:
             raise UnsupportedError("onnxruntime-extensions is not installed", INSTALL)
         options.register_custom_ops_library(_registered())
-        return with_custom_ops(onnx.load(self._path)).SerializeToString()
+        return with_custom_ops(load_graph(self._path)).SerializeToString()
 
 
 def with_custom_ops(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -58,7 +58,7 @@ class LoweredRunner:
         """Lower the file and load what came of it.
 
         Raises:
-            UserError: The file is no ONNX model that the runtime can run.
+            UserError: The file is not an ONNX model that the runtime can run.
         """
         # Both runtimes have read the whole file when they have opened it.
         with tempfile.TemporaryDirectory() as scratch:

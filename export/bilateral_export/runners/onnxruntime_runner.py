@@ -58,7 +58,7 @@ class OnnxRuntimeRunner:
         """Create the session.
 
         Raises:
-            UserError: The file is no ONNX model; `UnsupportedError` where the provider is not
+            UserError: The file is not an ONNX model; `UnsupportedError` where the provider is not
                 installed or has no kernel for something in it.
         """
         available = onnxruntime.get_available_providers()
@@ -149,6 +149,6 @@ def _refusal(path: Path, provider: str, error: Exception) -> UserError:
             "Its CPU provider has no bfloat16 kernels, for one; export fp32 or fp16 for it.",
         )
     return UserError(
-        f"{path} is no ONNX model that ONNX Runtime can load ({reason})",
+        f"{path} is not an ONNX model that ONNX Runtime can load ({reason})",
         "Export it again with `bilateral export`.",
     )

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import onnx.inliner
 
+from bilateral_export.artifact import interface, load_graph
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
-from bilateral_export.tensors import Array, TensorSpec, check_arrays
+from bilateral_export.tensors import Array, check_arrays
 
 if TYPE_CHECKING:
     import openvino
@@ -50,16 +51,15 @@ class OpenVinoRunner:
         """Read and compile the model.
 
         Raises:
-            UserError: The file is no ONNX model; `UnsupportedError` where OpenVINO is not installed
-                or cannot run it.
+            UserError: The file is not an ONNX model; `UnsupportedError` where OpenVINO is not
+                installed or cannot run it.
         """
         if importlib.util.find_spec("openvino") is None:
             raise UnsupportedError("OpenVINO is not installed", "pip install openvino")
         import openvino
 
         model = inlined(self._path)
-        self.inputs = tuple(_spec(value) for value in model.graph.input)
-        self.outputs = tuple(_spec(value) for value in model.graph.output)
+        self.inputs, self.outputs = interface(model)
         options: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": self._compute}
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
@@ -101,14 +101,15 @@ def inlined(path: Path) -> onnx.ModelProto:
     """Read an ONNX file, weights included, with its functions inlined.
 
     Raises:
-        UserError: The file is no ONNX model, or larger than one protobuf message may be.
+        UserError: The file is not an ONNX model, or larger than one protobuf message may be.
     """
+    model = load_graph(path)
     try:
-        model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         raise UserError(
-            f"{path} is no ONNX model ({error})", "Export it again with `bilateral export`."
+            f"{path} is not a valid ONNX model ({error})",
+            "Export it again with `bilateral export`.",
         ) from error
     return onnx.inliner.inline_local_functions(model)
 
@@ -120,10 +121,3 @@ def _refusal(path: Path, error: RuntimeError, when: str = "") -> tuple[str, str]
         f"OpenVINO cannot run {path}{when} ({'; '.join(lines[-2:])})",
         "Export it again with `bilateral export`.",
     )
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(size.dim_param or int(size.dim_value) or "?" for size in tensor.shape.dim)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return TensorSpec(value.name, dtype.name, shape)

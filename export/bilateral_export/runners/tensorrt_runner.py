@@ -24,12 +24,11 @@ from bilateral_export.engine.plan.compatibility import (
     version_obstacle,
     weights_obstacle,
 )
-from bilateral_export.engine.plan.manifest import PlanManifest, TensorRecord, verify_plan
+from bilateral_export.engine.plan.manifest import PlanManifest, verify_plan
 from bilateral_export.engine.profiles import Profile, shape_text
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 
-_BATCH = "batch"
 _KEPT_SHAPES = 8
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -87,12 +86,12 @@ class TensorRTRunner:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What `run` takes."""
-        return tuple(_spec(tensor) for tensor in self.manifest.inputs)
+        return self.manifest.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What `run` returns."""
-        return tuple(_spec(tensor) for tensor in self.manifest.outputs)
+        return self.manifest.outputs
 
     @property
     def replays_graphs(self) -> bool:
@@ -185,15 +184,6 @@ def _distance(profile: Profile, shapes: Shapes) -> float:
             tuned, given = tuned * max(optimum, 1), given * max(size, 1)
         worst = max(worst, tuned / given, given / tuned)
     return worst
-
-
-def _spec(tensor: TensorRecord) -> TensorSpec:
-    """A dynamic first dimension is the batch; later ones are told apart by input and axis."""
-    shape = tuple(
-        size if size >= 0 else (f"{tensor.name}.{axis}" if axis else _BATCH)
-        for axis, size in enumerate(tensor.shape)
-    )
-    return TensorSpec(tensor.name, tensor.dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -331,7 +321,7 @@ class _LoadedPlan:
         binding.graph = graph
 
 
-def _buffer(tensor: TensorRecord, shape: tuple[int, ...]) -> _Buffer:
+def _buffer(tensor: TensorSpec, shape: tuple[int, ...]) -> _Buffer:
     dtype = getattr(torch, tensor.dtype, None)
     if not isinstance(dtype, torch.dtype) or tensor.dtype == "bfloat16":
         raise UserError(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import exportable
 from bilateral_export.precision import to_precision
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 
@@ -29,7 +28,7 @@ class TorchRunner:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._model: nn.Module | None = None
-        described = exportable(checkpoint.build_model())
+        described = checkpoint.build_model()
         self.inputs: tuple[TensorSpec, ...] = described.inputs()
         self.outputs: tuple[TensorSpec, ...] = described.outputs()
 

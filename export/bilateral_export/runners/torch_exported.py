@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from bilateral_export.checkpoint.load import Checkpoint
-from bilateral_export.models.family import exportable, tracing_example
+from bilateral_export.models.family import Family, tracing_example
+from bilateral_export.precision import to_precision
 from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.tensors import TensorSpec
 
@@ -27,10 +28,12 @@ class ExportedRunner(TorchRunner):
         self.name = f"torch.export {str(dtype).removeprefix('torch.')}"
 
     def _load(self) -> nn.Module:
-        return trace(super()._load(), self._dtype == torch.float64).module()
+        return trace(
+            to_precision(self._checkpoint.build_model(), self._dtype), self._dtype == torch.float64
+        ).module()
 
 
-def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgram:
+def trace(model: Family, widened: bool = False) -> torch.export.ExportedProgram:
     """Trace a model with the dimensions of its specs that are named left free.
 
     Args:
@@ -40,12 +43,11 @@ def trace(model: nn.Module, widened: bool = False) -> torch.export.ExportedProgr
     Returns:
         The program.
     """
-    described = exportable(model)
-    example = tracing_example(described)
-    tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in described.inputs()]
+    example = tracing_example(model)
+    tensors = [torch.from_numpy(example[spec.name]).contiguous() for spec in model.inputs()]
     if widened:
         tensors = [t.double() if t.is_floating_point() else t for t in tensors]
-    shapes = tuple(_free(spec) for spec in described.inputs())
+    shapes = tuple(_free(spec) for spec in model.inputs())
     return torch.export.export(model, tuple(tensors), dynamic_shapes=shapes)
 
 

@@ -8,15 +8,14 @@ from typing import cast
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
 from bilateral_export.metadata import METADATA_KEY
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
-from bilateral_serving.artifact import Artifact, read_onnx
 from bilateral_serving.config import CONFIG_FILE, MODEL_FILES, VOCABULARY_FILE, Target
-from bilateral_serving.datatypes import dims
 from bilateral_serving.doctor.findings import (
     NOT_ANSWERED,
     NOT_LOADED,
@@ -29,6 +28,7 @@ from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.plans import check_plan
 from bilateral_serving.repository import config_builder
 from bilateral_serving.repository.dry_run import dry_run
+from bilateral_serving.repository.model_file import read_served
 from bilateral_serving.repository.plan import artifact_of
 from bilateral_serving.repository.provenance import PROVENANCE_KEY, read_provenance
 from bilateral_serving.repository.version_files import backend_files
@@ -65,7 +65,7 @@ def check_version(
             manifest, findings = check_plan(subject, path, machine)
             artifact = artifact_of(path, manifest) if manifest is not None else None
         else:
-            artifact = read_onnx(path)
+            artifact = read_served(path)
         changed = [*_check_hashes(subject, version, config)]
     except UserError as refusal:
         return None, [from_refusal(subject, refusal, NOT_LOADED)]
@@ -256,7 +256,7 @@ def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -
             if spec.dtype != real.dtype:
                 yield _differs(subject, kind, spec.name, spec.dtype, real.dtype)
             if not _fits(spec, real):
-                yield _differs(subject, kind, spec.name, list(dims(spec)), list(dims(real)))
+                yield _differs(subject, kind, spec.name, list(spec.sizes), list(real.sizes))
         for name in here:
             made = error if kind == "input" else warning
             yield made(

@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
-from bilateral_serving.artifact import Artifact
 from bilateral_serving.config import LABELS_FILE, MODEL_FILES, Settings, Target, version_policy
-from bilateral_serving.datatypes import dims, triton_name
+from bilateral_serving.datatypes import triton_name
 
 DEFAULT_BATCH = 8
 # The size that warm-up requests take for a free axis other than the batch.
@@ -51,7 +51,7 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
     for spec in artifact.outputs:
         output = config.output.add()
         _describe(output, spec, batch)
-        if labels and dims(spec)[-1:] == (len(labels),):
+        if labels and spec.sizes[-1:] == (len(labels),):
             output.label_filename = LABELS_FILE
     if batch:
         config.dynamic_batching.CopyFrom(_dynamic_batching(settings))
@@ -132,7 +132,7 @@ def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
 
     A tensor with the batch as its only axis is `[batch, 1]` to clients; Triton reshapes it.
     """
-    return (dims(spec)[1:] or (1,)) if batch else dims(spec)
+    return (spec.sizes[1:] or (1,)) if batch else spec.sizes
 
 
 def _check_datatypes(artifact: Artifact, target: Target) -> None:

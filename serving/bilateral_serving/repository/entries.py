@@ -16,17 +16,18 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.errors import UserError
 from bilateral_export.files import disk_errors, require_file, sha256
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
-from bilateral_serving.artifact import Artifact, read_onnx, remarks
 from bilateral_serving.config import CONFIG_FILE, LABELS_FILE, MODEL_FILES, Settings, Target
 from bilateral_serving.repository import config_builder, lowering
 from bilateral_serving.repository import plan as plans
 from bilateral_serving.repository.dry_run import dry_run
 from bilateral_serving.repository.lock import writing
+from bilateral_serving.repository.model_file import read_served, remarks
 from bilateral_serving.repository.provenance import Provenance, read_provenance, set_provenance
 from bilateral_serving.repository.version_files import (
     Progress,
@@ -253,7 +254,7 @@ def _read(model: Path, target: Target, interface: Path | None) -> Artifact:
     if target != "tensorrt":
         if plans.has_manifest(model):
             raise UserError(f"{model} is a plan", "Add it with --target tensorrt.")
-        return read_onnx(model)
+        return read_served(model)
     require_file(model, "engine")
     if model.suffix == ".onnx":
         raise UserError(
@@ -262,8 +263,8 @@ def _read(model: Path, target: Target, interface: Path | None) -> Artifact:
         )
     if interface is None and plans.has_manifest(model):
         return plans.read_plan(model)
-    described = read_onnx(interface or model.with_suffix(".onnx"))
-    return Artifact(model, (), described.inputs, described.outputs, described.metadata)
+    described = read_served(interface or model.with_suffix(".onnx"))
+    return Artifact(model, described.inputs, described.outputs, described.metadata)
 
 
 def _existing_config(directory: Path) -> pb.ModelConfig | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.errors import UserError
-from bilateral_serving.artifact import Artifact
 
 LOWERING_KEY = "lowering"
 _SHOWN = 300
@@ -61,13 +61,12 @@ def lowered(artifact: Artifact, runtime: str | None) -> Iterator[Lowered]:
 
 
 def _lower(artifact: Artifact, runtime: str | None, scratch: Path) -> Lowered:
-    if runtime is None or artifact.companions:
+    own = isinstance(artifact, OnnxArtifact) and artifact.attention_nodes
+    if runtime is None or artifact.external_files or not own:
         return Lowered(artifact)
-    from bilateral_export.lowering.lower import has_attention, lower
+    from bilateral_export.lowering.lower import lower
 
     try:
-        if not has_attention(artifact.path):
-            return Lowered(artifact)
         result = lower(artifact.path, runtime, scratch / artifact.path.name)
     except UserError:
         raise

@@ -7,18 +7,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.engine.installation.plugin import require_plugin
 from bilateral_export.engine.plan.manifest import (
     PlanManifest,
-    TensorRecord,
     manifest_path,
     verify_plan,
 )
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
-from bilateral_export.tensors import TensorSpec
-from bilateral_serving.artifact import Artifact
-from bilateral_serving.datatypes import BATCH
 
 __all__ = ["artifact_of", "has_manifest", "launch_arguments", "manifest_path", "read_plan"]
 
@@ -45,9 +42,8 @@ def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
     """
     return Artifact(
         path=plan,
-        companions=(),
-        inputs=tuple(_spec(tensor) for tensor in manifest.inputs),
-        outputs=tuple(_spec(tensor) for tensor in manifest.outputs),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
         metadata=_metadata(plan, manifest),
         max_batch=manifest.max_batch,
     )
@@ -82,14 +78,6 @@ def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple
     if any(found.holds_host_code for found in manifests):
         arguments.append("--backend-config=tensorrt,version-compatible=true")
     return tuple(arguments)
-
-
-def _spec(tensor: TensorRecord) -> TensorSpec:
-    shape = tuple(
-        size if size >= 0 else (f"{tensor.name}.{axis}" if axis else BATCH)
-        for axis, size in enumerate(tensor.shape)
-    )
-    return TensorSpec(tensor.name, tensor.dtype, shape)
 
 
 def _metadata(plan: Path, manifest: PlanManifest) -> ArtifactMetadata | None:

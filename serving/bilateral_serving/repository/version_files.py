@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_export.artifact import Artifact
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_serving import config as configs
-from bilateral_serving.artifact import Artifact
 from bilateral_serving.config import CONFIG_FILE, MODEL_FILES, VOCABULARY_FILE, Target
 from bilateral_serving.repository import plan as plans
 
@@ -34,7 +34,7 @@ def fill_version(
     """
     directory.mkdir(parents=True)
     copies = {artifact.path: directory / MODEL_FILES[target]}
-    copies |= {path: directory / path.name for path in artifact.companions}
+    copies |= {path: directory / path.name for path in artifact.external_files}
     total = sum(path.stat().st_size for path in copies)
     done = 0
     digests: dict[str, str] = {}

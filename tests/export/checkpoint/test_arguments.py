@@ -16,8 +16,7 @@ from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing, im
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.preprocessing import ImagePreprocessing
 
 DEIT = "deit_tiny_patch16_224"
@@ -112,7 +111,7 @@ def test_the_model_that_is_asked_for_must_be_the_arguments(
     ):
         with pytest.raises(UserError, match=rf"is a {DEIT} with {shown}, which contradicts"):
             _loaded(path, deit, Namespace(**arguments), model=model)
-    with pytest.raises(UserError, match=r"contradict their model.*no multiple of patch_size"):
+    with pytest.raises(UserError, match=r"contradict their model.*not a multiple of patch_size"):
         _loaded(path, deit, Namespace(model=DEIT, input_size=225))
 
 

@@ -16,8 +16,7 @@ from bilateral_export.checkpoint import load
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import MODELS, named
+from bilateral_export.models.registry import MODELS, build, named
 
 MODEL = "digits_plain"
 Document = dict[str, Any]
@@ -82,7 +81,7 @@ IMPOSSIBLE: list[tuple[Document, str]] = [
     (model(attention={"position_features": 10**9}), "position_features: Input should be less than"),
     (model(**{"a\x1b[31m" * 50: 1}), r"a\x1b[31m"),
     (model(**{f"k{number}": 1 for number in range(10_000)}), "and 9995 more"),
-    (model(family="x"), "Input tag 'x'"),
+    (model(family="x"), "family 'x' is not registered: call models.registry.register, or"),
 ]
 CARDS: list[tuple[Document, str]] = [
     (document(name=""), "name: String should have at least 1 character"),

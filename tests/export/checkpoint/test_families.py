@@ -15,8 +15,7 @@ from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import MODELS, named
+from bilateral_export.models.registry import MODELS, build, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig

@@ -20,8 +20,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_bilateral.safetensors"
@@ -130,7 +129,7 @@ def test_the_same_size_changes_nothing() -> None:
 
 @pytest.mark.parametrize("image_size", [30, 0, -32])
 def test_a_size_the_patches_do_not_tile_is_refused(image_size: int) -> None:
-    with pytest.raises(UserError, match="no multiple of the patch size 4"):
+    with pytest.raises(UserError, match="not a multiple of the patch size 4"):
         at_resolution(checkpoint(small("none")), image_size)
 
 

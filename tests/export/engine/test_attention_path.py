@@ -12,13 +12,13 @@ from bilateral_export.engine.attention_path import (
     name_attention_nodes,
     use_function_bodies,
 )
-from bilateral_export.op.onnx_body import Configuration
+from bilateral_export.op.contract import OperatorVariant
 
 MIXED = (
-    Configuration("dot", "gaussian"),
-    Configuration("gaussian", "gaussian"),
-    Configuration("dot", "dot", causal=True),
-    Configuration("dot", "none", key_bias=True),
+    OperatorVariant("dot", "gaussian"),
+    OperatorVariant("gaussian", "gaussian"),
+    OperatorVariant("dot", "dot", causal=True),
+    OperatorVariant("dot", "none", key_bias=True),
 )
 
 

@@ -21,11 +21,11 @@ from bilateral_export.engine.plan.kernels import launched_kernels
 from bilateral_export.engine.plan.manifest import manifest_path, read_manifest, verify_plan
 from bilateral_export.engine.profiles import parse_profile
 from bilateral_export.errors import UserError
-from bilateral_export.op.onnx_body import Configuration
+from bilateral_export.op.contract import OperatorVariant
 
 pytest.importorskip("tensorrt_rtx")
 
-GAUSSIAN = Configuration("gaussian", "gaussian")
+GAUSSIAN = OperatorVariant("gaussian", "gaussian")
 FUNCTION = BuildOptions(targets=(86,), attention="function")
 
 
@@ -70,7 +70,7 @@ def test_tf32_is_stated(make_model) -> None:
 def test_attention_of_16_bits_becomes_one_kernel_with_its_softmax_in_float32(
     make_model, precision: str
 ) -> None:
-    manifest = build(make_model(GAUSSIAN, Configuration("dot", "none"), precision=precision))
+    manifest = build(make_model(GAUSSIAN, OperatorVariant("dot", "none"), precision=precision))
     assert manifest.attention.model_dump() == {"nodes": 2, "path": "function", "fused": 2}
 
 
@@ -81,7 +81,7 @@ def test_attention_of_32_bits_builds_although_it_is_not_fused(make_model) -> Non
 
 def test_every_node_runs_through_its_own_body(make_model) -> None:
     """The parser tells functions apart by name alone; overloads would all get the first body."""
-    mixed = [Configuration("dot", "gaussian"), GAUSSIAN, Configuration("dot", "none")]
+    mixed = [OperatorVariant("dot", "gaussian"), GAUSSIAN, OperatorVariant("dot", "none")]
     model = make_model(*mixed, precision="fp16")
     assert build(model).attention.fused == 3
     launched = launched_kernels(model.with_suffix(".plan"))
@@ -170,7 +170,7 @@ def test_progress_comes_to_its_end(make_model) -> None:
 def test_what_cannot_be_built_is_said_and_leaves_nothing(
     make_model, options: BuildOptions, reason: str
 ) -> None:
-    model = make_model(Configuration("dot", "dot"), precision="fp16")
+    model = make_model(OperatorVariant("dot", "dot"), precision="fp16")
     with pytest.raises(UserError) as caught:
         build(model, options)
     assert reason in str(caught.value)

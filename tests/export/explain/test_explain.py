@@ -22,7 +22,7 @@ from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
+from bilateral_export.models.registry import build
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints"
@@ -236,7 +236,7 @@ def test_what_does_not_exist_is_refused_and_leaves_nothing(
 
 def test_a_file_from_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"not a model")
-    with pytest.raises(UserError, match="is not a model that `bilateral export` wrote"):
+    with pytest.raises(UserError, match="is not an ONNX model"):
         onnx_maps(tmp_path / "noise.onnx", IMAGE)
 
 

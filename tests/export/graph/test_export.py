@@ -27,7 +27,7 @@ from bilateral_export.graph.postconditions import (
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build
+from bilateral_export.models.registry import build
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.op import contract
 from bilateral_export.tensors import Array

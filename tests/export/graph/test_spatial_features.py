@@ -11,7 +11,6 @@ import torch
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.graph.spatial_features import use_spatial_features
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.inputs.samples import random_samples
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
@@ -26,7 +25,7 @@ def test_the_trained_models_stay_what_they_are(name: str, replaced: int) -> None
     checkpoint = load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
     before, after = (checkpoint.build_model().eval() for _ in range(2))
     assert use_spatial_features(after, torch.bfloat16) == replaced
-    sample = random_samples(exportable(before), (2,))[0]
+    sample = random_samples(before, (2,))[0]
     given = [torch.from_numpy(array.copy()) for array in sample.arrays.values()]
 
     with torch.inference_mode():

@@ -11,8 +11,7 @@ from torch import Tensor
 from bilateral_export.errors import UserError
 from bilateral_export.models.attention import AttentionConfig, grid_positions
 from bilateral_export.models.classifier import ImageClassifier, ImageClassifierConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import ResidualConfig
 
 TINY = ImageClassifierConfig(image_size=16, patch_size=4, dim=24, depth=2, heads=3, num_classes=5)
@@ -111,9 +110,9 @@ def test_positions_are_centred_and_prefix_tokens_have_none() -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValidationError, match="image_size 17 is no multiple of patch_size 4"):
+    with pytest.raises(ValidationError, match="image_size 17 is not a multiple of patch_size 4"):
         ImageClassifierConfig(image_size=17, patch_size=4)
-    with pytest.raises(ValidationError, match="dim 25 is no multiple of heads 3"):
+    with pytest.raises(ValidationError, match="dim 25 is not a multiple of heads 3"):
         ImageClassifierConfig(dim=25, heads=3)
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import ModelConfig, build, exportable
+from bilateral_export.models.family import FamilyConfig
 from bilateral_export.models.language import LanguageModelConfig, sinusoids
+from bilateral_export.models.registry import build
 from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.models.sequence import SequenceClassifierConfig
 from bilateral_export.op import torch_op
@@ -45,11 +46,11 @@ MASKS = SegmenterConfig(
     ids=["image", "distilled", "class token", "mean"],
 )
 def test_the_last_blocks_bandwidths_are_dead_where_the_class_token_alone_is_read(
-    config: ModelConfig, dead: bool
+    config: FamilyConfig, dead: bool
 ) -> None:
     torch.manual_seed(0)
     model = build(config).double()
-    given = exportable(model).example(2, np.random.default_rng(0))
+    given = model.example(2, np.random.default_rng(0))
     inputs = [torch.from_numpy(array) for array in given.values()]
     model(*(x.double() if x.is_floating_point() else x for x in inputs)).square().sum().backward()
     first, last = (model.blocks[number].attn.log_bandwidth.grad for number in (0, -1))
@@ -60,7 +61,7 @@ def test_the_last_blocks_bandwidths_are_dead_where_the_class_token_alone_is_read
 
 
 @pytest.mark.parametrize("config", [IMAGE, CLASS, WORDS, MASKS], ids=lambda config: config.family)
-def test_every_layer_norm_has_an_epsilon_of_1e_6(config: ModelConfig) -> None:
+def test_every_layer_norm_has_an_epsilon_of_1e_6(config: FamilyConfig) -> None:
     norms = [module for module in build(config).modules() if isinstance(module, nn.LayerNorm)]
     assert {norm.eps for norm in norms if norm.normalized_shape == (16,)} == {1e-6}
     assert [norm.eps for norm in norms if norm.normalized_shape != (16,)] in ([], [1e-5])

@@ -15,9 +15,8 @@ from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build
 from bilateral_export.models.language import LanguageModel, LanguageModelConfig, sinusoids
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -168,5 +167,5 @@ def test_the_wikitext_model_exports_at_its_real_size(tmp_path: Path) -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValidationError, match="do not rise below 100 words"):
         LanguageModelConfig(vocabulary=100, cutoffs=(10, 200))
-    with pytest.raises(ValidationError, match="no multiple"):
+    with pytest.raises(ValidationError, match="not a multiple"):
         LanguageModelConfig(dim=20, heads=8)

@@ -16,8 +16,7 @@ from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.segmenter import Segmenter, SegmenterConfig
 from bilateral_export.op import contract
@@ -139,7 +138,7 @@ def test_ade20k_has_150_names_and_colours() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="no multiple of patch_size"):
+    with pytest.raises(ValidationError, match="not a multiple of patch_size"):
         SegmenterConfig(image_size=500)
     with pytest.raises(ValidationError, match="num_classes"):
         SegmenterConfig(num_classes=300)

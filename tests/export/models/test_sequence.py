@@ -16,8 +16,7 @@ from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import MODELS, named
+from bilateral_export.models.registry import MODELS, build, named
 from bilateral_export.models.residual import ResidualConfig
 from bilateral_export.models.sequence import SequenceClassifier, SequenceClassifierConfig
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -128,7 +127,7 @@ def test_the_plain_twins_differ_in_the_kernels_only() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="no multiple of heads 3"):
+    with pytest.raises(ValidationError, match="not a multiple of heads 3"):
         SequenceClassifierConfig(dim=16, heads=3)
-    with pytest.raises(ValidationError, match="has not 100 pixels"):
+    with pytest.raises(ValidationError, match="does not have 100 pixels"):
         SequenceClassifierConfig(length=100, grid=(9, 9))

@@ -13,10 +13,11 @@ import torch
 from onnx import TensorProto, helper
 
 from bilateral_export.op import contract, torch_op
-from bilateral_export.op.onnx_body import Configuration, function_body, same_body
+from bilateral_export.op.contract import OperatorVariant
+from bilateral_export.op.onnx_body import function_body, same_body
 
 CONFIGURATIONS = [
-    Configuration(range_kernel, spatial_kernel, causal, key_bias)
+    OperatorVariant(range_kernel, spatial_kernel, causal, key_bias)
     for range_kernel, spatial_kernel, causal, key_bias in itertools.product(
         contract.RANGE_KERNELS, contract.SPATIAL_KERNELS, (False, True), (False, True)
     )
@@ -25,7 +26,7 @@ BATCH, HEADS, N_QUERY, N_KEY, DEPTH = 2, 3, 5, 7, 8
 
 
 def call(
-    configuration: Configuration, output: str = "output", overload: str = ""
+    configuration: OperatorVariant, output: str = "output", overload: str = ""
 ) -> onnx.NodeProto:
     return helper.make_node(
         contract.OP_TYPE,
@@ -64,7 +65,7 @@ def model_of(
     return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
 
 
-def feeds_of(configuration: Configuration) -> dict[str, np.ndarray]:
+def feeds_of(configuration: OperatorVariant) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     shapes = {
         "query": (BATCH, HEADS, N_QUERY, DEPTH),
@@ -84,7 +85,7 @@ def feeds_of(configuration: Configuration) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in feeds.items()}
 
 
-def torch_answer(configuration: Configuration, feeds: dict[str, np.ndarray]) -> np.ndarray:
+def torch_answer(configuration: OperatorVariant, feeds: dict[str, np.ndarray]) -> np.ndarray:
     names = ("query", "key", "value", "query_positions", "key_positions", "bandwidth", "key_bias")
     tensors = [torch.from_numpy(feeds[name]) if name in feeds else None for name in names]
     return torch_op.bilateral_attention(
@@ -99,7 +100,7 @@ def torch_answer(configuration: Configuration, feeds: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.overload)
-def test_onnx_runtime_computes_the_torch_operator(configuration: Configuration) -> None:
+def test_onnx_runtime_computes_the_torch_operator(configuration: OperatorVariant) -> None:
     feeds = feeds_of(configuration)
     for opset in (18, 22, 25):
         model = model_of([call(configuration)], [function_body(configuration, opset)], feeds, opset)
@@ -112,7 +113,7 @@ def test_onnx_runtime_computes_the_torch_operator(configuration: Configuration) 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.overload)
 def test_its_constants_have_a_type_which_tools_that_fold_constants_keep(
-    configuration: Configuration,
+    configuration: OperatorVariant,
 ) -> None:
     body = function_body(configuration, 22)
     constants = [node.attribute[0] for node in body.node if node.op_type == "Constant"]
@@ -142,7 +143,7 @@ def test_the_same_body_is_known_and_another_is_not() -> None:
 
 
 def test_one_file_may_hold_several_configurations_as_overloads() -> None:
-    pair = [Configuration("dot", "none"), Configuration("gaussian", "gaussian")]
+    pair = [OperatorVariant("dot", "none"), OperatorVariant("gaussian", "gaussian")]
     functions = [function_body(configuration, 22) for configuration in pair]
     for function, configuration in zip(functions, pair, strict=True):
         function.overload = configuration.overload

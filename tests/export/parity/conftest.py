@@ -11,7 +11,6 @@ from tests.builders.subjects import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import truth_of
 from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.parity.reference import Ground
@@ -64,7 +63,7 @@ def subjects(
         checkpoint, lengths = checkpoints[family], FAMILIES[family][1]
         path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
         export_onnx(checkpoint, path)
-        samples = random_samples(exportable(checkpoint.build_model()), lengths=lengths)
+        samples = random_samples(checkpoint.build_model(), lengths=lengths)
         ground = Ground("fp32", "fp32")
         reference, eager = ground.oracles(checkpoint)
         truth = truth_of(checkpoint, ground, samples)

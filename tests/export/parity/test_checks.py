@@ -14,7 +14,6 @@ from tests.builders.graph_faults import after
 from tests.builders.subjects import Subject
 
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Candidate, truth_of
 from bilateral_export.parity.inputs.adversarial import POPULATION, box_of, search
@@ -125,7 +124,7 @@ EXTREMES = {
 
 def _failures(subject: Subject, runner: OnnxRuntimeRunner) -> set[str]:
     candidate = Candidate(runner, "fp32")
-    model = exportable(subject.checkpoint.build_model())
+    model = subject.checkpoint.build_model()
     samples = [*extreme_samples(model), *token_extremes(model)]
     with runner:
         limits = dict.fromkeys(subject.truth.reference, Limit(1e-5, 0.0))
@@ -172,7 +171,7 @@ def test_gradients_find_a_fault_that_random_inputs_barely_meet(
 ) -> None:
     """Five times further than the worst of as many random inputs, most of which show nothing."""
     subject, steps = subjects["digits"], 20
-    model = exportable(subject.checkpoint.build_model())
+    model = subject.checkpoint.build_model()
     box = box_of(model, subject.checkpoint.card.preprocessing)
     draw = model.example(POPULATION * (steps + 1), np.random.default_rng(1))
     random = {"image": np.clip(draw["image"], *box["image"])}
@@ -202,7 +201,7 @@ class WithoutPast:
     """The language model read from the start: its tokens are all there is to search."""
 
     def __init__(self, subject: Subject) -> None:
-        self._model = exportable(subject.checkpoint.build_model())
+        self._model = subject.checkpoint.build_model()
 
     def example(self, batch: int, generator: np.random.Generator) -> dict[str, Array]:
         return self._model.example(batch, generator, length=24, past=0)
@@ -230,7 +229,7 @@ def test_gradients_find_tokens_that_blind_exchanges_do_not(
 
 def test_padding_is_neither_exchanged_nor_brought_in(subjects: dict[str, Subject]) -> None:
     subject = subjects["sequence"]
-    model = exportable(subject.checkpoint.build_model())
+    model = subject.checkpoint.build_model()
     drawn = model.example(POPULATION, np.random.default_rng(0))["tokens"]
     with (
         TorchRunner(subject.checkpoint, torch.float64) as reference,

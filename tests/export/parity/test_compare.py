@@ -15,8 +15,7 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import build, exportable
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.parity.bisection.widen import widen_file
 from bilateral_export.parity.compare import (
     Candidate,
@@ -66,7 +65,7 @@ def _failed_seeds(
     checkpoint: Checkpoint, candidate: Candidate, lengths: dict[str, tuple[int, ...]]
 ) -> list[tuple[int, ParityRow]]:
     """Rows that fail, by seed. Each seed is judged alone; all are run in one go."""
-    model = exportable(checkpoint.build_model())
+    model = checkpoint.build_model()
     samples = [
         sample for seed in SEEDS for sample in random_samples(model, (1, 2, 29), lengths, seed=seed)
     ]
@@ -132,13 +131,13 @@ def test_a_healthy_segmenter_passes_fifty_seeds(tmp_path: Path, precision: Preci
 
 @pytest.mark.parametrize("name", SERVING_FAULTS)
 def test_each_fault_around_the_graph_fails(colours: Checkpoint, name: str) -> None:
-    samples = random_samples(exportable(colours.build_model()))
+    samples = random_samples(colours.build_model())
     runner = Spoiled(TorchRunner(colours), **SERVING_FAULTS[name])
     assert not compare(colours, [Candidate(runner, "fp32")], samples).passed
 
 
 def test_the_model_that_those_faults_spoil_passes(colours: Checkpoint) -> None:
-    samples = random_samples(exportable(colours.build_model()))
+    samples = random_samples(colours.build_model())
     runner = Spoiled(TorchRunner(colours))
     assert compare(colours, [Candidate(runner, "fp32")], samples).passed
 

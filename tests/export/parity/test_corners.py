@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from tests.builders.graph_faults import Spoiled, change_weight
 from tests.builders.subjects import Subject
 
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
@@ -83,7 +82,7 @@ def test_what_is_baked_in_fails_by_default(
     model = onnx.load(subject.onnx)
     fault.apply(model)
     onnx.save(model, tmp_path / "baked.onnx")
-    described = exportable(subject.checkpoint.build_model())
+    described = subject.checkpoint.build_model()
     usual = random_samples(described, (1, 2, 7), fault.usual, items=10)
     runner = OnnxRuntimeRunner(tmp_path / "baked.onnx", threads=1)
     assert _passes(subject, runner, usual)
@@ -108,7 +107,7 @@ def test_the_served_batch_and_one_more_are_met_by_default(
     subjects: dict[str, Subject], spoil: Callable[[dict[str, Array]], dict[str, Array]]
 ) -> None:
     subject = subjects["digits"]
-    described = exportable(subject.checkpoint.build_model())
+    described = subject.checkpoint.build_model()
     runner = Spoiled(OnnxRuntimeRunner(subject.onnx, threads=1), after=spoil)
     assert _passes(subject, runner, random_samples(described, (1, 2, 7)))
     assert not _passes(subject, runner, random_samples(described))
@@ -117,7 +116,7 @@ def test_the_served_batch_and_one_more_are_met_by_default(
 @pytest.mark.parametrize("family", ["language", "sequence"])
 def test_a_healthy_model_passes_at_the_ends(subjects: dict[str, Subject], family: str) -> None:
     subject = subjects[family]
-    described = exportable(subject.checkpoint.build_model())
+    described = subject.checkpoint.build_model()
     runner = OnnxRuntimeRunner(subject.onnx, threads=1)
     for seed in range(2):
         assert _passes(subject, runner, random_samples(described, seed=seed))

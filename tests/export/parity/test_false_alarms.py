@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
-from bilateral_export.models.family import build, exportable
-from bilateral_export.parity.identity import read_metadata
+from bilateral_export.models.registry import build
 from bilateral_export.parity.inputs.samples import random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.stages import stages
@@ -48,7 +48,7 @@ def failures(classes: int, models: range, seeds: range, scratch: Path) -> list[s
         export_onnx(checkpoint, path)
         made, _ = stages(checkpoint, path, "fp32", scratch, compiled=False)
         made = [stage for stage in made if stage.candidate.name.startswith(JUDGED)]
-        described = exportable(checkpoint.build_model())
+        described = checkpoint.build_model()
         for seed in seeds:
             samples = random_samples(described, seed=seed)
             plan = Plan(

@@ -11,17 +11,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.builders.subjects import Subject
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import lower
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
-from bilateral_export.models.family import exportable
 from bilateral_export.op import contract
 from bilateral_export.parity.identity import (
     body_check,
     check_graph,
     interface_check,
     plugin_check,
-    read_metadata,
     softmax_check,
 )
 from bilateral_export.parity.inputs.samples import random_samples
@@ -173,7 +172,7 @@ def _report(subject: Subject, path: Path, scratch: Path):
     checkpoint, metadata = subject.checkpoint, read_metadata(path)
     check_graph(path, metadata, checkpoint.card.model.family)
     made, _ = stages(checkpoint, path, metadata.precision, scratch, compiled=False)
-    samples = random_samples(exportable(checkpoint.build_model()), (1, 4), items=8)
+    samples = random_samples(checkpoint.build_model(), (1, 4), items=8)
     reading = [stage for stage in made if stage.candidate.name.startswith("onnxruntime CPU")]
     return run_matrix(Plan(checkpoint, reading, samples, metadata, path, bisect=False))
 
@@ -220,7 +219,7 @@ def test_a_node_without_an_attribute_fails_its_check(subjects: dict[str, Subject
 
 
 def test_the_interface_names_what_differs(subjects: dict[str, Subject]) -> None:
-    trained = exportable(subjects["digits"].checkpoint.build_model())
+    trained = subjects["digits"].checkpoint.build_model()
     model = onnx.load(subjects["digits"].onnx)
     assert interface_check(model, trained).passed
     _rename_output(model)
@@ -235,7 +234,7 @@ def test_a_lowered_file_has_the_interface_and_no_bare_exponential(
     subject = subjects[family]
     lower(subject.onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx")
     model = onnx.load(tmp_path / "lowered.onnx")
-    trained = exportable(subject.checkpoint.build_model())
+    trained = subject.checkpoint.build_model()
     for check in (interface_check(model, trained), softmax_check(model), plugin_check(model)):
         assert check.passed, check.detail
 

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from tests.builders.graph_faults import GRAPH_FAULTS, after, batch_of_one
 from tests.builders.subjects import Subject
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.parity.compare import Candidate
@@ -27,7 +28,6 @@ from bilateral_export.parity.identity import (
     identity_checks,
     labels_check,
     random_check,
-    read_metadata,
 )
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report.baseline import regressions, require_same_model

@@ -13,14 +13,13 @@ import torch
 from onnx import helper, numpy_helper
 from tests.builders.graph_faults import Spoiled, after, set_attribute
 
+from bilateral_export.artifact import read_metadata
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build, exportable
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.parity.compare import Candidate
-from bilateral_export.parity.identity import read_metadata
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.matrix import Plan, run_matrix
 from bilateral_export.parity.report.document import ParityReport
@@ -55,7 +54,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmented:
     card = CheckpointCard(name="segmenter", model=config)
     checkpoint = Checkpoint(folder, "0" * 64, card, build(config).state_dict())
     export_onnx(checkpoint, folder / "segmenter.onnx")
-    samples = random_samples(exportable(checkpoint.build_model()), (1, 8))
+    samples = random_samples(checkpoint.build_model(), (1, 8))
     return Segmented(checkpoint, folder / "segmenter.onnx", samples)
 
 

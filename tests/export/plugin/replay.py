@@ -29,7 +29,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.op.contract import RANGE_KERNELS
 from bilateral_export.op.kernel.aot.cubin import kernel_of
 from bilateral_export.op.kernel.aot.specialisation import Specialisation
-from bilateral_export.op.kernel.launch_config import Configuration
+from bilateral_export.op.kernel.launch_config import LaunchConfig
 
 
 class Launch(ctypes.Structure):
@@ -117,7 +117,7 @@ def execute(
     names = [name for name, _ in arguments[entry["kernel"]]]
     assert launch.argument_count == len(names)
     sizes = (entry[name] for name in ("head_dim", "spatial", "coordinates", "features", "key_term"))
-    chosen = Configuration(entry["block_m"], entry["block_n"], entry["threads"] // 32, 1)
+    chosen = LaunchConfig(entry["block_m"], entry["block_n"], entry["threads"] // 32, 1)
     function, constants, _ = kernel_of(
         Specialisation(entry["kernel"], entry["architecture"], entry["dtype"], chosen, *sizes)
     )

@@ -19,8 +19,7 @@ from bilateral_export.engine.installation.plugin import FILE_NAME
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.attention import AttentionConfig
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 from bilateral_export.models.segmenter import SegmenterConfig
 
 FAMILIES = {

@@ -26,11 +26,11 @@ from bilateral_export.engine.installation.plugin import (
 from bilateral_export.engine.installation.soname import shared_object
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.errors import UserError
-from bilateral_export.op.onnx_body import Configuration
+from bilateral_export.op.contract import OperatorVariant
 
 SOURCES = Path(__file__).parents[3] / "export" / "plugin"
 VARIANTS = [
-    Configuration(range_kernel, spatial_kernel, causal, key_bias)
+    OperatorVariant(range_kernel, spatial_kernel, causal, key_bias)
     for range_kernel, spatial_kernel, causal, key_bias in itertools.product(
         ("dot", "gaussian"), ("none", "gaussian", "dot"), (False, True), (False, True)
     )
@@ -128,7 +128,7 @@ def test_without_the_plugin_the_same_file_runs_through_the_function_body(
 ) -> None:
     load_plugin(rtx, plugin)  # loaded, and yet not taken
     options = BuildOptions(targets=(86,), attention="function")
-    model = make_model(Configuration("gaussian", "gaussian"), precision="fp16")
+    model = make_model(OperatorVariant("gaussian", "gaussian"), precision="fp16")
     manifest = build_plan(model, tmp_path / "m.plan", options, library=rtx)
     assert manifest.attention.path == "function"
     assert manifest.plugin is None
@@ -222,7 +222,7 @@ class TestOpenedByTriton:
 def test_what_the_kernel_cannot_do_is_said_in_the_builders_error(
     rtx, plugin: Path, make_model, tmp_path: Path
 ) -> None:
-    model = make_model(Configuration("dot", "none"))
+    model = make_model(OperatorVariant("dot", "none"))
     loaded = onnx.load(model)
     for node in loaded.graph.node:
         for attribute in node.attribute:

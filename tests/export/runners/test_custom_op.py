@@ -13,7 +13,6 @@ from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import random_samples
@@ -31,7 +30,7 @@ def _verdicts(
 ) -> list[bool]:
     """Whether the body passes, and whether the custom op does."""
     checkpoint = load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
-    samples = random_samples(exportable(checkpoint.build_model()), lengths=lengths)
+    samples = random_samples(checkpoint.build_model(), lengths=lengths)
     runners = OnnxRuntimeRunner(path, threads=1), CustomOpRunner(path, threads=1)
     reports = [compare(checkpoint, [Candidate(r, precision)], samples) for r in runners]
     return [report.passed for report in reports]
@@ -78,7 +77,7 @@ def test_bisection_walks_it(digits_file: Path) -> None:
     checkpoint = load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
     model = onnx.load(digits_file)
     fault.apply(model)
-    arrays = exportable(checkpoint.build_model()).example(2, np.random.default_rng(0))
+    arrays = checkpoint.build_model().example(2, np.random.default_rng(0))
     oracles = Ground("fp32", "fp32").oracles(checkpoint)
     walk = bisect(model, lambda path: CustomOpRunner(path, threads=1), arrays, *oracles, "fp32")
     assert walk.culprit is not None

@@ -77,7 +77,7 @@ def test_a_transposed_view_is_read_as_what_it_shows(digits_onnx: Path) -> None:
 def test_refuses_what_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"not a model")
-    with pytest.raises(UserError, match="is no ONNX model"):
+    with pytest.raises(UserError, match="is not an ONNX model"):
         OpenVinoRunner(path).__enter__()
     with pytest.raises(UserError, match="does not exist"):
         OpenVinoRunner(tmp_path / "absent.onnx")

@@ -97,7 +97,7 @@ def test_files_onnx_runtime_cannot_run_are_refused(
     text.write_text("this is no model")
     cut.write_bytes(digits_onnx.read_bytes()[:5000])
     for path in (text, cut):
-        with pytest.raises(UserError, match="is no ONNX model"), OnnxRuntimeRunner(path):
+        with pytest.raises(UserError, match="is not an ONNX model"), OnnxRuntimeRunner(path):
             pass
     bf16 = tmp_path / "bf16.onnx"
     export_onnx(digits, bf16, precision="bf16")

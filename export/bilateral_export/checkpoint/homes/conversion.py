@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import describe
 from bilateral_export.checkpoint.formats.text import listed, printable
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import ModelConfig
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.models.registry import parse_config
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
 # How a library interpolates learned positions to another grid.
@@ -65,7 +66,7 @@ class Conversion:
 
     home: str
     architecture: str
-    config: ModelConfig
+    config: FamilyConfig
     tensors: dict[str, Tensor]
     mapped: int
     left_over: dict[str, str] = field(default_factory=dict)
@@ -180,7 +181,7 @@ def depth_of(state: Mapping[str, Tensor], pattern: str, path: Path) -> int:
 
 def configured(
     values: Mapping[str, Any], source: Source, assumed: Mapping[str, str]
-) -> tuple[ModelConfig, tuple[str, ...]]:
+) -> tuple[FamilyConfig, tuple[str, ...]]:
     """The configuration of what was found, and the assumptions it rests on.
 
     Args:
@@ -211,8 +212,7 @@ def configured(
             "Leave it out of --model, or give the checkpoint it belongs to.",
         )
     try:
-        adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-        return adapter.validate_python(values), tuple(lines)
+        return parse_config(values), tuple(lines)
     except ValidationError as error:
         raise UserError(
             f"checkpoint {source.path} has sizes that are not a model's: {describe(error)}",

@@ -37,7 +37,7 @@ class Driver:
 
 
 def read_driver() -> Driver | None:
-    """What the driver says, or None where there is no driver or it does not start."""
+    """Return what the driver says, or None without a driver that starts."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -54,13 +54,13 @@ def read_driver() -> Driver | None:
 
 
 def has_gpu() -> bool:
-    """Whether a GPU is visible to this process."""
+    """Return whether a GPU is visible to this process."""
     driver = read_driver()
     return driver is not None and bool(driver.devices)
 
 
 def device_sm() -> int:
-    """The first visible GPU's SM, such as 90.
+    """Return the first visible GPU's SM, such as 90.
 
     Raises:
         UserError: There is no GPU.

@@ -1,4 +1,4 @@
-"""Finds the TensorRT plugin library, says what is in it, and gives it to TensorRT."""
+"""The TensorRT plugin library: where it is, what it holds, and its registration."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PluginContents:
 
 
 def find_plugin() -> Path | None:
-    """The plugin library of this installation: $BILATERAL_PLUGIN, the wheel's, or the build's.
+    """Return this installation's plugin library: $BILATERAL_PLUGIN, the wheel's or the build's.
 
     Raises:
         UserError: The environment variable names a file that is not there.
@@ -48,7 +48,7 @@ def find_plugin() -> Path | None:
 
 
 def require_plugin(path: Path | None) -> Path:
-    """`path`, or else the installation's plugin library.
+    """Return `path`, or else the installation's plugin library.
 
     Raises:
         UserError: There is none.
@@ -62,7 +62,7 @@ def require_plugin(path: Path | None) -> Path:
 
 
 def plugin_contents(path: Path) -> PluginContents:
-    """Ask a plugin library what it holds; needs neither TensorRT nor a GPU.
+    """Return what a plugin library says it holds; needs neither TensorRT nor a GPU.
 
     Raises:
         UserError: The file is not a shared library of this machine, or not this plugin.

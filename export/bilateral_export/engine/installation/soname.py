@@ -1,4 +1,4 @@
-"""Gives an already loaded library a second name, so that a later `dlopen` of that name finds it.
+"""A second soname for a loaded library, so that a later `dlopen` of that name finds it.
 
 The wheel of TensorRT for RTX ships `libtensorrt_rtx.so.1` alone, while its ONNX parser opens
 `libtensorrt_rtx.so` when it adds a plugin and aborts the process when there is none. The search
@@ -38,7 +38,7 @@ _PAGE = 0x10000  # the largest page size of either architecture
 
 
 def can_open(soname: str) -> bool:
-    """Whether `dlopen(soname)` succeeds in this process now."""
+    """Return whether `dlopen(soname)` succeeds in this process now."""
     try:
         ctypes.CDLL(soname)
     except OSError:
@@ -72,7 +72,7 @@ def alias_library(soname: str, target: str) -> None:
 
 
 def shared_object(soname: str, needed: str, machine: str | None = None) -> bytes:
-    """The bytes of an ELF64 shared library named `soname` that depends on `needed` and is empty.
+    """Return an empty ELF64 shared library named `soname` that depends on `needed`.
 
     Args:
         soname: Its DT_SONAME.

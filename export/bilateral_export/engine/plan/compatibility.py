@@ -1,4 +1,4 @@
-"""Whether a plan can be loaded on a machine: what the runner refuses and the doctor reports."""
+"""Compatibility of a plan with a machine: what the runner refuses and the doctor reports."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.files import sha256
-
-_AMPERE = 80
+from bilateral_export.op.architectures import AMPERE
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Obstacle:
 
 
 def version_obstacle(manifest: PlanManifest, library: str, version: str) -> Obstacle | None:
-    """Why a plan would not load in a library of this name and version, or None.
+    """Return why a plan would not load in a library of this name and version, or None.
 
     A plan loads in the version that built it alone, unless it was built version compatible; then in
     later ones too (TensorRT documentation, "Version Compatibility").
@@ -51,7 +50,7 @@ def version_obstacle(manifest: PlanManifest, library: str, version: str) -> Obst
 
 
 def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
-    """Why a plan would not run on a GPU of this SM, such as 90, or None.
+    """Return why a plan would not run on a GPU of this SM, such as 90, or None.
 
     Args:
         manifest: Of the plan. Its hardware compatibility widens the SMs it was built for to all
@@ -62,7 +61,7 @@ def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
     if sm in targets:
         return None
     widened = manifest.hardware_compatibility == "ampere_plus"
-    if widened and sm >= _AMPERE and min(targets, default=sm + 1) <= sm:
+    if widened and sm >= AMPERE and min(targets, default=sm + 1) <= sm:
         return None
     return Obstacle(
         f"the plan is for {', '.join(manifest.targets)}, the GPU is sm_{sm}",
@@ -72,7 +71,7 @@ def device_obstacle(manifest: PlanManifest, sm: int) -> Obstacle | None:
 
 
 def weights_obstacle(manifest: PlanManifest) -> Obstacle | None:
-    """Why a plan has nothing to compute with, or None: its weights were stripped."""
+    """Return why a plan has nothing to compute with, or None: its weights were stripped."""
     if not manifest.options.get("strip_weights"):
         return None
     return Obstacle(
@@ -83,7 +82,7 @@ def weights_obstacle(manifest: PlanManifest) -> Obstacle | None:
 
 
 def plugin_obstacle(manifest: PlanManifest, plugin: Path | None) -> Obstacle | None:
-    """Why a plan would not find the plugin it was built with, or None.
+    """Return why a plan would not find the plugin it was built with, or None.
 
     Args:
         manifest: Of the plan.
@@ -109,7 +108,7 @@ def plugin_obstacle(manifest: PlanManifest, plugin: Path | None) -> Obstacle | N
 def plugin_device_obstacle(
     manifest: PlanManifest, targets: Sequence[int], sm: int
 ) -> Obstacle | None:
-    """Why the plugin would not run on a GPU of this SM, or None.
+    """Return why the plugin would not run on a GPU of this SM, or None.
 
     One that the plan carries is not judged by the one that is here: a plan is built only for GPUs
     its plugin has code for.

@@ -1,4 +1,4 @@
-"""What the first bytes of a plan say, for plans whose manifest is lost.
+"""The header of a plan: its first bytes, for plans whose manifest is lost.
 
 Neither library documents the header beyond its length (`IRuntime::getEngineValidity` reads it, on a
 GPU). Seen in plans of TensorRT for RTX 1.7: the letters `vtrt`, the length of the whole plan, and
@@ -35,7 +35,7 @@ class PlanHeader:
 
 
 def read_header(path: Path) -> PlanHeader | None:
-    """The header of the plan at `path`, or None when the file does not begin like one."""
+    """Return the header of the plan at `path`, or None where the file does not begin like one."""
     with path.open("rb") as stream:
         data = stream.read(_LENGTH)
     library = _MAGIC.get(data[:4])

@@ -12,16 +12,17 @@ import numpy as np
 import onnx
 from google.protobuf import text_format
 
+from bilateral_export.artifact import document, dtype_name, external_files, interface, load_graph
 from bilateral_export.engine.attention_path import attention_nodes
-from bilateral_export.engine.network import Tensor
 from bilateral_export.engine.plan import kernels
 from bilateral_export.engine.plan.header import PlanHeader, read_header
 from bilateral_export.engine.plan.manifest import PlanManifest, manifest_path, verify_plan
-from bilateral_export.engine.source import described, weight_files
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.graph.changes import changes, precisions, read_metadata
+from bilateral_export.metadata import METADATA_KEY
 from bilateral_export.preprocessing import preprocessing_text
+from bilateral_export.tensors import TensorSpec
 
 CONFIG = "config.pbtxt"
 _PLAN_SUFFIXES = (".plan", ".engine")
@@ -36,7 +37,7 @@ class OnnxSummary:
         bytes: Its size, external data included.
         ir_version: Of the file.
         opsets: Version by domain; the standard domain is "ai.onnx".
-        inputs, outputs: The graph's; dynamic dimensions by -1.
+        inputs, outputs: The graph's.
         nodes: Number of nodes by operator, other domains' written as "domain::operator".
         functions: Local functions, with their overload.
         attention: One line for each distinct BilateralAttention configuration, with its count.
@@ -51,8 +52,8 @@ class OnnxSummary:
     bytes: int
     ir_version: int
     opsets: dict[str, int]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     nodes: dict[str, int]
     functions: tuple[str, ...]
     attention: dict[str, int]
@@ -91,8 +92,8 @@ class EntrySummary:
     path: Path
     backend: str
     max_batch_size: int
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     versions: dict[str, tuple[OnnxSummary | PlanSummary, ...]]
 
 
@@ -100,7 +101,7 @@ Summary = OnnxSummary | PlanSummary | EntrySummary
 
 
 def inspect(path: Path) -> Summary:
-    """Summarise what lies at `path`, told by its form rather than by its name alone.
+    """Return a summary of what lies at `path`, recognised by its content, not its name alone.
 
     Args:
         path: An ONNX file, a plan, or the directory of a repository's model.
@@ -122,21 +123,19 @@ def _inspect_file(path: Path) -> OnnxSummary | PlanSummary:
 
 def _inspect_onnx(path: Path) -> OnnxSummary:
     try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
+        model = load_graph(path, weights=False)
+    except UserError as error:
         raise UserError(
             f"{path} is neither an ONNX file nor a plan", "Give one, or a model's directory."
         ) from error
-    if not model.HasField("graph"):
-        raise UserError(f"{path} is neither an ONNX file nor a plan", "Give one of these.")
-    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs, outputs = interface(model)
     return OnnxSummary(
         path=path,
-        bytes=sum(f.stat().st_size for f in (path, *weight_files(path, model)) if f.is_file()),
+        bytes=sum(f.stat().st_size for f in (path, *external_files(path, model)) if f.is_file()),
         ir_version=model.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        inputs=_value_infos(v for v in model.graph.input if v.name not in initializers),
-        outputs=_value_infos(model.graph.output),
+        inputs=inputs,
+        outputs=outputs,
         nodes=_by_count(_operator(node) for node in model.graph.node),
         functions=tuple(
             f"{f.domain}::{f.name}" + (f" ({f.overload})" if f.overload else "")
@@ -147,7 +146,7 @@ def _inspect_onnx(path: Path) -> OnnxSummary:
         precisions=precisions(model),
         changes=changes(model),
         preprocessing=_preprocessing(model),
-        metadata=described(model),
+        metadata=document(model, METADATA_KEY),
     )
 
 
@@ -208,11 +207,11 @@ def _inspect_entry(path: Path) -> EntrySummary:
     )
 
 
-def _config_tensors(tensors: Iterable[Any]) -> tuple[Tensor, ...]:
+def _config_tensors(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
     from tritonclient.grpc import model_config_pb2
 
     return tuple(
-        Tensor(
+        TensorSpec(
             tensor.name,
             model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_").lower(),
             tuple(tensor.dims),
@@ -242,29 +241,8 @@ def _attention_text(node: onnx.NodeProto) -> str:
     return " ".join(parts) + ("" if plugin else " (function body only)")
 
 
-def _value_infos(infos: Iterable[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
-    return tuple(
-        Tensor(
-            info.name,
-            _dtype(info.type.tensor_type.elem_type),
-            tuple(
-                dim.dim_value if dim.HasField("dim_value") else -1
-                for dim in info.type.tensor_type.shape.dim
-            ),
-        )
-        for info in infos
-    )
-
-
-def _dtype(elem_type: int) -> str:
-    try:
-        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)))
-    except KeyError:
-        return f"type {elem_type}"  # undefined, or of a later ONNX
-
-
 def _weights(model: onnx.ModelProto) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        counts[_dtype(tensor.data_type)] += int(np.prod(tensor.dims, dtype=np.int64))
+        counts[dtype_name(tensor.data_type)] += int(np.prod(tensor.dims, dtype=np.int64))
     return dict(sorted(counts.items()))

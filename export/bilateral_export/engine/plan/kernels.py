@@ -1,4 +1,4 @@
-"""Which kernels a plan of TensorRT for RTX launches, read from the plan without a GPU.
+"""The kernels that a plan of TensorRT for RTX launches, read from the plan without a GPU.
 
 Such a plan carries its launch sequence as text, one step a line, with the ONNX nodes each step
 came from. The format is not documented (seen with 1.7), so what is read here only informs: nothing
@@ -41,7 +41,7 @@ class Kernel:
 
 
 def launched_kernels(plan: Path) -> tuple[Kernel, ...] | None:
-    """The kernels of a plan in their order, or None when the plan does not tell."""
+    """Return a plan's kernels in launch order, or None where the plan does not say."""
     if plan.stat().st_size == 0:
         return None
     with plan.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -56,7 +56,7 @@ def launched_kernels(plan: Path) -> tuple[Kernel, ...] | None:
 
 
 def fused_attention(kernels: tuple[Kernel, ...], attention_nodes: tuple[str, ...]) -> int:
-    """How many of the named attention nodes became one fused attention kernel.
+    """Return how many of the named attention nodes became one fused attention kernel.
 
     Args:
         kernels: Of `launched_kernels`.

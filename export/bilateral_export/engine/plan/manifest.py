@@ -1,4 +1,4 @@
-"""The JSON beside a plan that says what the plan is, and the check that it still is that.
+"""The manifest: the JSON beside a plan that describes it, and the check that it still does.
 
 It lies beside the plan and never inside it: a server reads the plan as it is.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from bilateral_export.engine.profiles import Range
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
+from bilateral_export.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
 SUFFIX = ".json"
@@ -46,12 +47,11 @@ class PluginRecord(FileRecord):
     nodes: int = Field(ge=0)
 
 
-class TensorRecord(_Record):
-    """An input or output: `shape` has -1 where a profile gives the range."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+# Its shape is written with -1 where a profile gives the range.
+_Tensor = Annotated[
+    TensorSpec,
+    PlainSerializer(lambda it: {"name": it.name, "dtype": it.dtype, "shape": it.sizes}),
+]
 
 
 class RangeRecord(_Record):
@@ -62,7 +62,7 @@ class RangeRecord(_Record):
     maximum: tuple[int, ...]
 
     def range(self) -> Range:
-        """The same, as what checks shapes."""
+        """Return the range that checks shapes."""
         return Range(self.minimum, self.optimum, self.maximum)
 
 
@@ -118,8 +118,8 @@ class PlanManifest(_Record):
     types: Mapping[str, int]
     tf32: bool
     attention: AttentionRecord
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
+    inputs: tuple[_Tensor, ...]
+    outputs: tuple[_Tensor, ...]
     profiles: tuple[Mapping[str, RangeRecord], ...]
     max_batch: int = Field(ge=0)
     workspace_bytes: int | None = None
@@ -136,17 +136,17 @@ class PlanManifest(_Record):
 
 
 def manifest_path(plan: Path) -> Path:
-    """Where a plan's manifest lies: `model.plan` has `model.plan.json`."""
+    """Return the path of a plan's manifest: `model.plan` has `model.plan.json`."""
     return plan.with_name(plan.name + SUFFIX)
 
 
 def describe_file(path: Path) -> FileRecord:
-    """A file's name, size and hash as they are now."""
+    """Return a file's name, size and hash as they are now."""
     return FileRecord(name=path.name, bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def read_manifest(plan: Path) -> PlanManifest:
-    """Read the manifest beside `plan`, without looking at the plan.
+    """Return the manifest beside `plan`, without looking at the plan.
 
     Raises:
         UserError: There is none, it cannot be read, or it is not a manifest of this version.
@@ -166,7 +166,7 @@ def read_manifest(plan: Path) -> PlanManifest:
 
 
 def verify_plan(plan: Path) -> PlanManifest:
-    """Read a plan's manifest and check that the plan is the file it describes.
+    """Return a plan's manifest, checked: the plan is the file it describes.
 
     Called at each load; what needs a GPU or a library to check is left to the runner and the
     doctor.

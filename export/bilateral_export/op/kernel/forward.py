@@ -11,7 +11,7 @@ Algebra
         -scale/2 |q_i - k_j|^2  ~  scale * q_i.k_j - scale/2 |k_j|^2
 
     which is the dot kernel plus one number per key. With the key bias that number is the *key
-    term* t_j, so one code serves both range kernels, and the range kernel is no variant.
+    term* t_j, so one code serves both range kernels, and the range kernel is not a variant.
 
     The tensor cores give q.k unscaled, and everything else is brought to that unit: with
     unit = scale log2(e), scale > 0,

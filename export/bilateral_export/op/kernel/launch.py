@@ -1,4 +1,4 @@
-"""PyTorch tensors in, launches of the fused kernel out."""
+"""The launcher: from PyTorch tensors to launches of the fused kernel."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ import triton
 from torch import Tensor
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import AMPERE
 from bilateral_export.op.kernel import launch_config
 from bilateral_export.op.kernel.forward import bilateral_attention_kernel
 from bilateral_export.op.kernel.launch_config import (
     FEATURE_BLOCK,
-    PLAN_REGISTERS,
     PRECISION,
-    Configuration,
+    TILE_RANGES_REGISTERS,
+    LaunchConfig,
     class_of,
-    plan_warps,
+    tile_ranges_warps,
 )
 from bilateral_export.op.kernel.prepare import (
     bilateral_features_kernel,
     bilateral_key_tiles_kernel,
 )
 from bilateral_export.op.kernel.spatial_features import SKIP_FROM
-from bilateral_export.op.kernel.tile_ranges import bilateral_plan_kernel
+from bilateral_export.op.kernel.tile_ranges import bilateral_tile_ranges_kernel
 from bilateral_export.op.operands import Operands
 
 # The share of a row's weights that skipped tiles may hold: it moves an output by at most half a
 # unit in the last place of max|v| in that type.
-BUDGET = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
+SKIP_TOLERANCE = {torch.float16: 2.0**-13, torch.bfloat16: 2.0**-10, torch.float32: 2.0**-26}
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def unsupported(operands: Operands) -> str:
-    """Why the fused kernel cannot take these operands; empty if it can."""
+    """Return why the fused kernel cannot take these operands; empty if it can."""
     query, query_positions = operands.query, operands.query_positions
-    if query.dtype not in BUDGET:
+    if query.dtype not in SKIP_TOLERANCE:
         return f"{query.dtype} is not float32, float16 or bfloat16"
-    capability, oldest = _capability(query.device), min(launch_config.ARCHITECTURES)
+    capability, oldest = _capability(query.device), AMPERE
     if capability < oldest:
         return f"compute capability {capability / 10:.1f} is below {oldest / 10:.1f}"
     largest = launch_config.LARGEST_HEAD
@@ -59,9 +60,9 @@ def bilateral_attention_forward(
     operands: Operands,
     *,
     skip_tiles: bool | None = None,
-    configuration: Configuration | None = None,
+    configuration: LaunchConfig | None = None,
 ) -> Tensor:
-    """Bilateral attention (op/README.md) by the fused kernel.
+    """Return bilateral attention (op/README.md), computed by the fused kernel.
 
     Query, key and value may have any strides; where the last axis has stride 1 and the others are
     multiples of 8, as in a fused QKV projection `[B, N, 3, H, D]`, nothing is copied.
@@ -70,7 +71,7 @@ def bilateral_attention_forward(
         operands: float32, float16 or bfloat16, on a GPU (or on the CPU under Triton's interpreter,
             TRITON_INTERPRET=1).
         skip_tiles: Whether to look for key tiles that the Gaussian spatial kernel makes negligible;
-            by default from `SKIP_FROM` keys on. Changes the result by at most `BUDGET`.
+            by default from `SKIP_FROM` keys on. Changes the result by at most `SKIP_TOLERANCE`.
         configuration: Block sizes; by default those of `launch_config.csv` for the device.
 
     Returns:
@@ -106,7 +107,7 @@ class Launch:
 
     operands: Operands
     skip_tiles: bool
-    configuration: Configuration
+    configuration: LaunchConfig
 
     @property
     def block_d(self) -> int:
@@ -142,7 +143,7 @@ class Launch:
         return math.ceil(self.operands.key.shape[2] / self.configuration.block_n)
 
     def run(self) -> Tensor:
-        """Launch what the problem needs."""
+        """Launch the kernels that the problem needs and return the output."""
         given = self.operands
         query, key, value = given.query, given.key, given.value
         key_term, term_strides, bounds = self.key_terms()
@@ -196,7 +197,7 @@ class Launch:
         return chosen
 
     def key_terms(self) -> tuple[Tensor | None, tuple[int, int], tuple[Tensor, ...]]:
-        """The key term with its strides for batch and head, and the bounds over tiles if wanted."""
+        """Return the key term, its strides for batch and head, and the bounds over tiles."""
         given, key = self.operands, self.operands.key
         batch, heads, n_key, head_dim = key.shape
         gaussian = given.range_kernel == "gaussian"
@@ -226,28 +227,30 @@ class Launch:
     def tile_ranges(
         self, key_term: Tensor | None, term_strides: tuple[int, int], bounds: tuple[Tensor, ...]
     ) -> Tensor:
-        """`[B, H, row tiles, 2]` int32: the whole key tiles each program attends to."""
+        """Return the whole key tiles of each program, `[B, H, row tiles, 2]` int32."""
         given = self.operands
         query, key = given.query, given.key
         ranges = torch.empty(
             (*query.shape[:2], self.row_tiles, 2), dtype=torch.int32, device=query.device
         )
-        bilateral_plan_kernel[(self.row_tiles * self.sequences,)](
+        bilateral_tile_ranges_kernel[(self.row_tiles * self.sequences,)](
             query, key, given.query_positions, given.key_positions, given.bandwidth, key_term,
             *bounds, ranges,
             *query.stride()[:3], *key.stride()[:3], *term_strides,
             query.shape[1], query.shape[2], key.shape[2], query.shape[3],
             given.query_prefix, given.key_prefix, self.diagonal,
-            abs(given.scale) or 1.0, BUDGET[query.dtype],
+            abs(given.scale) or 1.0, SKIP_TOLERANCE[query.dtype],
             C=self.coordinates, BLOCK_D=self.block_d, BLOCK_M=self.configuration.block_m,
             BLOCK_N=self.configuration.block_n, PRECISION=self.precision,
-            num_warps=plan_warps(_capability(query.device), self.configuration, self.block_d),
-            maxnreg=PLAN_REGISTERS, enable_fp_fusion=True,
+            num_warps=tile_ranges_warps(
+                _capability(query.device), self.configuration, self.block_d
+            ),
+            maxnreg=TILE_RANGES_REGISTERS, enable_fp_fusion=True,
         )  # fmt: skip
         return ranges
 
     def features(self, positions: Tensor, prefix: int) -> Tensor:
-        """Features of the dot spatial kernel, in T and in the unit of q.k.
+        """Return the features of the dot spatial kernel, in T and in the unit of q.k.
 
         Those of a tensor that lives on, a model's constant, are computed once and kept with it.
         """
@@ -272,13 +275,13 @@ class Launch:
 
 
 def prepare(
-    operands: Operands, skip_tiles: bool | None = None, configuration: Configuration | None = None
+    operands: Operands, skip_tiles: bool | None = None, configuration: LaunchConfig | None = None
 ) -> Launch:
-    """Bring operands into the form of the ABI; arguments as `bilateral_attention_forward`."""
+    """Return operands in the form of the ABI; arguments as `bilateral_attention_forward`."""
     query, scale, spatial_kernel = operands.query, operands.scale, operands.spatial_kernel
     if configuration is None:
         learned = operands.query_positions if spatial_kernel == "dot" else None
-        configuration = launch_config.configuration(
+        configuration = launch_config.choose(
             _capability(query.device), query.element_size() * 8, spatial_kernel, query.shape[-1],
             0 if learned is None else learned.shape[-1],
         )  # fmt: skip
@@ -316,7 +319,7 @@ _KEPT: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], _Kept]] = {}
 
 
 def _kept_features(positions: Tensor) -> _Kept | None:
-    """What was computed of this very tensor, unchanged since; None where that cannot be known.
+    """Return what was computed of this unchanged tensor; None where that cannot be known.
 
     Only of leaves and buffers: what a graph computes is another tensor with every call.
     """
@@ -331,9 +334,9 @@ def _kept_features(positions: Tensor) -> _Kept | None:
 
 
 def _capability(device: torch.device) -> int:
-    """Compute capability of a GPU as an integer; under the interpreter, that of the oldest row."""
+    """Return a GPU's SM; under the interpreter, the oldest that is supported."""
     if device.type != "cuda":
-        return min(launch_config.ARCHITECTURES)
+        return AMPERE
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
 
@@ -343,7 +346,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor itself if its rows can be read 16 bytes at a time, else a copy that can."""
+    """Return the tensor if its rows can be read 16 bytes at a time, else a copy that can."""
     padded = _padded(tensor)
     assert padded is not None
     strides = padded.stride()
@@ -354,7 +357,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def _padded(tensor: Tensor | None) -> Tensor | None:
-    """The tensor with zeros after its last axis up to a multiple of 8; they change no product."""
+    """Pad the last axis with zeros to a multiple of 8; they change no product."""
     if tensor is None or tensor.shape[-1] % 8 == 0:
         return tensor
     return torch.nn.functional.pad(tensor, (0, -tensor.shape[-1] % 8))
@@ -369,5 +372,5 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 
 def _pointer(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    """A pointer that the kernel is compiled not to read still has to be one."""
+    """Return the tensor, or any other where the kernel is compiled not to read it."""
     return unused if tensor is None else tensor

@@ -1,4 +1,4 @@
-"""Which block sizes the kernel runs with: `launch_config.csv`, one row per case, read here."""
+"""Block sizes of the kernel's launches: `launch_config.csv`, one row per case."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import AMPERE, has_tensor_memory, nearest_compiled
 from bilateral_export.op.contract import SpatialKernel
 
 TABLE = Path(__file__).parent / "launch_config.csv"
 
-# Compute capabilities the ahead-of-time build covers, each with those its code runs on as well.
-ARCHITECTURES: dict[int, tuple[int, ...]] = {
-    80: (80,),
-    86: (86, 89),
-    90: (90,),
-    100: (100,),
-    120: (120,),
-}
 LARGEST_HEAD = 256
 HEAD_DIMS = (16, 32, 64, 128, 256)
 FEATURES = (16, 32, 64, 128)
-# A dot kernel has two rows: coordinates made features (`features.py`) are few, learned ones more.
+# A dot kernel has two rows: features made of coordinates (`spatial_features.py`) are few, learned
+# ones more.
 FEATURE_ROWS = (16, 128)
-# The plan kernel states the most there is: left to itself, ptxas spills to fit one more program.
-PLAN_REGISTERS = 255
+# The tile-ranges kernel states the most there is: left to itself, ptxas spills to fit one more
+# program.
+TILE_RANGES_REGISTERS = 255
 # float32 operands are multiplied as three TF32 products, which keeps 21 bits of each product.
 PRECISION = "tf32x3"
 # Elements of one program of the features kernel.
@@ -37,7 +32,7 @@ Status = Literal["measured", "predicted"]
 
 
 @dataclass(frozen=True)
-class Configuration:
+class LaunchConfig:
     """How one launch is cut into programs.
 
     Attributes:
@@ -73,8 +68,8 @@ class Case:
 
 
 @cache
-def table() -> dict[Case, Configuration]:
-    """All rows of `launch_config.csv`."""
+def table() -> dict[Case, LaunchConfig]:
+    """Return all rows of `launch_config.csv`."""
     with TABLE.open(newline="", encoding="utf-8") as stream:
         lines = [line for line in stream if not line.startswith("#")]
     return {
@@ -84,7 +79,7 @@ def table() -> dict[Case, Configuration]:
             row["spatial_kernel"],  # type: ignore[arg-type]
             int(row["head_dim"]),
             int(row["features"]),
-        ): Configuration(
+        ): LaunchConfig(
             int(row["block_m"]),
             int(row["block_n"]),
             int(row["num_warps"]),
@@ -97,7 +92,7 @@ def table() -> dict[Case, Configuration]:
 
 
 def class_of(size: int, classes: tuple[int, ...], what: str) -> int:
-    """The smallest class that holds `size`.
+    """Return the smallest class that holds `size`.
 
     Raises:
         UserError: `size` is larger than every class.
@@ -111,19 +106,19 @@ def class_of(size: int, classes: tuple[int, ...], what: str) -> int:
     )
 
 
-def plan_warps(capability: int, chosen: Configuration, head_dim: int) -> int:
-    """Warps of a program of the plan kernel, which needs registers more than speed.
+def tile_ranges_warps(capability: int, chosen: LaunchConfig, head_dim: int) -> int:
+    """Return the warps of a program of the tile-ranges kernel, which needs registers most.
 
-    Four leave a thread most registers, except where it holds more: long heads, and 10.0, whose
-    tensor memory is read a row per thread.
+    Four leave a thread most registers, except where it holds more: long heads, and GPUs with tensor
+    memory.
     """
-    return 8 if capability // 10 == 10 or chosen.block_m * head_dim > 128 * 128 else 4
+    return 8 if has_tensor_memory(capability) or chosen.block_m * head_dim > 128 * 128 else 4
 
 
-def configuration(
+def choose(
     capability: int, bits: int, spatial_kernel: SpatialKernel, head_dim: int, features: int = 0
-) -> Configuration:
-    """The configuration for a device and a problem.
+) -> LaunchConfig:
+    """Return the block sizes for a device and a problem.
 
     Args:
         capability: Compute capability, such as 90; one not in the table takes the highest below.
@@ -135,12 +130,12 @@ def configuration(
     Raises:
         UserError: The device is older than every row, or D or P is too large.
     """
-    known = [architecture for architecture in ARCHITECTURES if architecture <= capability]
-    if not known:
+    architecture = nearest_compiled(capability)
+    if architecture is None:
         raise UserError(
-            f"compute capability {capability / 10:.1f} is older than {min(ARCHITECTURES) / 10:.1f}",
+            f"compute capability {capability / 10:.1f} is older than {AMPERE / 10:.1f}",
             "Use the composite implementation, bilateral_export.op.attention.",
         )
     size = class_of(head_dim, HEAD_DIMS, "head dimension")
     columns = class_of(features, FEATURE_ROWS, "P") if spatial_kernel == "dot" else 0
-    return table()[Case(max(known), bits, spatial_kernel, size, columns)]
+    return table()[Case(architecture, bits, spatial_kernel, size, columns)]

@@ -1,4 +1,4 @@
-"""What the main kernel is given per key: its key term, and bounds over tiles of keys.
+"""Inputs of the main kernel per key: its key term, and bounds over tiles of keys.
 
 Both kernels here read their input once, O(N); README.md says when each has to run.
 """

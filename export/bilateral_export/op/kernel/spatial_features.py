@@ -38,7 +38,7 @@ SKIPPING_SHARE = 0.1
 
 
 def cheapest_form(operands: Operands) -> Operands:
-    """The same operator in the form that the fused kernel computes with fewest instructions.
+    """Return the operands in the form that the fused kernel computes with fewest instructions.
 
     A Gaussian spatial kernel becomes features where they are exact enough for T, and where no tiles
     are to be skipped instead; everything else stays as it is. To be called once, on constants.
@@ -62,13 +62,13 @@ def cheapest_form(operands: Operands) -> Operands:
 
 
 def error_bound(query_positions: Tensor, key_positions: Tensor, bandwidth: Tensor) -> float:
-    """The most that `gaussian_features` add to the error of a logit, in any head."""
+    """Return the most that `gaussian_features` add to the error of a logit, in any head."""
     diameter = _diameter(query_positions, key_positions)
     return 2.0**-22 * (diameter / float(bandwidth.min())) ** 2
 
 
 def _diameter(query_positions: Tensor, key_positions: Tensor) -> float:
-    """The diagonal of the box that holds all positions."""
+    """Return the diagonal of the box that holds all positions."""
     everything = torch.cat((query_positions, key_positions)).double()
     return float((everything.amax(0) - everything.amin(0)).norm())
 
@@ -81,7 +81,7 @@ def gaussian_features(
     dtype: torch.dtype,
     key_prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Features that make `spatial_kernel="dot"` compute the Gaussian spatial kernel.
+    """Return features with which `spatial_kernel="dot"` computes the Gaussian spatial kernel.
 
     Args:
         query_positions: `[Nq, C]`.
@@ -117,7 +117,7 @@ def gaussian_features(
 
 
 def _product(query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Columns whose products sum to query times key: all pairs of parts down to 2^-24."""
+    """Return columns whose products sum to query times key: pairs of parts down to 2^-24."""
     root = scale**0.5
     # A side that T holds is one part, times the power of two nearest to 1/root.
     power = 2.0 ** round(-math.log2(root))
@@ -137,12 +137,12 @@ def _product(query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> tu
 
 
 def _held(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a type holds these numbers, and with 3 bits to spare of its exponent."""
+    """Return whether a type holds these numbers, with 3 bits of its exponent to spare."""
     return bool((x.to(dtype).double() == x).all() and x.abs().max() * 8 < torch.finfo(dtype).max)
 
 
 def _parts(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Three numbers of type T whose sum is x, as float64."""
+    """Split x into three numbers of type T, as float64, whose sum it is."""
     high = x.to(dtype).double()
     middle = (x - high).to(dtype).double()
     return high, middle, (x - high - middle).to(dtype).double()

@@ -1,7 +1,8 @@
-"""Which key tiles the Gaussian spatial kernel makes negligible, decided before the main kernel.
+"""Ranges of key tiles that the Gaussian spatial kernel does not make negligible.
 
-The decision is a kernel of its own because the main loop must not depend on values that the threads
-of a program computed: the compiler then serialises Hopper's asynchronous matrix instructions.
+They are decided by a kernel of its own, before the main one: the main loop must not depend on what
+the threads of a program computed, because the compiler then serialises Hopper's asynchronous matrix
+instructions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SCAN = tl.constexpr(16)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def bilateral_plan_kernel(
+def bilateral_tile_ranges_kernel(
     query, key, query_positions, key_positions, bandwidth, key_term,
     tile_norm, tile_term, tile_boxes, tile_ranges,
     stride_qb: tl.int64, stride_qh: tl.int64, stride_qn: tl.int32,
@@ -46,7 +47,8 @@ def bilateral_plan_kernel(
 
     The nearest key tiles are weighed first, which gives a lower bound of every row's sum of
     weights; then as many tiles as may be left out are counted from either end (`negligible_run`).
-    `budget` is the share of a row's weights that may be left out.
+    `budget`, the name in the launch ABI, is the share of a row's weights that may be left out
+    (`SKIP_TOLERANCE`).
 
     A share e of the weights left out moves an output by at most 2 e max|v|.
     """
@@ -120,11 +122,11 @@ def bilateral_plan_kernel(
 @triton.jit
 def negligible_run(
     log_total, norm, coefficient, unit, low, high, tile_boxes, tile_norm, tile_term,
-    first, stop, backwards, budget, C: tl.constexpr, BLOCK_N: tl.constexpr,
+    first, stop, backwards, tolerance, C: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """How many tiles at one end of [first, stop) may be left out, for any input.
 
-    Claim: the weights of these tiles sum to at most `budget` times the sum of all weights of the
+    Claim: the weights of these tiles sum to at most `tolerance` times the sum of all weights of the
     row, for every row of the program.
 
     Proof: for a row i and a key j of tile J, let K_J and t_J be the largest |k_j| and key term of
@@ -137,13 +139,14 @@ def negligible_run(
     weights over some tiles: weights are positive, so the sum over all keys is at least 2^(lse_i).
     Tiles are taken one by one from this end while
 
-        sum_J BLOCK_N max_i 2^(u_iJ - lse_i) <= budget,
+        sum_J BLOCK_N max_i 2^(u_iJ - lse_i) <= tolerance,
 
     whose left side bounds the share of what is left out in every row, whatever is attended later.
     Norms are raised and distances lowered by `MARGIN`, more than the rounding of either (a sum of
     at most 256 squares: 256 * 2^-24 < 2e-5). QED.
 
-    The budgets of the two ends add up. A tile whose keys are all masked has t_J = -inf and mass 0.
+    The tolerances of the two ends add up. A tile whose keys are all masked has t_J = -inf and
+    mass 0.
     """
     count = 0
     dropped = 0.0
@@ -159,7 +162,7 @@ def negligible_run(
         bound = tl.max(unit * similarity - log_total[:, None], 0) + term
         mass = BLOCK_N * tl.exp2(tl.minimum(bound, 64.0))
         reached = dropped + tl.cumsum(tl.where(inside, mass, float("inf")), 0)
-        count += tl.sum((reached <= budget).to(tl.int32), 0)
+        count += tl.sum((reached <= tolerance).to(tl.int32), 0)
         dropped = tl.max(reached, 0)
     return count
 

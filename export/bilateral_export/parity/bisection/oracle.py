@@ -10,12 +10,12 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from bilateral_export.graph.attach import attach_functions
 from bilateral_export.graph.export import trace_onnx
 from bilateral_export.graph.provenance import name_constants, name_nodes
-from bilateral_export.models.family import exportable
+from bilateral_export.models.family import Family
 from bilateral_export.tensors import Array, TensorSpec
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,7 +34,7 @@ class Trace:
         inputs: What it takes, in order.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Family) -> None:
         program = trace_onnx(model)
         exported = program.exported_program
         assert exported is not None
@@ -57,7 +57,7 @@ class Trace:
             assert value.name is not None
             self.operations[value.name] = result.name
         self.module: fx.GraphModule = exported.module()
-        self.inputs: tuple[TensorSpec, ...] = exportable(model).inputs()
+        self.inputs: tuple[TensorSpec, ...] = model.inputs()
 
 
 class Oracle:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from bilateral_export.artifact import load_graph
 from bilateral_export.files import atomic_file
 
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -45,7 +46,7 @@ def widen_file(path: Path, target: Path) -> None:
     Raises:
         UserError: The target cannot be written.
     """
-    model = widen(onnx.load(path))
+    model = widen(load_graph(path))
     with atomic_file(target) as temporary:
         onnx.save(model, temporary)
 

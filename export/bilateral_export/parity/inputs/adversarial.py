@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bilateral_export.models.family import Exportable, pads
+from bilateral_export.models.family import Family
 from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.parity.measure import Reference, item_errors
 from bilateral_export.preprocessing import (
@@ -56,7 +56,7 @@ class Found:
 
 
 def box_of(
-    model: Exportable, preprocessing: Preprocessing | None, seed: int = 0
+    model: Family, preprocessing: Preprocessing | None, seed: int = 0
 ) -> dict[str, tuple[Array, Array]]:
     """Between what values the floating-point inputs of a search stay, lowest and highest.
 
@@ -78,7 +78,7 @@ def box_of(
 
 
 def search(
-    model: Exportable,
+    model: Family,
     runner: Runner,
     reference: TorchRunner,
     steps: int,
@@ -111,7 +111,7 @@ def search(
             a stand-in (`DifferentiableGraph`).
     """
     generator = np.random.default_rng(seed)
-    box, padded = box or {}, pads(model)
+    box, padded = box or {}, model.config.pads
 
     def draw() -> dict[str, Array]:
         return _clipped(model.example(POPULATION, generator), box)

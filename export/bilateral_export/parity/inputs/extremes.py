@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bilateral_export.models.family import Exportable, pads
+from bilateral_export.models.family import Family
 from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.tensors import Array
 
@@ -16,7 +16,7 @@ SATURATED = 100.0
 LEVELS = (1.0, 0.95, 0.9, 0.85)
 
 
-def extreme_samples(model: Exportable, seed: int = 0) -> list[Sample]:
+def extreme_samples(model: Family, seed: int = 0) -> list[Sample]:
     """A few items each: the first and the last are as the family draws them, between are extremes.
 
     Floating-point inputs are set to zero, saturated at a few levels, and given a NaN or an
@@ -34,7 +34,7 @@ def extreme_samples(model: Exportable, seed: int = 0) -> list[Sample]:
     return [Sample(name, arrays) for name, arrays in made.items() if arrays is not None]
 
 
-def token_extremes(model: Exportable, seed: int = 0) -> list[Sample]:
+def token_extremes(model: Family, seed: int = 0) -> list[Sample]:
     """The same for token ids: an item has one of the smallest, or of the largest drawn, only."""
     drawn = model.example(len(LEVELS) + 2, np.random.default_rng(seed))
     integers = {name: array for name, array in drawn.items() if array.dtype.kind == "i"}
@@ -45,7 +45,7 @@ def token_extremes(model: Exportable, seed: int = 0) -> list[Sample]:
         arrays = {name: array.copy() for name, array in drawn.items()}
         for name, array in integers.items():
             # An input that is all padding is not an input.
-            ids = np.unique(array[array != 0] if pads(model) else array)[::step]
+            ids = np.unique(array[array != 0] if model.config.pads else array)[::step]
             for item in range(len(LEVELS)):
                 arrays[name][1 + item] = ids[item % len(ids)]
         samples.append(Sample(label, arrays))
@@ -53,7 +53,7 @@ def token_extremes(model: Exportable, seed: int = 0) -> list[Sample]:
 
 
 def _with(
-    model: Exportable, seed: int, values: Sequence[float], everywhere: bool = True
+    model: Family, seed: int, values: Sequence[float], everywhere: bool = True
 ) -> dict[str, Array] | None:
     arrays = model.example(len(values) + 2, np.random.default_rng(seed))
     # The first cache of a language model is empty.

@@ -12,7 +12,7 @@ import numpy as np
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.models.family import Exportable, corners_of
+from bilateral_export.models.family import Family
 from bilateral_export.parity.measure import NUMBERS
 from bilateral_export.tensors import Array, TensorSpec
 
@@ -38,16 +38,16 @@ class Sample:
 
 
 def random_samples(
-    model: Exportable,
+    model: Family,
     batches: Sequence[int] = DEFAULT_BATCHES,
     lengths: Mapping[str, Sequence[int]] | None = None,
     items: int | None = None,
     seed: int = 0,
 ) -> list[Sample]:
-    """Random inputs as the model's family draws them (`Exportable.example`).
+    """Random inputs as the model's family draws them (`Family.example`).
 
     Without `lengths`, every batch size and every corner of the other dynamic dimensions
-    (`family.corners_of`) comes once at least, paired in their order: what is longest comes alone.
+    (`Family.corners`) comes once at least, paired in their order: what is longest comes alone.
     With them, every batch size meets every length. Then usual batches follow until there are enough
     items for the confidence a verdict needs.
 
@@ -72,9 +72,9 @@ def random_samples(
     return samples
 
 
-def enough_items(model: Exportable) -> int:
+def enough_items(model: Family) -> int:
     """How many items it takes until every output has `measure.NUMBERS` numbers, and 32 at least."""
-    usual = model.example(1, np.random.default_rng(0), **corners_of(model)[-1])
+    usual = model.example(1, np.random.default_rng(0), **model.corners()[-1])
     sizes = {
         name: size
         for spec in model.inputs()
@@ -88,7 +88,7 @@ def enough_items(model: Exportable) -> int:
 
 
 def _plan(
-    model: Exportable,
+    model: Family,
     batches: Sequence[int],
     lengths: Mapping[str, Sequence[int]] | None,
     items: int,
@@ -98,7 +98,7 @@ def _plan(
         corners = list(product(batches, given))
         ordinary = [(max(batches), dims) for dims in given]
     else:
-        ends = corners_of(model)
+        ends = model.corners()
         pairs = zip(cycle(batches), cycle(ends), strict=False)
         corners = list(islice(pairs, max(len(batches), len(ends))))
         usual = max((batch for batch in batches if batch <= USUAL_BATCH), default=max(batches))

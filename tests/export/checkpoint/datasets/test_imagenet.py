@@ -14,8 +14,7 @@ from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing, im
 from bilateral_export.checkpoint.labels import with_labels
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import MODELS, named
+from bilateral_export.models.registry import MODELS, build, named
 from bilateral_export.preprocessing import ImagePreprocessing
 
 

@@ -23,8 +23,7 @@ from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 
 MODEL = "digits_plain"
 LONGEST_MESSAGE = 600

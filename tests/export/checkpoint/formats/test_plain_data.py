@@ -24,8 +24,7 @@ import torch
 from bilateral_export.checkpoint.formats.pickled import _unpickled
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 
 MODEL = "digits_plain"
 State = dict[str, torch.Tensor]

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import build
-from bilateral_export.models.registry import named
+from bilateral_export.models.registry import build, named
 
 MODEL = "digits_plain"
 

@@ -21,9 +21,10 @@ EXPORT = Path(__file__).parents[4] / "export" / "bilateral_export"
 SOURCES = [
     *(
         EXPORT / "engine" / f"{name}.py"
-        for name in ("build", "configuration", "library", "network", "options", "progress")
+        for name in ("build", "builder_config", "network", "options", "progress")
     ),
-    EXPORT / "plugin.py",
+    EXPORT / "engine" / "installation" / "library.py",
+    EXPORT / "engine" / "installation" / "plugin.py",
     EXPORT / "runners" / "tensorrt_runner.py",
 ]
 # What the variables of these names are, and what `self._engine` and the like are.

@@ -10,9 +10,9 @@ from bilateral_export.engine.installation.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.plan.inspect import EntrySummary, OnnxSummary, PlanSummary, inspect
 from bilateral_export.errors import UserError
-from bilateral_export.op.onnx_body import Configuration
+from bilateral_export.op.contract import OperatorVariant
 
-GAUSSIAN = Configuration("gaussian", "gaussian")
+GAUSSIAN = OperatorVariant("gaussian", "gaussian")
 CONFIG = """
 backend: "tensorrt" max_batch_size: 8
 input { name: "x" data_type: TYPE_FP16 dims: [16, 64] }
@@ -26,7 +26,7 @@ def test_an_onnx_file_shows_its_nodes_and_its_attention(make_model) -> None:
     assert summary.nodes["ai.bilateral::BilateralAttention"] == 2
     assert summary.nodes["MatMul"] == 6
     assert summary.opsets == {"ai.onnx": 20, "ai.bilateral": 1}
-    assert summary.inputs[0].shape == (-1, 16, 64)
+    assert summary.inputs[0].sizes == (-1, 16, 64)
     assert summary.weights["float16"] == 6 * 64 * 64
     ((attention, count),) = summary.attention.items()
     assert count == 2

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 from bilateral_export.op.kernel.launch import INTERPRETED, bilateral_attention_forward
-from bilateral_export.op.kernel.launch_config import Configuration
+from bilateral_export.op.kernel.launch_config import LaunchConfig
 from bilateral_export.op.operands import Operands
 
 # The interpreter takes tensors of a GPU too, and then nothing is run there.
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 # Small tiles, so that small problems have many of every kind.
-SMALL = Configuration(block_m=32, block_n=16, num_warps=4, num_stages=2)
+SMALL = LaunchConfig(block_m=32, block_n=16, num_warps=4, num_stages=2)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Problem(Operands):
     def on_device(self) -> Operands:
         return self.map(lambda tensor: tensor.to(DEVICE))
 
-    def fused(self, configuration: Configuration | None = SMALL, **options: Any) -> Tensor:
+    def fused(self, configuration: LaunchConfig | None = SMALL, **options: Any) -> Tensor:
         return bilateral_attention_forward(
             self.on_device(), configuration=configuration, **options
         ).cpu()

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import torch
-from bilateral_export.op.kernel import launcher
+from bilateral_export.op.kernel import launch
 
 
 class Described:
@@ -35,15 +35,15 @@ class Described:
 
 
 def compiled(function, grid):
-    def launch(*arguments, **options):
+    def compiling(*arguments, **options):
         print("compiled", function.run(*arguments, grid=grid, warmup=True, **options).name)
 
-    return launch
+    return compiling
 
 
 triton.runtime.driver.set_active(Described())
 JITFunction.__getitem__ = compiled
-launcher._capability = lambda device: int(sys.argv[1])
+launch._capability = lambda device: int(sys.argv[1])
 for dtype, range_kernel, spatial_kernel, skip in (
     (torch.bfloat16, "dot", "gaussian", False),
     (torch.float16, "gaussian", "gaussian", True),
@@ -53,12 +53,12 @@ for dtype, range_kernel, spatial_kernel, skip in (
     case = problem(
         dtype=dtype, range_kernel=range_kernel, spatial_kernel=spatial_kernel, query_prefix=1
     )
-    launcher.bilateral_attention_forward(case, skip_tiles=skip, configuration=SMALL)
+    launch.bilateral_attention_forward(case, skip_tiles=skip, configuration=SMALL)
 """
 NAMES = {
     "bilateral_attention_kernel": 4,
     "bilateral_key_tiles_kernel": 2,
-    "bilateral_plan_kernel": 1,
+    "bilateral_tile_ranges_kernel": 1,
     "bilateral_features_kernel": 2,
 }
 

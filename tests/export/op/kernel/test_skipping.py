@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.export.op.kernel.problems import SMALL, Problem, problem, relative_error
 
-from bilateral_export.op.kernel.launch import BUDGET, prepare
+from bilateral_export.op.kernel.launch import SKIP_TOLERANCE, prepare
 from bilateral_export.op.kernel.spatial_features import SKIP_FROM
 
 
@@ -40,16 +40,16 @@ def test_a_narrow_kernel_attends_to_the_tiles_around_the_diagonal() -> None:
 
 
 def test_an_infinite_bandwidth_leaves_nothing_out() -> None:
-    planned = ranges(line(256, sigma=float("inf")))
+    found = ranges(line(256, sigma=float("inf")))
 
-    assert planned.tolist() == [[0, 16]] * 8
+    assert found.tolist() == [[0, 16]] * 8
 
 
 def test_a_query_without_position_keeps_every_tile_of_its_program() -> None:
-    planned = ranges(line(256, sigma=1.0, query_prefix=1))
+    found = ranges(line(256, sigma=1.0, query_prefix=1))
 
-    assert planned[0].tolist() == [0, 16]
-    assert planned[3, 1] - planned[3, 0] < 8
+    assert found[0].tolist() == [0, 16]
+    assert found[3, 1] - found[3, 0] < 8
 
 
 def test_tokens_that_outweigh_the_distance_are_kept() -> None:
@@ -63,16 +63,16 @@ def test_tokens_that_outweigh_the_distance_are_kept() -> None:
     assert relative_error(case.fused(skip_tiles=True), case.exact()) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("dtype", SKIP_TOLERANCE, ids=str)
 def test_what_may_be_left_out_moves_an_output_by_half_a_unit_at_most(dtype: torch.dtype) -> None:
-    """Of the last place of max|v|, which is at least eps / 2 of it, by 2 BUDGET max|v|."""
-    assert 2 * BUDGET[dtype] <= torch.finfo(dtype).eps / 4
+    """Of the last place of max|v|, which is at least eps / 2 of it, by 2 SKIP_TOLERANCE max|v|."""
+    assert 2 * SKIP_TOLERANCE[dtype] <= torch.finfo(dtype).eps / 4
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-@pytest.mark.parametrize(("times_budget", "high"), [(1.05, 3), (0.95, 2)])
+@pytest.mark.parametrize(("times_tolerance", "high"), [(1.05, 3), (0.95, 2)])
 def test_the_bound_is_tight_where_keys_align_and_boxes_are_points(
-    times_budget: float, high: int, scale: float
+    times_tolerance: float, high: int, scale: float
 ) -> None:
     """Two tiles of zero keys at the queries' place, one far tile of keys along the query.
 
@@ -82,7 +82,7 @@ def test_the_bound_is_tight_where_keys_align_and_boxes_are_points(
     query, key = torch.zeros(2, 1, 1, 48, 16)
     query[..., 0] = 1 / scale
     key[:, :, 32:, 0] = 5
-    share = times_budget * BUDGET[torch.float32] / 2
+    share = times_tolerance * SKIP_TOLERANCE[torch.float32] / 2
     distance = math.sqrt(2 * (5 - math.log(2 * share)))
     positions = torch.zeros(48, 1)
     positions[32:] = distance
@@ -155,4 +155,4 @@ def test_the_error_of_skipping_is_within_the_stated_bound(
     largest = float(case.value.abs().max())
     unit = torch.finfo(case.value.dtype).eps * largest  # both results are rounded once more
     difference = float((with_skipping - without).abs().max())
-    assert difference <= 2 * BUDGET[case.value.dtype] * largest + unit
+    assert difference <= 2 * SKIP_TOLERANCE[case.value.dtype] * largest + unit

@@ -9,14 +9,13 @@ import pytest
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.models.family import exportable
 from bilateral_export.parity.inputs.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.inputs.samples import random_samples, real_samples
 from bilateral_export.runners.torch_eager import TorchRunner
 
 
 def test_random_samples_are_reproducible_and_fit(digits: Checkpoint) -> None:
-    model = exportable(digits.build_model())
+    model = digits.build_model()
     first, second = random_samples(model, seed=1), random_samples(model, seed=1)
     assert [sample.items for sample in first[:4]] == [1, 2, 8, 9]
     assert sum(sample.items for sample in first) >= 32
@@ -26,7 +25,7 @@ def test_random_samples_are_reproducible_and_fit(digits: Checkpoint) -> None:
 
 
 def test_every_batch_size_meets_every_length(checkpoints: dict[str, Checkpoint]) -> None:
-    model = exportable(checkpoints["language"].build_model())
+    model = checkpoints["language"].build_model()
     samples = random_samples(model, (1, 3), {"length": (2, 5), "past": (0, 4)}, items=1)
     shapes = {
         (*sample.arrays["tokens"].shape, sample.arrays["past_keys"].shape[3]) for sample in samples
@@ -35,11 +34,11 @@ def test_every_batch_size_meets_every_length(checkpoints: dict[str, Checkpoint])
 
 
 def test_extreme_items_sit_between_ordinary_ones(checkpoints: dict[str, Checkpoint]) -> None:
-    image = exportable(checkpoints["digits"].build_model())
+    image = checkpoints["digits"].build_model()
     for sample in extreme_samples(image):
         assert np.isfinite(sample.arrays["image"][[0, 2]]).all()
     assert token_extremes(image) == []
-    words = exportable(checkpoints["sequence"].build_model())
+    words = checkpoints["sequence"].build_model()
     assert extreme_samples(words) == []
     for sample in token_extremes(words):
         assert len(np.unique(sample.arrays["tokens"][1])) == 1

@@ -1,4 +1,4 @@
-"""Compile the kernels ahead of time: `python -m bilateral_export.op.kernel.aot.compile OUTDIR`.
+"""The ahead-of-time build: `python -m bilateral_export.op.kernel.aot.compile OUTDIR`.
 
 Needs the package `triton` and no GPU. Writes one cubin per specialisation and `manifest.json`, from
 which a launcher that knows nothing of Triton can run them (README.md, "Launch ABI").
@@ -16,9 +16,9 @@ from typing import Any
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_directory, write_text
+from bilateral_export.op.architectures import ARCHITECTURES, COMPILED
 from bilateral_export.op.kernel.aot.cubin import compile_one
 from bilateral_export.op.kernel.aot.manifest import (
-    SHARED_LIMIT,
     cubin_entry,
     manifest,
     problems,
@@ -26,7 +26,6 @@ from bilateral_export.op.kernel.aot.manifest import (
 )
 from bilateral_export.op.kernel.aot.specialisation import DTYPES, Specialisation, select
 from bilateral_export.op.kernel.aot.workers import positive, worker_pool
-from bilateral_export.op.kernel.launch_config import ARCHITECTURES
 
 
 def compile_all(target: Path, wanted: Sequence[Specialisation], workers: int) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("outdir", type=Path, help="directory to create")
     parser.add_argument(
-        "--sm", type=int, nargs="+", default=list(ARCHITECTURES), choices=sorted(SHARED_LIMIT)
+        "--sm", type=int, nargs="+", default=list(COMPILED), choices=list(ARCHITECTURES)
     )
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument(

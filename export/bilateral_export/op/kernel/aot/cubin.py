@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from bilateral_export.errors import UserError
 from bilateral_export.op.kernel.aot.specialisation import Specialisation
-from bilateral_export.op.kernel.launch_config import FEATURE_BLOCK, PLAN_REGISTERS, PRECISION
+from bilateral_export.op.kernel.launch_config import FEATURE_BLOCK, PRECISION, TILE_RANGES_REGISTERS
 
 # Pointers whose type is not T.
 _FLOAT = ("bandwidth", "key_term", "key_bias", "tile_norm", "tile_term", "tile_boxes", "source")
@@ -68,7 +68,7 @@ def compile_one(specialisation: Specialisation) -> Cubin:
 
 
 def load_triton() -> Any:
-    """The package, as a compiler.
+    """Return the package `triton`, as a compiler.
 
     Raises:
         UserError: It is missing, or runs as an interpreter.
@@ -91,7 +91,7 @@ def load_triton() -> Any:
 
 @contextlib.contextmanager
 def _compiler_settings(triton: Any) -> Iterator[None]:
-    """No line tables in the cubins, ptxas's report on stdout, the older of triton's two ptxas.
+    """Set: no line tables in the cubins, ptxas's report on stdout, the older of two ptxas.
 
     Code from the ptxas of CUDA 12 loads with drivers of CUDA 12 and 13, that of 13 only with 13.
     """
@@ -107,7 +107,7 @@ def _compiler_settings(triton: Any) -> Iterator[None]:
 
 
 def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The kernel's function, its constants and its compiler options."""
+    """Return the kernel's function, its constants and its compiler options."""
     from bilateral_export.op.kernel import forward, prepare, tile_ranges
 
     chosen = specialisation.configuration
@@ -128,8 +128,8 @@ def kernel_of(specialisation: Specialisation) -> tuple[Any, dict[str, Any], dict
         return prepare.bilateral_key_tiles_kernel, blocks, options
     if specialisation.kernel == "plan":
         constants = {"C": specialisation.coordinates, "PRECISION": PRECISION, **blocks}
-        options["maxnreg"] = PLAN_REGISTERS
-        return tile_ranges.bilateral_plan_kernel, constants, options
+        options["maxnreg"] = TILE_RANGES_REGISTERS
+        return tile_ranges.bilateral_tile_ranges_kernel, constants, options
     if chosen.max_registers:
         options["maxnreg"] = chosen.max_registers
     constants = {
@@ -164,7 +164,7 @@ def _signature(
 def _divisible_pointers(
     specialisation: Specialisation, function: Any, constants: dict[str, Any]
 ) -> dict[tuple[int, ...], list[list[object]]]:
-    """Every pointer is 16-byte aligned. Strides are handled in the kernels (`multiple_of_8`)."""
+    """Return that every pointer is 16-byte aligned; the kernels handle strides."""
     types = _signature(specialisation, function, constants)
     return {
         (index,): [["tt.divisibility", 16]]
@@ -180,7 +180,7 @@ def _read(
     compiled: Any,
     log: str,
 ) -> Cubin:
-    """Take the facts from the compiler's metadata, from ptxas's report and from the PTX."""
+    """Return the facts in the compiler's metadata, in ptxas's report and in the PTX."""
     registers = re.search(r"Used (\d+) registers", log)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     if registers is None or spills is None:
@@ -205,7 +205,7 @@ def _read(
 
 
 def _abi_types(arguments: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Types as a C++ launcher sees them."""
+    """Yield names and types as a C++ launcher sees them."""
     names = {"i32": "int32", "i64": "int64", "fp32": "float"}
     for name, kind in arguments:
         yield name, "pointer" if kind.startswith("*") else names[kind]

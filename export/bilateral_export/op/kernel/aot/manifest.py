@@ -1,4 +1,4 @@
-"""`manifest.json`: what a launcher without Triton has to know of each cubin, and what is wrong."""
+"""`manifest.json`: the facts about each cubin that a launcher without Triton needs, and a check."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bilateral_export.op.architectures import ARCHITECTURES, runs_on
 from bilateral_export.op.kernel.aot.cubin import Cubin, load_triton
-from bilateral_export.op.kernel.launch_config import ARCHITECTURES
 
 # Of the launch: README.md, "Launch ABI".
 ABI = 1
-# Dynamic shared memory one program may have, bytes (CUDA C++ Programming Guide, "Technical
-# Specifications per Compute Capability").
-SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 
 
 def manifest(
     cubins: Sequence[tuple[dict[str, Any], tuple[tuple[str, str], ...]]],
 ) -> dict[str, Any]:
-    """The JSON beside the cubins; README.md explains its fields."""
+    """Return the JSON beside the cubins; README.md explains its fields."""
     return {
         "abi": ABI,
         "triton": load_triton().__version__,
@@ -32,15 +29,13 @@ def manifest(
 
 
 def cubin_entry(cubin: Cubin) -> dict[str, Any]:
-    """One cubin in the manifest."""
+    """Return the manifest's entry for one cubin."""
     specialisation = asdict(cubin.specialisation)
     chosen = specialisation.pop("configuration")
     return {
         "file": f"{cubin.specialisation.name}.cubin",
         "symbol": cubin.symbol,
-        "runs_on": ARCHITECTURES.get(
-            cubin.specialisation.architecture, (cubin.specialisation.architecture,)
-        ),
+        "runs_on": runs_on(cubin.specialisation.architecture),
         **specialisation,
         "block_m": chosen["block_m"],
         "block_n": chosen["block_n"],
@@ -59,7 +54,7 @@ def cubin_entry(cubin: Cubin) -> dict[str, Any]:
 
 
 def summary(cubin: Cubin) -> str:
-    """One line about a cubin."""
+    """Return one line about a cubin."""
     return (
         f"{cubin.specialisation.name}: {cubin.registers} registers,"
         f" {cubin.spill_bytes} bytes spilled, {cubin.shared_bytes} bytes shared,"
@@ -68,10 +63,10 @@ def summary(cubin: Cubin) -> str:
 
 
 def problems(result: dict[str, Any]) -> list[str]:
-    """What is wrong with the cubins of a manifest: spills, too much shared memory, slow wgmma."""
+    """List what is wrong with a manifest's cubins: spills, excess shared memory, slow wgmma."""
     found = []
     for entry in result["cubins"]:
-        limit = min(SHARED_LIMIT[device] for device in entry["runs_on"])
+        limit = min(ARCHITECTURES[device].shared_bytes for device in entry["runs_on"])
         if entry["spill_bytes"]:
             found.append(f"{entry['file']} spills {entry['spill_bytes']} bytes")
         if entry["shared_bytes"] > limit:

@@ -1,4 +1,4 @@
-"""What the kernels are compiled for ahead of time: one specialisation for each cubin."""
+"""Specialisations: what the kernels are compiled for ahead of time, one for each cubin."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bilateral_export.errors import UserError
+from bilateral_export.op.architectures import COMPILED, compiled_for
 from bilateral_export.op.contract import MAX_COORDINATES, SpatialKernel
 from bilateral_export.op.kernel import launch_config
-from bilateral_export.op.kernel.launch_config import ARCHITECTURES, Configuration
+from bilateral_export.op.kernel.launch_config import LaunchConfig
 
 Kernel = Literal["attention", "key_tiles", "plan", "features"]
 DTYPES = {"fp32": 32, "fp16": 16, "bf16": 16}
@@ -26,7 +27,7 @@ class Specialisation:
     kernel: Kernel
     architecture: int
     dtype: str
-    configuration: Configuration
+    configuration: LaunchConfig
     head_dim: int = 0
     spatial: SpatialKernel = "none"
     coordinates: int = 0
@@ -48,13 +49,11 @@ class Specialisation:
         return "_".join(parts)
 
 
-def specialisations(
-    architectures: Sequence[int] = tuple(ARCHITECTURES),
-) -> Iterator[Specialisation]:
-    """The full set for these architectures (keys of `ARCHITECTURES`)."""
+def specialisations(architectures: Sequence[int] = COMPILED) -> Iterator[Specialisation]:
+    """Yield the full set for these architectures (of `COMPILED`)."""
     for architecture in architectures:
         for dtype, bits in DTYPES.items():
-            helper = Configuration(0, 0, 4, 1)
+            helper = LaunchConfig(0, 0, 4, 1)
             yield Specialisation("features", architecture, dtype, helper)
             for head_dim in HEAD_DIMS[bits]:
                 yield from _attention(architecture, dtype, head_dim)
@@ -62,11 +61,11 @@ def specialisations(
 
 def _attention(architecture: int, dtype: str, head_dim: int) -> Iterator[Specialisation]:
     def make(kernel: Kernel, spatial: SpatialKernel, **fields: Any) -> Specialisation:
-        chosen = launch_config.configuration(
+        chosen = launch_config.choose(
             architecture, DTYPES[dtype], spatial, head_dim, fields.get("features", 0)
         )
         if kernel == "plan":
-            warps = launch_config.plan_warps(architecture, chosen, head_dim)
+            warps = launch_config.tile_ranges_warps(architecture, chosen, head_dim)
             chosen = replace(chosen, num_warps=warps, num_stages=1)
         return Specialisation(
             kernel, architecture, dtype, chosen, head_dim=head_dim, spatial=spatial, **fields
@@ -85,24 +84,18 @@ def _attention(architecture: int, dtype: str, head_dim: int) -> Iterator[Special
 
 
 def select(architectures: Sequence[int], dtypes: Sequence[str], only: str) -> list[Specialisation]:
-    """The set for compute capabilities; 8.9 gets the code of 8.6.
+    """Return the set for compute capabilities; 8.9 gets the code of 8.6.
 
     Raises:
-        UserError: `only`, which names have to contain, is no regular expression, or none does.
+        UserError: `only`, which names have to contain, is not a regular expression, or none does.
     """
     try:
         pattern = re.compile(only)
     except re.error as error:
-        raise UserError(f"--only {only!r} is no regular expression: {error}") from error
-    covering = {
-        device: architecture
-        for architecture, devices in ARCHITECTURES.items()
-        for device in devices
-    }
-    chosen = list(dict.fromkeys(covering[device] for device in architectures))
+        raise UserError(f"--only {only!r} is not a regular expression: {error}") from error
     wanted = [
         item
-        for item in specialisations(chosen)
+        for item in specialisations(compiled_for(architectures))
         if item.dtype in dtypes and pattern.search(item.name)
     ]
     if not wanted:

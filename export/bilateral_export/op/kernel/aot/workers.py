@@ -1,4 +1,4 @@
-"""Processes that compile, as many as wanted at a time, and none without its parent."""
+"""A pool of compiler processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes that end with this one, however it ends (on Linux)."""
+    """Return a pool of fresh processes that end with this one, however it ends (on Linux)."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
         workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
@@ -23,7 +23,7 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def positive(text: str) -> int:
-    """A number of 1 or more, as the type of an option of `argparse`."""
+    """Return a number of 1 or more: the type of an option of `argparse`."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
+from bilateral_export.op.architectures import COMPILED
 from bilateral_export.op.contract import SPATIAL_KERNELS
-from bilateral_export.op.kernel.aot.manifest import SHARED_LIMIT
 from bilateral_export.op.kernel.aot.specialisation import specialisations
 from bilateral_export.op.kernel.launch_config import (
-    ARCHITECTURES,
     FEATURE_ROWS,
     HEAD_DIMS,
     table,
@@ -80,7 +79,7 @@ def test_nothing_spills_and_everything_fits(built: Built) -> None:
 
     assert problems == []
     assert all(0 < cubin["registers"] <= 255 for cubin in manifest["cubins"])
-    assert {cubin["architecture"] for cubin in manifest["cubins"]} == set(ARCHITECTURES)
+    assert {cubin["architecture"] for cubin in manifest["cubins"]} == set(COMPILED)
 
 
 def test_the_committed_report_has_every_kernel_without_spills() -> None:
@@ -200,7 +199,7 @@ def test_the_interpreter_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_every_case_has_a_configuration() -> None:
-    for architecture in ARCHITECTURES:
+    for architecture in COMPILED:
         for bits in (16, 32):
             for spatial_kernel in SPATIAL_KERNELS:
                 have = {
@@ -211,7 +210,3 @@ def test_every_case_has_a_configuration() -> None:
                 }
                 rows = FEATURE_ROWS if spatial_kernel == "dot" else (0,)
                 assert have == set(product(HEAD_DIMS, rows))
-
-
-def test_every_device_of_the_table_has_a_limit_of_shared_memory() -> None:
-    assert {device for devices in ARCHITECTURES.values() for device in devices} == set(SHARED_LIMIT)
