@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json
+from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
@@ -16,10 +18,18 @@ if TYPE_CHECKING:
     from bilateral_export.checkpoint.load import Checkpoint
 
 
+# As the image classifier's configuration has them; importing it would import torch.
+Output = Literal["logits", "tokens", "cls", "pooled"]
+
+
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A .safetensors checkpoint, or what torch.save wrote.")
+        Path,
+        typer.Argument(
+            help="A checkpoint: a .safetensors file, what torch.save wrote, or a Hugging Face or"
+            " timm folder."
+        ),
     ],
     onnx: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
     precision: Annotated[
@@ -36,18 +46,31 @@ def export(
         str | None,
         typer.Option(
             help="A known model's name, or a JSON configuration or card, for checkpoints that do"
-            " not say which model they are. `bilateral models` lists the known ones."
+            " not say which model they are; or a JSON document of what the weights do not show,"
+            ' such as {"heads": 6}. `bilateral models` lists the known ones.'
         ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Which weights of a training checkpoint to take, such as model_ema."),
+        typer.Option(
+            help="Which weights of a training checkpoint to take: an entry such as model_ema, or"
+            " a prefix of names such as teacher. (with its dot)."
+        ),
     ] = None,
     image_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
+            metavar="SIDE|HEIGHTxWIDTH",
             help="Move an image classifier to this resolution: learned positions are interpolated,"
-            " coordinates rescaled."
+            " coordinates rescaled.",
+        ),
+    ] = None,
+    output: Annotated[
+        Output | None,
+        typer.Option(
+            help="What an image classifier returns: logits, or features: all its tokens, its class"
+            " token (cls), or what its head reads (pooled). Without a head: features, the class"
+            " token unless told."
         ),
     ] = None,
     sha256: Annotated[
@@ -85,6 +108,7 @@ def export(
 
     Example: bilateral export export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
+    from bilateral_export.checkpoint.features import with_output
     from bilateral_export.checkpoint.labels import with_labels
     from bilateral_export.checkpoint.load import load_checkpoint
     from bilateral_export.checkpoint.resolution import at_resolution
@@ -96,7 +120,9 @@ def export(
         if labels is not None:
             loaded = with_labels(loaded, labels)
         if image_size is not None:
-            loaded = at_resolution(loaded, image_size)
+            loaded = at_resolution(loaded, _size(image_size))
+        if output is not None:
+            loaded = with_output(loaded, output)
         if explain:
             require_classifier(loaded.card.model.family, checkpoint)
         exported = export_onnx(
@@ -138,6 +164,14 @@ def export(
     out.print(f"  out: {', '.join(map(str, exported.outputs))}", markup=False)
     for line in _about(loaded):
         out.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """The side of a square, or height and width, of an option such as 224 or 224x112."""
+    if not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", text):
+        raise UserError(f"--image-size {text} is not a size", "Give 224, or HEIGHTxWIDTH.")
+    height, _, width = text.partition("x")
+    return (int(height), int(width)) if width else int(height)
 
 
 def _about(checkpoint: Checkpoint) -> list[str]:

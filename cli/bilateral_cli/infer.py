@@ -10,6 +10,7 @@ import typer
 from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
 from bilateral_export.errors import UserError
+from bilateral_export.tensors import FEATURES, Array
 
 
 @app.command()
@@ -44,7 +45,8 @@ def infer(
     from bilateral_serving.client import Client
 
     with Client(url, timeout_s=timeout) as client:
-        about = client.model_metadata(name).metadata
+        info = client.model_metadata(name)
+        about = info.metadata
         if about is not None and isinstance(about.preprocessing, SegmentationPreprocessing):
             segment(client, name, files, about, overlay, top, json)
             return
@@ -52,6 +54,9 @@ def infer(
             raise UserError(
                 f"model '{name}' is no segmenter, so it has no overlay", "Leave --overlay out."
             )
+        if FEATURES in [output.name for output in info.outputs]:
+            _features(files, client.features(name, files), json)
+            return
         answers = client.classify(name, files, top)
     each = len(files) // len(answers)
     inputs = [
@@ -75,3 +80,16 @@ def infer(
         for rank, prediction in enumerate(answer)
     ]
     out.print(table(["input", "label", ">probability"], rows))
+
+
+def _features(files: list[Path], features: Array, json: bool) -> None:
+    """Print the features of each file: all of them for a machine, shape and norm for a person."""
+    if json:
+        pairs = zip(files, features, strict=True)
+        print_json([{"input": path, "features": one.tolist()} for path, one in pairs])
+        return
+    rows = [
+        (str(path), " x ".join(map(str, one.shape)), f"{float((one**2).sum()) ** 0.5:.4g}")
+        for path, one in zip(files, features, strict=True)
+    ]
+    out.print(table(["input", "features", ">norm"], rows))

@@ -96,7 +96,13 @@ def config_of(path: Path) -> ImageClassifierConfig:
     """
     metadata = read_metadata(path)
     require_classifier(metadata.family, path)
-    return ImageClassifierConfig.model_validate(metadata.model)
+    config = ImageClassifierConfig.model_validate(metadata.model)
+    if config.output != "logits":
+        raise UserError(
+            f"{path} returns features, and heat maps are drawn of a classification",
+            "Export the checkpoint with its head: leave --output out.",
+        )
+    return config
 
 
 def require_classifier(family: str, path: Path) -> None:

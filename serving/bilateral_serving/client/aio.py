@@ -116,6 +116,20 @@ class AsyncClient:
         """The `k` most probable classes of each input, best first; as `Client.classify`."""
         return await self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
+    async def features(
+        self,
+        model: str,
+        inputs: Sequence[Source],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Array:
+        """The features of each input, `[inputs, ...]`, of a model that was exported for them.
+
+        The inputs are prepared and sent as for `classify`.
+        """
+        return await self._run(self._flows.features(model, inputs, version, timeout_s))
+
     async def segment(
         self,
         model: str,

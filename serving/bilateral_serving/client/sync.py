@@ -156,6 +156,20 @@ class Client:
         """
         return self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
+    def features(
+        self,
+        model: str,
+        inputs: Sequence[Source],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Array:
+        """The features of each input, `[inputs, ...]`, of a model that was exported for them.
+
+        The inputs are prepared and sent as for `classify`.
+        """
+        return self._run(self._flows.features(model, inputs, version, timeout_s))
+
     def segment(
         self,
         model: str,

@@ -16,8 +16,10 @@ from bilateral_export.files import sha256
 
 INDEX = ".index.json"
 # What transformers, timm, Accelerate and DeepSpeed name their weights, best first.
-_WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}")
-_PICKLED = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+WEIGHTS = (
+    *("model.safetensors", f"model.safetensors{INDEX}"),
+    *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
+)
 _DOCUMENTS = ("config.json", "preprocessor_config.json")
 _WHOLE = "Download every file of one revision again."
 
@@ -28,7 +30,7 @@ def weights_in(folder: Path) -> Path | None:
     Raises:
         UserError: Several files might be it.
     """
-    for name in (*_WEIGHTS, *_PICKLED):
+    for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     documented = (folder / _DOCUMENTS[0]).is_file()

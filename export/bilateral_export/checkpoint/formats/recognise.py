@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from bilateral_export.checkpoint.formats.folder import INDEX, weights_in
+from bilateral_export.checkpoint.formats.folder import INDEX, WEIGHTS, weights_in
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 
@@ -132,6 +132,22 @@ def identify(path: Path, part: bool = False) -> Format:
         f"checkpoint {path} is truncated or not a checkpoint at all",
         "Give a .safetensors file or what torch.save wrote.",
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file or folder is a checkpoint, by its content or, where broken, by its name."""
+    if path.is_dir():
+        return not (path / "config.pbtxt").exists() and any(
+            (path / name).exists() for name in ("config.json", "adapter_config.json", *WEIGHTS)
+        )
+    if path.name.endswith((INDEX, ".safetensors", ".pt", ".pth", ".ckpt", ".bin")):
+        return True
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except (OSError, ValueError):
+        return False
+    return head.startswith(b"PK\x03\x04") or head[4:9] == b"\0\0\0\0{" or _TORCH_MAGIC in head
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
