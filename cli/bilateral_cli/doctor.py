@@ -1,4 +1,4 @@
-"""`bilateral doctor`: what would go wrong, before a server starts."""
+"""`bilateral doctor`: diagnosis of a repository and the machine before a server starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import DEFAULT_REPOSITORY, JsonOption, out, print_json, styled, table
-from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
     from bilateral_serving.doctor.findings import Diagnosis
@@ -19,51 +18,58 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 @app.command()
 def doctor(
-    repository: Annotated[Path, typer.Argument(help="The model repository to look at.")] = Path(
+    repository: Annotated[Path, typer.Argument(help="The model repository to check.")] = Path(
         DEFAULT_REPOSITORY
     ),
     container: Annotated[
         str | None,
-        typer.Option(metavar="RELEASE", help="NVIDIA's Triton container that will serve: 26.07."),
+        typer.Option(
+            metavar="RELEASE",
+            help="Release of NVIDIA's Triton container to serve in: 26.07.",
+        ),
     ] = None,
     tensorrt: Annotated[
         str | None,
         typer.Option(
-            metavar="VERSION", help="TensorRT in that container, where not known: 10.14.1."
+            metavar="VERSION",
+            help="TensorRT of a container whose release is not known: 10.14.1.",
         ),
     ] = None,
     tritonserver: Annotated[
-        Path | None, typer.Option(help="The tritonserver executable; searched for if left out.")
+        Path | None,
+        typer.Option(help="The tritonserver executable; by default it is searched for."),
     ] = None,
     plugin: Annotated[
-        Path | None, typer.Option(help="The plugin library that the server will be given.")
+        Path | None, typer.Option(help="The plugin library that the server will load.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address the server is to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address that the server will listen on.")
+    ] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 is off.")] = 8002,
+    http_port: Annotated[
+        int, typer.Option(help="Port of the HTTP service; 0 turns it off.")
+    ] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of the metrics; 0 turns them off.")
+    ] = 8002,
     run: Annotated[
         bool,
-        typer.Option("--run/--no-run", help="Open every model file and run its warm-up once."),
+        typer.Option("--run/--no-run", help="Load every model file and run its warm-up once."),
     ] = True,
     json: JsonOption = False,
 ) -> None:
-    """Look at the machine and at every model, and say what would fail and how to fix it.
+    """Check the machine and every model; print what would fail and how to fix it.
 
-    Plans against their manifests, the library and the GPU; configurations against the files'
-    inputs and outputs; labels, memory, ports, Python. Exit code 0 when nothing found is an error,
-    1 otherwise.
+    Plans are checked against their manifests, TensorRT and the GPU, configurations against the
+    model files; then labels, memory, ports and Python. Exit code 1 if any finding is an error, else
+    0.
 
     Example: bilateral doctor model_repository --container 26.07
     """
-    from bilateral_serving.doctor.containers import tensorrt_of
     from bilateral_serving.doctor.diagnose import diagnose
     from bilateral_serving.doctor.machine import read_machine
 
-    if container is not None and tensorrt is not None:
-        raise UserError("--container and --tensorrt were both given", "Give one of them.")
-    served_with = tensorrt_of(container) if container is not None else tensorrt
-    machine = read_machine(tritonserver, plugin, served_with)
+    machine = read_machine(tritonserver, plugin, tensorrt, container)
     ports = {"grpc": grpc_port, "http": http_port or None, "metrics": metrics_port or None}
     diagnosis = diagnose(repository, machine, host, ports, run=run)
     if json:

@@ -1,4 +1,4 @@
-"""`bilateral generate`: new words from a served language model, as they come."""
+"""`bilateral generate`: streaming text generation by a served language model."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print
 @app.command()
 def generate(
     name: Annotated[str, typer.Argument(help="The served language model.")],
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; may be empty.")] = "",
+    prompt: Annotated[str, typer.Argument(help="The text to continue; may be empty.")] = "",
     url: UrlOption = DEFAULT_URL,
-    max_tokens: Annotated[int, typer.Option(help="Most words to generate.")] = 50,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of words.")] = 50,
     temperature: Annotated[
-        float, typer.Option(help="0 takes the most probable word, 1 draws from the model.")
+        float,
+        typer.Option(help="0 takes the most probable word; 1 samples from the model."),
     ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw from so many words; 0: from all.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(help="Sample from the k most probable words; 0: from all.")
+    ] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the most probable words of this total probability.")
+        float, typer.Option(help="Sample from the most probable words with this total probability.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same words.")] = 0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End at this text; may be given several times.")
+        list[str] | None, typer.Option(help="Stop at this text; may be repeated.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Deadline of the whole text, in seconds.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Deadline for the whole text, in seconds.")] = 60.0,
     json: JsonOption = False,
 ) -> None:
-    """Continue a text with a served language model, word by word as the server has them.
+    """Continue a text with a served language model and print each word when it arrives.
 
-    The model is one that was added to the repository with --stream.
+    The model must have been added to the repository with --stream.
 
     Example: bilateral generate pydoc "The class" --max-tokens 30 --top-k 20
     """

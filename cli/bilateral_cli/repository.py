@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -17,10 +17,6 @@ from bilateral_cli.console import (
     print_json,
     table,
 )
-from bilateral_export.errors import UserError
-
-if TYPE_CHECKING:
-    from bilateral_serving.repository import Entry
 
 repository_app = typer.Typer(
     no_args_is_help=True,
@@ -44,25 +40,30 @@ def add(
         ),
     ] = "python",
     version: Annotated[
-        int | None, typer.Option(help="The version number; the next one if left out.")
+        int | None, typer.Option(help="The version number; by default the next one.")
     ] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(help="Largest batch; 8 where the graph's batch is dynamic.")
+        int | None,
+        typer.Option(help="Largest batch; by default 8 if the graph's batch is dynamic."),
     ] = None,
-    instances: Annotated[int | None, typer.Option(help="Copies that run side by side.")] = None,
+    instances: Annotated[
+        int | None, typer.Option(help="Copies of the model that run in parallel.")
+    ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one instance; 0 shares the cores evenly.")
+        int | None, typer.Option(help="Threads per instance; 0 shares the cores evenly.")
     ] = None,
     max_queue_delay_us: Annotated[
         int | None,
-        typer.Option(help="How long a request may wait for others in its batch, in microseconds."),
+        typer.Option(help="How long a request may wait for its batch to fill, in microseconds."),
     ] = None,
     versions: Annotated[
         str | None, typer.Option(help="Which versions to serve: latest, latest:N, all, or 1,3.")
     ] = None,
     warmup: Annotated[
         bool | None,
-        typer.Option("--warmup/--no-warmup", help="Run each instance once before it is ready."),
+        typer.Option(
+            "--warmup/--no-warmup", help="Run each instance once before the server is ready."
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or gpu.")] = None,
     runtime: Annotated[
@@ -72,18 +73,21 @@ def add(
     spinning: Annotated[
         bool | None,
         typer.Option(
-            "--spinning/--no-spinning", help="Whether ONNX Runtime's threads wait busily."
+            "--spinning/--no-spinning",
+            help="Whether ONNX Runtime's threads busy-wait during a request.",
         ),
     ] = None,
     lower: Annotated[
         bool,
-        typer.Option("--lower/--no-lower", help="On a CPU, serve the form fastest on its runtime."),
+        typer.Option(
+            "--lower/--no-lower", help="On a CPU, serve the model lowered for its runtime."
+        ),
     ] = True,
     stream: Annotated[
         bool | None,
         typer.Option(
             "--stream",
-            help="Serve a language model as text in, words out, one by one, instead of as tensors.",
+            help="Serve a language model as a stream of words instead of as tensors.",
         ),
     ] = None,
     interface: Annotated[
@@ -94,30 +98,27 @@ def add(
 ) -> None:
     """Add a model file as a new version, with its config.pbtxt.
 
-    The version appears whole or not at all. Its configuration is checked against the model's real
-    inputs and outputs and against the versions that are there; then the version is opened and run
-    once, as the server will. What another tool did to the file is said.
+    The version appears whole or not at all. Its configuration is checked against the model's inputs
+    and outputs and against the other versions; then the version is loaded and run once, as the
+    server will. Changes that other tools made to the file are listed.
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
-    from bilateral_export.artifact import load_graph
-    from bilateral_export.graph.changes import changes
     from bilateral_serving import repository as repositories
     from bilateral_serving.config import Settings, Target
 
-    given: dict[str, Any] = {
-        "max_batch_size": max_batch_size,
-        "instances": instances,
-        "threads": threads,
-        "max_queue_delay_us": max_queue_delay_us,
-        "versions": versions,
-        "warmup": warmup,
-        "device": device,
-        "runtime": runtime,
-        "spinning": spinning,
-        "stream": stream,
-    }
-    chosen = {option: value for option, value in given.items() if value is not None}
+    settings = Settings.given(
+        max_batch_size=max_batch_size,
+        instances=instances,
+        threads=threads,
+        max_queue_delay_us=max_queue_delay_us,
+        versions=versions,
+        warmup=warmup,
+        device=device,
+        runtime=runtime,
+        spinning=spinning,
+        stream=stream,
+    )
     with notes.status(f"Adding {model}"):
         entry = repositories.add(
             name,
@@ -125,21 +126,16 @@ def add(
             Path(repository),
             target=cast(Target, target),
             version=version,
-            settings=Settings(**chosen) if chosen else None,
+            settings=settings,
             interface=interface,
             lower=lower,
         )
     if json:
-        print_json(_as_json(entry) | {"remarks": entry.remarks})
+        print_json(entry.document | {"remarks": entry.remarks})
         return
+    for note in repositories.notes_on(entry, model):
+        notes.print(note, soft_wrap=True, markup=False, highlight=False)
     newest = entry.versions[-1]
-    for remark in entry.remarks:
-        notes.print(f"Note on {model}: {remark}", soft_wrap=True, markup=False, highlight=False)
-    if entry.target == "tensorrt":
-        _print_launch(newest.directory)
-    else:
-        for change in changes(load_graph(model, weights=False)):
-            notes.print(f"{model} was changed since its export: {change}", markup=False)
     out.print(
         f"{newest.directory}: version {newest.number} of {entry.name}, target {entry.target},"
         f" batches up to {entry.max_batch_size}",
@@ -157,7 +153,7 @@ def list_models(
 
     entries = list_entries(Path(repository))
     if json:
-        print_json([_as_json(entry) for entry in entries])
+        print_json([entry.document for entry in entries])
         return
     rows = [
         (
@@ -177,12 +173,12 @@ def list_models(
 def show(
     name: NameArgument, repository: RepositoryOption = DEFAULT_REPOSITORY, json: JsonOption = False
 ) -> None:
-    """Show one model: inputs, outputs, versions, and what the artifact says of itself."""
+    """Show one model: inputs, outputs, versions and metadata."""
     from bilateral_serving import repository as repositories
 
     entry = repositories.show(name, Path(repository))
     if json:
-        print_json(_as_json(entry))
+        print_json(entry.document)
         return
     rows: list[tuple[str, object]] = [
         ("directory", entry.directory),
@@ -205,7 +201,7 @@ def remove(
     name: NameArgument,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     version: Annotated[
-        int | None, typer.Option(help="Only this version; the whole model if left out.")
+        int | None, typer.Option(help="Remove only this version; by default the whole model.")
     ] = None,
 ) -> None:
     """Remove a model, or one version of it."""
@@ -214,42 +210,3 @@ def remove(
     repositories.remove(name, Path(repository), version=version)
     said = f"Removed {name}" + (f" version {version}" if version else "")
     out.print(said, soft_wrap=True, markup=False)
-
-
-def _print_launch(version: Path) -> None:
-    """What whoever starts tritonserver by hand must add; `bilateral serve` does it by itself."""
-    from bilateral_serving.config import MODEL_FILES
-    from bilateral_serving.repository.plan import launch_arguments
-
-    try:
-        arguments = launch_arguments([version / MODEL_FILES["tensorrt"]])
-    except UserError as refusal:  # it is added all the same; another machine may serve it
-        notes.print(f"Before it is served: {refusal}", soft_wrap=True, markup=False)
-        return
-    if arguments:
-        notes.print(f"Start tritonserver with {' '.join(arguments)}", soft_wrap=True, markup=False)
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "directory": str(entry.directory),
-        "target": entry.target,
-        "max_batch_size": entry.max_batch_size,
-        "instances": entry.instances,
-        "threads": entry.threads,
-        "max_queue_delay_us": entry.max_queue_delay_us,
-        "device": entry.device,
-        "inputs": [str(tensor) for tensor in entry.inputs],
-        "outputs": [str(tensor) for tensor in entry.outputs],
-        "versions": [
-            {
-                "number": version.number,
-                "directory": str(version.directory),
-                "bytes": version.size,
-                "metadata": version.metadata.model_dump(mode="json") if version.metadata else None,
-                "provenance": version.provenance.model_dump() if version.provenance else None,
-            }
-            for version in entry.versions
-        ],
-    }

@@ -1,4 +1,4 @@
-"""`bilateral serve`: the real tritonserver on a model repository."""
+"""`bilateral serve`: tritonserver on a model repository, supervised."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_REPOSITORY, RepositoryOption, notes, out, progress
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from bilateral_serving.server import Progress, RunningServer
     from bilateral_serving.server.processes.log import LogLine
 
@@ -20,34 +22,32 @@ _STYLES = {"error": "red", "warning": "yellow", "info": "dim", "debug": "dim"}
 @app.command()
 def serve(
     models: Annotated[
-        list[str] | None, typer.Argument(help="The models to serve; all if none is named.")
+        list[str] | None, typer.Argument(help="The models to serve; all of them if none is named.")
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on; 0.0.0.0 and :: are every one of this machine."),
+        typer.Option(help="Address to listen on; 0.0.0.0 and :: listen on all interfaces."),
     ] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 is off.")] = 0,
+    http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 turns it off.")] = 0,
     metrics_port: Annotated[
-        int, typer.Option(help="Port of the Prometheus metrics; 0 is off.")
+        int, typer.Option(help="Port of the Prometheus metrics; 0 turns them off.")
     ] = 8002,
     tritonserver: Annotated[
         Path | None,
         typer.Option(
-            help="The tritonserver executable; if left out, PATH, /opt/tritonserver and the"
-            " installed wheel are searched."
+            help="The tritonserver executable; by default it is looked for on PATH, in"
+            " /opt/tritonserver and in the installed wheel."
         ),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option(help="End with an error if any model cannot be served.")
-    ] = False,
+    strict: Annotated[bool, typer.Option(help="Fail if any model cannot be served.")] = False,
     direct: Annotated[
         bool | None,
         typer.Option(
             "--direct/--front-door",
-            help="Whether callers connect to tritonserver itself, which with version 2.51 one of"
-            " them can end for all; if left out, its version decides.",
+            help="Whether callers connect to tritonserver itself or to the front door, which keeps"
+            " one caller from crashing tritonserver 2.51 for all; by default its version decides.",
         ),
     ] = None,
     start_timeout: Annotated[
@@ -55,17 +55,16 @@ def serve(
     ] = 300.0,
     stop_timeout: Annotated[
         float,
-        typer.Option(min=0.0, help="Seconds that requests under way get to finish at the end."),
+        typer.Option(min=0.0, help="Seconds that running requests get to finish at the end."),
     ] = 30.0,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show all of the server's log.")
+        bool, typer.Option("--verbose", "-v", help="Show the server's whole log.")
     ] = False,
 ) -> None:
-    """Serve the model repository with the real tritonserver until Ctrl-C.
+    """Serve the model repository with tritonserver until Ctrl-C.
 
-    What the server needs is checked before it starts: the Python it runs models in, free ports, a
-    model to serve. It is ready when the last line says so, is started again if it dies or stops
-    answering, and leaves no process behind.
+    Python, ports and models are checked before the server starts. It is ready when the last line
+    says so, is restarted if it crashes or stops answering, and leaves no process behind.
 
     Example: bilateral serve digits
     """
@@ -86,39 +85,45 @@ def serve(
         stop_timeout_s=stop_timeout,
     )
 
-    def on_log(line: LogLine) -> None:
-        if verbose or line.level in ("error", "warning"):
-            notes.print(line.text, style=_STYLES[line.level], markup=False, highlight=False)
-
-    def on_event(text: str) -> None:
-        notes.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
     with signals_counted() as signals, progress() as bar:
-        task = bar.add_task("Starting tritonserver", total=None)
-
-        def on_progress(done: Progress) -> None:
-            loaded = f"{len(done.loaded)} of {done.total} models"
-            bar.update(
-                task, description=f"Loading {loaded}", completed=len(done.loaded), total=done.total
-            )
-
-        def on_ready(server: RunningServer) -> None:
-            bar.stop()
-            for name, reason in server.failed.items():
-                on_event(f"Model '{name}' is not served: {reason}")
-            out.print(
-                f"Ready after {server.start_s:.1f} s: {', '.join(server.models)} at"
-                f" {server.url} (gRPC). Ctrl-C stops it.",
-                soft_wrap=True,
-                markup=False,
-            )
-
+        display = _Display(bar, verbose)
         serve_models(
             options,
             signals=signals,
-            on_log=on_log,
-            on_progress=on_progress,
-            on_ready=on_ready,
-            on_event=on_event,
+            on_log=display.log,
+            on_progress=display.progress,
+            on_ready=display.ready,
+            on_event=display.event,
         )
         notes.print("Stopped.")
+
+
+class _Display:
+    """What the terminal shows of a server: a bar while models load, then one line per event."""
+
+    def __init__(self, bar: Bar, verbose: bool) -> None:
+        self._bar, self._verbose = bar, verbose
+        self._task = bar.add_task("Starting tritonserver", total=None)
+
+    def log(self, line: LogLine) -> None:
+        if self._verbose or line.level in ("error", "warning"):
+            notes.print(line.text, style=_STYLES[line.level], markup=False, highlight=False)
+
+    def event(self, text: str) -> None:
+        notes.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, done: Progress) -> None:
+        loaded, total = len(done.loaded), done.total
+        text = f"Loading {loaded} of {total} models"
+        self._bar.update(self._task, description=text, completed=loaded, total=total)
+
+    def ready(self, server: RunningServer) -> None:
+        self._bar.stop()
+        for name, reason in server.failed.items():
+            self.event(f"Model '{name}' is not served: {reason}")
+        out.print(
+            f"Ready after {server.start_s:.1f} s: {', '.join(server.models)} at"
+            f" {server.url} (gRPC). Ctrl-C stops it.",
+            soft_wrap=True,
+            markup=False,
+        )

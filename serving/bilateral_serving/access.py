@@ -56,13 +56,13 @@ def published_token(grpc_port: int) -> Iterator[str]:
 
 
 def is_token(shown: str | bytes, token: str) -> bool:
-    """Whether what a caller shows is the token; takes as long whatever it shows."""
+    """Return whether what a caller shows is the token; takes as long whatever it shows."""
     shown = shown.encode(errors="replace") if isinstance(shown, str) else shown
     return hmac.compare_digest(shown, token.encode())
 
 
 def find_token(url: str) -> str | None:
-    """The token of the server at a loopback "host:port", if this user started it; else None."""
+    """Return the token of the server at a loopback "host:port" that this user started, or None."""
     port = url.rpartition(":")[2]
     if not is_loopback(url) or not port.isdecimal():
         return None
@@ -73,13 +73,13 @@ def find_token(url: str) -> str | None:
 
 
 def call_metadata(url: str) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call that manages the server at `url`; empty where there is no token."""
+    """Return the metadata of a call that manages the server at `url`; empty without a token."""
     token = find_token(url)
     return ((METADATA_KEY, token),) if token else ()
 
 
 def is_loopback(url: str) -> bool:
-    """Whether "host:port" names this machine's loopback interface."""
+    """Return whether "host:port" names this machine's loopback interface."""
     host = url.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -112,12 +112,12 @@ def _directory() -> Path:
 
 
 def _token(path: Path) -> str | None:
-    """The first line of a token file; the second names the process that serves."""
+    """Return the first line of a token file; the second names the process that serves."""
     return (_read(path) or "").partition("\n")[0] or None
 
 
 def _read(path: Path) -> str | None:
-    """A token file's content; None if there is none, or others could have written or read it."""
+    """Return a token file's content; None if it is missing or open to other users."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

@@ -1,4 +1,4 @@
-"""Triton's names of element types and sizes, and the project's."""
+"""Triton's element types and sizes, converted to and from `TensorSpec`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NUMPY_NAMES = {triton: numpy for numpy, triton in TRITON_NAMES.items()}
 
 
 def triton_name(spec: TensorSpec) -> str:
-    """Triton's name of the element type."""
+    """Return Triton's name of the element type."""
     return TRITON_NAMES[spec.dtype]
 
 
 def from_triton(name: str, datatype: str, sizes: Sequence[int], batched: bool) -> TensorSpec:
-    """A tensor as Triton describes it; dynamic sizes, which have no names there, get one each.
+    """Return a tensor as Triton describes it; each dynamic size gets a name.
 
     Args:
         name: The tensor's name.

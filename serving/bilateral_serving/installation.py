@@ -1,4 +1,4 @@
-"""Where a tritonserver is, and what its Python backend runs on."""
+"""The installed tritonserver: its executable, backends, version and libpython."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Installation:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a GPU that NVIDIA's driver serves."""
+    """Return whether this machine has a GPU that NVIDIA's driver serves."""
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
@@ -84,7 +84,7 @@ def find(binary: Path | None = None) -> Installation:
 
 
 def describe(binary: Path) -> Installation:
-    """The installation that an executable belongs to, by the layout around it."""
+    """Return the installation that an executable belongs to, by the layout around it."""
     root = binary.resolve().parent.parent
     stubs = root / "python_backend_stubs"
     libraries = root.parent.parent / "nvidia_pytriton.libs"
@@ -97,7 +97,7 @@ def describe(binary: Path) -> Installation:
 
 
 def needs_front_door(version: str | None) -> bool:
-    """Whether a server of this version dies of calls that are cancelled or late.
+    """Return whether a server of this version dies of calls that are cancelled or late.
 
     Seen to die: 2.51, the wheel's. Triton's developers mended what they found of it in two steps,
     the second in March 2025 (triton-inference-server/server, pull requests 7840 and 8078). Newer
@@ -108,7 +108,7 @@ def needs_front_door(version: str | None) -> bool:
 
 
 def find_libpython(directories: Iterable[Path] | None = None) -> Path | None:
-    """The running Python's shared library, which the stub of the wheel loads.
+    """Return the running Python's shared library, which the stub of the wheel loads.
 
     Args:
         directories: Where to look. None: beside this Python, then where systems keep libraries.

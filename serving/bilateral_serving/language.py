@@ -1,4 +1,4 @@
-"""What the clients share for language models served as streams of words. No network."""
+"""Requests to and responses of language models served as streams of words, without network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SCORING = Sampling(max_tokens=0)
 
 
 def sampling(**options: Any) -> Sampling:
-    """`Sampling` of at least one word, refused here before anything is sent.
+    """Return `Sampling` of at least one word, refused here before anything is sent.
 
     Raises:
         UserError: An option is out of its range, or not UTF-8.
@@ -82,7 +82,7 @@ def check_stream(config: Any) -> None:
 def to_request(
     model: str, version: str, name: str, text: str, options: Sampling
 ) -> pb.ModelInferRequest:
-    """A text and the options as a request called `name`; `SCORING` asks for the text's score.
+    """Return the request `name` for a text and options; `SCORING` asks for the text's score.
 
     Raises:
         UserError: The text is not UTF-8.
@@ -106,7 +106,7 @@ def to_request(
 
 
 def to_leave(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
-    """The message that ends a request's stream early, see `python_backend/stream.py`.
+    """Return the message that ends a request's stream early, see `python_backend/stream.py`.
 
     It has no text to score either: a model that does not know the message refuses it.
     """
@@ -116,7 +116,7 @@ def to_leave(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
 
 
 def words(what: str, result: Any) -> list[Word]:
-    """The words of one response; none for the empty one that ends a stream.
+    """Return the words of one response; none for the empty one that ends a stream.
 
     Raises:
         UserError: A likelihood is NaN or infinite; it names the model as `what`.
@@ -133,6 +133,6 @@ def words(what: str, result: Any) -> list[Word]:
 
 
 def is_final(result: Any) -> bool:
-    """Whether a response is a request's last."""
+    """Return whether a response is a request's last."""
     parameters = result.get_response().parameters
     return bool(parameters["triton_final_response"].bool_param)

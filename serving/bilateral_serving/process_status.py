@@ -1,4 +1,4 @@
-"""What the kernel says of a process, from /proc (proc(5))."""
+"""Process status from /proc (proc(5)): parent, processor time, start, command."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_status(pid: int) -> ProcessStatus | None:
 
 
 def children(parent: int) -> dict[int, ProcessStatus]:
-    """The processes that a process has started and that still run, by number."""
+    """Return the processes that a process has started and that still run, by number."""
     found = {}
     for directory in _PROC.glob("[0-9]*"):
         status = read_status(int(directory.name))
@@ -57,7 +57,7 @@ def children(parent: int) -> dict[int, ProcessStatus]:
 
 
 def busy_s(pid: int) -> float:
-    """Seconds that a process has run, and that its threads have waited for a processor."""
+    """Return seconds that a process has run, and that its threads have waited for a processor."""
     status = read_status(pid)
     waited_ns = 0
     for thread in (_PROC / str(pid) / "task").glob("[0-9]*"):
@@ -67,7 +67,7 @@ def busy_s(pid: int) -> float:
 
 
 def owner_name(pid: int) -> str:
-    """A name for what a process leaves behind, from which `owner_is_gone` sees that it has ended.
+    """Return a name for what a process leaves behind; `owner_is_gone` reads it.
 
     Raises:
         ProcessLookupError: There is no such process.
@@ -79,7 +79,7 @@ def owner_name(pid: int) -> str:
 
 
 def owner_is_gone(name: str) -> bool:
-    """Whether the process of an `owner_name` has ended; False for one of another PID namespace."""
+    """Return whether the process of an `owner_name` has ended; False in another PID namespace."""
     try:
         namespace, pid, started = (int(part, 16) for part in name.split("-"))
     except ValueError:

@@ -28,7 +28,7 @@ def check_finite(what: str, arrays: Mapping[str, Array]) -> None:
 
 
 def utf8(what: str, text: str) -> bytes:
-    """A text as it is sent.
+    """Return a text as it is sent.
 
     Raises:
         UserError: It holds surrogates: bytes of a command line that are not UTF-8.

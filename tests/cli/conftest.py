@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders.exported import exported
 
 from bilateral_cli.console import notes, out
 from bilateral_cli.main import run
@@ -62,9 +63,4 @@ def bilateral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture(scope="session")
 def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from bilateral_export.checkpoint.load import load_checkpoint
-    from bilateral_export.graph.export import export_onnx
-
-    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
-    export_onnx(load_checkpoint(DIGITS), path)
-    return path
+    return exported("digits_bilateral", tmp_path_factory)

@@ -175,4 +175,4 @@ class TestDoctor:
         assert both.code == 2
         no_version = bilateral("doctor", tmp_path, "--tensorrt", "newest")
         assert no_version.code == 2
-        assert "no version of TensorRT" in no_version.err
+        assert "not a version of TensorRT" in no_version.err

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.builders.exported import exported
 from tests.cli.conftest import CHECKPOINTS, Bilateral
 from tests.cli.test_bad_input import refused
 from torch import nn
@@ -47,14 +48,15 @@ def segmenter(path: Path) -> Path:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("families")
     sources = {
-        "listops": CHECKPOINTS / "listops_bilateral.safetensors",
-        "pydoc": CHECKPOINTS / "pydoc_bilateral.safetensors",
-        "segmenter": segmenter(root / "segmenter.safetensors"),
+        "listops": exported("listops_bilateral", tmp_path_factory),
+        "pydoc": exported("pydoc_bilateral", tmp_path_factory),
+        "segmenter": export_onnx(
+            load_checkpoint(segmenter(root / "segmenter.safetensors")), root / "segmenter.onnx"
+        ).path,
     }
     for name, source in sources.items():
-        export_onnx(load_checkpoint(source), root / f"{name}.onnx")
         settings = Settings(threads=1, stream=name == "pydoc")
-        repository.add(name, root / f"{name}.onnx", root / "models", settings=settings)
+        repository.add(name, source, root / "models", settings=settings)
     options = ServerOptions(
         root / "models", grpc_port=free_port(), http_port=None, metrics_port=None
     )
@@ -109,7 +111,7 @@ def test_infer_writes_a_segmenters_overlay(bilateral: Bilateral, url: str, tmp_p
         (("score", "pydoc", "nowhere.txt"), "nowhere.txt"),
         (("infer", "pydoc", HELDOUT), "pydoc"),
         (("infer", "segmenter", "photo.jpg", "--top", 0), "--top"),
-        (("infer", "listops", HELDOUT, "--overlay", "pictures"), "no segmenter"),
+        (("infer", "listops", HELDOUT, "--overlay", "pictures"), "not a segmenter"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(

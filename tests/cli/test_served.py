@@ -10,19 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.cli.test_bad_input import refused
 from tests.serving.server.live_processes import management
 from tritonclient.grpc import InferenceServerClient
 
 from bilateral_benchmarks.load.ports import free_port
-from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import METADATA_KEY
 from bilateral_serving import repository
 from bilateral_serving.server import ServerOptions, running
@@ -35,10 +34,13 @@ IMAGES = [CHECKPOINTS / "digits" / f"{digit}-0.png" for digit in (3, 7)]
 def models(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository") / "models"
     repository.add("digits", digits_onnx, root)
-    trained = load_checkpoint(DIGITS)
-    state = {name: tensor * 1.001 for name, tensor in trained.state.items()}
-    stale = export_onnx(replace(trained, state=state), root.parent / "stale.onnx")
-    repository.add("stale", stale.path, root)
+    stale = onnx.load(digits_onnx)
+    for weight in stale.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            changed = numpy_helper.to_array(weight) * np.float32(1.001)
+            weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    onnx.save(stale, root.parent / "stale.onnx")
+    repository.add("stale", root.parent / "stale.onnx", root)
     named = onnx.load(digits_onnx)
     (entry,) = [entry for entry in named.metadata_props if entry.key == METADATA_KEY]
     entry.value = json.dumps(json.loads(entry.value) | {"labels": LABELS})

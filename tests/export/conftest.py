@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from tests.builders.attention_graphs import attention_model
+from tests.builders.exported import exported
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.graph.export import export_onnx
 from bilateral_export.op.contract import OperatorVariant
 from bilateral_export.tensors import Array
 
@@ -24,10 +24,8 @@ def digits() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(digits: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("digits") / "digits.onnx"
-    export_onnx(digits, path)
-    return path
+def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported("digits_bilateral", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.builders.exported import exported
 from tests.serving.server.live_processes import free_ports
 from torch import nn
 
@@ -48,7 +49,7 @@ from bilateral_serving.server import ServerOptions, running
 
 CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
 GAUSSIAN = AttentionConfig(range_kernel="gaussian", spatial_kernel="gaussian")
-SMALL = {"dim": 16, "hidden": 32, "attention": GAUSSIAN}
+SMALL = {"dim": 16, "depth": 1, "hidden": 32, "attention": GAUSSIAN}
 PIXELS = SequenceClassifierConfig(vocabulary=256, length=1024, grid=(32, 32), **SMALL)
 PAIRS = SequenceClassifierConfig(vocabulary=257, length=64, documents=2, **SMALL)
 WINDOWS = SegmenterConfig(
@@ -102,10 +103,14 @@ def served(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("families")
     one = Settings(threads=1, max_batch_size=4)
     for name, checkpoint in models.items():
-        export_onnx(checkpoint, root / f"{name}.onnx")
-        repository.add(name, root / f"{name}.onnx", root / "models", settings=one)
+        if name in PREPROCESSING:
+            path = export_onnx(checkpoint, root / f"{name}.onnx").path
+        else:
+            path = exported(f"{name}_bilateral", tmp_path_factory)
+        repository.add(name, path, root / "models", settings=one)
     stream = Settings(threads=1, stream=True)
-    repository.add("pydoc-words", root / "pydoc.onnx", root / "models", settings=stream)
+    words = exported("pydoc_bilateral", tmp_path_factory)
+    repository.add("pydoc-words", words, root / "models", settings=stream)
     return root / "models"
 
 
@@ -294,11 +299,13 @@ def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
     assert not caplog.records  # no stream had to be cancelled
 
 
-def test_a_stream_has_one_instance(served: Path, tmp_path: Path) -> None:
+def test_a_stream_has_one_instance(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with pytest.raises(UserError, match="served by one instance, not 2"):
         repository.add(
             "words",
-            served.parent / "pydoc.onnx",
+            exported("pydoc_bilateral", tmp_path_factory),
             tmp_path,
             settings=Settings(stream=True, instances=2),
         )
@@ -419,7 +426,7 @@ def test_classes_cross_the_wire_as_one_byte_a_pixel(client: Client) -> None:
 
 
 def test_a_model_asked_for_what_it_is_not_says_so(client: Client) -> None:
-    with pytest.raises(UserError, match="is no classifier"):
+    with pytest.raises(UserError, match="is not a classifier"):
         client.classify("segmenter", [b"x"])
-    with pytest.raises(UserError, match="is no segmenter"):
+    with pytest.raises(UserError, match="is not a segmenter"):
         client.segment("listops", [b"x"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,14 +18,11 @@ from typing import Any, TypeVar
 from bilateral_export.tensors import Array
 from bilateral_serving import language
 from bilateral_serving.client import streams
+from bilateral_serving.client.base import BaseClient
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.client.flows import Flows
 from bilateral_serving.client.inputs.files import Source
 from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import (
-    DEFAULT_RETRIES,
-    DEFAULT_TIMEOUT_S,
-    DEFAULT_URL,
     ModelInfo,
     Prediction,
 )
@@ -36,21 +32,8 @@ from bilateral_serving.language import Sampling, Score, Word
 Result = TypeVar("Result")
 
 
-class AsyncClient:
-    """A connection to one Triton server, for one event loop. See `Client` for every argument."""
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retries: int = DEFAULT_RETRIES,
-        shared_memory: bool | None = None,
-        token: str | None = None,
-    ) -> None:
-        self.url = url
-        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
-        weakref.finalize(self, self._flows.close)
+class AsyncClient(BaseClient):
+    """A connection to one Triton server, for one event loop; see `BaseClient`."""
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -68,11 +51,11 @@ class AsyncClient:
         await asyncio.to_thread(self._flows.close)
 
     async def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
-        """Whether the server (or one model) is ready; False also if no server answers."""
+        """Return whether the server (or one model) is ready; False also if no server answers."""
         return await self._run(self._flows.is_ready(model, timeout_s))
 
     async def server_name(self, *, timeout_s: float | None = None) -> str:
-        """The name that the server gives itself (tritonserver's option --id)."""
+        """Return the name that the server gives itself (tritonserver's option --id)."""
         return await self._run(self._flows.server_name(timeout_s))
 
     async def model_metadata(
@@ -85,7 +68,7 @@ class AsyncClient:
     async def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
-        """The model's configuration as Triton's protobuf message ModelConfig."""
+        """Return the model's configuration as Triton's protobuf message ModelConfig."""
         deadline = self._flows.deadline(timeout_s)
         return await self._run(self._flows.config(model, version, deadline))
 
@@ -113,7 +96,7 @@ class AsyncClient:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each input, best first; as `Client.classify`."""
+        """Return the `k` most probable classes of each input, best first; as `Client.classify`."""
         return await self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
     async def features(
@@ -124,7 +107,7 @@ class AsyncClient:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Array:
-        """The features of each input, `[inputs, ...]`, of a model that was exported for them.
+        """Return the features of each input, `[inputs, ...]`, of a model that was exported for them.
 
         The inputs are prepared and sent as for `classify`.
         """
@@ -138,7 +121,7 @@ class AsyncClient:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classes]:
-        """The class of every pixel of each image; as `Client.segment`."""
+        """Return the class of every pixel of each image; as `Client.segment`."""
         return await self._run(self._flows.segment(model, images, version, timeout_s))
 
     async def generate(
@@ -150,7 +133,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Any,
     ) -> AsyncGenerator[Word, None]:
-        """New words after a prompt, as they come; the options are those of `Client.generate`."""
+        """Yield new words after a prompt, as they come; the options are `Client.generate`'s."""
         deadline = self._flows.deadline(timeout_s)
         stream = self._stream(model, prompt, language.sampling(**options), version, deadline)
         async with contextlib.aclosing(stream) as words:  # closed with this generator, not later
@@ -160,7 +143,7 @@ class AsyncClient:
     async def score(
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
-        """The likelihood of each word of a text; as `Client.score`."""
+        """Return the likelihood of each word of a text; as `Client.score`."""
         deadline = self._flows.deadline(timeout_s)
         words = self._stream(model, text, language.SCORING, version, deadline)
         return Score(tuple([word async for word in words]))

@@ -54,7 +54,7 @@ _forks = 0  # between the first process and this one
 
 
 def process() -> tuple[int, int]:
-    """What this process differs in from those it was forked from; a number alone is used again."""
+    """Return what identifies this process among its forks; process numbers alone are reused."""
     return os.getpid(), _forks
 
 

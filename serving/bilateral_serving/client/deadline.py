@@ -1,4 +1,4 @@
-"""The end of one call."""
+"""The deadline of one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What went wrong with a call, in one line, and whether it may be tried again."""
+"""Errors of a call, each in one line, and which calls may be retried."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tritonclient.utils import InferenceServerException
 from bilateral_export.errors import UserError
 from bilateral_serving.access import is_loopback
 from bilateral_serving.client.deadline import Deadline
+from bilateral_serving.transport import has_broken, was_not_sent
 
 START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
 
@@ -17,7 +18,6 @@ _FIRST_PAUSE_S = 0.1
 
 # How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
 _NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
-_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "connection")
 
 
 def check_url(url: str) -> str:
@@ -51,13 +51,15 @@ def late(url: str, deadline: Deadline, what: str) -> LateError:
 def pause_before_retry(
     error: InferenceServerException, attempt: int, retries: int, deadline: Deadline
 ) -> float | None:
-    """Seconds to wait before trying again, or None if the call must not be repeated.
+    """Return seconds to wait before trying again, or None if the call must not be repeated.
 
     The rule: only a call that never reached a server is repeated, that is, one for which no
     connection could be made. Whatever may have run once is not run twice.
     """
     pause = _FIRST_PAUSE_S * 2.0**attempt
-    return pause if _unsent(error) and attempt < retries and pause < deadline.left_s else None
+    if attempt >= retries or pause >= deadline.left_s or not _unsent(error):
+        return None
+    return pause
 
 
 def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
@@ -75,7 +77,7 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
         return late(url, deadline, what)
     if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
         return UserError(f"no Triton server answers at {url}", _proxy_hint(url) or START_A_SERVER)
-    if status == "UNAVAILABLE" and any(sign in lower for sign in _BROKEN):
+    if has_broken(status, message):
         return UserError(
             f"{what}: the connection to {url} broke before the answer came",
             "Look whether the server still runs; the request may or may not have been executed.",
@@ -96,7 +98,7 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
 
 
 def refusal(error: UserError) -> str | None:
-    """What the server said when it refused a call; None if none answered at all, or not in time."""
+    """Return what the server said when it refused a call; None if none answered in time."""
     cause = error.__cause__
     if not isinstance(cause, InferenceServerException):
         return None
@@ -105,7 +107,7 @@ def refusal(error: UserError) -> str | None:
 
 
 def needs_token(error: UserError) -> bool:
-    """Whether the server refused a call for want of its token."""
+    """Return whether the server refused a call for want of its token."""
     cause = error.__cause__
     return isinstance(cause, InferenceServerException) and (
         _status(cause) == "PERMISSION_DENIED" or "protocol is restricted" in _message(cause)
@@ -113,7 +115,7 @@ def needs_token(error: UserError) -> bool:
 
 
 def lost_region(error: UserError) -> bool:
-    """Whether a request was not executed because the server (a new one) lacks its shared memory."""
+    """Return whether a request did not run because a new server lacks its shared memory."""
     cause = error.__cause__
     return isinstance(cause, InferenceServerException) and (
         _unsent(cause) or "shared memory region" in (refusal(error) or "")
@@ -121,11 +123,11 @@ def lost_region(error: UserError) -> bool:
 
 
 def _unsent(error: InferenceServerException) -> bool:
-    return _status(error) == "UNAVAILABLE" and "failed to connect" in _message(error).lower()
+    return was_not_sent(_status(error), _message(error))
 
 
 def _proxy_hint(url: str) -> str | None:
-    """What to do if gRPC went through a proxy to `url`, as environment variables make it do."""
+    """Return what to do if environment variables sent the call to `url` through a proxy."""
     host = url.rpartition(":")[0].strip("[]")
     variables = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
     used = next((name for name in variables if os.environ.get(name)), None)

@@ -1,4 +1,4 @@
-"""What both clients do, without waiting for anything: every call as a flow of steps."""
+"""The logic of both clients without any waiting: every call as a flow of steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bilateral_serving.client.inputs.files import Source
 from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import ModelInfo, Prediction
 from bilateral_serving.client.shared_memory import Region
-from bilateral_serving.client.steps import Compute, Flow, Pause, Together, Wait
+from bilateral_serving.client.steps import Compute, Flow, Gather, Pause, Wait
 
 
 class Flows:
@@ -49,20 +49,20 @@ class Flows:
             connection.close()
 
     def deadline(self, timeout_s: float | None) -> Deadline:
-        """The deadline of a call that begins now."""
+        """Return the deadline of a call that begins now."""
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
     def is_ready(self, model: str | None, timeout_s: float | None) -> Flow[bool]:
-        """Whether the server or the model is ready."""
+        """Return whether the server or the model is ready."""
         what = "the server" if model is None else requests.named(model, None)
         deadline = self.deadline(timeout_s)
         try:
             if model is None:
-                answer = yield from self._ask(
+                answer = yield from self._call(
                     what, deadline, "ServerReady", pb.ServerReadyRequest()
                 )
             else:
-                answer = yield from self._ask(
+                answer = yield from self._call(
                     what, deadline, "ModelReady", pb.ModelReadyRequest(name=model)
                 )
         except UserError:
@@ -70,24 +70,24 @@ class Flows:
         return bool(answer.ready)
 
     def server_name(self, timeout_s: float | None) -> Flow[str]:
-        """The name that the server gives itself."""
+        """Return the name that the server gives itself."""
         deadline, request = self.deadline(timeout_s), pb.ServerMetadataRequest()
-        answer = yield from self._ask("the server", deadline, "ServerMetadata", request)
+        answer = yield from self._call("the server", deadline, "ServerMetadata", request)
         return str(answer.name)
 
     def describe(self, model: str, version: int | None, deadline: Deadline) -> Flow[ModelInfo]:
-        """What a model takes and gives."""
+        """Return what a model takes and gives."""
         what = requests.named(model, version)
         request = pb.ModelMetadataRequest(name=model, version=requests.version_text(version))
-        metadata = yield from self._ask(what, deadline, "ModelMetadata", request)
+        metadata = yield from self._call(what, deadline, "ModelMetadata", request)
         config = yield from self.config(model, version, deadline)
         return requests.model_info(metadata, config, version)
 
     def config(self, model: str, version: int | None, deadline: Deadline) -> Flow[Any]:
-        """A model's configuration."""
+        """Return a model's configuration."""
         what = requests.named(model, version)
         request = pb.ModelConfigRequest(name=model, version=requests.version_text(version))
-        return (yield from self._ask(what, deadline, "ModelConfig", request)).config
+        return (yield from self._call(what, deadline, "ModelConfig", request)).config
 
     def check_stream(self, model: str, version: int | None, deadline: Deadline) -> Flow[None]:
         """Refuse a model that is not served as a stream of words."""
@@ -130,11 +130,11 @@ class Flows:
         version: int | None,
         timeout_s: float | None,
     ) -> Flow[list[tuple[Prediction, ...]]]:
-        """The most probable classes of each input."""
+        """Return the most probable classes of each input."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
         source, target = requests.classifier_input(info), requests.classifier_output(info)
         batch = yield Compute(partial(requests.input_batch, info, inputs))
-        answers = yield Together(
+        answers = yield Gather(
             [
                 self.infer(model, piece, version, [target], timeout_s)
                 for piece in requests.pieces(info, {source: batch})
@@ -145,11 +145,11 @@ class Flows:
     def features(
         self, model: str, inputs: Sequence[Source], version: int | None, timeout_s: float | None
     ) -> Flow[Array]:
-        """The features of each input, `[inputs, ...]`."""
+        """Return the features of each input, `[inputs, ...]`."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
         source, target = requests.classifier_input(info), requests.features_output(info)
         batch = yield Compute(partial(requests.input_batch, info, inputs))
-        answers = yield Together(
+        answers = yield Gather(
             [
                 self.infer(model, piece, version, [target], timeout_s)
                 for piece in requests.pieces(info, {source: batch})
@@ -160,14 +160,14 @@ class Flows:
     def segment(
         self, model: str, images: Sequence[Source], version: int | None, timeout_s: float | None
     ) -> Flow[list[Classes]]:
-        """The class of every pixel of each image."""
+        """Return the class of every pixel of each image."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
         how = requests.segmenter_preprocessing(info)
         source, target = info.inputs[0].name, info.outputs[0].name
         maps = []
         for image in images:
             windows = yield Compute(partial(segmentation.read_and_cut, image, how))
-            answers = yield Together(
+            answers = yield Gather(
                 [
                     self.infer(model, piece, version, (), timeout_s)
                     for piece in requests.pieces(info, {source: windows.pixels})
@@ -178,7 +178,7 @@ class Flows:
         return maps
 
     def _connection(self) -> Connection:
-        """The connection of this process: a forked child gets its own, with its own memory."""
+        """Return the connection of this process; a forked child gets one of its own."""
         key = process()
         connection = self._connections.get(key)
         if connection is None:
@@ -186,7 +186,7 @@ class Flows:
             connection = self._connections.setdefault(key, self._connect())
         return connection
 
-    def _ask(
+    def _call(
         self,
         what: str,
         deadline: Deadline,
@@ -195,7 +195,7 @@ class Flows:
         *,
         on_end: OnEnd | None = None,
     ) -> Flow[Any]:
-        """One gRPC call: the server's answer.
+        """Return one gRPC call: the server's answer.
 
         A call with `on_end` is not repeated: when it is over, what it used is given back.
         """
@@ -238,10 +238,10 @@ class Flows:
                 regions.give(region)
             raise
         if region is None:
-            return (yield from self._ask(what, deadline, "ModelInfer", request))
+            return (yield from self._call(what, deadline, "ModelInfer", request))
         try:
             return (
-                yield from self._ask(
+                yield from self._call(
                     what,
                     deadline,
                     "ModelInfer",
@@ -259,7 +259,7 @@ class Flows:
     def _region(
         self, info: ModelInfo, inputs: Mapping[str, Array], deadline: Deadline
     ) -> Flow[Region | None]:
-        """Shared memory for a request's large tensors; None: they go into the message."""
+        """Return shared memory for a request's large tensors; None: they go into the message."""
         _, size = shared_memory.layout(info.inputs, inputs)
         regions = self._connection().regions
         if not size or not regions.possible:
@@ -282,7 +282,7 @@ class Flows:
             request = pb.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=region.key, byte_size=region.size
             )
-            yield from self._ask(
+            yield from self._call(
                 f"shared memory with {self.url}",
                 deadline,
                 "SystemSharedMemoryRegister",
@@ -301,13 +301,13 @@ class Flows:
             regions.give_up(reason)
 
     def _tidy(self, deadline: Deadline) -> Flow[None]:
-        """Once, remove what killed clients left."""
+        """Remove what killed clients left, once."""
         regions = self._connection().regions
         if regions.tidy:
             return
         regions.tidy = True
         try:
-            status = yield from self._ask(
+            status = yield from self._call(
                 "the server",
                 deadline,
                 "SystemSharedMemoryStatus",
@@ -320,7 +320,7 @@ class Flows:
         for name in shared_memory.abandoned(status.regions):
             request = pb.SystemSharedMemoryUnregisterRequest(name=name)
             try:
-                yield from self._ask(
+                yield from self._call(
                     "the server", deadline, "SystemSharedMemoryUnregister", request
                 )
             except UserError:  # a request still uses it

@@ -100,7 +100,7 @@ def to_request(
     deadline: Deadline,
     region: Region | None = None,
 ) -> pb.ModelInferRequest:
-    """The message that asks for an inference.
+    """Return the message that asks for an inference.
 
     Args:
         info: The model.
@@ -138,13 +138,13 @@ def to_request(
 
 
 def to_arrays(answer: pb.ModelInferResponse) -> dict[str, Array]:
-    """The answer's arrays by name."""
+    """Return the answer's arrays by name."""
     result = InferResult(answer)
     return {output.name: result.as_numpy(output.name) for output in answer.outputs}
 
 
 def _encoded(spec: TensorSpec, array: Array) -> bytes:
-    """An array of any memory layout as Triton takes it inside a message."""
+    """Return an array of any memory layout as Triton takes it inside a message."""
     if spec.dtype == "object" and array.size:
         return bytes(serialize_byte_tensor(array).item())
     return array.tobytes()
@@ -172,21 +172,22 @@ def input_batch(info: ModelInfo, inputs: Sequence[Source]) -> Array:
 
 
 def segmenter_preprocessing(info: ModelInfo) -> SegmentationPreprocessing:
-    """How images become a segmenter's windows.
+    """Return how images become a segmenter's windows.
 
     Raises:
-        UserError: The model is no segmenter.
+        UserError: The model is not a segmenter.
     """
     how = info.metadata.preprocessing if info.metadata else None
     if not isinstance(how, SegmentationPreprocessing):
         raise UserError(
-            f"model '{info.name}' is no segmenter", "Classify with it, or send tensors with infer."
+            f"model '{info.name}' is not a segmenter",
+            "Classify with it, or send tensors with infer.",
         )
     return how
 
 
 def named(model: str, version: int | None) -> str:
-    """How an error calls a model.
+    """Return how an error calls a model.
 
     Raises:
         UserError: The name is not UTF-8, so no server can have the model.
@@ -196,12 +197,12 @@ def named(model: str, version: int | None) -> str:
 
 
 def version_text(version: int | None) -> str:
-    """A version as Triton takes it: empty for the newest."""
+    """Return a version as Triton takes it: empty for the newest."""
     return str(version) if version else ""
 
 
 def classifier_input(info: ModelInfo) -> str:
-    """The name of the one input of a classifier.
+    """Return the name of the one input of a classifier.
 
     Raises:
         UserError: The model has several inputs, no preprocessing or no labels.
@@ -221,7 +222,7 @@ def classifier_input(info: ModelInfo) -> str:
 
 
 def classifier_output(info: ModelInfo) -> str:
-    """The output with one logit per class: the only one, or the one named "logits"."""
+    """Return the output with one logit per class: the only one, or the one named "logits"."""
     names = [spec.name for spec in info.outputs]
     if FEATURES in names:
         raise UserError(
@@ -253,7 +254,7 @@ def features_output(info: ModelInfo) -> str:
 
 
 def predictions(info: ModelInfo, logits: Array, k: int) -> list[tuple[Prediction, ...]]:
-    """The `k` most probable classes of each row of `logits` `[N, classes]`, best first."""
+    """Return the `k` most probable classes of each row of `logits` `[N, classes]`, best first."""
     if k < 1:
         raise UserError(f"top-k {k}", "It must be at least 1.")
     labels = info.metadata.labels if info.metadata else ()

@@ -25,6 +25,7 @@ import numpy as np
 
 from bilateral_export.tensors import Array, TensorSpec
 from bilateral_serving.access import is_loopback
+from bilateral_serving.process_status import owner_is_gone, owner_name
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ _live: set[str] = set()
 
 
 def layout(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> tuple[dict[str, int], int]:
-    """Where in a region each tensor goes that is worth it, by name, and how many bytes that is.
+    """Return the offset in a region of each tensor worth sharing, by name, and the bytes in all.
 
     Texts have a form of their own on the way and stay in the message.
     """
@@ -66,7 +67,7 @@ class Region:
     """
 
     def __init__(self, size: int) -> None:
-        self.name = ".".join((_PREFIX, *_process(os.getpid()), secrets.token_hex(16)))
+        self.name = f"{_PREFIX}.{owner_name(os.getpid())}.{secrets.token_hex(16)}"
         self.key = _KEY_PREFIX + self.name
         self.size = 1 << (size - 1).bit_length()
         self._path = _DIRECTORY / self.name
@@ -123,7 +124,7 @@ class Regions:
         self._lock = threading.Lock()
 
     def make(self, size: int) -> Region | None:
-        """A new region that the server does not know yet; None if there are `MOST_REGIONS`.
+        """Return a new region that the server does not know yet; None if there are `MOST_REGIONS`.
 
         Raises:
             OSError: There is no /dev/shm, or no room in it.
@@ -144,7 +145,7 @@ class Regions:
             self.give(region)
 
     def take(self, size: int) -> Region | None:
-        """A free region of at least `size` bytes for one request, or None."""
+        """Return a free region of at least `size` bytes for one request, or None."""
         with self._lock:
             found = next((region for region in self._free if region.size >= size), None)
             if found is not None:
@@ -171,7 +172,7 @@ class Regions:
             self.drop(region)
 
     def every(self) -> list[Region]:
-        """All regions."""
+        """Return all regions."""
         with self._lock:
             return list(self._all)
 
@@ -191,7 +192,7 @@ class Regions:
 
 
 def abandoned(names: Iterable[str]) -> list[str]:
-    """Those of a server's regions that belonged to clients on this machine which are gone."""
+    """Return those of a server's regions whose clients, on this machine, are gone."""
     return [name for name in names if _is_abandoned(name)]
 
 
@@ -205,24 +206,6 @@ def remove_abandoned_files() -> None:
 
 def _is_abandoned(name: str) -> bool:
     parts = name.split(".")
-    if parts[0] != _PREFIX or len(parts) != 5 or name in _live:
+    if parts[0] != _PREFIX or len(parts) != 3 or name in _live:
         return False
-    namespace, number, start = parts[1:4]
-    if namespace != _process(os.getpid())[0]:
-        return False  # its numbers mean nothing here
-    try:
-        alive = _process(int(number)) == (namespace, number, start)
-    except (OSError, ValueError):
-        return True
-    return not alive or int(number) == os.getpid()
-
-
-def _process(number: int) -> tuple[str, str, str]:
-    """What tells a process from all others: its namespace, number and start time.
-
-    Raises:
-        OSError: There is no such process.
-    """
-    namespace = Path("/proc/self/ns/pid").stat().st_ino
-    fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return str(namespace), str(number), fields[19]
+    return owner_is_gone(parts[1]) or parts[1] == owner_name(os.getpid())

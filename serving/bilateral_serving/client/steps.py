@@ -1,4 +1,4 @@
-"""What a call does, step by step, without saying how it waits.
+"""The steps of a call, independent of how a client waits.
 
 The clients share their logic as flows: generators that yield a step and are sent its result. The
 synchronous client takes the steps one after the other, the asyncio client awaits them.
@@ -37,11 +37,11 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Together:
+class Gather:
     """Several flows in any order or at once; the result is the list of theirs."""
 
     flows: Sequence[Flow[Any]]
 
 
-Step: TypeAlias = Wait | Pause | Compute | Together
+Step: TypeAlias = Wait | Pause | Compute | Gather
 Flow: TypeAlias = Generator[Step, Any, Result]

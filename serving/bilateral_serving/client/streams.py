@@ -65,7 +65,7 @@ def read(
 async def read_async(
     url: str, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
 ) -> AsyncGenerator[Word, None]:
-    """The same for asyncio."""
+    """Yield the same for asyncio."""
     answers: asyncio.Queue[Answer] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -135,7 +135,7 @@ class _Exchange:
         self._thread.start()
 
     def words(self, answer: InferResult | InferenceServerException) -> list[Word]:
-        """The words of an answer.
+        """Return the words of an answer.
 
         Raises:
             UserError: It is an error.

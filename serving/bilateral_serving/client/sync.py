@@ -1,4 +1,4 @@
-"""The synchronous gRPC client. It needs numpy, Pillow and tritonclient, neither torch nor onnx.
+"""The synchronous gRPC client, which needs numpy, Pillow and tritonclient alone.
 
 with Client("localhost:8001") as client:
     logits = client.infer("digits", {"pixel_values": images})["logits"]
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import weakref
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError
 from types import TracebackType
@@ -17,14 +16,11 @@ from typing import Any, TypeVar
 from bilateral_export.tensors import Array
 from bilateral_serving import language
 from bilateral_serving.client import streams
+from bilateral_serving.client.base import BaseClient
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.client.flows import Flows
 from bilateral_serving.client.inputs.files import Source
 from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import (
-    DEFAULT_RETRIES,
-    DEFAULT_TIMEOUT_S,
-    DEFAULT_URL,
     ModelInfo,
     Prediction,
 )
@@ -35,46 +31,8 @@ from bilateral_serving.values import utf8
 Result = TypeVar("Result")
 
 
-class Client:
-    """A connection to one Triton server. One object may be used by several threads.
-
-    Every call has a deadline, which covers all that it does: looking the model up the first time,
-    retries, the answer. When it passes the caller gets an error; the call itself is not cancelled,
-    which Triton can die of, but runs on until the server answers (see `connection`).
-
-    Only a call that never reached a server is tried again (see `failures.pause_before_retry`).
-
-    Large inputs go through shared memory where the server is on this machine; closing the client
-    gives it back. After a fork, parent and child each have a connection and memory of their own.
-
-    Args:
-        url: "host:port" of the gRPC service.
-        timeout_s: Seconds that a call may take, unless the call says otherwise.
-        retries: How often a call is repeated that found no server to connect to.
-        shared_memory: Whether large inputs go through shared memory: None, if `url` is a loopback
-            address and it works; True, also where the address does not show that the server is on
-            this machine, and one line is logged if it does not work; False, never.
-        token: What the server asks of who shares memory with it; None: the token of a server that
-            this user started on this machine is found (see `access`).
-
-    Raises:
-        UserError: From every method, when no server answers, the deadline passes, the model is not
-            served, or it does not take what was sent.
-    """
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retries: int = DEFAULT_RETRIES,
-        shared_memory: bool | None = None,
-        token: str | None = None,
-    ) -> None:
-        self.url = url
-        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
-        # A client that is not closed must not cancel its calls by the end of the process either.
-        weakref.finalize(self, self._flows.close)
+class Client(BaseClient):
+    """A connection to one Triton server, which several threads may share; see `BaseClient`."""
 
     def __enter__(self) -> Client:
         return self
@@ -92,11 +50,11 @@ class Client:
         self._flows.close()
 
     def is_ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
-        """Whether the server (or one model) is ready; False also if no server answers."""
+        """Return whether the server (or one model) is ready; False also if no server answers."""
         return self._run(self._flows.is_ready(model, timeout_s))
 
     def server_name(self, *, timeout_s: float | None = None) -> str:
-        """The name that the server gives itself (tritonserver's option --id)."""
+        """Return the name that the server gives itself (tritonserver's option --id)."""
         return self._run(self._flows.server_name(timeout_s))
 
     def model_metadata(
@@ -108,7 +66,7 @@ class Client:
     def model_config(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Any:
-        """The model's configuration as Triton's protobuf message ModelConfig."""
+        """Return the model's configuration as Triton's protobuf message ModelConfig."""
         return self._run(self._flows.config(model, version, self._flows.deadline(timeout_s)))
 
     def infer(
@@ -148,7 +106,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[tuple[Prediction, ...]]:
-        """The `k` most probable classes of each input, best first.
+        """Return the `k` most probable classes of each input, best first.
 
         The inputs (images, texts, expressions; for a model that compares two documents, one pair
         after the other) are prepared as the model's metadata says and sent in the largest batches
@@ -164,7 +122,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Array:
-        """The features of each input, `[inputs, ...]`, of a model that was exported for them.
+        """Return the features of each input, `[inputs, ...]`, of a model that was exported for them.
 
         The inputs are prepared and sent as for `classify`.
         """
@@ -178,7 +136,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classes]:
-        """The class of every pixel of each image, uint8 `[height, width]`.
+        """Return the class of every pixel of each image, uint8 `[height, width]`.
 
         Images larger than the model's window are cut into overlapping windows, which are sent in
         the largest batches that the model takes; the deadline holds for each batch.
@@ -199,7 +157,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Generator[Word, None, None]:
-        """New words after a prompt, each as soon as the server has it.
+        """Yield new words after a prompt, each as soon as the server has it.
 
         The options are those of `bilateral_export.text.Sampling`; the same seed gives the same
         words. Closing the iterator stops the server's work. The deadline covers the whole stream;
@@ -218,7 +176,7 @@ class Client:
     def score(
         self, model: str, text: str, *, version: int | None = None, timeout_s: float | None = None
     ) -> Score:
-        """The likelihood of each word of a text of any length, and its perplexity."""
+        """Return the likelihood of each word of a text of any length, and its perplexity."""
         deadline = self._flows.deadline(timeout_s)
         words = self._stream(model, text, language.SCORING, version, deadline)
         return Score(tuple(words))

@@ -1,1 +1,1 @@
-"""Finds what would keep a server from starting or from answering right, before it starts."""
+"""Diagnosis of what would keep a server from starting or from answering correctly."""

@@ -1,4 +1,4 @@
-"""What NVIDIA's Triton containers ship, where a public source says it."""
+"""TensorRT versions of NVIDIA's Triton containers, as far as public sources name them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TENSORRT = {
 
 
 def tensorrt_of(release: str) -> str:
-    """The TensorRT version in NVIDIA's container `tritonserver:<release>-py3`.
+    """Return the TensorRT version in NVIDIA's container `tritonserver:<release>-py3`.
 
     Raises:
         UserError: The release is not in the table.

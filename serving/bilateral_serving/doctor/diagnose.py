@@ -1,23 +1,26 @@
-"""Everything the doctor looks at, in one diagnosis."""
+"""The diagnosis of a repository and of the machine that is to serve it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
-from bilateral_serving.config import CONFIG_FILE
+from bilateral_serving.config import CONFIG_FILE, runtime_of, wants_gpu
 from bilateral_serving.doctor.ensembles import check_ensemble
 from bilateral_serving.doctor.findings import (
+    NOT_ANSWERED,
     NOT_LOADED,
     Diagnosis,
     Finding,
     Severity,
     error,
     from_refusal,
+    info,
     warning,
 )
 from bilateral_serving.doctor.machine import Machine
@@ -92,7 +95,7 @@ def diagnose(
 
 
 def _is_model(directory: Path) -> bool:
-    """Whether a directory has a configuration, or a version that may have lost it."""
+    """Return whether a directory has a configuration, or a version that may have lost it."""
     try:
         return any(
             path.name == CONFIG_FILE or re.fullmatch(r"[1-9]\d*", path.name)
@@ -103,27 +106,25 @@ def _is_model(directory: Path) -> bool:
 
 
 def _stranger(directory: Path) -> Finding:
-    return Finding(
-        severity="info",
-        subject=directory.name,
-        problem="is no model: it has neither a configuration nor a version",
-        why="`bilateral serve` leaves it alone.",
-        fix=f"Move it out of the repository: {directory}",
+    return info(
+        directory.name,
+        "is not a model: it has neither a configuration nor a version",
+        "`bilateral serve` leaves it alone.",
+        f"Move it out of the repository: {directory}",
     )
 
 
 def _leftover(directory: Path) -> Finding:
-    return Finding(
-        severity="info",
-        subject=directory.name,
-        problem="is left over from something that was interrupted, or is being written now",
-        why="Triton ignores names that begin with a dot.",
-        fix="The next `bilateral repository add` or `remove` deletes what a killed one left.",
+    return info(
+        directory.name,
+        "is left over from something that was interrupted, or is being written now",
+        "Triton ignores names that begin with a dot.",
+        "The next `bilateral repository add` or `remove` deletes what a killed one left.",
     )
 
 
 def _check_gpu(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:
-    wanting = [model for model in models if model.config and _wants_gpu(model.config)]
+    wanting = [model for model in models if model.config and wants_gpu(model.config)]
     devices = machine.driver.devices if machine.driver else ()
     if wanting and not devices and not machine.in_container:
         reason = "no GPU is visible" if machine.driver else "there is no NVIDIA driver"
@@ -152,12 +153,8 @@ def _check_gpu(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Fin
         )
 
 
-def _wants_gpu(config: pb.ModelConfig) -> bool:
-    return any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-
-
 def _activation_bytes(model: CheckedModel) -> int:
-    """Of all instances on one GPU: they share weights, and each has a context of its own."""
+    """Return of all instances on one GPU: they share weights, and each has a context of its own."""
     assert model.config is not None
     groups = [g for g in model.config.instance_group if g.kind == pb.ModelInstanceGroup.KIND_GPU]
     instances = sum(max(1, int(group.count)) for group in groups)
@@ -192,10 +189,7 @@ def _check_server(models: Sequence[CheckedModel], machine: Machine) -> Iterator[
     if "python" in backends:
         yield from _check_python_backend(machine)
         yield from _check_runtimes(models, machine)
-    try:
-        preflight.check_shared_memory()
-    except UserError as refusal:
-        yield from_refusal("machine", refusal, "Requests would fail.")
+    yield from _refused("machine", NOT_ANSWERED, preflight.check_shared_memory)
 
 
 def _check_python_backend(machine: Machine) -> Iterator[Finding]:
@@ -204,28 +198,23 @@ def _check_python_backend(machine: Machine) -> Iterator[Finding]:
     if not server.is_wheel:
         return
     why = "Triton's Python backend would not start, or answer wrongly."
-    if server.stub is None or not server.stub.is_file():
-        yield error(
-            "server", f"the tritonserver at {server.binary} has no stub for this Python", why,
-            "Use Python 3.10, 3.11 or 3.12, or update nvidia-pytriton.",
-        )  # fmt: skip
-    if machine.libpython is None:
-        yield error(
-            "machine", "this Python's shared library (libpython) is not here", why,
-            "apt-get install the libpython package of this Python, or use one built with"
-            " --enable-shared.",
-        )  # fmt: skip
+    yield from _refused("server", why, partial(preflight.check_stub, server))
+    yield from _refused("machine", why, partial(preflight.check_libpython, machine.libpython))
     if machine.numpy is None:
         yield error("machine", "numpy is not installed", why, "pip install 'numpy<2'")
         return
+    yield from _refused("machine", why, partial(preflight.check_numpy, machine.numpy))
+
+
+def _refused(subject: str, why: str, check: Callable[[], None]) -> Iterator[Finding]:
     try:
-        preflight.check_numpy(machine.numpy)
+        check()
     except UserError as refusal:
-        yield from_refusal("machine", refusal, why)
+        yield from_refusal(subject, refusal, why)
 
 
 def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterator[Finding]:
-    """What runs the graphs inside the Python backend, where that is this Python."""
+    """Yield what runs the graphs inside the Python backend, where that is this Python."""
     if machine.tritonserver is None or not machine.tritonserver.is_wheel:
         return
     installed = {
@@ -235,8 +224,7 @@ def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterato
     for model in models:
         if model.config is None or model.config.backend != "python":
             continue
-        asked = model.config.parameters.get("runtime")
-        runtime = asked.string_value if asked else "onnxruntime"
+        runtime = runtime_of(model.config)
         if runtime not in installed:
             yield error(
                 model.name,

@@ -1,4 +1,4 @@
-"""What tritonserver refuses of an ensemble: a model that is steps through other models.
+"""Validation rules of tritonserver for an ensemble, a model made of steps through others.
 
 The rules are those of Triton's core (src/model_config_utils.cc: ValidateEnsembleSchedulingConfig;
 src/ensemble_scheduler/ensemble_utils.cc), tested like those in rules.py.
@@ -23,7 +23,7 @@ def check_ensemble(
     models: Mapping[str, pb.ModelConfig],
     versions: Mapping[str, Collection[int]],
 ) -> Iterator[Finding]:
-    """Every rule that an ensemble breaks.
+    """Yield every rule that an ensemble breaks.
 
     Args:
         name: The ensemble.
@@ -64,7 +64,7 @@ def _alone(config: pb.ModelConfig) -> Iterator[str]:
 
 
 def _flow(config: pb.ModelConfig) -> Iterator[str]:
-    """Every tensor is written once and read, and every output can be reached from the inputs."""
+    """Yield tensors that are not written once and read, or that no input leads to."""
     steps = config.ensemble_scheduling.step
     written = [tensor for step in steps for tensor in step.output_map.values()]
     read = {tensor for step in steps for tensor in step.input_map.values()}
@@ -130,7 +130,7 @@ def _steps(
 
 
 def _agree(known: tuple[Any, pb.ModelConfig], tensor: Any, model: pb.ModelConfig) -> bool:
-    """Whether types are the same and shapes can be, with or without the batch."""
+    """Return whether types are the same and shapes can be, with or without the batch."""
     other, owner = known
     # An ensemble's own tensors have the shape that a step sees.
     reshaped = owner.platform == "ensemble" and other.HasField("reshape")

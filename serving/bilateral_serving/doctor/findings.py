@@ -1,4 +1,4 @@
-"""What the doctor says: findings, each with the reason it matters and the command that fixes it."""
+"""Findings of the doctor, each with the reason it matters and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -58,15 +58,20 @@ class Diagnosis(BaseModel):
 
 
 def error(subject: str, problem: str, why: str, fix: str) -> Finding:
-    """A finding that something will fail."""
+    """Return a finding that something will fail."""
     return Finding(severity="error", subject=subject, problem=problem, why=why, fix=fix)
 
 
 def warning(subject: str, problem: str, why: str, fix: str) -> Finding:
-    """A finding that something may fail."""
+    """Return a finding that something may fail."""
     return Finding(severity="warning", subject=subject, problem=problem, why=why, fix=fix)
 
 
+def info(subject: str, problem: str, why: str, fix: str = "") -> Finding:
+    """Return a finding that nothing follows from."""
+    return Finding(severity="info", subject=subject, problem=problem, why=why, fix=fix)
+
+
 def from_refusal(subject: str, refusal: UserError, why: str) -> Finding:
-    """What the project's own code would refuse, as a finding."""
+    """Return what the project's own code would refuse, as a finding."""
     return error(subject, refusal.problem, why, refusal.fix)

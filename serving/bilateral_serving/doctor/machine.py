@@ -1,4 +1,4 @@
-"""What the machine has that a server needs."""
+"""The machine's inventory: driver, GPUs, runtimes, server and plugin."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bilateral_export.engine.installation.plugin import (
     require_plugin,
 )
 from bilateral_export.errors import UserError
+from bilateral_serving.doctor.containers import tensorrt_of
 from bilateral_serving.installation import Installation, find, find_libpython
 
 _NVINFER = ("libnvinfer.so.11", "libnvinfer.so.10")
@@ -84,21 +85,29 @@ class Machine:
 
 
 def read_machine(
-    tritonserver: Path | None = None, plugin: Path | None = None, tensorrt: str | None = None
+    tritonserver: Path | None = None,
+    plugin: Path | None = None,
+    tensorrt: str | None = None,
+    container: str | None = None,
 ) -> Machine:
-    """Look at this machine.
+    """Return what this machine has, or the container that will serve.
 
     Args:
         tritonserver: The server's executable; None to search for it.
         plugin: The plugin library; None for the installation's.
         tensorrt: Version of TensorRT in the container that will serve; None to serve here.
+        container: Release of NVIDIA's Triton container that will serve, in place of `tensorrt`.
 
     Raises:
-        UserError: That is not written as a version, or a file that was named is not there or not
-            what it should be.
+        UserError: The release is not known or the version not written as one, both were given, or
+            a file that was named is not there or not what it should be.
     """
+    if container is not None and tensorrt is not None:
+        raise UserError("--container and --tensorrt were both given", "Give one of them.")
+    if container is not None:
+        tensorrt = tensorrt_of(container)
     if tensorrt is not None and not re.fullmatch(r"\d+(\.\d+)+", tensorrt):
-        raise UserError(f"{tensorrt!r} is no version of TensorRT", "Write it as 10.14.1.")
+        raise UserError(f"{tensorrt!r} is not a version of TensorRT", "Write it as 10.14.1.")
     library, contents = _found_plugin() if plugin is None else _named_plugin(plugin)
     server = None if tensorrt else _found_server() if tritonserver is None else find(tritonserver)
     return Machine(
@@ -125,7 +134,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _installed_tensorrt() -> str | None:
-    """From the library itself, which a container has without its Python package."""
+    """Return the version that the library gives; a container has no Python package of it."""
     for soname in _NVINFER:
         try:
             number = int(ctypes.CDLL(soname).getInferLibVersion())
@@ -143,10 +152,9 @@ def _found_server() -> Installation | None:
 
 
 def _triton_version(server: Installation) -> str | None:
-    """What NVIDIA's container says beside the server; the wheel names its own version alone."""
-    path = server.binary.parent.parent / "TRITON_VERSION"
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip()
+    """Return the server's version; for the wheel, which has none, that of its package."""
+    if server.version is not None:
+        return server.version
     version = _version("nvidia-pytriton")
     return f"of nvidia-pytriton {version}" if server.is_wheel and version else None
 
@@ -157,7 +165,7 @@ def _named_plugin(path: Path) -> tuple[Path, PluginContents]:
 
 
 def _found_plugin() -> tuple[Path | None, PluginContents | None]:
-    """The installation's plugin library and what it holds, as far as that can be told."""
+    """Return the installation's plugin library and what it holds, as far as that can be told."""
     library = None
     try:
         library = find_plugin()

@@ -13,7 +13,7 @@ from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_serving import config as configs
-from bilateral_serving.config import CONFIG_FILE
+from bilateral_serving.config import CONFIG_FILE, version_directories
 from bilateral_serving.doctor.findings import NOT_LOADED, Finding, error, from_refusal, warning
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.rules import check_rules
@@ -81,7 +81,7 @@ def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
             NOT_LOADED,
             f'Write name: "{name}" in {directory / CONFIG_FILE}.',
         )
-    versions = _versions(directory)
+    versions = version_directories(directory)
     if not versions:
         yield warning(
             name,
@@ -109,7 +109,7 @@ def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
         if path.is_dir() and not _VERSION.fullmatch(path.name) and not path.name.startswith("."):
             yield warning(
                 name,
-                f"directory {path.name} is no version: its name is no whole number from 1",
+                f"directory {path.name} is not a version: its name is not a whole number from 1",
                 "Triton ignores it.",
                 f"rm -r {path}",
             )
@@ -159,18 +159,9 @@ def _check_labels(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
                 )
 
 
-def _versions(directory: Path) -> dict[int, Path]:
-    found = {
-        int(path.name): path
-        for path in directory.iterdir()
-        if path.is_dir() and _VERSION.fullmatch(path.name)
-    }
-    return dict(sorted(found.items()))
-
-
 def _served_versions(directory: Path, config: pb.ModelConfig) -> dict[int, Path]:
-    """The versions that Triton would load under the configuration's policy."""
-    versions = _versions(directory)
+    """Return the versions that Triton would load under the configuration's policy."""
+    versions = version_directories(directory)
     policy = config.version_policy
     if policy.HasField("all"):
         return versions

@@ -16,7 +16,7 @@ from bilateral_export.engine.plan.compatibility import (
 from bilateral_export.engine.plan.header import read_header
 from bilateral_export.engine.plan.manifest import PlanManifest, verify_plan
 from bilateral_export.errors import UserError
-from bilateral_serving.doctor.findings import Finding, error, from_refusal, warning
+from bilateral_serving.doctor.findings import Finding, error, from_refusal, info, warning
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.repository.plan import has_manifest
 
@@ -26,7 +26,7 @@ _BUILD = "bilateral build MODEL.onnx MODEL.plan"
 def check_plan(
     subject: str, plan: Path, machine: Machine
 ) -> tuple[PlanManifest | None, list[Finding]]:
-    """The manifest of a plan, if it belongs to it, and what is wrong with the plan."""
+    """Return the manifest of a plan, if it belongs to it, and what is wrong with the plan."""
     header = read_header(plan)
     if header is not None and header.bytes is not None and header.bytes != plan.stat().st_size:
         return None, [
@@ -62,12 +62,11 @@ def _check_fit(subject: str, manifest: PlanManifest, machine: Machine) -> Iterat
     if manifest.library == "tensorrt_rtx":
         yield _rtx(subject)
     elif machine.tensorrt is None:
-        yield Finding(
-            severity="info",
-            subject=subject,
-            problem=f"the plan is of TensorRT {manifest.version}, and none is installed here",
-            why="Whether the server's TensorRT loads it cannot be told.",
-            fix="Say what serves it: bilateral doctor --container RELEASE, or --tensorrt VERSION",
+        yield info(
+            subject,
+            f"the plan is of TensorRT {manifest.version}, and none is installed here",
+            "Whether the server's TensorRT loads it is not known.",
+            "Say what serves it: bilateral doctor --container RELEASE, or --tensorrt VERSION",
         )
     else:
         yield from _finding(

@@ -1,4 +1,4 @@
-"""What tritonserver refuses of a configuration, whatever the model's files are.
+"""Validation rules of tritonserver for a configuration, whatever the model's files are.
 
 The rules are those of Triton's core (src/model_config_utils.cc: ValidateModelConfig,
 ValidateInstanceGroup, ValidateModelIOConfig; src/backend_model_instance.cc: GenerateWarmupData).
@@ -21,7 +21,7 @@ Refusal = tuple[str, str]
 
 
 def check_rules(name: str, config: pb.ModelConfig, gpus: int) -> Iterator[Finding]:
-    """Every rule that a configuration breaks.
+    """Yield every rule that a configuration breaks.
 
     Args:
         name: The model.
@@ -120,7 +120,7 @@ def _tensor(tensor: Any, config: pb.ModelConfig) -> Iterator[str]:
 
 
 def _parts(dims: Sequence[int]) -> list[int]:
-    """The elements between free sizes, which a reshape keeps."""
+    """Return the elements between free sizes, which a reshape keeps."""
     parts: list[list[int]] = [[]]
     for size in dims:
         if size == -1:

@@ -22,6 +22,7 @@ from bilateral_serving.doctor.findings import (
     Finding,
     error,
     from_refusal,
+    info,
     warning,
 )
 from bilateral_serving.doctor.machine import Machine
@@ -83,7 +84,7 @@ def check_version(
 
 
 def _is_foreign(version: Path, path: Path, config: pb.ModelConfig) -> bool:
-    """Whether a Python model is someone's own code, which needs no model file of ours."""
+    """Return whether a Python model is someone's own code, which needs no model file of ours."""
     number = int(version.name)
     ours = {f"{METADATA_KEY}/{number}", f"{PROVENANCE_KEY}/{number}"} & set(config.parameters)
     code = version / (config.default_model_filename or "model.py")
@@ -93,12 +94,11 @@ def _is_foreign(version: Path, path: Path, config: pb.ModelConfig) -> bool:
 def _check_hashes(subject: str, version: Path, config: pb.ModelConfig) -> Iterator[Finding]:
     provenance = read_provenance(config, int(version.name))
     if provenance is None:
-        yield Finding(
-            severity="info",
-            subject=subject,
-            problem=f"{CONFIG_FILE} does not say the hashes of its files",
-            why="Whether they are those that were added cannot be checked.",
-            fix="Add the model again.",
+        yield info(
+            subject,
+            f"{CONFIG_FILE} does not say the hashes of its files",
+            "Whether they are those that were added cannot be checked.",
+            "Add the model again.",
         )
         return
     for name, expected in provenance.files.items():
@@ -125,9 +125,7 @@ def _run(
     elif tried.failed:
         yield judge(subject, f"does not run: {tried.failed}", NOT_ANSWERED, fix)
     elif tried.skipped:
-        problem = f"was not run: {tried.skipped}"
-        why = "Whether it loads is not known."
-        yield Finding(severity="info", subject=subject, problem=problem, why=why)
+        yield info(subject, f"was not run: {tried.skipped}", "Whether it loads is not known.")
 
 
 def _unreadable(subject: str, path: Path, failure: OSError) -> Finding:
@@ -142,7 +140,7 @@ def _unreadable(subject: str, path: Path, failure: OSError) -> Finding:
 def _check_backend_files(
     subject: str, version: Path, config: pb.ModelConfig, artifact: Artifact
 ) -> Iterator[Finding]:
-    """What the Python backend runs: `model.py`, and what streams words where that is asked for."""
+    """Yield faults of what the Python backend runs: `model.py`, and the files that stream words."""
     wanted = backend_files(artifact)
     if config.default_model_filename:
         wanted[config.default_model_filename] = wanted.pop("model.py")
@@ -192,7 +190,7 @@ def _check_backend_files(
 def _check_description(
     subject: str, number: int, config: pb.ModelConfig, artifact: Artifact
 ) -> Iterator[Finding]:
-    """What clients are told of a version, against what its file says of itself."""
+    """Yield what clients are told of a version, against what its file says of itself."""
     if artifact.metadata is None:
         return
     try:
@@ -212,7 +210,7 @@ def _check_description(
 
 
 def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -> Iterator[Finding]:
-    """Names, types and shapes; each difference by itself."""
+    """Yield every difference in names, types and shapes."""
     decoupled = config.model_transaction_policy.decoupled
     if config.HasField("sequence_batching"):
         yield error(
@@ -268,7 +266,7 @@ def _check_interface(subject: str, config: pb.ModelConfig, artifact: Artifact) -
 
 
 def _fits(said: TensorSpec, real: TensorSpec) -> bool:
-    """Whether every size is the same, or is left open by the file or the configuration."""
+    """Return whether every size is the same, or is left open by the file or the configuration."""
     return len(said.shape) == len(real.shape) and all(
         one == other or isinstance(one, str) or isinstance(other, str)
         for one, other in zip(said.shape, real.shape, strict=True)

@@ -55,7 +55,7 @@ async def _run(options: FrontDoorOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     upstream = Upstream(options.upstream, options.hold_s, options.message_bytes)
-    calls = Calls(options)
+    calls = Calls(options, upstream)
     server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls))
     http, http_address = None, None
     try:
@@ -63,7 +63,7 @@ async def _run(options: FrontDoorOptions) -> None:
             # aiohttp comes with the server, not with the client.
             from bilateral_serving.front_door.http_proxy import HttpProxy
 
-            http, http_address = await HttpProxy(options, upstream, calls).listen()
+            http, http_address = await HttpProxy(options, calls).listen()
         print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
         await stop.wait()
     finally:

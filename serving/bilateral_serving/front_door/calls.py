@@ -1,4 +1,4 @@
-"""The calls under way with Triton: begun in fair turns, run to their end whoever leaves."""
+"""Calls to Triton: started in fair turns, repeated once, and never cancelled."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from bilateral_serving.front_door.fair_queue import FairQueue
 from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.front_door.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -16,14 +17,29 @@ AWAY = "tritonserver is away: it is being restarted, or has ended"
 FULL = "too many requests of this connection wait already: send fewer at once"
 
 
+class BrokenError(Exception):
+    """The connection to Triton failed during a call.
+
+    Attributes:
+        cause: The transport's own error.
+        sent: Whether Triton may have executed the call.
+    """
+
+    def __init__(self, cause: Exception, sent: bool) -> None:
+        super().__init__(cause)
+        self.cause, self.sent = cause, sent
+
+
 class Calls:
     """Starts calls and keeps them.
 
     Args:
         options: How many.
+        upstream: The connection to Triton, which says whether it is there.
     """
 
-    def __init__(self, options: FrontDoorOptions) -> None:
+    def __init__(self, options: FrontDoorOptions, upstream: Upstream) -> None:
+        self._upstream = upstream
         self._queue = FairQueue(
             options.requests,
             options.requests_per_caller,
@@ -32,15 +48,44 @@ class Calls:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def make(self, caller: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Make a call when it is the caller's turn, and return its result.
+    async def make(
+        self,
+        caller: str,
+        call: Callable[[], Coroutine[Any, Any, Any]],
+        *,
+        held: bool,
+        repeatable: bool,
+    ) -> Any:
+        """Make a call when Triton is there and it is the caller's turn, and return its result.
 
         To be cancelled when the caller leaves: a call that waits for its turn is then not made; one
         that has begun goes on, and counts as the caller's until it ends.
 
+        Args:
+            caller: Whose call it is.
+            call: Makes it once; raises `BrokenError` if the connection fails.
+            held: Whether it waits for a Triton that is away.
+            repeatable: Whether one that Triton may have executed may be sent again.
+
         Raises:
+            AwayError: Triton did not come back in time.
             FullError: Too many wait already.
+            Exception: The error of a call that broke and is not sent again.
         """
+        end = self._upstream.patience()
+        while True:
+            if held:
+                await self._upstream.wait_until_connected(end)
+            try:
+                return await self._make_once(caller, call)
+            except BrokenError as broken:
+                if not held or (broken.sent and not repeatable):
+                    raise broken.cause from None
+                # Once: a request that ended the server must not end the next one.
+                repeatable = repeatable and not broken.sent
+            await self._upstream.wait_until_it_answers(end)
+
+    async def _make_once(self, caller: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         await self._queue.enter(caller)
         task = self.start(call())
         task.add_done_callback(lambda _: self._queue.leave(caller))

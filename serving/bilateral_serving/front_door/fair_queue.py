@@ -1,4 +1,4 @@
-"""Bounded, fair admission: who may have a request with the server now, and who waits."""
+"""A bounded, fair admission queue for requests."""
 
 from __future__ import annotations
 

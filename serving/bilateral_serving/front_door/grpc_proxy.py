@@ -1,9 +1,9 @@
-"""gRPC callers on one side, Triton on the other: what a caller does never cancels a call there."""
+"""The gRPC proxy before Triton, where nothing that a caller does cancels a call to Triton."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -11,13 +11,15 @@ import grpc.aio
 from bilateral_serving import access
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.front_door import requests
-from bilateral_serving.front_door.calls import AWAY, FULL, Calls
+from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.stream import Stream
-from bilateral_serving.front_door.upstream import AwayError, Upstream, has_broken, was_not_sent
+from bilateral_serving.front_door.upstream import AwayError, Upstream
+from bilateral_serving.transport import has_broken, was_not_sent
 
 Metadata = Iterable[tuple[str, "str | bytes"]]
+Answer = TypeVar("Answer")
 Code = grpc.StatusCode
 
 FULL_OF_STREAMS = "too many streams of this connection are open already"
@@ -44,7 +46,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._handlers[requests.STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """The handler of a method; what is not open to all is closed without the token."""
+        """Return the handler of a method; what is not open to all is closed without the token."""
         handler = self._handlers.get(call.method)
         if handler is not None or call.method == requests.WATCH:
             return handler
@@ -53,7 +55,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(_refusal(call.method.rpartition("/")[2]))
 
     def may_manage(self, metadata: Metadata) -> bool:
-        """Whether a call shows the token."""
+        """Return whether a call shows the token."""
         shown = dict(metadata).get(METADATA_KEY, b"")
         return access.is_token(shown, self._token)
 
@@ -62,60 +64,41 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         repeatable, held = method in requests.OPEN, method not in requests.HEALTH
 
         async def call(request: bytes, context: Any) -> bytes:
-            again = repeatable
+            metadata, again = _passed_on(context.invocation_metadata()), repeatable
             if method == requests.INFER:
                 again = not requests.is_of_sequence(await self._check(request, context))
-            return await self._call(send, request, context, again, held)
+            answer: bytes = await self._calls.make(
+                context.peer(),
+                lambda: _send(send, request, metadata),
+                held=held,
+                repeatable=again,
+            )
+            return answer
 
-        return call
+        async def handle(request: bytes, context: Any) -> bytes:
+            return await _or_abort(context, call(request, context), FULL)
 
-    async def _call(
-        self, send: Any, request: bytes, context: Any, again: bool, held: bool
-    ) -> bytes:
-        """Make one call; a caller that leaves before it is made ends it, later not any more."""
-        caller, metadata = context.peer(), _passed_on(context.invocation_metadata())
-        patience = self._upstream.patience()
-        while True:
-            try:
-                if held:
-                    await self._upstream.wait_until_connected(patience)
-                try:
-                    answer: bytes = await self._calls.make(
-                        caller, lambda: _send(send, request, metadata)
-                    )
-                    return answer
-                except grpc.aio.AioRpcError as error:
-                    sent = not was_not_sent(error)
-                    if not held or (sent and not (again and has_broken(error))):
-                        await _abort(context, error.code(), error.details() or "")
-                    # Once: a request that ended the server must not end the next one.
-                    again = again and not sent
-                await self._upstream.wait_until_it_answers(patience)
-            except AwayError:
-                await _abort(context, Code.UNAVAILABLE, AWAY)
-            except FullError:
-                await _abort(context, Code.RESOURCE_EXHAUSTED, FULL)
+        return handle
 
     async def _check(self, request: bytes, context: Any) -> bytes:
-        """An inference request's envelope; the call ends here if it is not allowed."""
-        try:
-            around = requests.envelope(request)
-            closed = requests.refers_to_shared_memory(around)
-        except ValueError as error:
-            await _abort(context, Code.INVALID_ARGUMENT, str(error))
+        """Return an inference request's envelope; the call ends here if it is not allowed.
+
+        Raises:
+            ValueError: It is not an inference request.
+        """
+        around = requests.envelope(request)
+        closed = requests.refers_to_shared_memory(around)
         if closed and not self.may_manage(context.invocation_metadata()):
             await _abort(context, Code.PERMISSION_DENIED, CLOSED.format("shared memory"))
         return around
 
     async def _stream(self, _requests: Any, context: Any) -> None:
+        await _or_abort(context, self._pass_stream(context), FULL_OF_STREAMS)
+
+    async def _pass_stream(self, context: Any) -> None:
         caller, metadata = context.peer(), _passed_on(context.invocation_metadata())
-        try:
-            await self._upstream.wait_until_connected(self._upstream.patience())
-            await self._streams.enter(caller)
-        except AwayError:
-            await _abort(context, Code.UNAVAILABLE, AWAY)
-        except FullError:
-            await _abort(context, Code.RESOURCE_EXHAUSTED, FULL_OF_STREAMS)
+        await self._upstream.wait_until_connected(self._upstream.patience())
+        await self._streams.enter(caller)
 
         async def check(request: bytes) -> None:
             await self._check(request, context)
@@ -124,17 +107,33 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             lambda: self._open_stream(metadata=metadata), context, self._calls.start, check
         )
         stream.answers.add_done_callback(lambda _: self._streams.leave(caller))
-        try:
-            await stream.run()
-        except grpc.aio.AioRpcError as error:
-            await _abort(context, error.code(), error.details() or "")
-        except ValueError as error:
-            await _abort(context, Code.INVALID_ARGUMENT, str(error))
+        await stream.run()
 
 
 async def _send(send: Any, request: bytes, metadata: Metadata) -> bytes:
-    answer: bytes = await send(request, metadata=metadata)
+    try:
+        answer: bytes = await send(request, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        how = error.code().name, error.details() or ""
+        unsent = was_not_sent(*how)
+        if unsent or has_broken(*how):
+            raise BrokenError(error, sent=not unsent) from error
+        raise
     return answer
+
+
+async def _or_abort(context: Any, answer: Awaitable[Answer], full: str) -> Answer:
+    """Return what is awaited; an error ends the caller's call with the status that says it."""
+    try:
+        return await answer
+    except AwayError:
+        await _abort(context, Code.UNAVAILABLE, AWAY)
+    except FullError:
+        await _abort(context, Code.RESOURCE_EXHAUSTED, full)
+    except grpc.aio.AioRpcError as error:
+        await _abort(context, error.code(), error.details() or "")
+    except ValueError as error:
+        await _abort(context, Code.INVALID_ARGUMENT, str(error))
 
 
 async def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
@@ -150,5 +149,5 @@ def _refusal(name: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
 
 
 def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    """A caller's metadata without gRPC's own and the token."""
+    """Return a caller's metadata without gRPC's own and the token."""
     return tuple(item for item in metadata if item[0] not in ("user-agent", METADATA_KEY))

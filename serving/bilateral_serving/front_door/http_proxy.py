@@ -1,4 +1,4 @@
-"""HTTP callers on one side, Triton on the other: only whole, checked requests reach it.
+"""The HTTP proxy before Triton, which passes on only whole, checked requests.
 
 Triton 2.51 dies of deeply nested JSON and of bodies in very many chunks, and it does what any web
 page asks that a browser on this machine shows. A request is therefore read whole, checked, and
@@ -20,10 +20,10 @@ from yarl import URL
 
 from bilateral_serving import access
 from bilateral_serving.front_door import json_body
-from bilateral_serving.front_door.calls import AWAY, FULL, Calls
+from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
 from bilateral_serving.front_door.fair_queue import FullError
 from bilateral_serving.front_door.options import FrontDoorOptions
-from bilateral_serving.front_door.upstream import AwayError, Upstream
+from bilateral_serving.front_door.upstream import AwayError
 
 _MODEL = r"/v2/models/(?!stats\b)[\w.-]+(/versions/\d+)?"
 _HEALTH = re.compile(rf"/v2/health/(live|ready)|{_MODEL}/ready", re.ASCII)
@@ -56,12 +56,11 @@ class HttpProxy:
 
     Args:
         options: The limits and the token.
-        upstream: The connection to Triton, which says whether it is there.
         calls: The calls under way.
     """
 
-    def __init__(self, options: FrontDoorOptions, upstream: Upstream, calls: Calls) -> None:
-        self._options, self._upstream, self._calls = options, upstream, calls
+    def __init__(self, options: FrontDoorOptions, calls: Calls) -> None:
+        self._options, self._calls = options, calls
         self._host, _, self._port = (options.http_listen or "").rpartition(":")
         self._server = _Server(self._answer)
 
@@ -109,7 +108,7 @@ class HttpProxy:
             headers[_JSON_LENGTH] = str(size)
         await self._check_json(body[:size], may_manage)
         repeatable = bool(is_open) and b"sequence_" not in body[:size]
-        return await self._ask(request, headers, body, repeatable, held=not is_health)
+        return await self._forward(request, headers, body, repeatable, held=not is_health)
 
     def _check_sender(self, request: web.BaseRequest) -> None:
         """Refuse what a web page of another origin sends, under whatever name it knows this one."""
@@ -151,7 +150,7 @@ class HttpProxy:
             ) from error
 
     def _json_size(self, request: web.BaseRequest, body: bytes) -> int:
-        """How many bytes of an inference request are JSON; tensors follow."""
+        """Return how many bytes of an inference request are JSON; tensors follow."""
         text = request.headers.get(_JSON_LENGTH)
         if text is None:
             return len(body)
@@ -184,34 +183,31 @@ class HttpProxy:
                 + access.HTTP_HEADER,
             )
 
-    async def _ask(
+    async def _forward(
         self,
         request: web.BaseRequest,
         headers: dict[str, str],
         body: bytes,
-        again: bool,
+        repeatable: bool,
         held: bool,
     ) -> web.Response:
         caller = "http:{}:{}".format(*request.transport.get_extra_info("peername")[:2])  # type: ignore[union-attr]
-        patience = self._upstream.patience()
-        while True:
+
+        async def send() -> web.Response:
             try:
-                if held:
-                    await self._upstream.wait_until_connected(patience)
-                try:
-                    answer: web.Response = await self._calls.make(
-                        caller, lambda: self._send(request.method, request.raw_path, headers, body)
-                    )
-                    return answer
-                except aiohttp.ClientError:
-                    if not (again and held):
-                        raise
-                again = False  # see grpc_proxy
-                await self._upstream.wait_until_it_answers(patience)
-            except FullError:
-                raise _RefusedError(HTTPStatus.TOO_MANY_REQUESTS, FULL) from None
-            except (AwayError, aiohttp.ClientError) as error:
-                raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, AWAY) from error
+                return await self._send(request.method, request.raw_path, headers, body)
+            except aiohttp.ClientError as error:
+                raise BrokenError(error, sent=True) from error
+
+        try:
+            answer: web.Response = await self._calls.make(
+                caller, send, held=held, repeatable=repeatable
+            )
+        except FullError:
+            raise _RefusedError(HTTPStatus.TOO_MANY_REQUESTS, FULL) from None
+        except (AwayError, aiohttp.ClientError) as error:
+            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, AWAY) from error
+        return answer
 
     async def _send(
         self, method: str, path: str, headers: dict[str, str], body: bytes
@@ -252,7 +248,7 @@ class _Server(web.Server):
         )
 
     def __call__(self) -> Any:
-        """The protocol of a new connection."""
+        """Return the protocol of a new connection."""
         if len(self.connections) >= _CONNECTIONS:
             return _Closed()
         connection = super().__call__()
@@ -272,7 +268,7 @@ class _Closed(asyncio.Protocol):
 
 
 def _is_own(name: str, request: web.BaseRequest) -> bool:
-    """Whether a Host names the address that the request came to."""
+    """Return whether a Host names the address that the request came to."""
     assert request.transport is not None
     address = ipaddress.ip_address(request.transport.get_extra_info("sockname")[0])
     if name == "localhost":

@@ -1,4 +1,4 @@
-"""What is looked for in a JSON body before Triton parses it."""
+"""JSON body checks before Triton parses it: nesting depth and shared-memory parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SIGN = re.compile(rb'["\[\]{}]')
 
 
 def is_deeper_than(limit: int, body: bytes) -> bool:
-    """Whether arrays and objects are nested more than `limit` deep; not whether it is valid."""
+    """Return whether arrays and objects are nested more than `limit` deep, in valid JSON or not."""
     if body.count(b"[") + body.count(b"{") <= limit:
         return False
     depth = position = 0
@@ -28,7 +28,7 @@ def is_deeper_than(limit: int, body: bytes) -> bool:
 
 
 def refers_to_shared_memory(body: bytes) -> bool:
-    """Whether an object has a key of a shared-memory parameter.
+    """Return whether an object has a key of a shared-memory parameter.
 
     Raises:
         ValueError: It may have one, and is not valid JSON.
@@ -46,7 +46,7 @@ def refers_to_shared_memory(body: bytes) -> bool:
 
 
 def _end_of_string(body: bytes, position: int) -> int:
-    """Where a string ends that begins at `position`; the body's end if it does not."""
+    """Return where a string ends that begins at `position`; the body's end if it does not."""
     while (end := body.find(b'"', position)) >= 0:
         escapes = end
         while escapes > position and body[escapes - 1] == 0x5C:  # a backslash

@@ -1,4 +1,4 @@
-"""What a front door is told when it starts, and what it says when it listens."""
+"""Front door options, and the message that says where it listens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the front door reads of a request: its method, and of inference a few fields.
+"""gRPC request inspection: the method, and a few fields of an inference request.
 
 Requests are passed on as the bytes that came. Of a ModelInferRequest only the fields around the
 tensors' contents are looked at; a request of some megabytes costs no more than a small one.
@@ -34,7 +34,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 def envelope(request: bytes) -> bytes:
-    """A ModelInferRequest's serialized form without `raw_input_contents`.
+    """Return a ModelInferRequest's serialized form without `raw_input_contents`.
 
     Raises:
         ValueError: It is not one.
@@ -75,7 +75,7 @@ def envelope(request: bytes) -> bytes:
 
 
 def refers_to_shared_memory(around: bytes) -> bool:
-    """Whether a request, given by its `envelope`, names a region of shared memory.
+    """Return whether a request, given by its `envelope`, names a region of shared memory.
 
     Raises:
         ValueError: It is not a ModelInferRequest.
@@ -92,12 +92,12 @@ def refers_to_shared_memory(around: bytes) -> bool:
 
 
 def is_of_sequence(around: bytes) -> bool:
-    """Whether a request, given by its `envelope`, may change the state of a sequence."""
+    """Return whether a request, given by its `envelope`, may change the state of a sequence."""
     return b"sequence_" in around
 
 
 def words_request(request: bytes) -> pb.ModelInferRequest | None:
-    """A stream's request if it may be one for words: it has an input "text"; else None.
+    """Return a stream's request if it may be one for words: it has an input "text"; else None.
 
     Raises:
         ValueError: It is not a ModelInferRequest.

@@ -1,4 +1,4 @@
-"""The connection to Triton: when it is there, and what a failed call says about it."""
+"""The gRPC channel from the front door to Triton, and whether Triton answers on it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import grpc
 import grpc.aio
 
 from bilateral_serving.front_door import requests
+from bilateral_serving.transport import TRITON_CHANNEL
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 _WORTH_SAYING_S = 0.5
 _READY = grpc.ChannelConnectivity.READY
-# How gRPC words an UNAVAILABLE of its own; Triton uses the same status for full queues and others.
-_NOT_SENT = "failed to connect"
-_BROKEN = ("socket closed", "goaway", "reset", "broken pipe", "recvmsg", "sendmsg", "connection")
 
 
 class AwayError(Exception):
@@ -40,22 +38,17 @@ class Upstream:
         self.channel: grpc.aio.Channel = grpc.aio.insecure_channel(
             address,
             options=[
-                ("grpc.max_receive_message_length", -1),
+                *TRITON_CHANNEL,
                 ("grpc.max_send_message_length", message_bytes),
-                ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
-                ("grpc.max_reconnect_backoff_ms", 200),
                 ("grpc.client_idle_timeout_ms", 2**31 - 1),
                 # Retries are decided here: gRPC's own would not know what may be repeated.
                 ("grpc.enable_retries", 0),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.default_authority", "localhost"),
             ],
         )
         self._is_live = self.channel.unary_unary(requests.LIVE)
 
     def patience(self) -> float:
-        """Until when a request that comes now may wait, by the clock `time.monotonic`."""
+        """Return until when a request that comes now may wait, by the clock `time.monotonic`."""
         return time.monotonic() + self._hold_s
 
     async def wait_until_connected(self, end: float) -> None:
@@ -97,19 +90,3 @@ class Upstream:
         except grpc.aio.AioRpcError:
             return False
         return True
-
-
-def was_not_sent(error: grpc.aio.AioRpcError) -> bool:
-    """Whether a call failed because there was no connection."""
-    return error.code() is grpc.StatusCode.UNAVAILABLE and _NOT_SENT in _details(error)
-
-
-def has_broken(error: grpc.aio.AioRpcError) -> bool:
-    """Whether a call failed because its connection broke: Triton may have executed it or not."""
-    return error.code() is grpc.StatusCode.UNAVAILABLE and any(
-        sign in _details(error) for sign in _BROKEN
-    )
-
-
-def _details(error: grpc.aio.AioRpcError) -> str:
-    return (error.details() or "").lower()

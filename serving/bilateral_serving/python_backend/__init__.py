@@ -1,1 +1,1 @@
-"""Files that are copied into a model repository and run inside Triton's Python backend."""
+"""Triton's Python backend: the files that run inside it, and a stand-in for it to try them in."""

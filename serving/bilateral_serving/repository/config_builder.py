@@ -20,7 +20,7 @@ WARMUP_LENGTH = 8
 
 
 def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> pb.ModelConfig:
-    """The configuration under which Triton serves `artifact` as `name`.
+    """Return the configuration under which Triton serves `artifact` as `name`.
 
     Raises:
         UserError: The settings ask for what the graph or the target cannot do.
@@ -76,7 +76,7 @@ _STREAM_OUTPUTS = {"text": "STRING", "token": "INT64", "log_likelihood": "FP32"}
 
 
 def stream_interface() -> pb.ModelConfig:
-    """The inputs and outputs of every stream of words, and nothing else."""
+    """Return the inputs and outputs of every stream of words, and nothing else."""
     config = pb.ModelConfig()
     for key, (kind, size) in _STREAM_INPUTS.items():
         config.input.add(name=key, data_type=f"TYPE_{kind}", dims=[size], optional=key != "text")
@@ -128,7 +128,7 @@ def _describe(tensor: Any, spec: TensorSpec, batch: int) -> None:
 
 
 def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    """The sizes that config.pbtxt lists: without the batch, but at least one.
+    """Return the sizes that config.pbtxt lists: without the batch, but at least one.
 
     A tensor with the batch as its only axis is `[batch, 1]` to clients; Triton reshapes it.
     """
@@ -188,7 +188,7 @@ def _parameters(target: Target, settings: Settings) -> dict[str, str]:
 
 
 def _warmup(artifact: Artifact, batch: int) -> list[pb.ModelWarmup]:
-    """One request at batch 1 and one at the largest batch: runtimes plan memory per shape."""
+    """Return requests at batch 1 and the largest batch: runtimes plan memory per shape."""
     sizes = sorted({1, batch}) if batch else [0]
     return [
         pb.ModelWarmup(

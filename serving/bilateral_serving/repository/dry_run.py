@@ -22,7 +22,7 @@ from typing import Any, get_args
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_serving.config import Runtime
+from bilateral_serving.config import Runtime, runtime_of, wants_gpu
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
 from bilateral_serving.installation import has_gpu
 from bilateral_serving.repository import config_builder
@@ -33,7 +33,7 @@ _SHOWN = 400
 
 @dataclass(frozen=True)
 class DryRun:
-    """What became of it.
+    """The outcome of a dry run.
 
     Attributes:
         refused: Why the server would not load the version; "" if it would.
@@ -82,7 +82,7 @@ def _run(
     }
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "bilateral_serving.repository._dry_run"],
+            [sys.executable, "-m", "bilateral_serving.python_backend.stand_in"],
             input=json.dumps(task),
             capture_output=True,
             text=True,
@@ -103,16 +103,15 @@ def _run(
 
 
 def _not_here(config: pb.ModelConfig) -> str:
-    runtime = config.parameters["runtime"].string_value if "runtime" in config.parameters else ""
-    runtime = runtime or "onnxruntime"
+    runtime = runtime_of(config)
     if runtime in get_args(Runtime) and importlib.util.find_spec(runtime) is None:
         return f"{runtime} is not installed here"
-    gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-    return "it is for a GPU, and there is none here" if gpu and not has_gpu() else ""
+    missing = wants_gpu(config) and not has_gpu()
+    return "it is for a GPU, and there is none here" if missing else ""
 
 
 def _other_code(directory: Path) -> str:
-    """Why a version's code is not run: whoever can write a repository need not be trusted."""
+    """Return why a version's code is not run: who can write a repository need not be trusted."""
     ours = backend_code()
     for path in sorted(directory.iterdir()):
         runs = path.suffix in (".py", ".pyc", ".so") or path.is_dir()
@@ -124,7 +123,7 @@ def _other_code(directory: Path) -> str:
 
 
 def _as_server_sees(config: pb.ModelConfig) -> dict[str, Any]:
-    """The configuration as the Python backend gets it: with Triton's defaults filled in."""
+    """Return the configuration as the Python backend gets it: with Triton's defaults filled in."""
     normal = pb.ModelConfig()
     normal.CopyFrom(config)
     if not normal.instance_group:
@@ -138,7 +137,7 @@ def _as_server_sees(config: pb.ModelConfig) -> dict[str, Any]:
 
 
 def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, Any]]:
-    """What to run: the warm-up's requests of one row each, together, and a request by itself."""
+    """Return the runs: each warm-up, as requests of one row together, and one request alone."""
     if config.model_transaction_policy.decoupled:
         return []
     reshaped = {
@@ -189,13 +188,13 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
 
 
 def _dtype(data_type: int) -> str:
-    """NumPy's name of an element type of config.pbtxt; "object" for texts and what NumPy lacks."""
+    """Return NumPy's name of an element type; "object" for texts and what NumPy lacks."""
     name = from_triton("", pb.DataType.Name(data_type).removeprefix("TYPE_"), (), False).dtype
     return name if name in TRITON_NAMES and name != "bfloat16" else "object"
 
 
 def _available_memory() -> int:
-    """Bytes that the machine can give without swapping; 0 if that is not known."""
+    """Return bytes that the machine can give without swapping; 0 if that is not known."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
@@ -203,7 +202,7 @@ def _available_memory() -> int:
 
 
 def _plain(reason: str, directory: Path) -> str:
-    """An error as one line of bounded length, without ONNX Runtime's codes."""
+    """Return an error as one line of bounded length, without ONNX Runtime's codes."""
     line = " ".join(reason.split()).replace(f"{directory}/", "")
     before, _, after = line.partition("[ONNXRuntimeError] : ")
     line = before + after.split(" : ", 2)[-1] if after else line

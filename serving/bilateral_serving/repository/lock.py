@@ -64,7 +64,7 @@ def writing(repository: Path, wait_s: float = 300.0) -> Iterator[Path]:
 
 
 def leftovers(repository: Path) -> tuple[Path, ...]:
-    """The directories of commands that were killed, or of one that is writing now."""
+    """Return the directories of commands that were killed, or of one that is writing now."""
     found = [path for pattern in (f"{_STAGING}*", *_FORMER) for path in repository.glob(pattern)]
     # An export into this directory writes to `.partial-*` too; a former `add` had a version there.
     found += {path.parent for path in repository.glob(".partial-*/[1-9]*") if path.is_dir()}
@@ -72,7 +72,7 @@ def leftovers(repository: Path) -> tuple[Path, ...]:
 
 
 def _lock(repository: Path, wait_s: float) -> int:
-    """The lock's file descriptor, locked."""
+    """Return the lock's file descriptor, locked."""
     end = time.monotonic() + wait_s
     while True:
         with disk_errors(repository):

@@ -1,4 +1,4 @@
-"""The file that is served: the exported one, or its lowering for the runtime that will run it."""
+"""Lowering before serving: the exported file or its lowered form for the runtime."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.errors import UserError
+from bilateral_serving import config as configs
 
 LOWERING_KEY = "lowering"
 _SHOWN = 300
 
 
 def runtime_of(config: pb.ModelConfig) -> str | None:
-    """The runtime to lower for, or None where the exported file is what is wanted."""
-    if any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
+    """Return the runtime to lower for, or None where the exported file is what is wanted."""
+    if configs.wants_gpu(config) or config.backend not in ("onnxruntime", "python"):
         return None
-    if config.backend == "onnxruntime":
-        return "onnxruntime-cpu"
-    if config.backend != "python":
-        return None
-    runtime = config.parameters["runtime"].string_value
-    return "openvino" if runtime == "openvino" else "onnxruntime-cpu"
+    in_openvino = config.backend == "python" and configs.runtime_of(config) == "openvino"
+    return "openvino" if in_openvino else "onnxruntime-cpu"
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,6 @@ def note(config: pb.ModelConfig, version: int, done: str | None) -> None:
 
 
 def notes(config: pb.ModelConfig) -> tuple[str, ...]:
-    """What was done to the versions of a configuration that were lowered."""
+    """Return what was done to the versions of a configuration that were lowered."""
     parameters = config.parameters.items()
     return tuple(v.string_value for key, v in parameters if key.startswith(f"{LOWERING_KEY}/"))

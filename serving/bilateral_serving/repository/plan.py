@@ -1,4 +1,4 @@
-"""TensorRT plans: what they take and give, read from their manifests, and the plugin they need."""
+"""TensorRT plans: their interface, read from manifests, and the plugin they need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["artifact_of", "has_manifest", "launch_arguments", "manifest_path", "
 
 
 def has_manifest(plan: Path) -> bool:
-    """Whether `bilateral build` left a manifest beside this plan."""
+    """Return whether `bilateral build` left a manifest beside this plan."""
     return manifest_path(plan).is_file()
 
 
@@ -35,7 +35,7 @@ def read_plan(plan: Path) -> Artifact:
 
 
 def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
-    """The interface of a plan whose manifest is known to belong to it.
+    """Return the interface of a plan whose manifest is known to belong to it.
 
     Raises:
         UserError: The manifest carries a model description that is not understood.
@@ -50,7 +50,7 @@ def artifact_of(plan: Path, manifest: PlanManifest) -> Artifact:
 
 
 def launch_arguments(plans: Iterable[Path], plugin: Path | None = None) -> tuple[str, ...]:
-    """What tritonserver must be told so that these plans find their plugin; checks the plans.
+    """Return the tritonserver arguments with which these plans find their plugin; check the plans.
 
     A plan that runs attention through standard operators needs nothing. One that carries code, the
     plugin or the runtime of a version-compatible plan, needs the server's permission to run it,

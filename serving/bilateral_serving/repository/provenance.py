@@ -38,7 +38,7 @@ def set_provenance(config: pb.ModelConfig, version: int, provenance: Provenance)
 
 
 def read_provenance(config: pb.ModelConfig, version: int) -> Provenance | None:
-    """A version's provenance; None for one that was added without, or if it cannot be read."""
+    """Return a version's provenance; None if it has none that can be read."""
     key = f"{PROVENANCE_KEY}/{version}"
     if key not in config.parameters:
         return None

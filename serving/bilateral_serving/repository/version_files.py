@@ -111,7 +111,7 @@ def restored_on_error(path: Path, staging: Path) -> Iterator[None]:
 
 
 def backend_code() -> dict[str, bytes]:
-    """The Python files of this installation that the Python backend runs, by name."""
+    """Return the Python files of this installation that the Python backend runs, by name."""
     backend = resources.files("bilateral_serving.python_backend")
     text = resources.files("bilateral_export") / "text.py"
     return {
@@ -122,7 +122,7 @@ def backend_code() -> dict[str, bytes]:
 
 
 def backend_files(artifact: Artifact) -> dict[str, bytes]:
-    """What lies beside a model that the Python backend runs, by name.
+    """Return what lies beside a model that the Python backend runs, by name.
 
     `model.py` always; for a language model its vocabulary and what streams words, too.
     """

@@ -1,4 +1,4 @@
-"""Whether a running tritonserver and the processes of its models answer: dead, wedged, or busy.
+"""Health of a running tritonserver and its models: dead, wedged, or busy.
 
 Triton 2.51 does not notice that the process of a Python model has died: every request to it fails
 from then on, and the server says that it is ready. So those processes are watched, and each model
@@ -63,7 +63,7 @@ class Health:
         ]
 
     def fault(self) -> Fault | None:
-        """What is wrong now; None if nothing is. To be called several times a second."""
+        """Return what is wrong now; None if nothing is. To be called several times a second."""
         for pid, model in self._model_processes.items():
             if read_status(pid) is None:
                 return Fault(f"the process of model '{model}' died", model)

@@ -9,17 +9,17 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 
 def bracketed(host: str) -> str:
-    """The host as it stands before ":port"."""
+    """Return the host as it stands before ":port"."""
     return f"[{host}]" if ":" in host else host
 
 
 def reachable(host: str) -> str:
-    """The host at which this machine reaches a server that listens on `host`."""
+    """Return the host at which this machine reaches a server that listens on `host`."""
     return _EVERYWHERE.get(host, host)
 
 
 def addresses(host: str) -> tuple[str, ...]:
-    """The numeric addresses of a host, IPv4 first.
+    """Return the numeric addresses of a host, IPv4 first.
 
     Raises:
         OSError: It has none.
@@ -33,17 +33,17 @@ def addresses(host: str) -> tuple[str, ...]:
 
 
 def numeric(host: str) -> str:
-    """The one address of a host that Triton listens on itself: it takes one, and no names."""
+    """Return the numeric address of a host for Triton, which takes one address and no names."""
     return addresses(host)[0]
 
 
 def for_http(address: str) -> str:
-    """A numeric address as Triton's HTTP and metrics services want it."""
+    """Return a numeric address as Triton's HTTP and metrics services want it."""
     return f"ipv6:{address}" if ":" in address else address
 
 
 def conflicting(host: str) -> tuple[str, ...]:
-    """The addresses where nobody else may listen on a port that is to be served on `host`.
+    """Return the addresses where nobody else may listen on a port that is to be served on `host`.
 
     These are its own, and for what is reached as "localhost" the loopback of IPv4 and IPv6: a
     caller would otherwise reach the other server.

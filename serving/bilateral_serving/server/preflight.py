@@ -1,4 +1,4 @@
-"""What must hold before a server starts. Each check says what to do when it does not."""
+"""Preflight checks of a server; each error says how to fix what it found."""
 
 from __future__ import annotations
 
@@ -10,21 +10,100 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bilateral_export.errors import UserError
-from bilateral_serving.installation import PYTHON_VERSION, Installation
+from bilateral_serving.installation import (
+    PYTHON_VERSION,
+    Installation,
+    find,
+    find_libpython,
+    has_gpu,
+    needs_front_door,
+)
 from bilateral_serving.repository import Entry, list_names, show
 from bilateral_serving.server import hosts
+from bilateral_serving.server.processes.launch_command import ServerOptions
 
 # Triton's Python backend passes tensors through shared memory; a container gets 64 MiB by default.
 _LEAST_SHARED_MEMORY = 16 << 20
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a server runs with, once all that it needs is there.
+
+    Attributes:
+        installation: The tritonserver.
+        gpu: Whether it may use GPUs.
+        direct: Whether callers' connections end in tritonserver and not in the front door.
+        libpython: What the wheel's Python backend loads.
+        entries: The models that can be tried.
+        failed: Those that cannot, and why.
+    """
+
+    installation: Installation
+    gpu: bool
+    direct: bool
+    libpython: Path | None
+    entries: tuple[Entry, ...]
+    failed: dict[str, str]
+
+    @property
+    def in_python(self) -> tuple[str, ...]:
+        """The models that the Python backend runs."""
+        return tuple(entry.name for entry in self.entries if entry.target == "python")
+
+
+def check(options: ServerOptions) -> Checked:
+    """Check all that a server needs, and return what was found.
+
+    Raises:
+        UserError: Something is missing, a port is taken, no model can be tried, or one cannot and
+            `strict` is asked for.
+    """
+    installation = find(options.tritonserver)
+    gpu = has_gpu() if options.gpu is None else options.gpu
+    direct = options.direct
+    entries, failed = _servable(options, installation, gpu)
+    found = Checked(
+        installation,
+        gpu,
+        not needs_front_door(installation.version) if direct is None else direct,
+        find_libpython() if installation.is_wheel else None,
+        entries,
+        failed,
+    )
+    if found.in_python:
+        check_python(installation, found.libpython)
+        check_shared_memory()
+    ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
+    check_ports(options.host, ports)
+    return found
+
+
+def _servable(
+    options: ServerOptions, installation: Installation, gpu: bool
+) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    """Return the models that can be tried, and why the others cannot."""
+    found, refused = select_models(options.repository, options.models)
+    entries = []
+    for entry in found:
+        try:
+            check_entry(entry, installation, gpu)
+            entries.append(entry)
+        except UserError as error:
+            refused[entry.name] = error
+    if refused and (options.strict or not entries):
+        raise next(iter(refused.values()))
+    return tuple(entries), {name: str(error) for name, error in refused.items()}
+
+
 def select_models(
     repository: Path, names: Sequence[str]
 ) -> tuple[tuple[Entry, ...], dict[str, UserError]]:
-    """The models to serve: those named, or all that have a version.
+    """Return the models to serve: those named, or all that have a version.
 
     Returns:
         The models, and those of the others that cannot be read: name -> why.
@@ -100,22 +179,40 @@ def check_python(installation: Installation, libpython: Path | None) -> None:
     if not installation.is_wheel:
         _check_system_python()
         return
-    if installation.stub is None or not installation.stub.is_file():
-        raise UserError(
-            f"the tritonserver at {installation.binary} has no stub for Python {PYTHON_VERSION}",
-            "Use Python 3.10, 3.11 or 3.12, or update nvidia-pytriton.",
-        )
-    if libpython is None:
-        raise UserError(
-            f"Triton's Python backend needs libpython{PYTHON_VERSION}.so.1.0, which is not here",
-            f"Install it (Debian, Ubuntu: `apt-get install libpython{PYTHON_VERSION}`), or use a "
-            "Python built with --enable-shared.",
-        )
+    check_stub(installation)
+    check_libpython(libpython)
     check_numpy(importlib.metadata.version("numpy"))
     if importlib.util.find_spec("onnxruntime") is None:
         raise UserError(
             "onnxruntime is not installed, and target python runs models with it",
             "Install it with `pip install 'bilateral-serve[server]'`.",
+        )
+
+
+def check_stub(installation: Installation) -> None:
+    """Check that the wheel's Python backend can start this Python.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if installation.stub is None or not installation.stub.is_file():
+        raise UserError(
+            f"the tritonserver at {installation.binary} has no stub for Python {PYTHON_VERSION}",
+            "Use Python 3.10, 3.11 or 3.12, or update nvidia-pytriton.",
+        )
+
+
+def check_libpython(libpython: Path | None) -> None:
+    """Check that there is the library that the wheel's Python backend loads.
+
+    Raises:
+        UserError: There is none.
+    """
+    if libpython is None:
+        raise UserError(
+            f"Triton's Python backend needs libpython{PYTHON_VERSION}.so.1.0, which is not here",
+            f"Install it (Debian, Ubuntu: `apt-get install libpython{PYTHON_VERSION}`), or use a "
+            "Python built with --enable-shared.",
         )
 
 
@@ -161,7 +258,7 @@ def check_ports(host: str, ports: Mapping[str, int | None]) -> None:
 
 
 def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserError]:
-    """Every reason why these ports cannot be listened on; see `check_ports`."""
+    """Yield every reason why these ports cannot be listened on; see `check_ports`."""
     try:
         own, conflicting = hosts.addresses(host), hosts.conflicting(host)
     except OSError:
@@ -186,7 +283,7 @@ def port_refusals(host: str, ports: Mapping[str, int | None]) -> Iterator[UserEr
 def _refusals(
     own: Sequence[str], conflicting: Sequence[str], port: int, option: str
 ) -> Iterator[UserError]:
-    """The first reason why a port cannot be listened on at these addresses, if there is one."""
+    """Yield the first reason why a port cannot be listened on at these addresses, if any."""
     for address in conflicting:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:

@@ -1,4 +1,4 @@
-"""Run the real tritonserver on a model repository, from start to a clean end."""
+"""The public functions that run a server: `running` for a block, `serve` until a signal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from bilateral_serving.server.loading import OnProgress
 from bilateral_serving.server.processes.launch_command import ServerOptions
 from bilateral_serving.server.processes.tritonserver import OnLog
-from bilateral_serving.server.service import OnProgress, RunningServer, opened
+from bilateral_serving.server.service import RunningServer, opened
 from bilateral_serving.server.supervise import supervise
 
 # How long requests wait while tritonserver is started again.

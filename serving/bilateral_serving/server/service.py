@@ -1,4 +1,4 @@
-"""What callers see as one server: tritonserver, the front door before it, and their start and end.
+"""The service behind one address: tritonserver and its front door, started and ended together.
 
 tritonserver can be started again while the front door stays: it holds the port and the callers'
 connections, and new requests wait there.
@@ -11,23 +11,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bilateral_export.errors import UserError
 from bilateral_serving.access import published_token
 from bilateral_serving.front_door.options import FrontDoorOptions
-from bilateral_serving.installation import (
-    Installation,
-    find,
-    find_libpython,
-    has_gpu,
-    needs_front_door,
-)
-from bilateral_serving.repository import Entry
 from bilateral_serving.server import hosts, preflight
 from bilateral_serving.server.health import Fault, Health
+from bilateral_serving.server.loading import CrashedError, Loading, OnProgress, Progress
+from bilateral_serving.server.preflight import Checked
 from bilateral_serving.server.processes.front_door import DoorProcess
 from bilateral_serving.server.processes.launch_command import (
     Listen,
@@ -41,17 +35,6 @@ from bilateral_serving.server.processes.tritonserver import OnLog, TritonProcess
 from bilateral_serving.server.upstream import NoAnswerError, Upstream
 
 _POLL_S = 0.05
-# A model's process that ends while it loads says why through the server, within this time.
-_LAST_WORDS_S = 3.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far loading is."""
-
-    loaded: tuple[str, ...]
-    total: int
-    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -79,9 +62,6 @@ class RunningServer:
     start_s: float
 
 
-OnProgress = Callable[[Progress], None]
-
-
 @contextlib.contextmanager
 def opened(
     options: ServerOptions,
@@ -101,47 +81,10 @@ def opened(
     Raises:
         UserError: Something is missing, or a port is taken.
     """
-    installation = find(options.tritonserver)
-    gpu = has_gpu() if options.gpu is None else options.gpu
-    entries, failed = _servable(options, installation, gpu)
-    libpython = find_libpython() if installation.is_wheel else None
-    in_python = [entry.name for entry in entries if entry.target == "python"]
-    if in_python:
-        preflight.check_python(installation, libpython)
-        preflight.check_shared_memory()
-    ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
-    preflight.check_ports(options.host, ports)
-    direct = (
-        not needs_front_door(installation.version) if options.direct is None else options.direct
-    )
-
+    checked = preflight.check(options)
     with scratch_directory() as scratch, published_token(options.grpc_port) as token:
-        models, backends = scratch / "models", scratch / "backends"
-        models.mkdir()
-        backends.mkdir()
-        for entry in entries:
-            link_model(entry.directory, models)
-        listen = Listen(None if direct else scratch, token)
-        command = command_line(
-            options,
-            installation,
-            backend_directory(installation, backends),
-            models,
-            listen,
-            entries,
-            gpu,
-        )
-        service = Service(
-            options,
-            command,
-            environment(installation, libpython, gpu),
-            scratch,
-            listen,
-            in_python,
-            failed,
-            on_log,
-            hold_s,
-        )
+        listen = Listen(None if checked.direct else scratch, token)
+        service = Service(options, checked, scratch, listen, on_log, hold_s)
         try:
             yield service
         finally:
@@ -154,20 +97,32 @@ class Service:
     def __init__(
         self,
         options: ServerOptions,
-        command: list[str],
-        environment: dict[str, str],
+        checked: Checked,
         scratch: Path,
         listen: Listen,
-        in_python: Collection[str],
-        failed: dict[str, str],
         on_log: OnLog | None,
         hold_s: float,
     ) -> None:
         self.options = options
-        self._command, self._environment = command, environment
         self._scratch, self._listen = scratch, listen
-        self._in_python, self._failed, self._on_log = in_python, failed, on_log
-        self._hold_s = hold_s
+        self._on_log, self._hold_s = on_log, hold_s
+        self._failed = dict(checked.failed)
+        self._in_python = checked.in_python
+        models, backends = scratch / "models", scratch / "backends"
+        models.mkdir()
+        backends.mkdir()
+        for entry in checked.entries:
+            link_model(entry.directory, models)
+        self._command = command_line(
+            options,
+            checked.installation,
+            backend_directory(checked.installation, backends),
+            models,
+            listen,
+            checked.entries,
+            checked.gpu,
+        )
+        self._environment = environment(checked.installation, checked.libpython, checked.gpu)
         self._starts = 0
         # Triton 2.51 can die when several models fail to warm up at once.
         self._one_by_one = False
@@ -217,7 +172,7 @@ class Service:
             try:
                 if not self._wait_until_ready(on_progress, stop):
                     return False
-            except _CrashedError as crashed:
+            except CrashedError as crashed:
                 self.kill_triton()
                 if crashed.model is None:
                     self._one_by_one = True
@@ -245,7 +200,7 @@ class Service:
         )
 
     def fault(self) -> Fault | None:
-        """What is wrong with tritonserver or the models that are watched; None if nothing is."""
+        """Return what is wrong with tritonserver or its watched models; None if nothing is."""
         assert self._triton is not None
         if why := self._triton.how_it_ended():
             return Fault(f"tritonserver stopped while serving: {'; '.join(why[:3])}")
@@ -319,14 +274,14 @@ class Service:
         triton, upstream = self._triton, self._upstream
         assert triton is not None
         assert upstream is not None
-        loading = _Loading(triton, self._in_python)
+        loading = Loading(triton, self._in_python)
         name = upstream.ask_name()
         while not (name.done() and name.exception() is None and self._listens()):
             if why := triton.how_it_ended():
                 if triton.was_killed and not self.options.strict and len(self.models) > 1:
                     culprit = loading.under_way() if self._one_by_one else None
                     if culprit is not None or not self._one_by_one:
-                        raise _CrashedError(culprit, f"tritonserver dies of it: {why[0]}")
+                        raise CrashedError(culprit, f"tritonserver dies of it: {why[0]}")
                 raise UserError(
                     f"tritonserver stopped while loading: {self._plain('; '.join(why[:3]))}",
                     _advice("; ".join(why)),
@@ -375,12 +330,12 @@ class Service:
             raise UserError(f"tritonserver can serve no model: {why}", _advice(why))
 
     def _plain(self, reason: str) -> str:
-        """A reason without its traceback, and with the repository's path for that of the links."""
+        """Return a reason without its traceback, with the repository's path for the links'."""
         text = reason.removeprefix("Internal: ").partition("\n\nAt:")[0]
         return text.replace(str(self._scratch / "models"), str(self.options.repository))
 
     def _listens(self) -> bool:
-        """Whether Triton's other services accept connections; they start after gRPC."""
+        """Return whether Triton's other services accept connections; they start after gRPC."""
         host = hosts.reachable(hosts.numeric(self.options.host))
         places: list[tuple[socket.AddressFamily, str | tuple[str, int]]] = []
         ports = [self.options.metrics_port]
@@ -415,66 +370,6 @@ class Service:
                 "drain_s": options.stop_timeout_s,
             }
         )
-
-
-class _CrashedError(Exception):
-    """A model's process, or tritonserver itself, died while a model loaded; None: it may be any."""
-
-    def __init__(self, model: str | None, reason: str) -> None:
-        super().__init__(model, reason)
-        self.model, self.reason = model, reason
-
-
-class _Loading:
-    """Looks at the processes of models that load: Triton waits minutes for one that has died."""
-
-    def __init__(self, triton: TritonProcess, models: Collection[str]) -> None:
-        self._triton, self._models = triton, models
-        self._missing_since: dict[str, float] = {}
-
-    def under_way(self) -> str | None:
-        """The one model that is loading; None if it is none, or one of several."""
-        settled = {*self._triton.loaded, *self._triton.failed}
-        loading = [model for model in self._triton.begun if model not in settled]
-        return loading[0] if len(loading) == 1 else None
-
-    def check(self) -> None:
-        """Look at them once more.
-
-        Raises:
-            _CrashedError: One has died, and Triton has not said so.
-        """
-        alive = {*self._triton.model_processes().values()}
-        settled = {*self._triton.loaded, *self._triton.failed}
-        now = time.monotonic()
-        for model in self._triton.begun:
-            if model not in self._models or model in settled or model in alive:
-                self._missing_since.pop(model, None)
-            elif now - self._missing_since.setdefault(model, now) > _LAST_WORDS_S:
-                raise _CrashedError(
-                    model, f"its process died while loading: {self._triton.last_words()}"
-                )
-
-
-def _servable(
-    options: ServerOptions, installation: Installation, gpu: bool
-) -> tuple[tuple[Entry, ...], dict[str, str]]:
-    """The models that can be tried, and why the others cannot.
-
-    Raises:
-        UserError: There is none, or one cannot and `strict` is asked for.
-    """
-    found, refused = preflight.select_models(options.repository, options.models)
-    entries = []
-    for entry in found:
-        try:
-            preflight.check_entry(entry, installation, gpu)
-            entries.append(entry)
-        except UserError as error:
-            refused[entry.name] = error
-    if refused and (options.strict or not entries):
-        raise next(iter(refused.values()))
-    return tuple(entries), {name: str(error) for name, error in refused.items()}
 
 
 def _advice(why: str) -> str:

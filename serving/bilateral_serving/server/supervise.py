@@ -1,4 +1,4 @@
-"""Start again what has died or answers no more, and say why and how often."""
+"""Supervision: restarts of a server that has died or does not answer, with backoff."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bilateral_serving import language
 from bilateral_serving.access import METADATA_KEY
+from bilateral_serving.transport import TRITON_CHANNEL
 
 _PATIENCE_S = 10.0
 
@@ -49,16 +50,8 @@ class Upstream:
     def __init__(self, target: str, token: str) -> None:
         self._channel = grpc.insecure_channel(
             target,
-            options=[
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.default_authority", "localhost"),
-                ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
-                ("grpc.max_reconnect_backoff_ms", 200),
-                # Each object has a connection of its own, which ends with the server.
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.max_receive_message_length", -1),
-            ],
+            # Each object has a connection of its own, which ends with the server.
+            options=[*TRITON_CHANNEL, ("grpc.use_local_subchannel_pool", 1)],
         )
         self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((METADATA_KEY, token),)
@@ -72,7 +65,7 @@ class Upstream:
         return self._service.ServerMetadata.future(service_pb2.ServerMetadataRequest())
 
     def model_states(self) -> tuple[ModelState, ...]:
-        """What the server says of the models in its repository.
+        """Return what the server says of the models in its repository.
 
         Raises:
             NoAnswerError: It did not answer.
@@ -84,7 +77,7 @@ class Upstream:
         )
 
     def probe(self, model: str) -> Probe | None:
-        """A probe by real inference; None for a model that zeros say nothing about.
+        """Return a probe by real inference; None for a model that zeros say nothing about.
 
         Raises:
             NoAnswerError: The server did not describe it.
@@ -125,7 +118,7 @@ class Upstream:
 
 
 def _zeros(config: pb.ModelConfig) -> service_pb2.ModelInferRequest:
-    """The smallest request for a model: one row of zeros, each free dimension 1."""
+    """Return the smallest request for a model: one row of zeros, each free dimension 1."""
     request = service_pb2.ModelInferRequest(model_name=config.name)
     for tensor in config.input:
         if tensor.optional:

@@ -51,7 +51,7 @@ def mapped(server: RunningServer) -> int:
 
 def named(process: int) -> list[Path]:
     """The regions of a process that still have a name; clients of other tests may have some too."""
-    return list(Path("/dev/shm").glob(f"bilateral-client.*.{process}.*"))
+    return list(Path("/dev/shm").glob(f"bilateral-client.*-{process:x}-*"))
 
 
 @pytest.fixture(autouse=True)

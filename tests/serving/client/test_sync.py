@@ -472,7 +472,7 @@ class TestAsyncClient:
         asyncio.run(ask())
 
 
-@pytest.mark.parametrize("module", ["client", "client_aio", "images"])
+@pytest.mark.parametrize("module", ["client", "client.aio", "client.inputs.images"])
 def test_a_client_imports_neither_torch_nor_onnx(module: str) -> None:
     script = textwrap.dedent(
         f"""

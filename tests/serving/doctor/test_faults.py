@@ -499,8 +499,8 @@ def test_a_server_or_plugin_that_is_named_must_be_one(tmp_path: Path) -> None:
     [
         (lambda scene: manifest_path(scene.plan).unlink(), "no manifest"),
         (lambda scene: policy(scene, "specific { versions: [1, 7] }"), "version 7"),
-        (lambda scene: (scene.root / "quadrants" / "old").mkdir(), "no version"),
-        (lambda scene: (scene.root / "quadrants" / "01").mkdir(), "no version"),
+        (lambda scene: (scene.root / "quadrants" / "old").mkdir(), "not a version"),
+        (lambda scene: (scene.root / "quadrants" / "01").mkdir(), "not a version"),
         (
             lambda scene: (scene.root / "quadrants" / "1" / "model.py").write_text("# mine"),
             "model.py",

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import onnx  # noqa: F401 - once, and not in every fork
 
+import bilateral_export.lowering.lower  # noqa: F401 - the same
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
+from bilateral_serving.repository import adding
 from bilateral_serving.repository.dry_run import DryRun
 
 WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
@@ -70,7 +72,7 @@ def killed(command: Callable[[Path], object], root: Path, n: int) -> bool:
 
 def main(start: Path, other: Path, directory: Path) -> None:
     # Trying a file writes nothing in the repository, and is slow.
-    repository.dry_run = lambda *_, **__: DryRun()  # type: ignore[attr-defined]
+    adding.dry_run = lambda *_, **__: DryRun()  # type: ignore[attr-defined]
     for name, command in commands(other).items():
         n = 0
         while True:

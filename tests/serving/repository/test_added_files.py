@@ -9,11 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.builders import tiny_models as models
+from tests.builders.exported import exported
 
-from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.files import sha256
-from bilateral_export.graph.export import export_onnx
 from bilateral_serving import repository
 from bilateral_serving.client import Client
 from bilateral_serving.config import Settings
@@ -26,8 +25,7 @@ CHECKPOINT = "digits_bilateral.safetensors"
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = load_checkpoint(CHECKPOINTS / CHECKPOINT)
-    return export_onnx(checkpoint, tmp_path_factory.mktemp("digits") / "digits.onnx").path
+    return exported(CHECKPOINT.partition(".")[0], tmp_path_factory)
 
 
 def edited(path: Path, copy: Path, edit: object) -> Path:

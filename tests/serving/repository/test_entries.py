@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tests.builders import tiny_models as models
+from tests.builders.exported import exported
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
 from bilateral_serving import config as configs
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
@@ -163,10 +162,9 @@ class TestSecondVersion:
         assert all(version.metadata == models.metadata() for version in entry.versions)
 
     def test_keeps_what_was_done_to_the_others_and_serves_them_on_their_runtime(
-        self, tmp_path: Path, root: Path
+        self, tmp_path_factory: pytest.TempPathFactory, root: Path
     ) -> None:
-        checkpoint = load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
-        digits = export_onnx(checkpoint, tmp_path / "digits.onnx").path
+        digits = exported("digits_bilateral", tmp_path_factory)
         repository.add("digits", digits, root)
         repository.add("digits", digits, root, settings=Settings(instances=2))
         parameters = read_config(root, "digits").parameters

@@ -23,7 +23,8 @@ from bilateral_serving.doctor.diagnose import diagnose
 from bilateral_serving.doctor.machine import read_machine
 from bilateral_serving.repository.lock import leftovers, writing
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+# One thread: what forks there has no other.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
 def python(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -43,11 +44,12 @@ def described(root: Path) -> tuple[int, ...]:
 ADD_AT_ONCE = """
     import os, sys
     from pathlib import Path
-    import onnx  # once, and not in every child
+    import onnx, bilateral_export.lowering.lower  # once, and not in every child
     from bilateral_serving import repository
+    from bilateral_serving.repository import adding
     from bilateral_serving.repository.dry_run import DryRun
 
-    repository.dry_run = lambda *_, **__: DryRun()  # writes nothing in the repository, and is slow
+    adding.dry_run = lambda *_, **__: DryRun()  # writes nothing in the repository, and is slow
     model, root, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     for round in range(rounds):
         children = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,10 +41,17 @@ from bilateral_serving.server import (
 from bilateral_serving.server.processes.log import LogLine, parse, reasons
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("prepared")
+    repository.add("quadrants", models.quadrants(root / "m.onnx"), root / "repository")
+    return root / "repository"
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    repository.add("quadrants", models.quadrants(tmp_path / "m.onnx"), tmp_path / "repository")
-    return tmp_path / "repository"
+def root(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared repository, which the test may change."""
+    return shutil.copytree(prepared, tmp_path / "repository")
 
 
 def grpc_only(root: Path, **changes: object) -> ServerOptions:

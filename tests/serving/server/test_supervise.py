@@ -280,25 +280,27 @@ def test_paths_and_proxies_that_triton_and_grpc_trip_over(tmp_path: Path) -> Non
     assert list(odd.glob("bilateral-serve-*")) == []
 
 
-class TestBadModels:
-    @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        """A model that is served, and others that cannot be, each for another reason."""
-        root = tmp_path / "repository"
-        for name in ("good", "damaged", "crashes", "misconfigured"):
-            repository.add(name, models.quadrants(tmp_path / f"{name}.onnx"), root)
-        for name in ("unwarm", "unwarmed"):  # two at once can end tritonserver 2.51
-            repository.add(name, models.quadrants(tmp_path / f"{name}.onnx"), root)
-            model = root / name / "1/model.py"
-            model.write_text(model.read_text().replace("self._feed(request)", "{}[request]"))
-        (root / "damaged/1/model.onnx").write_bytes(b"damaged")
-        (root / "crashes/1/model.py").write_text("import os\nos.abort()\n")
-        (root / "misconfigured/config.pbtxt").write_text("name: 7")
-        return root
+@pytest.fixture(scope="module")
+def bad_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is served, and others that cannot be, each for another reason."""
+    files = tmp_path_factory.mktemp("bad")
+    root = files / "repository"
+    for name in ("good", "damaged", "crashes", "misconfigured"):
+        repository.add(name, models.quadrants(files / f"{name}.onnx"), root)
+    for name in ("unwarm", "unwarmed"):  # two at once can end tritonserver 2.51
+        repository.add(name, models.quadrants(files / f"{name}.onnx"), root)
+        model = root / name / "1/model.py"
+        model.write_text(model.read_text().replace("self._feed(request)", "{}[request]"))
+    (root / "damaged/1/model.onnx").write_bytes(b"damaged")
+    (root / "crashes/1/model.py").write_text("import os\nos.abort()\n")
+    (root / "misconfigured/config.pbtxt").write_text("name: 7")
+    return root
 
-    def test_the_others_are_served(self, root: Path) -> None:
+
+class TestBadModels:
+    def test_the_others_are_served(self, bad_models: Path) -> None:
         (port,) = free_ports(1)
-        options = ServerOptions(root, grpc_port=port, metrics_port=None)
+        options = ServerOptions(bad_models, grpc_port=port, metrics_port=None)
         with running(options) as server:
             assert server.models == ("good",)
             bad = {"damaged", "crashes", "misconfigured", "unwarm", "unwarmed"}
@@ -320,10 +322,10 @@ class TestBadModels:
             "misconfigured",
         ],
     )
-    def test_strict_does_not_serve_the_others(self, name: str, root: Path) -> None:
+    def test_strict_does_not_serve_the_others(self, name: str, bad_models: Path) -> None:
         (port,) = free_ports(1)
         options = ServerOptions(
-            root, models=("good", name), grpc_port=port, metrics_port=None, strict=True
+            bad_models, models=("good", name), grpc_port=port, metrics_port=None, strict=True
         )
         with pytest.raises(UserError, match=name), running(options):
             pass

@@ -63,13 +63,13 @@ def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
             texts = _padded([text_bytes(one, how.length) for one in inputs])
             return texts.reshape(len(inputs) // 2, 2, -1)
     raise UserError(
-        f"model '{model}' is no classifier: it takes {how.kind}",
+        f"model '{model}' is not a classifier: it takes {how.kind}",
         "For a language model use generate or score, for a segmenter segment.",
     )
 
 
 def pixels(image: Image.Image, how: PixelsPreprocessing) -> NDArray[np.int64]:
-    """Grey levels 0..255 of the image's centre, row by row."""
+    """Return grey levels 0..255 of the image's centre, row by row."""
     as_image = ImagePreprocessing(
         height=how.height,
         width=how.width,
@@ -83,7 +83,7 @@ def pixels(image: Image.Image, how: PixelsPreprocessing) -> NDArray[np.int64]:
 
 
 def text_bytes(source: Source, length: int) -> NDArray[np.int64]:
-    """Byte + 1 of a UTF-8 text, at most `length` of them.
+    """Return byte + 1 of a UTF-8 text, at most `length` of them.
 
     Markup, and the commas and quotes of a CSV file, are text like any other: the model reads them.
 
@@ -95,7 +95,7 @@ def text_bytes(source: Source, length: int) -> NDArray[np.int64]:
 
 
 def expression(source: Source, length: int) -> NDArray[np.int64]:
-    """Token ids of a ListOps expression.
+    """Return token ids of a ListOps expression.
 
     Raises:
         UserError: It has an unknown symbol, is not closed, or is too long.
@@ -110,7 +110,8 @@ def expression(source: Source, length: int) -> NDArray[np.int64]:
         listops.evaluate(symbols)  # a model gives any list of symbols a value
     except ValueError as error:
         raise UserError(
-            f"{name} is no ListOps expression: {error}", "It reads such as [MAX 2 [MIN 4 7 ] 0 ]."
+            f"{name} is not a ListOps expression: {error}",
+            "It reads such as [MAX 2 [MIN 4 7 ] 0 ].",
         ) from error
     return listops.encode(symbols)
 
@@ -123,7 +124,7 @@ def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _text(source: Source, what: str) -> str:
-    """A UTF-8 text without its byte-order mark, which an editor may have put before it."""
+    """Return a UTF-8 text without its byte-order mark, which an editor may have put before it."""
     name = f"the {what}" if isinstance(source, bytes) else f"{what} {source}"
     content = source if isinstance(source, bytes) else require_file(source, what).read_bytes()
     try:
@@ -138,7 +139,7 @@ def _text(source: Source, what: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file's content, without a byte-order mark.
+    """Return a UTF-8 text file's content, without a byte-order mark.
 
     Raises:
         UserError: The file is missing, empty or not UTF-8.

@@ -69,7 +69,7 @@ def preprocess(image: Image.Image, how: ImagePreprocessing) -> NDArray[np.float3
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """An image in 8 bits a channel: luma (ITU-R 601) for one channel, RGB for three.
+    """Return an image in 8 bits a channel: luma (ITU-R 601) for one channel, RGB for three.
 
     Transparent pixels lie on black, and 16-bit values are scaled.
 

@@ -44,7 +44,7 @@ def read_and_cut(source: Path | bytes, how: SegmentationPreprocessing) -> Window
     """Decode an image file, or the bytes of one, and cut it.
 
     Raises:
-        UserError: It is no image.
+        UserError: It is not an image.
     """
     return cut(read_image(source), how)
 
@@ -72,13 +72,13 @@ def cut(image: Image.Image, how: SegmentationPreprocessing) -> Windows:
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along an axis: every `stride` pixels, the last flush with the end."""
+    """Return the windows' starts on an axis: every `stride` pixels, the last flush with the end."""
     last = length - window
     return sorted({*range(0, last, stride), last})
 
 
 def stitch(classes: Sequence[Classes] | Classes, windows: Windows) -> Classes:
-    """One map `[height, width]` of the image: each pixel's class from its most central window."""
+    """Return one map `[height, width]`: each pixel's class from its most central window."""
     side = windows.pixels.shape[-1]
     # Distance to the nearest edge: largest in the middle. At least 1, so that all pixels are set.
     edge = np.minimum(np.arange(side), np.arange(side)[::-1]) + 1
@@ -103,7 +103,7 @@ def overlay(
     palette: Sequence[tuple[int, int, int]],
     opacity: float = 0.5,
 ) -> Image.Image:
-    """The image with each pixel tinted in its class's colour.
+    """Return the image with each pixel tinted in its class's colour.
 
     Raises:
         UserError: The opacity is not between 0 and 1, or a class has no colour.
@@ -120,14 +120,14 @@ def overlay(
 
 
 def shares(classes: Classes) -> list[tuple[int, float]]:
-    """Each class that occurs and its share of the pixels, largest first."""
+    """Return each class that occurs and its share of the pixels, largest first."""
     numbers, counts = np.unique(classes, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(int(numbers[i]), float(counts[i] / classes.size)) for i in order]
 
 
 def overlay_paths(sources: Sequence[Path], directory: Path) -> list[Path]:
-    """Where the images' overlays go: `<directory>/<name>.png`.
+    """Return where the images' overlays go: `<directory>/<name>.png`.
 
     Raises:
         UserError: Two would be the same file, or one would replace an image.

@@ -63,7 +63,7 @@ class DoorProcess:
         self._listens = True
 
     def how_it_ended(self) -> str | None:
-        """How it ended; None while it runs."""
+        """Return how it ended; None while it runs."""
         code = self._process.poll()
         if code is None:
             return None

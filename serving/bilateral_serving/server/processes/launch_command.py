@@ -70,7 +70,7 @@ class Listen:
     token: str
 
     def target(self, options: ServerOptions) -> str:
-        """Its address, as gRPC writes it."""
+        """Return its address, as gRPC writes it."""
         if self.directory is None:
             return f"{hosts.bracketed(hosts.reachable(options.host))}:{options.grpc_port}"
         return f"unix:{self.directory}/{_GRPC}:1"
@@ -81,7 +81,7 @@ class Listen:
         return None if self.directory is None else self.directory / _HTTP
 
     def arguments(self, options: ServerOptions) -> list[str]:
-        """What tritonserver is told of it."""
+        """Return what tritonserver is told of it."""
         numeric = hosts.numeric(options.host)
         http = options.http_port is not None
         arguments = [] if http else ["--allow-http=false"]
@@ -105,7 +105,7 @@ class Listen:
 
 
 def backend_directory(installation: Installation, scratch: Path) -> Path:
-    """The server's own backend directory, or for the wheel one of links with this Python's stub."""
+    """Return the server's backend directory; for the wheel, links with this Python's stub."""
     if installation.stub is None:
         return installation.backends
     for backend in installation.backends.iterdir():
@@ -126,7 +126,7 @@ def command_line(
     entries: Sequence[Entry],
     gpu: bool,
 ) -> list[str]:
-    """How tritonserver is called.
+    """Return how tritonserver is called.
 
     Args:
         options: What to serve and where.
@@ -165,7 +165,7 @@ def command_line(
 
 
 def environment(installation: Installation, libpython: Path | None, gpu: bool) -> dict[str, str]:
-    """The server's environment: this process's, and what the wheel's server needs besides.
+    """Return the server's environment: this process's, and what the wheel's server needs besides.
 
     Args:
         installation: The server.

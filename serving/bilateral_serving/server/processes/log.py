@@ -53,30 +53,30 @@ def parse(line: str, previous: LogLine | None) -> LogLine:
 
 
 def begun_model(line: LogLine) -> str | None:
-    """The name of the model of which this line says that an instance is being made."""
+    """Return the name of the model of which this line says that an instance is being made."""
     match = re.match(r"TRITONBACKEND_ModelInstanceInitialize: (.+)_\d+_\d+ \(", line.text)
     return match[1] if match else None
 
 
 def loaded_model(line: LogLine) -> str | None:
-    """The name of the model that this line says is loaded."""
+    """Return the name of the model that this line says is loaded."""
     match = re.match(r"successfully loaded '(.+)'$", line.text)
     return match[1] if match else None
 
 
 def is_drained(line: LogLine) -> bool:
-    """Whether this line says that a server which stops has no request under way."""
+    """Return whether this line says that a server which stops has no request under way."""
     return "Found 0 model versions that have in-flight inferences" in line.text
 
 
 def failed_model(line: LogLine) -> tuple[str, str] | None:
-    """The name of the model that this line says did not load, and what went wrong."""
+    """Return the name of the model that this line says did not load, and what went wrong."""
     match = re.match(r"failed to load '(.+)' version (\d+): (?:Internal: )?(.*)", line.text)
     return (match[1], f"version {match[2]}: {match[3]}") if match else None
 
 
 def reasons(lines: list[LogLine]) -> list[str]:
-    """Why a server stopped, from its log: the models that failed, or else its error lines."""
+    """Return why a server stopped, from its log: the models that failed, else its error lines."""
     failures = [f"model '{found[0]}' {found[1]}" for line in lines if (found := failed_model(line))]
     errors = [line.text for line in lines if line.level == "error" and line.text.strip()]
     return list(dict.fromkeys(failures or errors))

@@ -70,7 +70,7 @@ def link_model(model: Path, models: Path) -> None:
 
 
 def _parents() -> Sequence[Path]:
-    """Where the directory may lie, the best place first."""
+    """Return where the directory may lie, the best place first."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "/var/tmp")
     places = [
         tempfile.gettempdir(),

@@ -1,4 +1,4 @@
-"""One tritonserver process: its log, what it says it has loaded, and its end."""
+"""The tritonserver process: start, log, loaded models, and end."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class TritonProcess:
         return tuple(self._loaded)
 
     def model_processes(self) -> dict[int, str]:
-        """The processes of models in Python: number -> model."""
+        """Return the processes of models in Python: number -> model."""
         # Their second word is <repository>/<model>/<version>/model.py.
         return {
             pid: Path(status.command[1]).parent.parent.name
@@ -93,7 +93,7 @@ class TritonProcess:
         }
 
     def how_it_ended(self) -> list[str] | None:
-        """The lines of the log that say why the process has ended; None while it runs."""
+        """Return the lines of the log that say why the process has ended; None while it runs."""
         code = self._process.poll()
         if code is None:
             return None
@@ -109,7 +109,7 @@ class TritonProcess:
         return (self._process.poll() or 0) < 0
 
     def last_words(self) -> str:
-        """The last line that came from no part of Triton, such as what a dying process wrote."""
+        """Return the last log line not from Triton, such as what a dying process wrote."""
         own = [
             line.text
             for line in self._lines

@@ -74,5 +74,5 @@ def test_nothing_is_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize("content", ["<b>[MAX 1 2 ]</b>", "[MAX 1 2 ],2", "[MAX 1 2 ]\t2"])
 def test_an_expression_is_an_expression_only(content: str) -> None:
-    with pytest.raises(UserError, match="is no ListOps expression"):
+    with pytest.raises(UserError, match="is not a ListOps expression"):
         expression(content.encode(), 20)

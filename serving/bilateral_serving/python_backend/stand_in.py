@@ -1,4 +1,6 @@
-"""The process of a dry run: `model.py` in a stand-in of Triton's Python backend (see dry_run.py).
+"""The process of a dry run: `model.py` in a stand-in for Triton's Python backend.
+
+It imports nothing of the project, which would take longer than the run (see repository/dry_run.py).
 
 Reads a task as JSON from standard input; the last line of standard output is the outcome.
 """
@@ -50,7 +52,7 @@ class _MetricFamily:
 
 
 def _stand_in() -> Any:
-    """What `model.py` uses of triton_python_backend_utils."""
+    """Return what `model.py` uses of triton_python_backend_utils."""
     backend: Any = types.ModuleType("triton_python_backend_utils")
     backend.Tensor = _Tensor
     backend.InferenceResponse = _Response

@@ -1,0 +1,50 @@
+"""The connection that both gRPC clients are: one server, with a deadline for every call."""
+
+from __future__ import annotations
+
+import weakref
+
+from bilateral_serving.client.flows import Flows
+from bilateral_serving.client.requests import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL
+
+
+class BaseClient:
+    """A connection to one Triton server.
+
+    Every call has a deadline, which covers all that it does: looking the model up the first time,
+    retries, the answer. When it passes the caller gets an error; the call itself is not cancelled,
+    which Triton can die of, but runs on until the server answers (see `connection`).
+
+    Only a call that never reached a server is tried again (see `errors.pause_before_retry`).
+
+    Large inputs go through shared memory where the server is on this machine; closing the client
+    gives it back. After a fork, parent and child each have a connection and memory of their own.
+
+    Args:
+        url: "host:port" of the gRPC service.
+        timeout_s: Seconds that a call may take, unless the call says otherwise.
+        retries: How often a call is repeated that found no server to connect to.
+        shared_memory: Whether large inputs go through shared memory: None, if `url` is a loopback
+            address and it works; True, also where the address does not show that the server is on
+            this machine, and one line is logged if it does not work; False, never.
+        token: What the server asks of who shares memory with it; None: the token of a server that
+            this user started on this machine is found (see `access`).
+
+    Raises:
+        UserError: From every method, when no server answers, the deadline passes, the model is not
+            served, or it does not take what was sent.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        shared_memory: bool | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.url = url
+        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
+        # A client that is not closed must not cancel its calls by the end of the process either.
+        weakref.finalize(self, self._flows.close)
