@@ -33,9 +33,9 @@ def infer(
     """Classify files with a served model and print the most probable labels.
 
     For a model that was exported without its head, print the shape and norm of its features; with
-    --json, the features. For a segmenter, print each class's share of the pixels; with --overlay, also write the images
-    tinted in the classes' colours. The server says how files are prepared, so this command needs
-    neither torch nor onnx.
+    --json, the features. For a segmenter, print each class's share of the pixels; with --overlay,
+    also write the images tinted in the classes' colours. The server says how files are prepared, so
+    this command needs neither torch nor onnx.
 
     Example: bilateral infer digits export/checkpoints/digits/3-0.png
     """

@@ -107,9 +107,9 @@ class AsyncClient(BaseClient):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Array:
-        """Return the features of each input, `[inputs, ...]`, of a model that was exported for them.
+        """Return the features of each input, `[inputs, ...]`; prepared and sent as for `classify`.
 
-        The inputs are prepared and sent as for `classify`.
+        The model was exported without its head (`bilateral export --output`).
         """
         return await self._run(self._flows.features(model, inputs, version, timeout_s))
 

@@ -92,6 +92,7 @@ class Ledger:
         self.tensors: dict[str, Tensor] = {}
         self._taken: set[str] = set()
         self._missing: list[str] = []
+        self._numberless = set(map(_numberless, source.state))
 
     def take(self, name: str) -> Tensor | None:
         """A tensor by its old name, marked as used; None, and noted as missing, without one."""
@@ -106,14 +107,26 @@ class Ledger:
         if (tensor := self.take(old)) is not None:
             self.tensors[new] = tensor
 
-    def linear(self, old: str, new: str) -> None:
-        """Take a linear or convolution layer; a bias it never had is zero."""
+    def linear(self, old: str, new: str, may_lack_bias: bool = False) -> None:
+        """Take a linear or convolution layer.
+
+        Args:
+            old: Its name in the home.
+            new: Its name here.
+            may_lack_bias: Whether the home has such layers without a bias, which is then zero. One
+                that its like in another block has is missing.
+        """
         self.move(f"{old}.weight", f"{new}.weight")
         weight = self.tensors.get(f"{new}.weight")
-        if f"{old}.bias" in self.source.state:
-            self.move(f"{old}.bias", f"{new}.bias")
-        elif weight is not None:
+        alike = re.compile(re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(f"{old}.bias")))
+        if (
+            may_lack_bias
+            and weight is not None
+            and not any(map(alike.fullmatch, self.source.state))
+        ):
             self.tensors[f"{new}.bias"] = weight.new_zeros(len(weight))
+        else:
+            self.move(f"{old}.bias", f"{new}.bias")
 
     def norm(self, old: str, new: str) -> None:
         """Take a layer norm."""
@@ -152,6 +165,11 @@ class Ledger:
                 "It is another architecture, which is not supported.",
             )
         return reasons
+
+
+def _numberless(name: str) -> str:
+    """A name in which every block has the same number."""
+    return re.sub(r"\d+", "0", name)
 
 
 def _reason(name: str, known: Mapping[str, str]) -> str:

@@ -172,7 +172,7 @@ def _block(ledger: Ledger, old: str, new: str, kind: str, names_of_4: bool) -> N
     attention = f"{old}attention."
     for part in ("query", "key", "value"):
         name = f"attention.{part}" if names_of_4 else f"{part[0]}_proj"
-        ledger.linear(f"{attention}{name}", f"{new}{part}")
+        ledger.linear(f"{attention}{name}", f"{new}{part}", may_lack_bias=True)
     for kind_of in ("weight", "bias"):
         parts = [ledger.tensors.pop(f"{new}{p}.{kind_of}", None) for p in ("query", "key", "value")]
         present = [part for part in parts if part is not None]

@@ -72,7 +72,7 @@ def convert(source: Source) -> Conversion:
     config = source.documents.get(CONFIG, {})
     ledger = Ledger(source, "a timm ViT")
     depth = depth_of(state, r"blocks\.(\d+)\.", source.path)
-    ledger.linear("patch_embed.proj", "patch_embed.proj")
+    ledger.linear("patch_embed.proj", "patch_embed.proj", may_lack_bias=True)
     tensors = ledger.tensors
     shown = _tokens(ledger, state)
     for index in range(depth):
@@ -137,7 +137,7 @@ def _block(ledger: Ledger, at: str) -> None:
     for norm in ("norm1", "norm2"):
         ledger.norm(f"{at}{norm}", f"{at}{norm}")
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        ledger.linear(f"{at}{layer}", f"{at}{layer}")
+        ledger.linear(f"{at}{layer}", f"{at}{layer}", may_lack_bias=layer == "attn.qkv")
     for norm in ("attn.q_norm", "attn.k_norm"):
         if f"{at}{norm}.weight" in state:
             ledger.norm(f"{at}{norm}", f"{at}{norm}")
