@@ -118,12 +118,8 @@ class Ledger:
         """
         self.move(f"{old}.weight", f"{new}.weight")
         weight = self.tensors.get(f"{new}.weight")
-        alike = re.compile(re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(f"{old}.bias")))
-        if (
-            may_lack_bias
-            and weight is not None
-            and not any(map(alike.fullmatch, self.source.state))
-        ):
+        lacks_bias = may_lack_bias and _numberless(f"{old}.bias") not in self._numberless
+        if lacks_bias and weight is not None:
             self.tensors[f"{new}.bias"] = weight.new_zeros(len(weight))
         else:
             self.move(f"{old}.bias", f"{new}.bias")
