@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json
+from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
@@ -17,10 +19,18 @@ if TYPE_CHECKING:
     from bilateral_export.checkpoint.load import Checkpoint
 
 
+# As the image classifier's configuration has them; importing it would import torch.
+Output = Literal["logits", "tokens", "cls", "pooled"]
+
+
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A .safetensors checkpoint, or what torch.save wrote.")
+        Path,
+        typer.Argument(
+            help="A checkpoint: a .safetensors file, what torch.save wrote, or a Hugging Face or"
+            " timm folder."
+        ),
     ],
     onnx: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
     precision: Annotated[
@@ -37,18 +47,31 @@ def export(
         str | None,
         typer.Option(
             help="A known model's name, or a JSON configuration or card, for checkpoints that do"
-            " not say which model they are. `bilateral models` lists the known ones."
+            " not say which model they are; or a JSON document of what the weights do not show,"
+            ' such as {"heads": 6}. `bilateral models` lists the known ones.'
         ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Which weights of a training checkpoint to take, such as model_ema."),
+        typer.Option(
+            help="Which weights of a training checkpoint to take: an entry such as model_ema, or"
+            " a prefix of names such as teacher. (with its dot)."
+        ),
     ] = None,
     image_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
+            metavar="SIDE|HEIGHTxWIDTH",
             help="Move an image classifier to this resolution: learned positions are interpolated,"
-            " coordinates rescaled."
+            " coordinates rescaled.",
+        ),
+    ] = None,
+    output: Annotated[
+        Output | None,
+        typer.Option(
+            help="What an image classifier returns: logits, or features: all its tokens, its class"
+            " token (cls), or what its head reads (pooled). Without a head: features, the class"
+            " token unless told."
         ),
     ] = None,
     sha256: Annotated[
@@ -103,7 +126,8 @@ def export(
             weights=weights,
             sha256=sha256,
             labels=labels,
-            image_size=image_size,
+            image_size=None if image_size is None else _size(image_size),
+            output=output,
             spatial_features=spatial_features,
             accept=accept,
         )
@@ -147,6 +171,14 @@ def _print(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> 
         out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
+def _size(text: str) -> int | tuple[int, int]:
+    """The side of a square, or height and width, of an option such as 224 or 224x112."""
+    if not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", text):
+        raise UserError(f"--image-size {text} is not a size", "Give 224, or HEIGHTxWIDTH.")
+    height, _, width = text.partition("x")
+    return (int(height), int(width)) if width else int(height)
+
+
 def _about(checkpoint: Checkpoint) -> list[str]:
     """What was taken from the checkpoint, and what was not."""
     how = checkpoint.card.preprocessing
@@ -163,8 +195,11 @@ def _about(checkpoint: Checkpoint) -> list[str]:
 
 def _summary(how: Preprocessing) -> str:
     if isinstance(how, ImagePreprocessing):
+        resized = f"shorter side to {how.resize}"
+        if isinstance(how.resize, tuple):
+            resized = f"resized to {how.resize[0]}x{how.resize[1]}"
         return (
-            f"shorter side to {how.resize} ({how.interpolation}), centre {how.height}x{how.width},"
+            f"{resized} ({how.interpolation}), centre {how.height}x{how.width},"
             f" mean {', '.join(f'{m:g}' for m in how.mean)},"
             f" deviation {', '.join(f'{s:g}' for s in how.std)}"
         )

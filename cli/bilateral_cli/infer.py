@@ -32,9 +32,10 @@ def infer(
 ) -> None:
     """Classify files with a served model and print the most probable labels.
 
-    For a segmenter, print each class's share of the pixels; with --overlay, also write the images
-    tinted in the classes' colours. The server says how files are prepared, so this command needs
-    neither torch nor onnx.
+    For a model that was exported without its head, print the shape and norm of its features; with
+    --json, the features. For a segmenter, print each class's share of the pixels; with --overlay,
+    also write the images tinted in the classes' colours. The server says how files are prepared, so
+    this command needs neither torch nor onnx.
 
     Example: bilateral infer digits export/checkpoints/digits/3-0.png
     """
@@ -47,7 +48,7 @@ def infer(
         print_json([answer.document for answer in answers])
         return
     rows = [
-        (answer.input if rank == 0 else "", label, f"{value:.1%}")
+        (answer.input if rank == 0 else "", label, f"{value:{answer.form}}")
         for answer in answers
         for rank, (label, value) in enumerate(answer.classes)
     ]

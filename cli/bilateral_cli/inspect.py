@@ -12,9 +12,11 @@ from pydantic import BaseModel
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, out, print_json, table
+from bilateral_export.checkpoint.formats.text import listed
 from bilateral_export.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    from bilateral_export.checkpoint.summary import CheckpointSummary
     from bilateral_export.engine.plan.inspect import EntrySummary, OnnxSummary, PlanSummary, Summary
 
 Rows = list[tuple[str, str]]
@@ -24,18 +26,38 @@ _SHOWN = 12  # operators or kernels by name; the rest is a number
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="An ONNX file, a plan, or a model's directory in a repository.")
+        Path,
+        typer.Argument(
+            help="An ONNX file, a plan, a model's directory in a repository, or a checkpoint."
+        ),
     ],
+    model: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: as in `bilateral export`.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: as in `bilateral export`.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a file is: inputs, outputs, nodes by type, attention, types, sizes.
 
-    For a plan: its manifest, whether it still belongs to it, and the kernels it launches.
+    For a plan: its manifest, whether it still belongs to it, and the kernels it launches. For a
+    checkpoint: whose names it has, the architecture that was found, how many tensors were taken and
+    which were left over, and what was assumed because the weights do not show it.
 
     Example: bilateral inspect digits.plan
     """
+    from bilateral_export.checkpoint.formats.recognise import is_checkpoint
+    from bilateral_export.checkpoint.summary import summarise_checkpoint
     from bilateral_export.engine.plan.inspect import inspect as summarise
 
+    if is_checkpoint(path):
+        about = summarise_checkpoint(path, model, weights)
+        if json:
+            print_json(_as_json(about))
+        else:
+            out.print(table(["", str(path)], _checkpoint_rows(about)))
+        return
     summary = summarise(path)
     if json:
         print_json(_as_json(summary))
@@ -57,6 +79,36 @@ def _sections(summary: Summary) -> Iterable[tuple[str, Rows]]:
         yield str(summary.path), _onnx_rows(summary)
     else:
         yield str(summary.path), _plan_rows(summary)
+
+
+def _checkpoint_rows(about: CheckpointSummary) -> Rows:
+    values = ", ".join(f"{count:,} {dtype}" for dtype, count in about.dtypes.items())
+    changed = {k: v for k, v in about.model.items() if v not in (None, False) and k != "family"}
+    rows = [
+        ("format", f"{about.format}, {values}"),
+        ("names of", about.source),
+        ("architecture", about.architecture),
+        ("model", f"{about.model['family']}: {', '.join(_field(k, changed[k]) for k in changed)}"),
+        ("tensors", f"{about.mapped} mapped, {len(about.left_over)} left over"),
+    ]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in about.left_over.items():
+        reasons.setdefault(reason, []).append(name)
+    rows += [("left over", f"{listed(names)}: {why}") for why, names in reasons.items()]
+    rows += [("assumed", line) for line in about.assumptions]
+    if about.weights is not None:
+        rows.append(("weights", about.weights))
+    rows += [("not taken", f"{other}; --weights {other} takes it") for other in about.other_weights]
+    rows.append(("labels", str(about.labels) if about.labels else "none"))
+    rows.append(("preprocessing", about.preprocessing))
+    rows += [("note", note) for note in about.notes]
+    return rows
+
+
+def _field(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = "/".join(str(v) for v in value.values() if isinstance(v, str))
+    return f"{name} {'x'.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _entry_rows(summary: EntrySummary) -> Rows:

@@ -12,6 +12,7 @@ PADDING = 0
 
 
 _Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Side = Annotated[int, Field(gt=0)]
 _Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -29,13 +30,16 @@ class ImagePreprocessing(_Document):
     nearest even offset, as torchvision's CenterCrop, timm and DeiT do; "floor", as transformers'
     image processors do (`image_transforms.center_crop`). One pixel changes a photograph's values
     by 10 of 255 on average.
+
+    Attributes:
+        resize: The shorter side, which keeps the aspect ratio; or height and width, which does not.
     """
 
     kind: Literal["image"] = "image"
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     channels: Literal[1, 3] = 3
-    resize: int = Field(gt=0)
+    resize: _Side | tuple[_Side, _Side]
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     crop: Literal["round", "floor"] = "round"
     mean: tuple[_Mean, ...]

@@ -13,6 +13,9 @@ from bilateral_export.errors import UserError
 Array = NDArray[np.generic]
 BATCH = "batch"
 
+# The output of a model without a head: vectors, which decide nothing.
+FEATURES = "features"
+
 
 @dataclass(frozen=True)
 class TensorSpec:

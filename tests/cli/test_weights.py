@@ -14,9 +14,9 @@ from tests.cli.conftest import DIGITS, ROOT, Bilateral
 from tests.cli.test_bad_input import refused
 
 from bilateral_export.artifact import read_metadata
+from bilateral_export.checkpoint.exported import load_exported
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
-from bilateral_export.checkpoint.resolution import load_exported
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import METADATA_KEY

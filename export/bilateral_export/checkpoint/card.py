@@ -84,6 +84,8 @@ def describe(error: ValidationError) -> str:
     """Return a pydantic error as one line: field and reason, for at most five fields."""
     reasons = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        where = printable(".".join(map(str, problem["loc"])) or "document", longest=50)
+        # Of a field that is one number or a pair, pydantic names the alternative, with a space.
+        parts = [str(part) for part in problem["loc"] if " " not in str(part)]
+        where = printable(".".join(parts) or "document", longest=50)
         reasons.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
     return listed(reasons, separator="; ", longest=160)

@@ -43,7 +43,7 @@ _LABELS = {
 
 def _imagenet(_name: str, config: Any) -> tuple[tuple[str, ...], Preprocessing]:
     labels = imagenet_labels() if config.num_classes == CLASSES else ()
-    return labels, deit_preprocessing(config.image_size)
+    return labels, deit_preprocessing(config.height)
 
 
 def _ade20k(_name: str, config: Any) -> tuple[tuple[str, ...], Preprocessing]:
@@ -115,7 +115,7 @@ def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | N
     if not changed:
         return card
     try:
-        config = type(config).model_validate(config.model_dump() | changed)
+        config = type(config).model_validate(config.model_dump(exclude_unset=True) | changed)
     except ValidationError as error:
         raise UserError(
             f"checkpoint {path}: its training arguments contradict their model {name}:"
@@ -125,7 +125,7 @@ def architecture(arguments: TrainingArguments, path: Path) -> CheckpointCard | N
     labels = () if "num_classes" in changed else card.labels
     how = card.preprocessing
     if isinstance(how, ImagePreprocessing) and config.image is not None:
-        how = deit_preprocessing(config.image.size)
+        how = deit_preprocessing(config.image.height)
     return card.model_copy(update={"model": config, "labels": labels, "preprocessing": how})
 
 
@@ -142,7 +142,7 @@ def prepared(card: CheckpointCard, arguments: TrainingArguments) -> tuple[Checkp
     try:
         if before is None:
             # All or nothing: what training scripts leave out is their model's, and not known.
-            before, source = arguments.complete(image.size, image.channels), ""
+            before, source = arguments.complete(image.height, image.channels), ""
         if not isinstance(before, ImagePreprocessing):
             return card, ""
         after = arguments.prepare(before)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,26 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
+from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.checkpoint.formats.content import Content
+from bilateral_export.checkpoint.formats.folder import digest_of, read_folder
 from bilateral_export.checkpoint.formats.native import read_native
 from bilateral_export.checkpoint.formats.pickled import read_pickled
 from bilateral_export.checkpoint.formats.recognise import Format, identify
 from bilateral_export.checkpoint.formats.text import listed, printable, read_document
+from bilateral_export.checkpoint.homes.adopt import Adopted, Wanted, adopt
+from bilateral_export.checkpoint.homes.documents import read_documents
+from bilateral_export.checkpoint.homes.segmenter import has_unused
+from bilateral_export.checkpoint.homes.wrappers import find_model
 from bilateral_export.checkpoint.known import architecture, card_of, prepared
+from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.files import sha256 as sha256_of
-from bilateral_export.models.family import Family, FamilyConfig
-from bilateral_export.models.registry import build, named, parse_config
+from bilateral_export.models.family import FamilyConfig
+from bilateral_export.models.registry import MODELS, build, named, parse_config
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights that fit their configuration.
-
-    Attributes:
-        path: Where they were read from.
-        sha256: Of that file.
-        card: Configuration, labels, preprocessing, licence.
-        state: The weights by name, on the CPU.
-        weights: The entry of a training checkpoint that they are, such as "model_ema"; None where
-            the file holds nothing else.
-        other_weights: Entries of that file with other weights, which were not taken.
-        preprocessing_source: Where the card's preprocessing comes from; empty where it has none.
-        notes: What was changed or left out while reading, one sentence each.
-    """
-
-    path: Path
-    sha256: str
-    card: CheckpointCard
-    state: dict[str, Tensor]
-    weights: str | None = None
-    other_weights: tuple[str, ...] = ()
-    preprocessing_source: str = ""
-    notes: tuple[str, ...] = ()
-
-    def build_model(self) -> Family:
-        """The model with these weights, in evaluation mode, in the dtype of the file."""
-        model = build(self.card.model)
-        model.load_state_dict(self.state, assign=True)
-        return model.requires_grad_(False)
-
-
-# One reader a format: what it returns is checked here, whichever it is.
-_READERS: dict[Format, Callable[[Path, str | None], Content]] = {
-    "safetensors": read_native,
-    "torch": read_pickled,
-}
+__all__ = ["Checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(
@@ -73,14 +42,16 @@ def load_checkpoint(
     weights: str | None = None,
     sha256: str | None = None,
 ) -> Checkpoint:
-    """Read a native or a training checkpoint and check that its weights fit.
+    """Read a checkpoint of this package or of another library and check that its weights fit.
 
     Args:
-        path: A safetensors file, or what `torch.save` wrote.
+        path: A safetensors file, what `torch.save` wrote, or a folder or index of such files.
         model: A known model's name, or a JSON file with its configuration or a whole card (which
             brings preprocessing and labels); needed only where the checkpoint does not say. It must
-            not contradict what the checkpoint says.
-        weights: Which weights of a training checkpoint, such as "model_ema".
+            not contradict what the checkpoint says. A JSON file without a family holds only what
+            the weights do not show, such as the number of heads.
+        weights: Which weights: an entry of a training checkpoint, such as "model_ema", a prefix of
+            names, such as "teacher.", or both, "state_dict:teacher.".
         sha256: What the file's SHA-256 must be, 64 hexadecimal digits; compared before the file is
             read.
 
@@ -90,21 +61,52 @@ def load_checkpoint(
             unexpected and wrongly shaped tensors), or holds values that are not finite.
     """
     digest = None if sha256 is None else _checked_digest(path, sha256)
-    read = _READERS[identify(path)]
-    digest = digest or sha256_of(path)
-    content = read(path, weights)
-    card, source = _card(path, content, model)
+    format = identify(path)
+    digest = digest or digest_of(path)
+    entry, root = _entry_and_root(weights)
+    content = _read(path, format, entry)
+    adopted = None
+    if content.card is None:
+        content, adopted = _adopted(path, content, model, root)
+    elif root is not None:
+        raise UserError(
+            f"checkpoint {path} has a card, and no prefix {printable(root)!r}", "Leave it out."
+        )
+    if adopted is None:
+        card, source = _card(path, content, model)
+    else:
+        card, source = adopted.card, adopted.preprocessing_source
     _check_fit(content.state, card, path)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path=path,
         sha256=digest,
         card=card,
         state=content.state,
-        weights=content.weights,
+        weights=content.weights
+        if root is None
+        else ":".join(filter(None, (content.weights, root))),
         other_weights=content.other_weights,
         preprocessing_source=source if card.preprocessing is not None else "",
-        notes=content.notes,
+        notes=content.notes + (adopted.conversion.notes if adopted else ()),
+        conversion=adopted.conversion if adopted else None,
     )
+    return checkpoint if adopted is None else _at_run_size(checkpoint, adopted)
+
+
+def _at_run_size(checkpoint: Checkpoint, adopted: Adopted) -> Checkpoint:
+    """The checkpoint at the size its home runs it at, with its documents' own preprocessing."""
+    size = adopted.conversion.run_size
+    if size is None:
+        return checkpoint
+    moved = at_resolution(checkpoint, size)
+    card = moved.card.model_copy(update={"preprocessing": adopted.run_preprocessing})
+    return dataclasses.replace(moved, card=card)
+
+
+def _read(path: Path, format: Format, entry: str | None) -> Content:
+    if format == "folder":
+        return read_folder(path, lambda file: _read(file, identify(file, part=True), entry))
+    return read_native(path, entry) if format == "safetensors" else read_pickled(path, entry)
 
 
 def _checked_digest(path: Path, wanted: str) -> str:
@@ -112,13 +114,70 @@ def _checked_digest(path: Path, wanted: str) -> str:
         raise UserError(
             f"--sha256 {printable(wanted)} is not a SHA-256", "Give its 64 hexadecimal digits."
         )
-    digest = sha256_of(require_file(path, "checkpoint"))
+    if path.is_dir():
+        identify(path)
+    digest = digest_of(path if path.is_dir() else require_file(path, "checkpoint"))
     if digest != wanted.lower():
         raise UserError(
             f"checkpoint {path} has the SHA-256 {digest}, not {wanted.lower()}",
             "It is another file or was damaged on its way: copy it again.",
         )
     return digest
+
+
+def _entry_and_root(weights: str | None) -> tuple[str | None, str | None]:
+    """The entry of a training checkpoint and the prefix of names that `--weights` asks for."""
+    if weights is None or not weights.endswith("."):
+        return weights, None
+    entry, _, root = weights.rpartition(":")
+    return entry or None, root
+
+
+def _adopted(
+    path: Path, content: Content, model: str | None, root: str | None
+) -> tuple[Content, Adopted | None]:
+    """The content in this package's names and, where another library's code decides, its card.
+
+    What has this package's names, and says or is told which model it is, needs no conversion.
+    """
+    if root is not None and f"took {root!r} off every name" in content.notes:
+        root = None
+    documents = read_documents(path if path.is_dir() else path.parent)
+    found = find_model(content.state, path, root)
+    if found is None:
+        if path.is_dir() and (kind := documents.get("config.json", {}).get("model_type")):
+            raise UserError(
+                f"checkpoint {path} is a Hugging Face folder with model_type {printable(kind)},"
+                " which is not supported",
+                "Supported: vit, deit, dinov2, dinov2_with_registers.",
+            )
+        return content, None
+    wanted = _wanted(model, found.home.native)
+    if wanted.card is None:
+        said = architecture(content.arguments, path)
+        name = wanted.architecture or (content.arguments.model if said is None else None)
+        wanted = dataclasses.replace(wanted, card=said, architecture=name)
+    known = wanted.card is not None
+    if found.home.native and known and not has_unused(found.state):
+        notes = (*content.notes, *([f"took {found.root!r} off its names"] if found.root else []))
+        return dataclasses.replace(content, state=found.state, notes=notes), None
+    adopted = adopt(path, found, documents, wanted)
+    return dataclasses.replace(content, state=adopted.state), adopted
+
+
+def _wanted(model: str | None, native: bool) -> Wanted:
+    """What `--model` says; a name that is not one of ours may be timm's."""
+    if model is None:
+        return Wanted()
+    if not model.endswith(".json"):
+        if native and model not in MODELS and re.match(r"(vit|deit3?)_", model):
+            return Wanted(architecture=model)
+        return Wanted(card=card_of(model, named(model)))
+    document = _json(Path(model))
+    if isinstance(document, dict) and not {"family", "schema_version"} & document.keys():
+        return Wanted(values=document)
+    card, complete = _wanted_card(model)
+    return Wanted(card=card, complete=complete)
 
 
 def _card(path: Path, content: Content, model: str | None) -> tuple[CheckpointCard, str]:
@@ -163,21 +222,25 @@ def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:
     path = Path(model)
     if path.suffix != ".json":
         return card_of(model, named(model)), False
-    text = read_document(path, "configuration")
-    try:
-        document = from_json(text)  # unlike json.loads, refuses what is nested too deep
-    except ValueError as error:
-        raise UserError(
-            f"configuration {path} is not JSON ({printable(error)})", "Correct it."
-        ) from error
+    document = _json(path)
     if isinstance(document, dict) and "schema_version" in document:
-        return parse_card(text, str(path)), True
+        return parse_card(read_document(path, "configuration"), str(path)), True
     try:
         return card_of(path.stem, parse_config(document)), False
     except ValidationError as error:
         raise UserError(
             f"{path} is not a model configuration: {describe(error)}",
             "`bilateral models --json` shows configurations.",
+        ) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        # Unlike json.loads, this refuses what is nested too deep.
+        return from_json(read_document(path, "configuration"))
+    except ValueError as error:
+        raise UserError(
+            f"configuration {path} is not JSON ({printable(error)})", "Correct it."
         ) from error
 
 

@@ -86,7 +86,7 @@ def onnx_maps(path: Path, image: NDArray[np.float32]) -> AttentionMaps:
         spatial=spatial,
         logits=logits.astype(np.float32),
         prefix=tokens.prefix,
-        grid=(tokens.grid, tokens.grid),
+        grid=tokens.grid,
     )
 
 
@@ -98,9 +98,15 @@ def exported_image(path: Path) -> ImageTokens:
     """
     metadata = read_metadata(path)
     try:
-        return require_image(parse_config(metadata.model), path)
+        config = parse_config(metadata.model)
     except ValidationError as error:
         raise _no_image(path, metadata.family) from error
+    if getattr(config, "output", "logits") != "logits":
+        raise UserError(
+            f"{path} returns features, and heat maps are drawn of a classification",
+            "Export the checkpoint with its head: leave --output out.",
+        )
+    return require_image(config, path)
 
 
 def require_image(config: FamilyConfig, path: Path) -> ImageTokens:

@@ -35,7 +35,7 @@ def torch_maps(model: nn.Module, tokens: ImageTokens, image: NDArray[np.float32]
         spatial=spatial,
         logits=logits[0].float().numpy(),
         prefix=tokens.prefix,
-        grid=(tokens.grid, tokens.grid),
+        grid=tokens.grid,
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from bilateral_export import __version__
 from bilateral_export.artifact import OnnxArtifact, read_onnx
+from bilateral_export.checkpoint.features import with_output
 from bilateral_export.checkpoint.labels import with_labels
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
@@ -48,7 +49,8 @@ def export_checkpoint(
     weights: str | None = None,
     sha256: str | None = None,
     labels: Path | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    output: str | None = None,
     spatial_features: bool = False,
     accept: Callable[[Checkpoint], None] = lambda _: None,
 ) -> tuple[OnnxArtifact, Checkpoint]:
@@ -64,6 +66,7 @@ def export_checkpoint(
         sha256: See there.
         labels: Class names, one a line, for checkpoints that carry none.
         image_size: The resolution to move an image classifier to.
+        output: What an image classifier returns: logits or features; see `with_output`.
         spatial_features: See `export_onnx`.
         accept: Called with the loaded checkpoint before anything is written; may refuse it.
 
@@ -75,6 +78,8 @@ def export_checkpoint(
         loaded = with_labels(loaded, labels)
     if image_size is not None:
         loaded = at_resolution(loaded, image_size)
+    if output is not None:
+        loaded = with_output(loaded, output)
     accept(loaded)
     exported = export_onnx(
         loaded, path, precision=precision, opset=opset, spatial_features=spatial_features

@@ -52,6 +52,7 @@ class BilateralAttention(nn.Module):
         prefix: int,
         config: AttentionConfig,
         causal: bool = False,
+        qk_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -60,6 +61,11 @@ class BilateralAttention(nn.Module):
         self.config = config
         self.scale = 1.0 / math.sqrt(dim // heads)
         self.qkv = nn.Linear(dim, 3 * dim)
+        # Layer norms of each head's queries and keys (Dehghani et al., 2023), where they have any.
+        self.qk_norm = qk_norm_eps is not None
+        if qk_norm_eps is not None:
+            self.q_norm = nn.LayerNorm(dim // heads, eps=qk_norm_eps)
+            self.k_norm = nn.LayerNorm(dim // heads, eps=qk_norm_eps)
         self.proj = nn.Linear(dim, dim)
         if config.spatial_kernel == "gaussian":
             first, last = (math.log(sigma) for sigma in config.bandwidth)
@@ -90,6 +96,8 @@ class BilateralAttention(nn.Module):
             part.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
         )
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         return query, key, value
 
     def attend(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +14,21 @@ from bilateral_export.models.attention import BilateralAttention
 from bilateral_export.models.residual import GeneralizedResidual, ResidualConfig
 
 NORM_EPS = 1e-6
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # the exact one, of the error function
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 class Trunk(nn.ModuleList):
@@ -28,14 +45,23 @@ class Trunk(nn.ModuleList):
 class Block(nn.Module):
     """Attention and MLP, each behind layer norm and a generalized residual connection."""
 
-    def __init__(self, attn: BilateralAttention, mlp: Mlp, residual: ResidualConfig) -> None:
+    def __init__(
+        self,
+        attn: BilateralAttention,
+        mlp: Mlp,
+        residual: ResidualConfig,
+        norm_eps: float = NORM_EPS,
+        layer_scale: bool = False,
+    ) -> None:
         super().__init__()
         dim = attn.proj.out_features
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = attn
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.residual1 = GeneralizedResidual(residual)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = mlp
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
         self.residual2 = GeneralizedResidual(residual)
 
     def forward(self, x: Tensor, x0: Tensor, *context: Any) -> Tensor:
@@ -49,8 +75,20 @@ class Block(nn.Module):
         Returns:
             `[B, N, dim]`.
         """
-        x = self.residual1(x, x0, lambda u: self.attn(self.norm1(u), *context))
-        return cast(Tensor, self.residual2(x, x0, lambda u: self.mlp(self.norm2(u))))
+        x = self.residual1(x, x0, lambda u: self.ls1(self.attn(self.norm1(u), *context)))
+        return cast(Tensor, self.residual2(x, x0, lambda u: self.ls2(self.mlp(self.norm2(u)))))
+
+
+class LayerScale(nn.Module):
+    """One learned factor per channel of a branch's output (Touvron et al., 2021)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[..., dim]` for `[..., dim]`."""
+        return x * self.gamma
 
 
 class Mlp(nn.Module):

@@ -18,17 +18,18 @@ from bilateral_export.tensors import Array, TensorSpec
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """How a square image `[channels, size, size]` becomes prefix tokens and a grid of patches."""
+    """How an image `[channels, height, width]` becomes prefix tokens and a grid of patches."""
 
-    size: int
+    height: int
+    width: int
     channels: int
     patch_size: int
     prefix: int
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.size // self.patch_size
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height // self.patch_size, self.width // self.patch_size
 
 
 class FamilyConfig(BaseModel):
@@ -69,9 +70,17 @@ class FamilyConfig(BaseModel):
         """
         return None
 
-    def resized(self, image_size: int) -> FamilyConfig:
+    def resized(self, height: int, width: int) -> FamilyConfig:
         """Return this configuration for images of another size; only where there is an `image`."""
         raise NotImplementedError
+
+    def with_output(self, output: str) -> FamilyConfig:
+        """Return this configuration for another output of the model, without a head.
+
+        Raises:
+            ValueError: The model has no such output.
+        """
+        raise ValueError(f"the family {self.family!r} has one output")
 
     def check_preprocessing(self, how: Preprocessing) -> None:
         """Check that a preprocessing makes this model's input.

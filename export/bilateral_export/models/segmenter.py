@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bilateral_export.models.attention import AttentionConfig, BilateralAttention, grid_positions
-from bilateral_export.models.block import NORM_EPS, Block, Mlp, Trunk
-from bilateral_export.models.bounds import Depth, Heads, Pixels, Ratio, Width
+from bilateral_export.models.block import ACTIVATIONS, NORM_EPS, Activation, Block, Mlp, Trunk
+from bilateral_export.models.bounds import Depth, Epsilon, Heads, Pixels, Ratio, Width
 from bilateral_export.models.classifier import ImageClassifierConfig, ImageEncoder, ImageModel
 from bilateral_export.models.family import FamilyConfig
 from bilateral_export.preprocessing import Preprocessing, SegmentationPreprocessing
@@ -27,6 +27,9 @@ class SegmenterConfig(FamilyConfig):
 
     Attributes:
         image_size: Side of the square window the model sees.
+        distilled: Whether the encoder has a distillation token, as the published ones from DeiT.
+        activation: Between the two layers of the MLPs.
+        layer_norm_epsilon: Of the layer norms of encoder and decoder; that of the masks is 1e-5.
         num_classes: At most 256, because a class is one byte.
         decoder_depth: Blocks of the decoder, as wide as the encoder's.
         decoder_attention: The decoder's kernels; None: the encoder's.
@@ -39,6 +42,9 @@ class SegmenterConfig(FamilyConfig):
     depth: Depth = 12
     heads: Heads = 3
     mlp_ratio: Ratio = 4.0
+    distilled: bool = False
+    activation: Activation = "gelu"
+    layer_norm_epsilon: Epsilon = NORM_EPS
     decoder_depth: Depth = 2
     num_classes: int = Field(default=150, gt=0, le=256)
     decoder_attention: AttentionConfig | None = None
@@ -58,6 +64,9 @@ class SegmenterConfig(FamilyConfig):
             depth=self.depth,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            distilled=self.distilled,
+            activation=self.activation,
+            layer_norm_epsilon=self.layer_norm_epsilon,
             attention=self.attention,
             residual=self.residual,
         )
@@ -116,10 +125,10 @@ class Segmenter(ImageModel):
 
     def masks(self, image: Tensor) -> Tensor:
         """Return the score of every class for every patch, `[B, classes, grid, grid]`."""
-        patches = self.encoder.encode(image)[:, 1:]  # the class token is not passed on
+        # The class and distillation tokens are not passed on.
+        patches = self.encoder.encode(image)[:, self.backbone.prefix :]
         scores: Tensor = self.decoder(patches)
-        grid = self.backbone.grid
-        return scores.transpose(1, 2).reshape(-1, self.config.num_classes, grid, grid)
+        return scores.transpose(1, 2).reshape(-1, self.config.num_classes, *self.backbone.grid)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return the exported graph's outputs."""
@@ -137,23 +146,27 @@ class MaskTransformer(nn.Module):
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         dim, classes, grid = config.dim, config.num_classes, config.backbone.grid
+        eps = config.layer_norm_epsilon
         self.classes = classes
         self.proj_dec = nn.Linear(dim, dim)
         self.cls_emb = nn.Parameter(torch.randn(1, classes, dim) * 0.02)
         attention = config.decoder_attention or config.attention
         self.blocks = Trunk(
             Block(
-                BilateralAttention(dim, config.heads, classes + grid**2, classes, attention),
-                Mlp(dim, int(dim * config.mlp_ratio)),
+                BilateralAttention(
+                    dim, config.heads, classes + grid[0] * grid[1], classes, attention
+                ),
+                Mlp(dim, int(dim * config.mlp_ratio), ACTIVATIONS[config.activation]),
                 config.residual,
+                eps,
             )
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.decoder_norm = nn.LayerNorm(dim, eps=eps)
         self.proj_patch = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(dim, dim) * dim**-0.5)
         self.mask_norm = nn.LayerNorm(classes)
-        self.register_buffer("positions", grid_positions(grid, grid, classes), persistent=False)
+        self.register_buffer("positions", grid_positions(*grid, classes), persistent=False)
         self.positions: Tensor
 
     def forward(self, patches: Tensor) -> Tensor:

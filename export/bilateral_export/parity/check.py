@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bilateral_export.artifact import read_metadata
-from bilateral_export.checkpoint.resolution import load_exported
+from bilateral_export.checkpoint.exported import load_exported
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import Family
 from bilateral_export.parity.budget import DEFAULT_FACTOR

@@ -8,7 +8,7 @@ import numpy as np
 
 from bilateral_export.parity.measure import Reference
 from bilateral_export.parity.report.document import Decision
-from bilateral_export.tensors import Array
+from bilateral_export.tensors import FEATURES, Array
 
 # The output of a language model with the log-probability of each given token.
 LOG_LIKELIHOOD = "log_likelihood"
@@ -25,7 +25,7 @@ def judge_decisions(
     Integers are decisions. Scores `[B, C]` decide a class (or the next token),
     `[B, C, H, W]` the class of each pixel; a `log_likelihood` `[B, N]` of given tokens decides
     nothing, but sums up to the perplexity.
-    Other outputs, such as a cache, have no decision: None.
+    Other outputs, such as a cache or features, have no decision: None.
 
     Args:
         output: The output's name.
@@ -38,7 +38,7 @@ def judge_decisions(
     if reference[0].dtype.kind != "f":
         return _labels(got, reference)
     rank = reference[0].ndim
-    if rank not in (2, 4):
+    if rank not in (2, 4) or output == FEATURES:
         return None
     agree, flipped, decisions = 0, 0, 0
     for mine, truth in zip(got, reference, strict=True):

@@ -99,6 +99,20 @@ class AsyncClient(BaseClient):
         """Return the `k` most probable classes of each input, best first; as `Client.classify`."""
         return await self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
+    async def features(
+        self,
+        model: str,
+        inputs: Sequence[Source],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Array:
+        """Return the features of each input, `[inputs, ...]`; prepared and sent as for `classify`.
+
+        The model was exported without its head (`bilateral export --output`).
+        """
+        return await self._run(self._flows.features(model, inputs, version, timeout_s))
+
     async def segment(
         self,
         model: str,

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import SegmentationPreprocessing
+from bilateral_export.tensors import FEATURES, Array
 from bilateral_serving.client.inputs.segmentation import overlay_paths, save_overlay, shares
 from bilateral_serving.client.requests import Prediction
 from bilateral_serving.client.sync import Client
@@ -23,6 +26,7 @@ class Classified:
     predictions: tuple[Prediction, ...]
 
     measure = "probability"
+    form = ".1%"
 
     @property
     def classes(self) -> list[tuple[str, float]]:
@@ -36,6 +40,28 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class Featured:
+    """The answer of a model without a head: the features of one input."""
+
+    input: str
+    features: Array
+
+    measure = "norm"
+    form = ".4g"
+
+    @property
+    def classes(self) -> list[tuple[str, float]]:
+        """The features' shape, and their Euclidean norm."""
+        shape = " x ".join(map(str, self.features.shape))
+        return [(f"features {shape}", float(np.linalg.norm(self.features.astype(np.float64))))]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return {"input": self.input, "features": self.features.tolist()}
+
+
+@dataclass(frozen=True)
 class Segmented:
     """A segmenter's answer: the classes that cover most of one image, and its overlay."""
 
@@ -44,6 +70,7 @@ class Segmented:
     classes: list[tuple[str, float]]
 
     measure = "pixels"
+    form = ".1%"
 
     @property
     def document(self) -> dict[str, Any]:
@@ -58,12 +85,12 @@ def answer_files(
     files: Sequence[Path],
     top: int = 5,
     overlay: Path | None = None,
-) -> Sequence[Classified | Segmented]:
+) -> Sequence[Classified | Featured | Segmented]:
     """Return a served model's answer about each file, prepared as its metadata says.
 
     Args:
         client: The connection to its server.
-        model: A classifier or a segmenter.
+        model: A classifier, a segmenter, or a model that was exported for its features.
         files: What it takes: images, texts, expressions; two texts an input for a model that
             compares documents.
         top: Classes of each answer.
@@ -73,13 +100,17 @@ def answer_files(
         UserError: The model is neither, a file is not what it takes, or an overlay is asked of a
             classifier.
     """
-    about = client.model_metadata(model).metadata
+    info = client.model_metadata(model)
+    about = info.metadata
     if about is not None and isinstance(about.preprocessing, SegmentationPreprocessing):
         return _segment(client, model, files, about, top, overlay)
     if overlay is not None:
         raise UserError(
             f"model '{model}' is not a segmenter, so it has no overlay", "Leave --overlay out."
         )
+    if FEATURES in [spec.name for spec in info.outputs]:
+        pairs = zip(files, client.features(model, files), strict=True)
+        return [Featured(str(path), features) for path, features in pairs]
     answers = client.classify(model, files, top)
     each = len(files) // len(answers)
     return [

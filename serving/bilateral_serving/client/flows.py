@@ -142,6 +142,21 @@ class Flows:
         )
         return requests.predictions(info, np.concatenate([answer[target] for answer in answers]), k)
 
+    def features(
+        self, model: str, inputs: Sequence[Source], version: int | None, timeout_s: float | None
+    ) -> Flow[Array]:
+        """Return the features of each input, `[inputs, ...]`."""
+        info = yield from self.describe(model, version, self.deadline(timeout_s))
+        source, target = requests.classifier_input(info), requests.features_output(info)
+        batch = yield Compute(partial(requests.input_batch, info, inputs))
+        answers = yield Gather(
+            [
+                self.infer(model, piece, version, [target], timeout_s)
+                for piece in requests.pieces(info, {source: batch})
+            ]
+        )
+        return np.concatenate([answer[target] for answer in answers])
+
     def segment(
         self, model: str, images: Sequence[Source], version: int | None, timeout_s: float | None
     ) -> Flow[list[Classes]]:

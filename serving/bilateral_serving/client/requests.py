@@ -14,7 +14,7 @@ from tritonclient.utils import serialize_byte_tensor
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import SegmentationPreprocessing
-from bilateral_export.tensors import Array, TensorSpec, check_arrays
+from bilateral_export.tensors import FEATURES, Array, TensorSpec, check_arrays
 from bilateral_serving.client.deadline import Deadline
 from bilateral_serving.client.inputs.files import Source, prepare
 from bilateral_serving.client.shared_memory import Region, layout
@@ -224,6 +224,11 @@ def classifier_input(info: ModelInfo) -> str:
 def classifier_output(info: ModelInfo) -> str:
     """Return the output with one logit per class: the only one, or the one named "logits"."""
     names = [spec.name for spec in info.outputs]
+    if FEATURES in names:
+        raise UserError(
+            f"model '{info.name}' returns features, which are no classes",
+            "Ask for them: Client.features, or `bilateral infer`.",
+        )
     if len(names) == 1:
         return names[0]
     if "logits" in names:
@@ -231,6 +236,20 @@ def classifier_output(info: ModelInfo) -> str:
     raise UserError(
         f"model '{info.name}' has outputs {', '.join(names)}, and none is named 'logits'",
         "Send tensors with infer and choose the output.",
+    )
+
+
+def features_output(info: ModelInfo) -> str:
+    """The output with the features of a model without a head.
+
+    Raises:
+        UserError: It has none.
+    """
+    if FEATURES in [spec.name for spec in info.outputs]:
+        return FEATURES
+    raise UserError(
+        f"model '{info.name}' returns {', '.join(spec.name for spec in info.outputs)}, no features",
+        "Export the checkpoint with --output tokens, cls or pooled.",
     )
 
 

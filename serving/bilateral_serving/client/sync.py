@@ -114,6 +114,20 @@ class Client(BaseClient):
         """
         return self._run(self._flows.classify(model, inputs, k, version, timeout_s))
 
+    def features(
+        self,
+        model: str,
+        inputs: Sequence[Source],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Array:
+        """Return the features of each input, `[inputs, ...]`; prepared and sent as for `classify`.
+
+        The model was exported without its head (`bilateral export --output`).
+        """
+        return self._run(self._flows.features(model, inputs, version, timeout_s))
+
     def segment(
         self,
         model: str,

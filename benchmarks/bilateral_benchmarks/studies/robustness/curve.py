@@ -117,7 +117,7 @@ def check(checkpoint: Checkpoint, data: Dataset, budgets: Sequence[float]) -> No
     config = checkpoint.card.model
     preprocessing_of(checkpoint)
     assert config.image is not None, "it has image preprocessing"
-    takes = (config.image.channels, config.image.size, config.image.size)
+    takes = (config.image.channels, config.image.height, config.image.width)
     if data.pixels.shape[1:] != takes:
         raise UserError(
             f"{checkpoint.path} takes images {list(takes)}, the data has"

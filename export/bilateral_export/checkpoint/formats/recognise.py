@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+from bilateral_export.checkpoint.formats.folder import INDEX, WEIGHTS, weights_in
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 
-Format = Literal["safetensors", "torch"]
+Format = Literal["safetensors", "torch", "folder"]
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin|pt|pth)$")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
@@ -20,7 +21,7 @@ _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SAVE_STATE_DICT = "Save model.state_dict() with torch.save or safetensors, and give that file."
 _UNPACK = "Unpack it and give the checkpoint inside."
 _GIVE_PYTORCH = "Give PyTorch weights."
-_JOIN = "Join the parts first: load each, update one dictionary, and save that."
+_JOIN = "Join the parts, or give the folder that has all of them and their index."
 _ONNX = "an ONNX model, not a checkpoint"
 
 # First bytes (after a byte-order mark and white space), what such a file is, what to do.
@@ -41,7 +42,6 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (rb"[\x81-\x8f\xde][\xa1-\xbf]", "a Flax checkpoint (msgpack)", _GIVE_PYTORCH),
     (rb"\x1f\x8b|\xfd7zXZ|\x28\xb5\x2f\xfd|BZh|7z\xbc\xaf", "a compressed archive", _UNPACK),
     (rb"(?s:.{257})ustar", "a tar archive", _UNPACK),
-    (rb"\{\s*\"(metadata|weight_map)\"", "an index: it lists the parts of a checkpoint", _JOIN),
     (rb"\{", "a JSON document", "Give the weights; --model takes JSON."),
 )
 # Part of a record's name in a zip archive, what the archive is, what to do.
@@ -62,10 +62,25 @@ _FOREIGN_NAMES: tuple[tuple[str, str, str], ...] = (
     (r"\.tflite$", "a TensorFlow Lite model", _GIVE_PYTORCH),
     (r"\.(pb|index|data-\d+-of-\d+)$", "a part of a TensorFlow model", _GIVE_PYTORCH),
 )
-# A file in a directory, what the directory is, what to do.
+# A file in a directory without weights that are read, what the directory is, what to do.
 _DIRECTORIES: tuple[tuple[str, str, str], ...] = (
-    ("*.index.json", "a Hugging Face folder with its weights in parts", _JOIN),
-    ("config.json", "a Hugging Face folder", "Give the file of weights inside it."),
+    (
+        "adapter_config.json",
+        "a LoRA adapter, which holds differences",
+        "Merge it into its base model (peft: merge_and_unload) and save that.",
+    ),
+    ("flax_model*", "a Flax model", _GIVE_PYTORCH),
+    ("tf_model.h5", "a TensorFlow model", _GIVE_PYTORCH),
+    (
+        "zero_to_fp32.py",
+        "a DeepSpeed checkpoint in partitions",
+        "Run the zero_to_fp32.py inside it, and give the file it writes.",
+    ),
+    (
+        "config.json",
+        "a Hugging Face folder without weights",
+        "Download its model.safetensors, or every part and the index.",
+    ),
     (
         ".metadata",
         "a distributed checkpoint",
@@ -75,22 +90,30 @@ _DIRECTORIES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def identify(path: Path) -> Format:
+def identify(path: Path, part: bool = False) -> Format:
     """Which reader a file needs, by its content; its name decides only where the content cannot.
+
+    Args:
+        path: A file or a folder.
+        part: Whether a file may be one part of a checkpoint.
 
     Raises:
         UserError: The file is not a checkpoint, or one in a format that is not read: the message
             names what it is.
     """
     if os.path.isdir(path):  # noqa: PTH112 (no error for a name that cannot be)
+        if not (path / "adapter_config.json").exists() and weights_in(path) is not None:
+            return "folder"
         for pattern, what, fix in _DIRECTORIES:
             if any(path.glob(pattern)):
                 raise UserError(f"checkpoint {path} is a directory: {what}", fix)
     require_file(path, "checkpoint")
+    if path.name.endswith(INDEX):
+        return "folder"
     with path.open("rb") as stream:
         head = stream.read(512)
-    if (part := _SHARD.search(path.name)) and int(part[2]) != 1:
-        raise UserError(f"checkpoint {path} is part {int(part[1])} of {int(part[2])}", _JOIN)
+    if not part and (shard := _SHARD.search(path.name)) and int(shard[2]) != 1:
+        raise UserError(f"checkpoint {path} is part {int(shard[1])} of {int(shard[2])}", _JOIN)
     if head.startswith(b"PK\x03\x04"):
         _refuse_foreign_archive(path)
         return "torch"
@@ -109,6 +132,22 @@ def identify(path: Path) -> Format:
         f"checkpoint {path} is truncated or not a checkpoint at all",
         "Give a .safetensors file or what torch.save wrote.",
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file or folder is a checkpoint, by its content or, where broken, by its name."""
+    if path.is_dir():
+        return not (path / "config.pbtxt").exists() and any(
+            (path / name).exists() for name in ("config.json", "adapter_config.json", *WEIGHTS)
+        )
+    if path.name.endswith((INDEX, ".safetensors", ".pt", ".pth", ".ckpt", ".bin")):
+        return True
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except (OSError, ValueError):
+        return False
+    return head.startswith(b"PK\x03\x04") or head[4:9] == b"\0\0\0\0{" or _TORCH_MAGIC in head
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:

@@ -137,10 +137,13 @@ def _eight_bits(image: Image.Image, file: Image.Image, name: str) -> Image.Image
 
 def _resize_and_crop(image: Image.Image, how: ImagePreprocessing) -> Image.Image:
     width, height = image.size
-    shorter = min(width, height)
-    if shorter != how.resize:
+    if isinstance(how.resize, tuple):
+        size = (how.resize[1], how.resize[0])
+    else:
         # The longer side is cut to a whole number of pixels, as torchvision's Resize does.
+        shorter = min(width, height)
         size = (how.resize * width // shorter, how.resize * height // shorter)
+    if size != (width, height):
         image = resize(image, size, _RESAMPLING[how.interpolation])
         width, height = size
     whole = round if how.crop == "round" else math.floor

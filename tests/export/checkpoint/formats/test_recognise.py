@@ -84,14 +84,14 @@ FILES: list[tuple[str, Callable[[Path], None], str]] = [
     ("c.pth", _zip, "is a zip archive that torch.save did not write"),
     ("c.pkl", _bytes(pickle.dumps({"a": 1})), "is a pickle that torch.save did not write"),
     ("c.json", _bytes(b'{"depth": 1}'), "is a JSON document"),
-    ("m.safetensors.index.json", _bytes(b'{"metadata": {}, "weight_map": {}}'), "is an index"),
+    ("m.safetensors.index.json", _bytes(b'{"metadata": {}, "weight_map": {}}'), "lists no tensors"),
     (
         "model-00001-of-00003.safetensors",
         lambda path: save_file({"a": two}, path),
         "is part 1 of 3. Join the parts",
     ),
     ("folder", _folder("config.json"), "is a directory: a Hugging Face folder"),
-    ("parts", _folder("model.safetensors.index.json"), "a Hugging Face folder with its weights in"),
+    ("parts", _folder("model.safetensors.index.json"), "does not say which part holds which"),
     ("distributed", _folder(".metadata"), "is a directory: a distributed checkpoint"),
     ("c.pth", _named({"a.lora_A.weight": two, "a.lora_B.weight": two}), "names of a LoRA adapter"),
     (

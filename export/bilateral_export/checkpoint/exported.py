@@ -1,0 +1,49 @@
+"""The checkpoint that an exported file was made from, as it was exported, to compare the two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bilateral_export.checkpoint.checkpoint import Checkpoint
+from bilateral_export.checkpoint.features import with_output
+from bilateral_export.checkpoint.formats.recognise import identify
+from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.checkpoint.resolution import at_resolution
+from bilateral_export.errors import UserError
+from bilateral_export.metadata import ArtifactMetadata
+
+
+def load_exported(
+    path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
+) -> Checkpoint:
+    """Return the weights that an artifact was exported from, as it was exported.
+
+    Args:
+        path: The checkpoint.
+        metadata: What the artifact says of itself.
+        model: As in `load_checkpoint`.
+        weights: Which weights, for artifacts that do not say (older ones). It must not contradict
+            those that do.
+
+    Raises:
+        UserError: As `load_checkpoint`, or the artifact was exported from other weights.
+    """
+    exported = metadata.weights
+    if exported is not None and weights not in (None, exported):
+        raise UserError(
+            f"the file was exported from the weights {exported!r}, and --weights says {weights!r}",
+            "Leave --weights out, or export those.",
+        )
+    if weights is None and exported and (exported.endswith(".") or identify(path) != "safetensors"):
+        weights = exported
+    return as_exported(load_checkpoint(path, model=model, weights=weights), metadata)
+
+
+def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
+    """Return the checkpoint at the resolution and with the output of an artifact."""
+    size = metadata.model.get("image_size")
+    if size is None or checkpoint.card.model.image is None:
+        return checkpoint
+    checkpoint = at_resolution(checkpoint, size if isinstance(size, int) else (size[0], size[1]))
+    output = metadata.model.get("output", "logits")
+    return checkpoint if output == "logits" else with_output(checkpoint, output)
