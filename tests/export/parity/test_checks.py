@@ -202,6 +202,7 @@ class WithoutPast:
 
     def __init__(self, subject: Subject) -> None:
         self._model = subject.checkpoint.build_model()
+        self.config = self._model.config
 
     def example(self, batch: int, generator: np.random.Generator) -> dict[str, Array]:
         return self._model.example(batch, generator, length=24, past=0)
