@@ -21,11 +21,20 @@ from bilateral_export.checkpoint.formats.recognise import Format, identify
 from bilateral_export.checkpoint.formats.text import listed, printable, read_document
 from bilateral_export.checkpoint.known import architecture, card_of, prepared
 from bilateral_export.checkpoint.sizes import differences
+from bilateral_export.checkpoint.user_model import (
+    card_of_user_model,
+    copied,
+    defined_model,
+    load_weights,
+)
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.files import sha256 as sha256_of
+from bilateral_export.models.definition import ModelDefinition
 from bilateral_export.models.family import Family, FamilyConfig
 from bilateral_export.models.registry import build, named, parse_config
+from bilateral_export.models.user_code import is_reference
+from bilateral_export.models.user_model import UserModel
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Checkpoint:
         other_weights: Entries of that file with other weights, which were not taken.
         preprocessing_source: Where the card's preprocessing comes from; empty where it has none.
         notes: What was changed or left out while reading, one sentence each.
+        user_model: The user's own module, with the weights; None for a family of this package.
     """
 
     path: Path
@@ -52,9 +62,12 @@ class Checkpoint:
     other_weights: tuple[str, ...] = ()
     preprocessing_source: str = ""
     notes: tuple[str, ...] = ()
+    user_model: UserModel | None = None
 
     def build_model(self) -> Family:
         """The model with these weights, in evaluation mode, in the dtype of the file."""
+        if self.user_model is not None:
+            return copied(self.user_model)
         model = build(self.card.model)
         model.load_state_dict(self.state, assign=True)
         return model.requires_grad_(False)
@@ -69,7 +82,7 @@ _READERS: dict[Format, Callable[[Path, str | None], Content]] = {
 
 def load_checkpoint(
     path: Path,
-    model: str | None = None,
+    model: str | ModelDefinition | None = None,
     weights: str | None = None,
     sha256: str | None = None,
 ) -> Checkpoint:
@@ -79,7 +92,8 @@ def load_checkpoint(
         path: A safetensors file, or what `torch.save` wrote.
         model: A known model's name, or a JSON file with its configuration or a whole card (which
             brings preprocessing and labels); needed only where the checkpoint does not say. It must
-            not contradict what the checkpoint says.
+            not contradict what the checkpoint says. Or your own model: a definition, or a function
+            that returns one, such as "my_model.py:build", which runs that file's code.
         weights: Which weights of a training checkpoint, such as "model_ema".
         sha256: What the file's SHA-256 must be, 64 hexadecimal digits; compared before the file is
             read.
@@ -93,6 +107,8 @@ def load_checkpoint(
     read = _READERS[identify(path)]
     digest = digest or sha256_of(path)
     content = read(path, weights)
+    if isinstance(model, ModelDefinition) or (model is not None and is_reference(model)):
+        return _user_checkpoint(path, digest, content, model)
     card, source = _card(path, content, model)
     _check_fit(content.state, card, path)
     return Checkpoint(
@@ -104,6 +120,24 @@ def load_checkpoint(
         other_weights=content.other_weights,
         preprocessing_source=source if card.preprocessing is not None else "",
         notes=content.notes,
+    )
+
+
+def _user_checkpoint(
+    path: Path, digest: str, content: Content, model: str | ModelDefinition
+) -> Checkpoint:
+    loaded = load_weights(defined_model(model), content, path)
+    card = card_of_user_model(loaded)
+    return Checkpoint(
+        path=path,
+        sha256=digest,
+        card=card,
+        state=content.state,
+        weights=content.weights,
+        other_weights=content.other_weights,
+        preprocessing_source=loaded.config.source if card.preprocessing is not None else "",
+        notes=content.notes,
+        user_model=loaded,
     )
 
 

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing
 from bilateral_export.checkpoint.formats.recognise import identify
+from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata, ImagePreprocessing
+from bilateral_export.models.definition import ModelDefinition
+from bilateral_export.models.user_model import FAMILY as USER_FAMILY
 from bilateral_export.preprocessing import Preprocessing
 
 # Tensors with one row per token, tokens in the last axis but one.
@@ -64,7 +67,10 @@ def at_resolution(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
 
 
 def load_exported(
-    path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
+    path: Path,
+    metadata: ArtifactMetadata,
+    model: str | ModelDefinition | None = None,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Return the weights that an artifact was exported from, at its resolution, to compare both.
 
@@ -78,6 +84,12 @@ def load_exported(
     Raises:
         UserError: As `load_checkpoint`, or the artifact was exported from other weights.
     """
+    if metadata.family == USER_FAMILY and model is None:
+        source = metadata.model.get("source", "my_model.py:build")
+        raise UserError(
+            f"the file was exported from a model of your own, whose code is {printable(source)}",
+            f"Give --model {printable(source)}, with its path; this runs that file's code.",
+        )
     exported = metadata.weights
     if exported is not None and weights not in (None, exported):
         raise UserError(
