@@ -9,6 +9,7 @@ from bilateral_cli.app import app as app
 # One module a command; each adds itself to `app` when it is imported. The order is that of --help.
 _COMMANDS = (
     "quickstart",
+    "new",
     "export",
     "quantize",
     "lower",

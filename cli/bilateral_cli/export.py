@@ -36,7 +36,8 @@ def export(
         str | None,
         typer.Option(
             help="A known model's name, or a JSON configuration or card, for checkpoints that do"
-            " not say which model they are. `bilateral models` lists the known ones."
+            " not say which model they are. `bilateral models` lists the known ones. Or a model of"
+            " your own, my_model.py:build: this RUNS that file's code (`bilateral new` writes one)."
         ),
     ] = None,
     weights: Annotated[

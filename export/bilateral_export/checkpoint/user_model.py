@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def defined_model(model: str | ModelDefinition) -> UserModel:
         UserError: The code fails, with its line; or the definition does not fit.
     """
     if isinstance(model, ModelDefinition):
-        return user_model(model, type(model.module).__name__)
+        return user_model(model, type(model.module).__name__, _directory(type(model.module)))
     made, path = call_function(model)
     if not isinstance(made, ModelDefinition):
         raise UserError(
@@ -39,6 +40,14 @@ def defined_model(model: str | ModelDefinition) -> UserModel:
         )
     named = dataclasses.replace(made, name=made.name or path.stem)
     return user_model(named, f"{path.name}:{model.rpartition(':')[2]}", path.parent)
+
+
+def _directory(kind: type) -> Path:
+    """Where a class's code is; the current directory for a class of a notebook."""
+    try:
+        return Path(inspect.getfile(kind)).resolve().parent
+    except (TypeError, OSError):
+        return Path.cwd()
 
 
 def card_of_user_model(model: UserModel) -> CheckpointCard:

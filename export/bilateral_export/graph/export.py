@@ -23,9 +23,10 @@ from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.graph.spatial_features import use_spatial_features
 from bilateral_export.graph.translation import translation_table
+from bilateral_export.graph.user_program import conversion_error, traced_program
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
 from bilateral_export.models.family import Family, tracing_example
-from bilateral_export.models.user_code import user_line
+from bilateral_export.models.user_model import UserModel
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)
@@ -91,6 +92,9 @@ def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProg
     Args:
         model: Any model of this package, in the dtype the graph is to have.
         opset: Version of the standard operators.
+
+    Raises:
+        UserError: A user's own module cannot be traced, or ONNX has no operator for it.
     """
     inputs = model.inputs()
     example = tracing_example(model)
@@ -98,19 +102,26 @@ def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProg
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
     )
-    with _quiet(), user_line(model.source_directory, "the model cannot be exported"):
-        program = torch.onnx.export(
-            model,
-            tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs),
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            opset_version=opset,
-            input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in model.outputs()],
-            dynamic_shapes=shapes,
-            custom_translation_table=translation_table(),
-        )
+    tensors = tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs)
+    with _quiet():
+        own = traced_program(model, tensors) if isinstance(model, UserModel) else None
+        try:
+            program = torch.onnx.export(
+                own or model,
+                tensors,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in model.outputs()],
+                dynamic_shapes=shapes,
+                custom_translation_table=translation_table(),
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            if own is None or not isinstance(model, UserModel):
+                raise
+            raise conversion_error(error, own, model) from error
         assert program is not None
         optimise(program.model)
     return program

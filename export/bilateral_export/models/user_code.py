@@ -84,11 +84,11 @@ def _module(path: Path) -> ModuleType:
 
 
 @contextlib.contextmanager
-def user_line(directory: Path | None, what: str) -> Iterator[None]:
+def user_line(directory: Path, what: str) -> Iterator[None]:
     """Turn whatever is raised inside into one line that names the line of the user's code.
 
     Args:
-        directory: Where the user's code is; None lets every error through as it is.
+        directory: Where the user's code is.
         what: What cannot be done, such as "my_model.py fails".
 
     Raises:
@@ -99,12 +99,10 @@ def user_line(directory: Path | None, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if directory is None:
-            raise
         place = fault(error, directory)
         if not place and isinstance(error, ImportError) and error.name:
             place = f"import of {error.name}"
-        raise UserError(f"{what}{f' at {place}' if place else ''}: {_reason(error)}") from error
+        raise UserError(f"{what}{f' at {place}' if place else ''}: {reason(error)}") from error
 
 
 def fault(error: BaseException, directory: Path) -> str:
@@ -141,8 +139,8 @@ def relative(file: str, directory: Path) -> str:
     return "" if installed else inside.as_posix()
 
 
-def _reason(error: BaseException) -> str:
-    """Return an error's kind and first line that says something."""
+def reason(error: BaseException) -> str:
+    """Return an error's kind and the first line of it that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else "no message"
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

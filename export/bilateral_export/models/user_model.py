@@ -89,6 +89,7 @@ class UserModel(Family):
     """
 
     config: UserModelConfig
+    source_directory: Path
     scope: ClassVar[str] = f"{SCOPE}."
 
     def __init__(
@@ -98,7 +99,7 @@ class UserModel(Family):
         directory: Path | None = None,
     ) -> None:
         super().__init__()
-        if definition is None:
+        if definition is None or directory is None:
             raise UserError(
                 f"this is a model of your own, whose code is {config.source}",
                 f"Give --model {config.source}, with its path; this runs the file's code.",
@@ -252,9 +253,7 @@ class DecidingUserModel(UserModel):
     decides: ClassVar[bool] = True
 
 
-def user_model(
-    definition: ModelDefinition, source: str, directory: Path | None = None
-) -> UserModel:
+def user_model(definition: ModelDefinition, source: str, directory: Path) -> UserModel:
     """Return a definition's module as a family, in evaluation mode.
 
     Args:
