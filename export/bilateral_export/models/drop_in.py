@@ -273,8 +273,11 @@ class BilateralAttention(nn.Module):
             is_causal: Whether a token sees only those before it and itself.
         """
         batch, tokens, _ = x.shape
-        parts = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        # Written as in models/attention.py, which is what a lowering recognises.
+        query, key, value = (
+            part.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         places = self.positions
         if places is not None:
             index = torch.arange(tokens, device=x.device)
