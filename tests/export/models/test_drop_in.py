@@ -39,7 +39,7 @@ KEPT = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
         {"scale": 0.3},
         {"attn_mask": KEPT[:, None, None, :]},
         {"attn_mask": KEPT[:1, None, None, :]},
-        {"attn_mask": KEPT[1]},
+        {"attn_mask": KEPT[1:]},
         {"attn_mask": tokens(2, 1, 1, 7)},
     ],
     ids=str,
