@@ -44,7 +44,7 @@ robustness: $(VENV)/.installed-dev  ## the robustness study from its training on
 	for seed in 1 2; do \
 	  $(BIN)/python export/checkpoints/train_digits.py --seed $$seed --out out/seeds/$$seed || exit 1; \
 	done
-	$(BIN)/python -m bilateral_benchmarks.studies.robustness --out $(ROBUSTNESS_OUTPUT) \
+	$(BIN)/bilateral study robustness --out $(ROBUSTNESS_OUTPUT) \
 	  export/checkpoints/digits_*.safetensors out/seeds/[12]/*.safetensors
 
 # On a machine with an NVIDIA GPU; each takes less than ten minutes, and they are independent:
@@ -64,14 +64,13 @@ gpu-memcheck: $(VENV)/.installed-dev  ## no access out of bounds, no race; slow,
 	  $(BIN)/python -m pytest -m "not gpu" tests/export/op/kernel/test_skipping.py
 
 gpu-plugin: $(VENV)/.installed-dev plugin  ## the plugin on the GPU, without TensorRT
-	$(BIN)/python -m bilateral_benchmarks.gpu_checks.plugin --output $(GPU_OUTPUT)
+	$(BIN)/bilateral check plugin --output $(GPU_OUTPUT)
 
 gpu-bench: $(VENV)/.installed-dev  ## times and targets; again to go on where it stopped
-	$(BIN)/python -m bilateral_benchmarks.kernel.run --tune --output $(GPU_OUTPUT)
+	$(BIN)/bilateral check kernel --tune --output $(GPU_OUTPUT)
 
 gpu-runner: $(VENV)/.installed-dev  ## the TensorRT runner: results against FP64
-	$(BIN)/python -m bilateral_benchmarks.gpu_checks.runner \
-	  export/checkpoints/digits_bilateral.safetensors
+	$(BIN)/bilateral check runner export/checkpoints/digits_bilateral.safetensors
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -39,8 +39,8 @@ ROOMS = {
         "lowering": {"graph", "op"},
         "engine": {"graph", "op"},
         "runners": {"checkpoint", "engine", "lowering", "models", "op"},
-        "explain": {"graph", "models", "op", "runners"},
-        "parity": {"checkpoint", "graph", "models", "op", "runners", "lowering"},
+        "explain": {"checkpoint", "graph", "models", "op", "runners"},
+        "parity": {"checkpoint", "graph", "models", "op", "runners"},
     },
     "bilateral_serving": {
         "client": set(),
@@ -52,13 +52,13 @@ ROOMS = {
     },
     "bilateral_benchmarks": {
         "statistics": set(),
-        "report": {"statistics", "experiments", "load"},
-        "load": {"report"},
+        "report": {"statistics"},
+        "load": {"report", "statistics"},
         "experiments": {"load", "report", "statistics"},
         "kernel": {"report"},
         "end_to_end": {"experiments", "load", "report"},
-        "gpu_checks": set(),
-        "studies": {"kernel", "report"},
+        "gpu_checks": {"report"},
+        "studies": {"report"},
     },
     "bilateral_cli": {"bench": set()},
 }

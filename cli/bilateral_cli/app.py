@@ -21,7 +21,7 @@ app = typer.Typer(
     (**parity**), enters Triton's model repository (**repository add**), is served over
     gRPC (**serve**), asked (**infer**) and timed (**bench**).
 
-    Exit codes: 0 done; 1 done, with a negative verdict; 2 wrong input, nothing was written;
+    Exit codes: 0 done; 1 done, and something failed; 2 wrong input, nothing was written;
     130 interrupted.
     """,
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bilateral_cli.app import app
-from bilateral_cli.console import JsonOption, out, print_json, progress
-from bilateral_export.errors import UserError
+from bilateral_cli.console import JsonOption, choice, out, print_json, progress
 
 if TYPE_CHECKING:
     from bilateral_export.engine.plan.manifest import PlanManifest
@@ -100,12 +101,12 @@ def build(
     options = BuildOptions(
         profiles=tuple(parse_profile(text) for text in profile or ()),
         max_batch=max_batch,
-        attention=_choice(attention, AttentionChoice, "--attention"),
+        attention=choice(attention, AttentionChoice, "--attention"),
         plugin=plugin,
         embed_plugin=embed_plugin,
         targets=tuple(sm or ()),
         tf32=tf32,
-        hardware_compatibility=_choice(
+        hardware_compatibility=choice(
             hardware_compatibility, HardwareCompatibility, "--hardware-compatibility"
         ),
         version_compatible=version_compatible,
@@ -115,27 +116,22 @@ def build(
         refit=refit,
         timing_cache=timing_cache,
     )
-    with progress() as bar:
-        task = bar.add_task("Building", total=None)
-        manifest = build_plan(
-            onnx,
-            plan,
-            options,
-            lambda phase, done, total: bar.update(
-                task, description=phase, completed=done, total=total
-            ),
-        )
+    with _phases() as on_phase:
+        manifest = build_plan(onnx, plan, options, on_phase)
     if json:
         print_json(manifest)
     else:
         _print(plan, manifest)
 
 
-def _choice(value: str, choices: object, option: str) -> Any:
-    known = get_args(choices)
-    if value not in known:
-        raise UserError(f"{option} is {value!r}", f"Use one of {', '.join(known)}.")
-    return value
+@contextlib.contextmanager
+def _phases() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show the builder's phases as they are reported to what this yields."""
+    with progress() as bar:
+        task = bar.add_task("Building", total=None)
+        yield lambda phase, done, total: bar.update(
+            task, description=phase, completed=done, total=total
+        )
 
 
 def _print(plan: Path, manifest: PlanManifest) -> None:

@@ -23,6 +23,9 @@ _COMMANDS = (
     "generate",
     "score",
     "bench",
+    "study",
+    "check",
+    "kernels",
     "models",
     "explain",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from bilateral_export.metadata import Precision
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 
 if TYPE_CHECKING:
+    from bilateral_export.artifact import OnnxArtifact
     from bilateral_export.checkpoint.load import Checkpoint
 
 
@@ -86,49 +87,55 @@ def export(
 
     Example: bilateral export export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
-    from bilateral_export.checkpoint.labels import with_labels
-    from bilateral_export.checkpoint.load import load_checkpoint
-    from bilateral_export.checkpoint.resolution import at_resolution
-    from bilateral_export.explain.graph import explain_onnx, require_classifier
-    from bilateral_export.graph.export import DEFAULT_OPSET, export_onnx
+    from bilateral_export.explain.graph import explain_onnx, require_image
+    from bilateral_export.graph.export import DEFAULT_OPSET, export_checkpoint
+
+    def accept(loaded: Checkpoint) -> None:
+        if explain:
+            require_image(loaded.card.model, checkpoint)
 
     with notes.status(f"Exporting {checkpoint}"):
-        loaded = load_checkpoint(checkpoint, model=model, weights=weights, sha256=sha256)
-        if labels is not None:
-            loaded = with_labels(loaded, labels)
-        if image_size is not None:
-            loaded = at_resolution(loaded, image_size)
-        if explain:
-            require_classifier(loaded.card.model.family, checkpoint)
-        exported = export_onnx(
-            loaded,
+        exported, loaded = export_checkpoint(
+            checkpoint,
             onnx,
             precision=precision,
             opset=opset or DEFAULT_OPSET,
+            model=model,
+            weights=weights,
+            sha256=sha256,
+            labels=labels,
+            image_size=image_size,
             spatial_features=spatial_features,
+            accept=accept,
         )
         if explain:
             explain_onnx(onnx, onnx.with_suffix(".explain.onnx"))
-    how = loaded.card.preprocessing
     if json:
-        print_json(
-            {
-                "path": exported.path,
-                "bytes": exported.bytes,
-                "opset": exported.opset,
-                "precision": precision,
-                "attention_nodes": exported.attention_nodes,
-                "inputs": list(map(str, exported.inputs)),
-                "outputs": list(map(str, exported.outputs)),
-                "checkpoint_sha256": loaded.sha256,
-                "weights": loaded.weights,
-                "other_weights": loaded.other_weights,
-                "preprocessing": how.model_dump(mode="json") if how else None,
-                "preprocessing_source": loaded.preprocessing_source,
-                "notes": loaded.notes,
-            }
-        )
-        return
+        print_json(_as_json(exported, loaded, precision))
+    else:
+        _print(exported, loaded, precision)
+
+
+def _as_json(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> dict[str, Any]:
+    how = loaded.card.preprocessing
+    return {
+        "path": exported.path,
+        "bytes": exported.bytes,
+        "opset": exported.opset,
+        "precision": precision,
+        "attention_nodes": exported.attention_nodes,
+        "inputs": list(map(str, exported.inputs)),
+        "outputs": list(map(str, exported.outputs)),
+        "checkpoint_sha256": loaded.sha256,
+        "weights": loaded.weights,
+        "other_weights": loaded.other_weights,
+        "preprocessing": how.model_dump(mode="json") if how else None,
+        "preprocessing_source": loaded.preprocessing_source,
+        "notes": loaded.notes,
+    }
+
+
+def _print(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> None:
     out.print(
         f"{exported.path}: {loaded.card.name}, {precision}, opset {exported.opset},"
         f" {exported.attention_nodes} attention nodes, {exported.bytes / 1e6:.1f} MB",

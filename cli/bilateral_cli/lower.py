@@ -1,14 +1,17 @@
-"""`bilateral lower`: the fastest right form of a model for one runtime."""
+"""`bilateral lower`: the fastest correct form of a model for one runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json, table
+
+if TYPE_CHECKING:
+    from bilateral_export.lowering.lower import LoweredModel
 
 
 @app.command()
@@ -23,26 +26,29 @@ def lower(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(help="augmented, mask, attention or decomposed, wherever it is possible."),
+        typer.Option(help="augmented, mask or decomposed, wherever it is possible."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Rewrite the attention of an exported model for one runtime, and check it.
+    """Rewrite an exported model for one runtime, and check it.
 
     The exported file stays as it is and runs everywhere; the lowered one is for this runtime
-    alone. Each rewritten attention is compared with its definition in float64; one that rounds
-    worse than float32 arithmetic must falls back to a slower form.
+    alone. Each rewritten attention is compared with its definition in float64; one with a larger
+    rounding error than float32 arithmetic allows falls back to a slower form.
 
     Example: bilateral lower digits.onnx --for onnxruntime-cpu
     """
     from bilateral_export.lowering import lower as lowering
 
-    target = output or model.with_suffix(f".{runtime}.onnx")
     with notes.status("Lowering"):
-        lowered = lowering.lower(model, runtime, target, form=form)
+        lowered = lowering.lower(model, runtime, output, form=form)
     if json:
         print_json(lowered.lowering)
-        return
+    else:
+        _print(lowered)
+
+
+def _print(lowered: LoweredModel) -> None:
     rows = [
         (
             site.node,
@@ -53,28 +59,10 @@ def lower(
         )
         for site in lowered.lowering.sites
     ]
-    title = f"{target}: {lowered.lowering.summary}"
+    title = f"{lowered.path}: {lowered.lowering.summary}"
     out.print(table(["attention", "form", ">error", ">budget", "not used"], rows, title=title))
-    stream, read, kernels = (
-        lowered.lowering.stream,
-        lowered.lowering.rows,
-        lowered.lowering.kernels,
-    )
-    notes.print(
-        f"residual stream: error {stream.error:.1e}, budget {stream.budget:.1e}"
-        if stream.rewritten
-        else f"residual stream: as it was; {stream.refused}",
-    )
-    notes.print(
-        f"tokens that are not read: left out of {read.nodes} nodes"
-        if read.nodes
-        else f"tokens that are not read: as they were; {read.refused}",
-    )
-    if runtime == "onnxruntime-cpu":
-        notes.print(
-            f"ONNX Runtime's kernels: as it picks them; {kernels.refused}"
-            if kernels.refused
-            else f"ONNX Runtime's kernels: heads read in place {kernels.heads} times, "
-            f"shares of x0 added in products {kernels.shares} times, "
-            f"nodes that move tokens: {kernels.moves} less, GELUs kept: {kernels.gelus}",
-        )
+    for record in lowered.lowering.passes:
+        error = "" if record.error is None else f", error {record.error:.1e}"
+        budget = "" if record.budget is None else f", budget {record.budget:.1e}"
+        done = f"not applied, {record.refused}" if record.refused else f"{record.applied} places"
+        notes.print(f"{record.name}: {done}{error}{budget}")

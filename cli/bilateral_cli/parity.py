@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,80 +105,38 @@ def parity(
 
     Example: bilateral parity export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
-    from bilateral_export.artifact import read_metadata
-    from bilateral_export.checkpoint.resolution import load_exported
-    from bilateral_export.parity.compare import Candidate
-    from bilateral_export.parity.identity import check_graph
-    from bilateral_export.parity.inputs.samples import random_samples, real_samples
-    from bilateral_export.parity.matrix import Plan, run_matrix
-    from bilateral_export.parity.report.baseline import regressions, require_same_model
-    from bilateral_export.parity.report.document import Skipped, read_report
-    from bilateral_export.parity.report.html import write_html
-    from bilateral_export.parity.stages import Stage, stages
+    from bilateral_export.parity.check import check
     from bilateral_serving.client.runner import TritonRunner
 
-    earlier = read_report(baseline) if baseline is not None else None
-    sizes = _numbers(batches, "--batches")
-    if not 0 < factor < float("inf"):
-        raise UserError(f"--factor {factor} is no multiple", "Give a number above 0, such as 4.")
-    if reproducers is not None and reproducers.exists() and not _is_empty(reproducers):
-        raise UserError(f"{reproducers} exists already", "Remove it or choose another name.")
-    dims = dict(_dimension(text) for text in lengths or [])
-    with notes.status("Reading") as status, tempfile.TemporaryDirectory() as scratch:
-        metadata = read_metadata(onnx)
-        loaded = load_exported(checkpoint, metadata, model=model, weights=weights)
-        if earlier is not None:
-            require_same_model(earlier, loaded.card)
-        described = loaded.build_model()
-        check_graph(onnx, metadata, loaded.card.model.family)
-        known = {size for spec in described.inputs() for size in spec.shape if size != "batch"}
-        if unknown := dims.keys() - known:
-            raise UserError(
-                f"--length: the model has no dimension {', '.join(sorted(unknown))}",
-                f"It has {', '.join(s for s in known if isinstance(s, str)) or 'none'}.",
-            )
-        samples = random_samples(described, sizes, dims, items, seed)
-        if inputs is not None:
-            samples += real_samples(described.inputs(), inputs, sizes)
-        made, skipped = stages(
-            loaded, onnx, metadata.precision, Path(scratch), compiled=compile_model
-        )
-        if served is not None:
-            runner = TritonRunner(served, url)
-            made.append(Stage(Candidate(runner, metadata.precision), True, required=True))
-        else:
-            skipped.append(Skipped(stage="served over gRPC", reason="give --served NAME"))
-        if plan is not None:
-            from bilateral_export.runners.tensorrt_runner import TensorRTRunner
-
-            engine = TensorRTRunner(plan)
-            made.append(Stage(Candidate(engine, metadata.precision), True, required=True))
-        else:
-            reason = "give --plan; it needs an NVIDIA GPU"
-            skipped.append(Skipped(stage="TensorRT, function body or plugin", reason=reason))
-        plan_of_work = Plan(
-            loaded,
-            made,
-            samples,
-            metadata,
+    with notes.status("Reading") as status:
+        report = check(
+            checkpoint,
             onnx,
-            skipped,
+            served=None if served is None else TritonRunner(served, url),
+            plan=plan,
+            inputs=inputs,
             factor=factor,
+            batches=_numbers(batches, "--batches"),
+            lengths=dict(_dimension(text) for text in lengths or []),
+            items=items,
+            seed=seed,
             adversarial=adversarial,
-            layers=layers or html is not None,
+            compiled=compile_model,
+            layers=layers,
             reproducers=reproducers,
+            html=html,
+            baseline=baseline,
+            model=model,
+            weights=weights,
+            progress=status.update,
         )
-        report = run_matrix(plan_of_work, status.update)
-        if html is not None:
-            write_html(html, report, samples)
-    worse = regressions(report, earlier) if earlier is not None else []
     if json:
         print_json(report)
     else:
         _print(report)
-    for text in worse:
+    for text in report.regressions:
         notes.print(styled("Worse than the baseline:", "bold red"), text, soft_wrap=True)
-    if not report.passed or worse:
+    if not report.passed or report.regressions:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -189,12 +146,8 @@ def _numbers(text: str, option: str, smallest: int = 1) -> tuple[int, ...]:
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < smallest:
-        raise UserError(f"{option} {text!r} is no list of sizes", "Write it as 1,2,7.")
+        raise UserError(f"{option} {text!r} is not a list of sizes", "Write it as 1,2,7.")
     return numbers
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _dimension(text: str) -> tuple[str, tuple[int, ...]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
 from bilateral_cli.app import app
-from bilateral_cli.console import notes, out
-from bilateral_export.errors import UserError
+from bilateral_cli.console import choice, notes, out
 
 
 @app.command()
@@ -27,9 +26,8 @@ def quantize(
     """
     from bilateral_export.engine.quantize import Mode, quantize_onnx, read_calibration
 
-    if mode not in get_args(Mode):
-        raise UserError(f"--mode is {mode!r}", f"Use one of {', '.join(get_args(Mode))}.")
+    chosen = choice(mode, Mode, "--mode")
     inputs = read_calibration(calibration)
     with notes.status(f"Quantising {onnx}"):
-        count = quantize_onnx(onnx, target, inputs, cast("Mode", mode))
+        count = quantize_onnx(onnx, target, inputs, chosen)
     out.print(f"{target}: {count} quantise nodes, {mode}", soft_wrap=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
+
+if TYPE_CHECKING:
+    from bilateral_serving.language import Score
 
 
 @app.command()
@@ -29,22 +32,21 @@ def score(
     from bilateral_serving.client.inputs.files import read_text
 
     with Client(url, timeout_s=timeout) as client:
-        scores = [client.score(name, read_text(path)) for path in files]
+        scores = [(path, client.score(name, read_text(path))) for path in files]
     if json:
-        print_json(
-            [
-                {
-                    "file": str(path),
-                    "log_likelihood": scored.log_likelihood,
-                    "perplexity": scored.perplexity,
-                    "words": [vars(word) for word in scored.words],
-                }
-                for path, scored in zip(files, scores, strict=True)
-            ]
-        )
+        print_json([_as_json(path, scored) for path, scored in scores])
         return
     rows = [
         (path, len(scored.words), f"{scored.log_likelihood:.2f}", f"{scored.perplexity:.2f}")
-        for path, scored in zip(files, scores, strict=True)
+        for path, scored in scores
     ]
     out.print(table(["file", ">words", ">log-likelihood", ">perplexity"], rows))
+
+
+def _as_json(path: Path, scored: Score) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "log_likelihood": scored.log_likelihood,
+        "perplexity": scored.perplexity,
+        "words": [vars(word) for word in scored.words],
+    }

@@ -2,7 +2,7 @@
 
     python compile_kernels.py CUBINS_DIR [--set standard|full] [--sm ...] [--dtype ...]
 
-`full` is every kernel of bilateral_export.op.kernel.aot.compile. `standard` is what `make plugin`
+`full` is every kernel of `bilateral kernels compile`. `standard` is what `make plugin`
 builds in minutes on two cores: heads up to 128, one or two coordinates, up to 64 position
 features (in 16 bits also up to 16 alone), fp32 with heads up to 64 alone, and the skipping of far
 tiles for images (two coordinates, heads up to 64). What a plan needs and the library lacks is said
@@ -21,7 +21,6 @@ from bilateral_export.op.architectures import ARCHITECTURES, compiled_for
 from bilateral_export.op.kernel.aot.compile import compile_all
 from bilateral_export.op.kernel.aot.manifest import problems
 from bilateral_export.op.kernel.aot.specialisation import DTYPES, Specialisation, specialisations
-from bilateral_export.op.kernel.aot.workers import positive
 
 
 def main() -> int:
@@ -58,6 +57,14 @@ def main() -> int:
         print(f"note: {problem}")
     print(f"{len(manifest['cubins'])} kernels, {manifest['total_bytes'] / 1e6:.1f} MB")
     return 0
+
+
+def positive(text: str) -> int:
+    """Return a number of 1 or more, as the type of an option."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def is_standard(kernel: Specialisation) -> bool:

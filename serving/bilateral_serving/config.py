@@ -16,11 +16,11 @@ from bilateral_export.artifact import Artifact
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.preprocessing import TextPreprocessing
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving.datatypes import from_triton
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
-Runtime = Literal["onnxruntime", "openvino"]
 Device = Literal["cpu", "gpu"]
 
 CONFIG_FILE = "config.pbtxt"
@@ -70,7 +70,7 @@ class Settings:
     versions: str = "latest"
     warmup: bool = True
     device: Device = "cpu"
-    runtime: Runtime = "onnxruntime"
+    runtime: str = DEFAULT
     spinning: bool = True
     stream: bool = False
 
@@ -86,14 +86,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not minimum <= value <= _MOST:
                 raise UserError(f"{name} is {value}", f"It must be from {minimum} to {_MOST}.")
-        for name, known in (("device", get_args(Device)), ("runtime", get_args(Runtime))):
+        for name, known in (("device", get_args(Device)), ("runtime", SERVED)):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"unknown {name} '{getattr(self, name)}'", f"Use one of {', '.join(known)}."
                 )
-        if self.runtime == "openvino" and self.device == "gpu":
+        if self.device not in RUNTIMES[self.runtime].devices:
             raise UserError(
-                "runtime openvino runs on the CPU only", "Use runtime onnxruntime, or device cpu."
+                f"runtime {self.runtime} runs on the CPU only",
+                f"Use runtime {DEFAULT}, or device cpu.",
             )
         version_policy(self.versions)
 
@@ -200,7 +201,7 @@ def wants_gpu(config: pb.ModelConfig) -> bool:
 def runtime_of(config: pb.ModelConfig) -> str:
     """Return the name of the runtime inside target python; the default one if none is named."""
     named = config.parameters["runtime"].string_value if "runtime" in config.parameters else ""
-    return named or "onnxruntime"
+    return named or DEFAULT
 
 
 def version_directories(model: Path) -> dict[int, Path]:

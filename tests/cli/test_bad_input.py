@@ -183,6 +183,55 @@ def test_a_directory_that_cannot_be_written(bilateral: Bilateral, tmp_path: Path
     assert "cannot write" in line
 
 
+@pytest.mark.parametrize("path", [".", "..", "/"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect",),
+        ("lower",),
+        ("lower", "--for", "/a/b"),
+        ("build", "{path}"),
+        ("build", "{path}", "--json"),
+        ("export", "out.onnx"),
+        ("parity", "out.onnx"),
+        ("explain", "3-0.png"),
+        ("repository", "add", "name"),
+        ("repository", "add", "name", "--target", "tensorrt"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_without_a_name(
+    bilateral: Bilateral,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    path: str,
+) -> None:
+    """Names derived from it (a suffix, a manifest beside it) are not even tried."""
+    monkeypatch.chdir(tmp_path)
+    given = [word.format(path=path) for word in command]
+    words = 3 if given[:2] == ["repository", "add"] else 1
+    refused(bilateral(*given[:words], path, *given[words:]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["/a/b", "..", "cuda"])
+def test_a_runtime_that_is_not_known_has_no_lowering(
+    bilateral: Bilateral, digits_onnx: Path, target: str
+) -> None:
+    before = sorted(digits_onnx.parent.iterdir())
+    assert f"no lowering for '{target}'" in refused(
+        bilateral("lower", digits_onnx, "--for", target)
+    )
+    assert sorted(digits_onnx.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_an_output_without_a_name(bilateral: Bilateral, digits_onnx: Path, path: str) -> None:
+    for command in (["build", digits_onnx, path], ["lower", digits_onnx, "-o", path]):
+        assert "is a directory" in refused(bilateral(*command))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path, number: int) -> None:
     arguments = ["export", str(DIGITS), str(tmp_path / "digits.onnx")]

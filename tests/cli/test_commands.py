@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 
-COMMANDS = ["export", "parity", "repository", "repository add", "serve", "infer", "models"]
+COMMANDS = [
+    *("export", "parity", "repository", "repository add", "serve", "infer", "models"),
+    *("study theory", "study build-matrix", "check plugin", "check schema", "kernels compile"),
+]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

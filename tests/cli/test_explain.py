@@ -37,7 +37,7 @@ def test_a_checkpoint_and_its_exported_file_show_the_same(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--patch", "here"], "'here' is no patch. Give its row and column"),
+        (["--patch", "here"], "'here' is not a patch. Give its row and column"),
         (["--patch", "4,4"], "there is no patch 4,4"),
         (["--layer", "9"], "there is no layer 9. Layers go from 0 to 3"),
     ],
@@ -65,6 +65,6 @@ def test_a_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
 def test_what_has_no_heat_maps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = str(CHECKPOINTS / "listops_bilateral.safetensors")
     export = ["export", model, str(tmp_path / "listops.onnx"), "--explain"]
-    with pytest.raises(UserError, match="and no image classifier"):
+    with pytest.raises(UserError, match="not an image classifier"):
         CliRunner().invoke(app, export, catch_exceptions=False)
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,7 @@ def test_a_fault_is_shown_with_its_node_and_left_to_reproduce(
     )
     assert outcome.exit_code == 1
     assert "blocks.2.mlp/Gelu" in outcome.stdout
-    assert "bilateral_export/models/classifier.py:" in outcome.stdout
+    assert "bilateral_export/models/block.py:" in outcome.stdout
     assert "Worse than the baseline" in outcome.stderr
     assert "blocks.2.mlp/Gelu" in page.read_text()
     assert list(alone.glob("*/reproduce.py"))
@@ -56,13 +56,13 @@ def test_a_fault_is_shown_with_its_node_and_left_to_reproduce(
 def test_options_that_cannot_be_meant_are_refused(healthy: Path, tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps({}))
     for options, complaint in (
-        (("--batches", "1,x"), "no list of sizes"),
+        (("--batches", "1,x"), "not a list of sizes"),
         (("--length", "words=5"), "no dimension words"),
-        (("--length", "words=-1"), "no list of sizes"),
-        (("--factor", "nan"), "no multiple"),
-        (("--factor", "0"), "no multiple"),
+        (("--length", "words=-1"), "not a list of sizes"),
+        (("--factor", "nan"), "not a positive finite number"),
+        (("--factor", "0"), "not a positive finite number"),
         (("--reproducers", healthy.parent), "exists already"),
-        (("--baseline", tmp_path / "old.json"), "no parity report"),
+        (("--baseline", tmp_path / "old.json"), "not a parity report"),
     ):
         with pytest.raises(UserError, match=complaint):
             _parity(healthy, *options)

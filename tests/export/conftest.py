@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,18 @@ def digits() -> Checkpoint:
 @pytest.fixture(scope="session")
 def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported("digits_bilateral", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def deeper_digits(digits: Checkpoint) -> Checkpoint:
+    """The digits model with its blocks three times, for which a token-major layout is worth it."""
+    model = digits.card.model.model_copy(update={"depth": 12})
+    state = {**digits.state}
+    for name, tensor in digits.state.items():
+        if name.startswith("blocks."):
+            _, block, rest = name.split(".", 2)
+            state |= {f"blocks.{int(block) + 4 * i}.{rest}": tensor for i in (1, 2)}
+    return replace(digits, card=digits.card.model_copy(update={"model": model}), state=state)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Real inputs for every family, asked of the served model and of PyTorch."""
+"""Answers of served models to real inputs of every family, compared with PyTorch's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.models.language import LanguageModelConfig
-from bilateral_export.models.segmenter import SegmenterConfig
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
     ListOpsPreprocessing,
@@ -58,8 +57,10 @@ class Answer(BaseModel):
         return self.agreement >= AGREEMENT
 
 
-def ask(client: Client, name: str, checkpoint: Checkpoint, checkpoints: Path) -> tuple[Answer, ...]:
-    """Ask what the model's family is for.
+def check_answers(
+    client: Client, name: str, checkpoint: Checkpoint, checkpoints: Path
+) -> tuple[Answer, ...]:
+    """Ask a served model what its family is for, and compare its answers with PyTorch's.
 
     Args:
         client: Connected to the server.
@@ -67,11 +68,10 @@ def ask(client: Client, name: str, checkpoint: Checkpoint, checkpoints: Path) ->
         checkpoint: Its weights, for PyTorch.
         checkpoints: Directory of the held-out inputs.
     """
-    config = checkpoint.card.model
-    if isinstance(config, LanguageModelConfig):
+    if checkpoint.card.model.generative:
         text = (checkpoints / "pydoc_heldout.txt").read_text(encoding="utf-8")
         return _scored(client, name, checkpoint, text), _written(client, name, checkpoint, text)
-    if isinstance(config, SegmenterConfig):
+    if checkpoint.build_model().decides:
         sizes = ((512, 512), (800, 600))
         return tuple(_segmented(client, name, checkpoint, size) for size in sizes)
     asked, inputs = _inputs(name, checkpoint, checkpoints)
@@ -84,7 +84,7 @@ def streamed(name: str) -> str:
 
 
 def picture(seed: int, size: tuple[int, int] = (640, 480)) -> bytes:
-    """A JPEG file of smooth random colours, width by height."""
+    """Return a JPEG file of smooth random colours, width by height."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG")
@@ -126,7 +126,7 @@ def _png(image: np.ndarray[Any, Any]) -> bytes:
 def _classified(
     client: Client, name: str, checkpoint: Checkpoint, asked: str, inputs: list[bytes]
 ) -> Answer:
-    """The five most probable classes of each input, in their order."""
+    """Return the answer on the five most probable classes of each input, in their order."""
     how = checkpoint.card.preprocessing
     assert how is not None
     k = min(5, len(checkpoint.card.labels))
@@ -149,7 +149,7 @@ def _classified(
 
 
 def _segmented(client: Client, name: str, checkpoint: Checkpoint, size: tuple[int, int]) -> Answer:
-    """The class of every pixel, the image cut into windows."""
+    """Return the answer on the class of every pixel, the image cut into windows."""
     how = checkpoint.card.preprocessing
     assert isinstance(how, SegmentationPreprocessing)
     image = picture(SEED, size)
@@ -169,7 +169,7 @@ def _segmented(client: Client, name: str, checkpoint: Checkpoint, size: tuple[in
 
 
 def _scored(client: Client, name: str, checkpoint: Checkpoint, text: str) -> Answer:
-    """A text longer than the context."""
+    """Score a text longer than the context; return the answer."""
     tokenizer = _tokenizer(checkpoint)
     tokens = tokenizer.encode(text)
     served = client.score(streamed(name), text)
@@ -186,7 +186,7 @@ def _scored(client: Client, name: str, checkpoint: Checkpoint, text: str) -> Ans
 
 
 def _written(client: Client, name: str, checkpoint: Checkpoint, text: str) -> Answer:
-    """New words with the cache, against PyTorch without one."""
+    """Generate words with the cache; return the answer, against PyTorch without one."""
     tokenizer = _tokenizer(checkpoint)
     prompt = " ".join(text.split()[:6])
     served = list(client.generate(streamed(name), prompt, **SAMPLING))

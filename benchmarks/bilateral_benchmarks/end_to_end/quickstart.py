@@ -1,10 +1,9 @@
-"""The main job from end to end: a trained checkpoint becomes a verified gRPC service."""
+"""The quickstart: a trained checkpoint becomes a verified gRPC service."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_benchmarks.end_to_end.run_model import Say, Steps, run_model
 from bilateral_benchmarks.experiments.served import bench_served
-from bilateral_benchmarks.load.ports import free_port
+from bilateral_benchmarks.report.files import write_json
 from bilateral_benchmarks.report.machine import Machine
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.files import require_file, to_json, write_text
-from bilateral_export.graph.export import export_onnx
+from bilateral_export.files import require_file
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
-from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.tensors import Array
-from bilateral_serving import repository as repositories
 from bilateral_serving.client import Client
 from bilateral_serving.client.inputs.images import preprocess
-from bilateral_serving.client.runner import TritonRunner
-from bilateral_serving.server import ServerOptions, running
+from bilateral_serving.server import RunningServer
 
 MODEL = "digits"
 STEPS = 9
@@ -102,77 +97,54 @@ def quickstart(
     Raises:
         UserError: A file, a package or a port is missing; the message says which.
     """
-    seconds: dict[str, float] = {}
+    steps = Steps(lambda _, doing: on_step(doing), on_result)
+    images: Array
+    labels: NDArray[np.int64]
+    torch_classes: NDArray[np.int64]
+    served_classes: NDArray[np.int64]
 
-    @contextmanager
-    def step(name: str, doing: str) -> Iterator[None]:
-        on_step(doing)
-        start = time.monotonic()
-        yield
-        seconds[name] = round(time.monotonic() - start, 2)
-
-    with step("load", "Loading the checkpoint"):
+    def load(say: Say) -> Checkpoint:
+        nonlocal images, labels, torch_classes
         checkpoint = load_checkpoint(checkpoints / "digits_bilateral.safetensors")
         images, labels = heldout_images(checkpoints / "digits_heldout.npz", checkpoint)
         torch_classes = _torch_classes(checkpoint, images)
-        torch_accuracy = _accuracy(torch_classes, labels)
-    on_result("load", f"{checkpoint.card.name}, torch accuracy {torch_accuracy:.4f}")
+        say(f"{checkpoint.card.name}, torch accuracy {_accuracy(torch_classes, labels):.4f}")
+        return checkpoint
 
-    with step("export", "Exporting to ONNX"):
-        exported = export_onnx(checkpoint, out / f"{MODEL}.onnx")
-    on_result("export", f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
-
-    with step("parity", "Comparing ONNX Runtime with FP64 PyTorch"):
+    def samples_of(checkpoint: Checkpoint) -> Sequence[Sample]:
         drawn = random_samples(checkpoint.build_model())
-        samples = [*drawn, Sample("held out", {"image": images[:8]})]
-        in_process = compare(
-            checkpoint, [Candidate(OnnxRuntimeRunner(exported.path), "fp32")], samples
-        )
-    on_result("parity", _verdict(in_process))
+        return [*drawn, Sample("held out", {"image": images[:8]})]
 
-    with step("deploy", "Writing the model repository"):
-        directory = _deploy(exported.path, repository)
-    on_result("deploy", str(directory))
+    def check(server: RunningServer, _: Checkpoint) -> None:
+        nonlocal served_classes
+        with steps("classify", "Classifying the held-out images over gRPC") as say:
+            served_classes = _served_classes(server.url, images)
+            accuracy = _accuracy(served_classes, labels)
+            say(f"{len(labels)} images, served accuracy {accuracy:.4f}")
 
     with ExitStack() as stack:
-        with step("serve", "Starting tritonserver"):
-            options = ServerOptions(
-                repository, (MODEL,), grpc_port=free_port(), http_port=None, metrics_port=None
-            )
-            server = stack.enter_context(running(options))
-        on_result("serve", f"tritonserver answers at {server.url}")
-
-        with step("classify", "Classifying the held-out images over gRPC"):
-            served_classes = _served_classes(server.url, images)
-            served_accuracy = _accuracy(served_classes, labels)
-        on_result("classify", f"{len(labels)} images, served accuracy {served_accuracy:.4f}")
-
-        with step("served parity", "Comparing the served model with FP64 PyTorch"):
-            served = compare(
-                checkpoint, [Candidate(TritonRunner(MODEL, server.url), "fp32")], samples
-            )
-        on_result("served parity", _verdict(served))
-
-        with step("time", f"Measuring latency for {duration_s:g} s"):
+        run = stack.enter_context(
+            run_model(MODEL, load, samples_of, check, folder=out, models=repository, steps=steps)
+        )
+        with steps("time", f"Measuring latency for {duration_s:g} s"):
             report = bench_served(
-                server.url, MODEL, {"image": images[:1]}, duration_s=duration_s, warmup_s=1.0
+                run.server.url, MODEL, {"image": images[:1]}, duration_s=duration_s, warmup_s=1.0
             )
-        with step("stop", "Shutting the server down"):
+        with steps("stop", "Shutting the server down"):
             stack.close()
 
-    response = report.response
     summary = Summary(
         images=len(labels),
-        torch_accuracy=torch_accuracy,
-        served_accuracy=served_accuracy,
+        torch_accuracy=_accuracy(torch_classes, labels),
+        served_accuracy=_accuracy(served_classes, labels),
         same_decisions=bool((served_classes == torch_classes).all()),
-        p50_ms=response.at(50),
-        p95_ms=response.at(95),
-        p99_ms=response.at(99),
+        p50_ms=report.p50_ms,
+        p95_ms=report.p95_ms,
+        p99_ms=report.p99_ms,
         throughput=report.items_per_s,
         failed_requests=report.errors,
-        parity=in_process.model_copy(update={"rows": in_process.rows + served.rows}),
-        seconds=seconds,
+        parity=run.parity,
+        seconds=steps.seconds,
         machine=report.context.machine,
     )
     on_result(
@@ -180,12 +152,12 @@ def quickstart(
         f"p50 {_ms(summary.p50_ms)}, p95 {_ms(summary.p95_ms)}, p99 {_ms(summary.p99_ms)},"
         f" {summary.throughput:.0f} images/s from one caller",
     )
-    write_text(out / "quickstart.json", to_json(summary))
+    write_json(summary, out / "quickstart.json")
     return summary
 
 
 def heldout_images(path: Path, checkpoint: Checkpoint) -> tuple[Array, NDArray[np.int64]]:
-    """The committed held-out images, preprocessed as the checkpoint says, and their classes.
+    """Return the committed held-out images, preprocessed as the checkpoint says, and their classes.
 
     Returns:
         Images `[n, 1, 8, 8]` float32, and classes `[n]`.
@@ -215,20 +187,6 @@ def _served_classes(url: str, images: Array) -> NDArray[np.int64]:
 
 def _accuracy(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     return float((classes == labels).mean())
-
-
-def _deploy(model: Path, repository: Path) -> Path:
-    """Make version 1 anew; a configuration that is there, with its settings, stays."""
-    if (repository / MODEL / "1").exists():
-        repositories.remove(MODEL, repository, version=1)
-    entry = repositories.add(MODEL, model, repository, version=1)
-    return entry.versions[0].directory
-
-
-def _verdict(report: ParityReport) -> str:
-    (row,) = report.rows
-    verdict = "pass" if row.passed else "FAIL"
-    return f"{row.stage}: error {row.error:.1e}, budget {row.budget:.1e}: {verdict}"
 
 
 def _ms(value: float | None) -> str:

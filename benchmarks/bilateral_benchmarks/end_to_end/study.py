@@ -1,4 +1,4 @@
-"""Every model's journey, one process after the other, saved after each."""
+"""The pipeline study: every model in a process of its own, saved after each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from bilateral_benchmarks.end_to_end.report import markdown
-from bilateral_benchmarks.end_to_end.run_model import Journey
+from bilateral_benchmarks.end_to_end.model_report import ModelReport
+from bilateral_benchmarks.end_to_end.report import Pipeline
+from bilateral_benchmarks.report.files import read, write
 from bilateral_benchmarks.report.machine import Machine
-from bilateral_export.errors import UserError
-from bilateral_export.files import to_json, write_text
 from bilateral_export.models.registry import MODELS, named
 
 # The models of the paper: every named one that is bilateral.
@@ -27,47 +24,26 @@ NAMES = tuple(name for name in MODELS if "bilateral" in name)
 LIMIT_S = 1200.0
 
 
-class Pipeline(BaseModel):
-    """What came of all models; `pipeline.json`.
-
-    Attributes:
-        machine: Where it ran last.
-        journeys: One per model that arrived, in the order of `bilateral models`.
-        failures: Why the others did not, by name.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    machine: Machine
-    journeys: tuple[Journey, ...] = ()
-    failures: dict[str, str] = {}
-
-    @property
-    def passed(self) -> bool:
-        """Whether every model arrived, and is served as it was trained."""
-        return not self.failures and all(journey.passed for journey in self.journeys)
-
-
 def run_pipeline(
     output: Path,
     checkpoints: Path,
     only: Sequence[str] = (),
     resume: bool = False,
     on_step: Callable[[str], None] = lambda what: None,
-    on_journey: Callable[[str, Journey | str], None] = lambda name, result: None,
+    on_report: Callable[[str, ModelReport | str], None] = lambda name, result: None,
 ) -> Pipeline:
-    """Take models from checkpoint to gRPC, each in a process of its own.
+    """Run models from checkpoint to gRPC, each in a process of its own, and report.
 
     A model that fails is tried once more, from the start, and its result says so: tritonserver can
     die by a signal while it loads, which says nothing about the model.
 
     Args:
-        output: Directory of `pipeline.json` and `pipeline.md`, which are written after each model.
+        output: Directory of `pipeline.json`, `.md` and `.html`, which are written after each model.
         checkpoints: Directory of the committed checkpoints.
         only: These models alone; what the files say of others is kept.
         resume: Leave out the models that passed according to the files.
         on_step: Called with what is being done.
-        on_journey: Called with each model's result, or with the reason why there is none.
+        on_report: Called with each model's result, or with the reason why there is none.
 
     Raises:
         UserError: A name is unknown, or with `only` or `resume` the files are not a pipeline's.
@@ -83,39 +59,39 @@ def run_pipeline(
             continue
         journeys.pop(name, None)
         failures.pop(name, None)
-        result = _travel_twice(name, checkpoints, on_step)
-        if isinstance(result, Journey):
+        result = _run_twice(name, checkpoints, on_step)
+        if isinstance(result, ModelReport):
             journeys[name] = result
         else:
             failures[name] = result
-        on_journey(name, result)
+        on_report(name, result)
         found = _save(output, journeys, failures)
     return found or _save(output, journeys, failures)
 
 
-def _travel_twice(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Journey | str:
-    """The journey, or why there is none: it failed twice."""
-    first = _travel(name, checkpoints, on_step)
-    if isinstance(first, Journey):
+def _run_twice(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> ModelReport | str:
+    """Return the report, or why there is none: it failed twice."""
+    first = _run_once(name, checkpoints, on_step)
+    if isinstance(first, ModelReport):
         return first
     on_step(f"{name}: second try, after: {first}")
-    second = _travel(name, checkpoints, on_step)
-    if isinstance(second, Journey):
+    second = _run_once(name, checkpoints, on_step)
+    if isinstance(second, ModelReport):
         return second.model_copy(update={"first_failure": first})
     return f"twice: {first}" if first == second else f"{first}; the second time: {second}"
 
 
-def _travel(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Journey | str:
-    """The journey in a fresh process, or why there is none. What it wrote is deleted."""
+def _run_once(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> ModelReport | str:
+    """Return the report, made in a fresh process whose files are deleted, or why there is none."""
     # The process may die, and a server that died with it may still be writing.
     with tempfile.TemporaryDirectory(
         prefix="bilateral-pipeline-", ignore_cleanup_errors=True
     ) as scratch:
-        result = Path(scratch) / "journey.json"
+        result = Path(scratch) / "report.json"
         arguments = [name, str(checkpoints), str(result)]
         start, last = time.monotonic(), ""
         process = subprocess.Popen(
-            [sys.executable, "-m", "bilateral_benchmarks.end_to_end.run_model", *arguments],
+            [sys.executable, "-m", "bilateral_benchmarks.end_to_end.model_report", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ
@@ -133,7 +109,7 @@ def _travel(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Jou
         finally:
             limit.cancel()
         if process.returncode == 0:
-            return Journey.model_validate_json(result.read_bytes())
+            return ModelReport.model_validate_json(result.read_bytes())
     if process.returncode > 0:
         return last
     if time.monotonic() - start >= LIMIT_S:
@@ -141,23 +117,16 @@ def _travel(name: str, checkpoints: Path, on_step: Callable[[str], None]) -> Jou
     return f"died by {signal.Signals(-process.returncode).name}; {last}"
 
 
-def _save(output: Path, journeys: dict[str, Journey], failures: dict[str, str]) -> Pipeline:
+def _save(output: Path, journeys: dict[str, ModelReport], failures: dict[str, str]) -> Pipeline:
     document = Pipeline(
         machine=Machine.here(),
         journeys=tuple(journeys[name] for name in MODELS if name in journeys),
         failures=failures,
     )
-    write_text(output / "pipeline.json", to_json(document))
-    write_text(
-        output / "pipeline.md", markdown(document.machine, document.journeys, document.failures)
-    )
+    write(document, output / "pipeline.json")
     return document
 
 
 def _read(path: Path) -> Pipeline:
-    try:
-        return Pipeline.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is not what this command writes", "Remove it, or write to another directory."
-        ) from error
+    fix = "Remove it, or write to another directory."
+    return read(Pipeline, path, "is not what this command writes", fix)

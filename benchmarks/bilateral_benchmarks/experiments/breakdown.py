@@ -1,4 +1,4 @@
-"""Where the time of a served request goes, from the client's array to the client's array."""
+"""Latency breakdown of a served request, from the client's array to the client's array."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from bilateral_benchmarks.load.generator import TICK_S
 from bilateral_benchmarks.load.request import is_shared, offsets_of, registered, serialise
 from bilateral_benchmarks.load.run import OnProgress, RunFailedError
 from bilateral_benchmarks.load.schedule import require_positive
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 from bilateral_serving.access import call_metadata
@@ -40,7 +43,7 @@ class Part(BaseModel):
     source: str
 
 
-class Breakdown(BaseModel):
+class Breakdown(Result):
     """The parts of the mean latency of requests that were sent one after the other.
 
     Attributes:
@@ -51,9 +54,6 @@ class Breakdown(BaseModel):
         in_process_ms: The same model called in a process without a server; None if not measured.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["breakdown"] = "breakdown"
     subject: str
     batch: int
@@ -63,6 +63,28 @@ class Breakdown(BaseModel):
     unexplained: float
     in_process_ms: float | None = None
     context: Context
+
+    def tables(self) -> list[Table]:
+        """Return the parts of the mean latency."""
+        whole = self.measured_ms
+        rows = [
+            (part.name, number(part.mean_ms), f"{part.mean_ms / whole:.1%}", part.source)
+            for part in self.parts
+        ]
+        rows.append(("not explained", "", f"{self.unexplained:+.1%}", ""))
+        rows.append(("measured", number(whole), "100.0%", "client clock"))
+        if self.in_process_ms is not None:
+            rows.append(("the model in process", number(self.in_process_ms), "", "this process"))
+        title = f"Where the time goes: {self.subject}, batch {self.batch}"
+        return [Table(title, ("part", ">mean ms", ">share", "source"), tuple(rows))]
+
+    def plots(self) -> list[Plot]:
+        """Return the parts as one bar."""
+        labels = [f"{part.name}, {part.mean_ms:.3g} ms" for part in self.parts]
+        bars = [Bar(self.subject.partition(" at ")[0], [part.mean_ms for part in self.parts])]
+        if self.in_process_ms is not None:
+            bars.append(Bar("in process", [self.in_process_ms]))
+        return [Plot("Mean latency by part", bar_plot(bars, labels, "ms"))]
 
 
 def measure_breakdown(
@@ -89,7 +111,7 @@ def measure_breakdown(
 
     Raises:
         UserError: The server or model is not there or goes away, refuses the arrays, answers
-            wrongly, or served others too; the duration is no positive number.
+            wrongly, or served others too; the duration is not a positive number.
     """
     require_positive(duration_s, f"a duration of {duration_s:g} s")
     context = Context.now()
@@ -173,7 +195,7 @@ def _request(
     region: Region | None,
     expected: Expected,
 ) -> tuple[float, float, float]:
-    """Seconds of serialising, of the call and of parsing."""
+    """Return the seconds of serialising, of the call and of parsing."""
     start = time.perf_counter()
     message = serialise(model, arrays, region)
     sent = time.perf_counter()
@@ -188,7 +210,7 @@ def _request(
 
 
 def _refused(infer: Any, arrays: Mapping[str, Array], region: Region | None) -> float:
-    """Seconds until the server has refused a request of the same size."""
+    """Return the seconds until the server has refused a request of the same size."""
     message = serialise(_NOWHERE, arrays, region)
     start = time.perf_counter()
     try:

@@ -11,11 +11,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.experiments.contenders import Absent, Contender
-from bilateral_benchmarks.experiments.isolated import Engine, measure_isolated
+from bilateral_benchmarks.experiments.flops import model_flops
+from bilateral_benchmarks.experiments.gemm_peak import Goal, Rate, fastest, qualify
+from bilateral_benchmarks.experiments.isolated import measure_isolated
 from bilateral_benchmarks.load.inputs import made_up
-from bilateral_benchmarks.report.flops import model_flops
-from bilateral_benchmarks.report.gemm_peak import Goal, Rate, fastest, qualify
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
+from bilateral_benchmarks.report.result import Latency, Result
+from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import OnRound, interleave
 from bilateral_benchmarks.statistics.percentiles import Percentile
 from bilateral_export.checkpoint.load import Checkpoint
@@ -60,21 +63,36 @@ class Row(BaseModel):
     run_mib: float | None = None
     absent: str | None = None
 
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table; without numbers, the reason alone."""
+        if self.median is None:
+            return (self.name, self.absent or "", *[""] * 9)
+        return (
+            self.name,
+            number(self.median.value_ms),
+            between(self.median.low_ms, self.median.high_ms),
+            number(self.fastest_ms),
+            number(self.ratio),
+            between(self.ratio_low, self.ratio_high),
+            "" if self.gemm_share is None else f"{self.gemm_share:.0%}",
+            "" if self.parity_error is None else f"{self.parity_error:.1e}",
+            "" if self.parity_budget is None else f"{self.parity_budget:.1e}",
+            {True: "pass", False: "FAIL", None: ""}[self.parity_passed],
+            "" if self.run_mib is None else f"{self.run_mib:.0f}",
+        )
 
-class Comparison(BaseModel):
+
+class Comparison(Result):
     """Rows in the order given; the first one present is the baseline.
 
     Attributes:
         gflop: Operations of a call of the exported file. A rewrite that leaves some out is faster
             for it; they still count.
-        gemm_gflops: The GEMM limit: what the fastest library's product reached in these rounds.
+        gemm_gflops: The GEMM peak: what the fastest library's product reached in these rounds.
         gemm_rates: Every library's product in its best size, the fastest first.
         goals: What shares of the limit were aimed at.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["comparison"] = "comparison"
     title: str
     baseline: str
@@ -86,6 +104,62 @@ class Comparison(BaseModel):
     goals: tuple[Goal, ...] = ()
     rows: tuple[Row, ...]
     context: Context
+
+    def tables(self) -> list[Table]:
+        """Return the contenders side by side."""
+        columns = (
+            "",
+            ">median ms",
+            ">95% interval",
+            ">fastest",
+            f">times {self.baseline}",
+            ">95% interval",
+            ">of the GEMM peak",
+            ">parity error",
+            ">budget",
+            "parity",
+            ">MiB per call",
+        )
+        rates = "; ".join(f"{rate}, {rate.gflops:.0f}" for rate in self.gemm_rates)
+        peak = (
+            f"{self.gflop:.2f} GFLOP per call; {self.rounds} rounds. The GEMM peak is"
+            f" {self.gemm_gflops:.0f} GFLOP/s in the same rounds, the fastest of the libraries'"
+            f" products: {rates}."
+        )
+        title = f"{self.title}, batch {self.batch}"
+        rows = tuple(row.cells() for row in self.rows)
+        return [Table(title, columns, rows, (peak, *self.goal_notes()))]
+
+    def goal_notes(self) -> list[str]:
+        """Return what became of each goal, in a sentence."""
+        rows = {row.name: row for row in self.rows}
+        return [_judged(goal, rows[goal.row]) for goal in self.goals if goal.row in rows]
+
+    def plots(self) -> list[Plot]:
+        """Return the medians."""
+        bars = [Bar(row.name, [row.median.value_ms or 0.0]) for row in self.rows if row.median]
+        return [Plot("Median of a call", bar_plot(bars, [], "ms"))]
+
+    def latencies(self) -> list[Latency]:
+        """Return every contender's median."""
+        found = []
+        for row in self.rows:
+            if row.median is not None:
+                failed = ("fails parity",) if row.parity_passed is False else ()
+                name = f"{self.title}, batch {self.batch}: {row.name}"
+                found.append(
+                    Latency(name, (row.median,), self.context, problems=failed, valid=not failed)
+                )
+        return found
+
+
+def _judged(goal: Goal, row: Row) -> str:
+    aim = f"Goal for {goal.row}: {goal.share:.0%} of the GEMM peak"
+    if row.gemm_share is None:
+        return f"{aim}; not measured ({row.absent})."
+    points = 100 * (row.gemm_share - goal.share)
+    judged = f"met, by {points:.0f}" if points >= 0 else f"missed, by {-points:.0f}"
+    return f"{aim}; {judged} points."
 
 
 def run_comparison(
@@ -111,7 +185,7 @@ def run_comparison(
         batch: Items in one call.
         rounds: Of interleaved blocks.
         memory: Whether to measure each ONNX contender's memory in a process of its own.
-        goals: Shares of the GEMM limit that are aimed at.
+        goals: Shares of the GEMM peak that are aimed at.
         on_step: Called with what is being done.
         on_round: Called after each round of all contenders.
     """
@@ -144,8 +218,9 @@ def run_comparison(
         isolated = None
         if memory and contender.model is not None:
             say(f"memory of {contender.name}")
-            engine: Engine = "openvino" if contender.name.startswith("openvino") else "onnxruntime"
-            isolated = measure_isolated(contender.model, engine, batch=batch, seconds=0.2)
+            isolated = measure_isolated(
+                contender.model, contender.runtime, batch=batch, seconds=0.2
+            )
         ratio = blocks.ratio(contender.name, baseline)
         # Work over time, against the product's own in the same rounds.
         share = blocks.ratio(contender.name, limit.name).value * flops / limit.flops
@@ -182,7 +257,7 @@ def run_comparison(
 
 
 def _parity(checkpoint: Checkpoint, contenders: Sequence[Contender]) -> dict[str, ParityRow]:
-    """The verdict on each contender's first output."""
+    """Return the verdict on each contender's first output."""
     model = checkpoint.build_model()
     samples = random_samples(model, batches=_BATCHES, items=_ITEMS)
     candidates = [Candidate(contender.runner, contender.precision) for contender in contenders]

@@ -1,8 +1,7 @@
-"""What a model can be run with on this machine, each as a runner with the reason if it cannot."""
+"""Contenders: the runtimes and forms of a model on this machine, or why one is absent."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bilateral_benchmarks.report.gemm_peak import Goal
+from bilateral_benchmarks.experiments.gemm_peak import Goal
 from bilateral_export.artifact import load_graph
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.known import card_of
@@ -18,13 +17,15 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.options import AttentionChoice, BuildOptions
 from bilateral_export.errors import UserError
-from bilateral_export.lowering.lower import Form, lower
+from bilateral_export.lowering.attention_forms import Form
+from bilateral_export.lowering.lower import PASSES, lower
 from bilateral_export.metadata import Precision
 from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import GeneralizedResidual
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES
 from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 from bilateral_export.runners.torch_compiled import CompiledRunner
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -41,15 +42,17 @@ class Contender:
         runner: Not open yet.
         precision: Whose eager error is its parity budget.
         model: The ONNX file it runs, for memory measured in a process of its own; None for torch.
+        runtime: The runtime that runs that file.
     """
 
     name: str
     runner: Runner
     precision: Precision
     model: Path | None = None
+    runtime: str = DEFAULT
 
 
-# Shares of the GEMM limit that the forms for a CPU aim at, by model and contender.
+# Shares of the GEMM peak that the forms for a CPU aim at, by model and contender.
 GOALS = {
     "deit_bilateral_tiny_patch16_224": {ORT_LOWERED: 0.60},
     "deit_bilateral_small_patch16_224": {ORT_LOWERED: 0.70, OPENVINO_F32: 0.80},
@@ -58,7 +61,7 @@ GOALS = {
 
 
 def goals_of(name: str) -> list[Goal]:
-    """What the usual contenders aim at on one model at batch 1; nothing for an unknown one."""
+    """Return the goals of the usual contenders for one model at batch 1."""
     return [Goal(row=row, share=share) for row, share in GOALS.get(name, {}).items()]
 
 
@@ -71,7 +74,7 @@ class Absent:
 
 
 def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> Checkpoint:
-    """A checkpoint file, or a known model's name with random weights.
+    """Return a checkpoint file, or a known model's name with random weights.
 
     Latency does not depend on the values of weights; parity is judged on them all the same.
 
@@ -108,7 +111,7 @@ def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> C
 def usual_contenders(
     checkpoint: Checkpoint, exported: Path, folder: Path, *, compiled: bool = True
 ) -> Iterator[Contender | Absent]:
-    """What a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
+    """Yield what a user would pick instead, and ours: torch, ONNX Runtime, OpenVINO, TensorRT.
 
     Args:
         checkpoint: The trained weights.
@@ -128,7 +131,7 @@ def usual_contenders(
     lowered = lower(exported, "onnxruntime-cpu", folder / "ort.onnx").path
     yield Contender(ORT_LOWERED, OnnxRuntimeRunner(lowered), "fp32", lowered)
     yield quantised(exported, folder)
-    if importlib.util.find_spec("openvino") is None:
+    if not RUNTIMES["openvino"].installed:
         yield Absent("openvino", "not installed")
     else:
         for_openvino = lower(exported, "openvino", folder / "openvino.onnx").path
@@ -138,12 +141,13 @@ def usual_contenders(
                 yield Absent("openvino bf16", "this CPU has no bf16")
                 continue
             runner = OpenVinoRunner(for_openvino, compute=compute)  # type: ignore[arg-type]
-            yield Contender(f"openvino {compute}", runner, precision, for_openvino)  # type: ignore[arg-type]
+            name = f"openvino {compute}"
+            yield Contender(name, runner, precision, for_openvino, "openvino")  # type: ignore[arg-type]
     yield tensorrt("tensorrt", exported, folder, "auto")
 
 
 def quantised(exported: Path, folder: Path) -> Contender | Absent:
-    """Dynamic int8 quantisation of the matrix products, by ONNX Runtime's own tool."""
+    """Return the model with its matrix products quantised to int8 by ONNX Runtime's own tool."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -164,7 +168,7 @@ def quantised(exported: Path, folder: Path) -> Contender | Absent:
 def tensorrt(
     name: str, exported: Path, folder: Path, attention: AttentionChoice
 ) -> Contender | Absent:
-    """A plan of the exported file, built and loaded once, or why this machine has none."""
+    """Return a plan of the exported file, built and loaded once, or why this machine has none."""
     if not torch.cuda.is_available():
         return Absent(name, "no GPU")
     plan = folder / f"{name.replace(' ', '_')}.plan"
@@ -186,13 +190,12 @@ def _has_bf16() -> bool:
 def attention_forms(
     checkpoint: Checkpoint, exported: Path, folder: Path
 ) -> Iterator[Contender | Absent]:
-    """The same model with its attention in every form, for the ablation."""
+    """Yield the same model with its attention in every form, for the ablation."""
     yield Contender("torch eager", TorchRunner(checkpoint), "fp32")
     yield Contender("custom op through its body", OnnxRuntimeRunner(exported), "fp32", exported)
     forms: tuple[tuple[Form, str], ...] = (
         ("decomposed", "body inlined"),
         ("mask", "materialised bias folded"),
-        ("attention", "standard Attention node with mask"),
         ("augmented", "augmented, flash"),
     )
     for form, name in forms:
@@ -203,16 +206,16 @@ def attention_forms(
             continue
         yield Contender(name, OnnxRuntimeRunner(result.path), "fp32", result.path)
     # What the rewrites beside attention gain, each taken away from the best form of all.
-    for name, stream, rows, kernels in (
-        ("lowered", True, True, True),
-        ("lowered, residual stream as exported", False, True, True),
-        ("lowered, tokens that nothing reads too", True, False, True),
-        ("lowered, ONNX Runtime's kernels as it picks them", True, True, False),
+    everywhere = {one.name for one in PASSES["openvino"]}
+    kernels = {one.name for one in PASSES["onnxruntime-cpu"]} - everywhere
+    for name, without in (
+        ("lowered", set()),
+        ("lowered, residual stream as exported", {"residual_stream"}),
+        ("lowered, tokens that nothing reads too", {"push_down_gather"}),
+        ("lowered, ONNX Runtime's kernels as it picks them", kernels),
     ):
         target = folder / f"{name.replace(' ', '_')}.onnx"
-        path = lower(
-            exported, "onnxruntime-cpu", target, stream=stream, rows=rows, kernels=kernels
-        ).path
+        path = lower(exported, "onnxruntime-cpu", target, without=without).path
         yield Contender(name, OnnxRuntimeRunner(path), "fp32", path)
         if name == "lowered":
             kept = OnnxRuntimeRunner(path, flush_subnormals=False)
@@ -220,14 +223,14 @@ def attention_forms(
     plain = without_spatial(exported, folder / "plain.onnx")
     lowered = lower(plain, "onnxruntime-cpu", folder / "plain_lowered.onnx").path
     yield Contender("no spatial term (another model)", OnnxRuntimeRunner(lowered), "fp32", lowered)
-    if importlib.util.find_spec("openvino") is not None:
+    if RUNTIMES["openvino"].installed:
         path = lower(exported, "openvino", folder / "openvino.onnx").path
-        yield Contender("openvino, body inlined", OpenVinoRunner(path), "fp32", path)
+        yield Contender("openvino, body inlined", OpenVinoRunner(path), "fp32", path, "openvino")
     yield tensorrt("tensorrt plugin", exported, folder, "plugin")
 
 
 def without_spatial(exported: Path, target: Path) -> Path:
-    """The same weights with plain dot-product attention: what the spatial term costs.
+    """Return the same weights with plain dot-product attention: what the spatial term costs.
 
     It computes something else, so its parity fails by design.
     """

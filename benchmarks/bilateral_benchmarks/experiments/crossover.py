@@ -1,4 +1,4 @@
-"""From which length on the flash form of attention is faster than the mask form, by turns."""
+"""The crossover length at which the flash form of attention becomes faster than the mask form."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.load.inputs import made_up
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Line, Plot, line_plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import interleave
-from bilateral_export.lowering.lower import FLASH_LENGTH, Form, lower
+from bilateral_export.lowering.attention_forms import FLASH_LENGTH, Form
+from bilateral_export.lowering.lower import lower
 from bilateral_export.op.contract import RangeKernel
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -51,7 +55,7 @@ class LengthRow(BaseModel):
     ratio_high: float | None
 
 
-class Crossover(BaseModel):
+class Crossover(Result):
     """All lengths, and what the lowering does.
 
     Attributes:
@@ -60,15 +64,45 @@ class Crossover(BaseModel):
         rule: `FLASH_LENGTH` of the lowering.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["crossover"] = "crossover"
     layer: str
     rows: tuple[LengthRow, ...]
     measured: dict[str, int | None]
     rule: int
     context: Context
+
+    def tables(self) -> list[Table]:
+        """Return both forms by length."""
+        rows = tuple(
+            (
+                row.range_kernel,
+                f"{row.tokens:,}",
+                number(row.mask_ms),
+                number(row.augmented_ms),
+                number(row.ratio),
+                between(row.ratio_low, row.ratio_high),
+            )
+            for row in self.rows
+        )
+        found = ", ".join(
+            f"{kernel} range kernel, " + ("none of these" if first is None else f"{first:,} tokens")
+            for kernel, first in self.measured.items()
+        )
+        notes = (
+            f"The flash form is faster for certain from: {found}."
+            f" The lowering prefers it from {self.rule:,} tokens on.",
+        )
+        columns = ("range", ">tokens", ">mask ms", ">flash ms", ">times faster", ">95% interval")
+        return [Table(f"Forms of attention by length: {self.layer}", columns, rows, notes)]
+
+    def plots(self) -> list[Plot]:
+        """Return the ratio against the length."""
+        lines = []
+        for kernel in self.measured:
+            rows = [row for row in self.rows if row.range_kernel == kernel]
+            lines.append(Line(kernel, [row.tokens for row in rows], [row.ratio for row in rows]))
+        drawn = line_plot(lines, "tokens", "mask form's time over flash form's", log_x=True)
+        return [Plot("How much faster the flash form is", drawn)]
 
 
 def measure_crossover(
@@ -95,7 +129,7 @@ def measure_crossover(
 
 
 def first_faster(rows: Sequence[LengthRow], range_kernel: RangeKernel) -> int | None:
-    """The shortest length from which on the interval of the flash form's ratio stays above 1."""
+    """Return the shortest length from which on the flash form is faster with confidence."""
     found = None
     for row in sorted(rows, key=lambda row: -row.tokens):
         if row.range_kernel != range_kernel:

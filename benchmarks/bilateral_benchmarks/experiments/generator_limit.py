@@ -1,4 +1,4 @@
-"""How many requests a second one process of this generator sends on time."""
+"""The generator's limit: requests a second that one process sends on time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from bilateral_benchmarks.experiments.contenders import checkpoint_of
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.load.rate_search import Probe, highest_rate
+from bilateral_benchmarks.load.report import Report, cdf_plots
 from bilateral_benchmarks.load.schedule import Load
-from bilateral_benchmarks.report.result import Context, Report
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.tensors import Array
 from bilateral_serving import repository
@@ -28,7 +30,7 @@ BOUND_MS = 1.0
 FIRST_RATE = 1000.0
 
 
-class GeneratorLimit(BaseModel):
+class GeneratorLimit(Result):
     """The highest rate that was sent on time.
 
     Attributes:
@@ -37,19 +39,31 @@ class GeneratorLimit(BaseModel):
         rate: Requests per second; None where no rate was sent on time.
         probes: The rates tried, with the p99 of their send delay.
         report: The run at that rate.
-        context: Where it was measured; None in older files, whose report says it.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["limit"] = "limit"
     subject: str
     bound_ms: float = BOUND_MS
     rate: float | None
     probes: tuple[Probe, ...]
     report: Report | None
-    context: Context | None = None
+
+    def tables(self) -> list[Table]:
+        """Return the highest rate that one process sent on time, and the rates tried."""
+        value = "none" if self.rate is None else f"{self.rate:.0f}"
+        metric = f"requests/s with a p99 send delay of at most {self.bound_ms:g} ms"
+        rows = ((metric, value, ""), *(probe.cells() for probe in self.probes))
+        return [
+            Table(f"The generator's limit, one process: {self.subject}", ("", ">value", ""), rows)
+        ]
+
+    def plots(self) -> list[Plot]:
+        """Return the latency's distribution at the highest rate."""
+        return cdf_plots([self.report]) if self.report else []
+
+    def where(self) -> Context | None:
+        """Return the context; that of the report in older files."""
+        return self.context or (self.report.context if self.report else None)
 
 
 def limit_on_this_machine(
@@ -122,7 +136,7 @@ def measure_limit(
 
 
 def judge(report: Report) -> tuple[float | None, str | None]:
-    """The p99 of the send delay, and why the rate was not kept; None if it was."""
+    """Return the p99 of the send delay, and why the rate was not kept; None if it was."""
     assert report.lateness is not None
     late = report.lateness.at(99.0)
     if report.errors:

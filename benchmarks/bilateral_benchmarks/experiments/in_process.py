@@ -1,4 +1,4 @@
-"""Measure a runner in this process."""
+"""Latency and throughput of a runner in this process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 
 from bilateral_benchmarks.load.answers import Expected, first_answer
-from bilateral_benchmarks.load.generator import TICK_S, Conduct
+from bilateral_benchmarks.load.generator import TICK_S, GeneratorHealth
+from bilateral_benchmarks.load.report import Report, summarise
 from bilateral_benchmarks.load.run import OnProgress, Outcome
 from bilateral_benchmarks.load.schedule import Load, Plan
 from bilateral_benchmarks.load.trace import Record
-from bilateral_benchmarks.load.windows import Measurement, Watch
-from bilateral_benchmarks.report.result import Context, Report, summarise
+from bilateral_benchmarks.load.windows import Measurement, SteadyState
+from bilateral_benchmarks.report.context import Context
 from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
@@ -56,7 +57,7 @@ def bench_runner(
             f"{runner.name} did not finish a call within {duration_s:g} s",
             "Measure for longer (--duration).",
         )
-    outcome = Outcome(measurement, Conduct(pauses_s=(), overrun=False, failure=failure))
+    outcome = Outcome(measurement, GeneratorHealth(pauses_s=(), overrun=False, failure=failure))
     return summarise("runner", subject or runner.name, arrays, load, plan, outcome, context)
 
 
@@ -68,7 +69,7 @@ def _measure(
     plan: Plan,
     on_progress: OnProgress | None,
 ) -> tuple[Measurement, str | None]:
-    """The measurement, and why the first call that failed did."""
+    """Return the measurement, and why the first call that failed did."""
     completed: list[Record] = []  # list.append is atomic
     wrong: list[str] = []
     failures: list[BaseException] = []
@@ -88,7 +89,7 @@ def _measure(
             failures.append(error)
             over.set()
 
-    watch = Watch(plan, time.monotonic(), closed=True)
+    steady_state = SteadyState(plan, time.monotonic(), closed=True)
     threads = [threading.Thread(target=caller, daemon=True) for _ in range(load.concurrency)]
     for thread in threads:
         thread.start()
@@ -98,15 +99,15 @@ def _measure(
             now = time.monotonic()
             new = completed[seen:]
             seen += len(new)
-            if watch.feed(new, now):
+            if steady_state.feed(new, now):
                 over.set()
             if on_progress:
-                on_progress(*watch.progress)
+                on_progress(*steady_state.progress)
     finally:
         over.set()
         for thread in threads:
             thread.join()
     if failures:
         raise failures[0]
-    watch.feed(completed[seen:], time.monotonic())
-    return watch.measurement(), wrong[0] if wrong else None
+    steady_state.feed(completed[seen:], time.monotonic())
+    return steady_state.measurement(), wrong[0] if wrong else None

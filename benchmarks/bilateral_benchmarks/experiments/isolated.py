@@ -7,11 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-
-Engine = Literal["onnxruntime", "openvino"]
 
 _TIMEOUT_S = 300.0
 
@@ -37,18 +34,18 @@ class Isolated(BaseModel):
 
 
 def measure_isolated(
-    model: Path, engine: Engine, *, batch: int = 1, seconds: float = 1.0, memory_mib: int = 0
+    model: Path, runtime: str, *, batch: int = 1, seconds: float = 1.0, memory_mib: int = 0
 ) -> Isolated:
     """Load a file in a fresh process, run it for a while, and say how fast and how large it was.
 
     Args:
         model: The ONNX file.
-        engine: What runs it.
+        runtime: The runtime's name in the registry.
         batch: Size of the free first axis.
         seconds: How long to repeat calls; three calls at least.
         memory_mib: Limit of the process's address space; 0: none. Beyond it, allocation fails.
     """
-    arguments = [str(model), engine, str(batch), str(seconds), str(memory_mib)]
+    arguments = [str(model), runtime, str(batch), str(seconds), str(memory_mib)]
     try:
         result = subprocess.run(
             [sys.executable, "-m", __name__, *arguments],
@@ -68,7 +65,7 @@ def measure_isolated(
 
 
 def status_mib(field: str, pid: int | str = "self") -> float:
-    """A size out of a process's status, such as "VmHWM", the peak of its resident memory."""
+    """Return a size out of a process's status, such as "VmHWM", the peak of its resident memory."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -79,23 +76,15 @@ def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _main(path: str, engine: str, batch: int, seconds: float, memory_mib: int) -> None:
+def _main(path: str, runtime: str, batch: int, seconds: float, memory_mib: int) -> None:
     import resource
     import statistics
     import time
 
     from bilateral_benchmarks.load.inputs import made_up
-    from bilateral_export.runners.base import Runner
+    from bilateral_export.runners.registry import RUNTIMES
 
-    runner: Runner
-    if engine == "openvino":
-        from bilateral_export.runners.openvino_runner import OpenVinoRunner
-
-        runner = OpenVinoRunner(Path(path))
-    else:
-        from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-
-        runner = OnnxRuntimeRunner(Path(path))
+    runner = RUNTIMES[runtime].load(Path(path))
     if memory_mib:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
     before = status_mib("VmRSS")

@@ -1,7 +1,7 @@
-"""What a lowered model's time goes into on ONNX Runtime, and how fast each stage could be.
+"""Operator profile of a lowered model on ONNX Runtime, against the GEMM peak.
 
 The times are those of ONNX Runtime's own profiler, operator by operator, so that a share below the
-GEMM limit is explained: products that are slower than a square one, and what is no product.
+GEMM peak is explained: products that are slower than a square one, and work that is not a product.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import numpy as np
 import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_benchmarks.experiments.gemm_peak import fastest, qualify
 from bilateral_benchmarks.load.inputs import made_up
-from bilateral_benchmarks.report.gemm_peak import fastest, qualify
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table, number
 from bilateral_benchmarks.statistics.interleave import interleave
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner, subnormals_flushed
 
@@ -60,17 +63,14 @@ class Stage(BaseModel):
     gflop: float
 
 
-class Stages(BaseModel):
+class OperatorProfile(Result):
     """All stages of one model.
 
     Attributes:
-        whole_ms: Median of a call without the profiler, by turns with the products.
-        gemm_gflops: The GEMM limit in the same rounds.
+        whole_ms: Median of a call without the profiler, interleaved with the products.
+        gemm_gflops: The GEMM peak in the same rounds.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["stages"] = "stages"
     subject: str
     whole_ms: float
@@ -78,16 +78,47 @@ class Stages(BaseModel):
     stages: tuple[Stage, ...]
     context: Context
 
+    def tables(self) -> list[Table]:
+        """Return the time by kind of operator, and what of it the GEMM peak explains."""
+        peak = self.gemm_gflops
+        total = sum(stage.ms for stage in self.stages)
+        rows = [
+            (
+                stage.name,
+                number(stage.ms),
+                f"{stage.ms / total:.0%}",
+                number(stage.gflop) if stage.gflop else "",
+                f"{1e3 * stage.gflop / stage.ms / peak:.0%}" if stage.gflop else "",
+                number(1e3 * stage.gflop / peak) if stage.gflop else "0",
+            )
+            for stage in self.stages
+        ]
+        work = sum(stage.gflop for stage in self.stages)
+        rows.append(
+            ("all operators", number(total), "100%", number(work), "", number(1e3 * work / peak))
+        )
+        columns = ("", ">ms", ">share", ">GFLOP", ">of the GEMM peak", ">ms at the peak")
+        notes = (
+            f"A call takes {number(self.whole_ms)} ms without the profiler, which adds a little to"
+            f" every operator; the GEMM peak is {peak:.0f} GFLOP/s in the same rounds.",
+        )
+        return [Table(f"Operators on ONNX Runtime: {self.subject}", columns, tuple(rows), notes)]
 
-def measure_stages(
+    def plots(self) -> list[Plot]:
+        """Return the time by kind of operator."""
+        bars = [Bar(stage.name, [stage.ms]) for stage in self.stages]
+        return [Plot("Time by kind of operator", bar_plot(bars, [], "ms"))]
+
+
+def profile_operators(
     subject: str, lowered: Path, *, rounds: int = 9, on_step: Callable[[str], None] | None = None
-) -> Stages:
+) -> OperatorProfile:
     """Profile a lowered file.
 
     Args:
         subject: What it is.
         lowered: The file.
-        rounds: Of the model and of the products that set the limit, by turns.
+        rounds: Of the model and of the products that set the GEMM peak, interleaved.
         on_step: Called with what is being done.
     """
     if on_step:
@@ -106,7 +137,7 @@ def measure_stages(
         times[stage] += seconds
         work[stage] += flops
     stages = [Stage(name=n, ms=1e3 * times[n], gflop=work[n] / 1e9) for n in times]
-    return Stages(
+    return OperatorProfile(
         subject=subject,
         whole_ms=1e3 * blocks.seconds("model"),
         gemm_gflops=fastest(products, blocks).rate(blocks).gflops,
@@ -116,7 +147,7 @@ def measure_stages(
 
 
 def _profile(path: Path, arrays: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Stage, median seconds and operations of every operator of a call."""
+    """Return the stage, median seconds and operations of every operator of a call."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_profiling = True

@@ -1,4 +1,4 @@
-"""What serving adds to a model: served under several settings, and in process, by turns."""
+"""Serving overhead: a model under several server settings and in process, interleaved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from bilateral_benchmarks.experiments.in_process import bench_runner
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.load.request import is_shared
 from bilateral_benchmarks.load.run import RunFailedError
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import ratio_of
 from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
 
 SATURATION = 8
-Table = NDArray[np.float64]
+Matrix = NDArray[np.float64]
 
 
 class Served(BaseModel):
@@ -46,12 +49,9 @@ class Served(BaseModel):
     share_high: float | None
 
 
-class Overhead(BaseModel):
+class Overhead(Result):
     """Each way to serve, against the same file in process."""
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["overhead"] = "overhead"
     subject: str
     rounds: int
@@ -59,6 +59,38 @@ class Overhead(BaseModel):
     in_process_throughput: float
     ways: tuple[Served, ...]
     context: Context
+
+    def tables(self) -> list[Table]:
+        """Return a row for each setting of the server."""
+        rows = [
+            (
+                "in process",
+                number(self.in_process_p50_ms),
+                "",
+                number(self.in_process_throughput),
+                "1",
+                "",
+            )
+        ]
+        rows += [
+            (
+                way.name,
+                number(way.p50_ms),
+                f"{way.overhead_ms:+.2f}",
+                number(way.throughput),
+                f"{way.share:.2f}",
+                between(way.share_low, way.share_high),
+            )
+            for way in self.ways
+        ]
+        columns = ("", ">p50 ms", ">overhead ms", ">items/s", ">of in-process", ">95% interval")
+        return [Table(f"Serving overhead: {self.subject}", columns, tuple(rows))]
+
+    def plots(self) -> list[Plot]:
+        """Return the median latencies."""
+        bars = [Bar("in process", [self.in_process_p50_ms])]
+        bars += [Bar(way.name, [way.p50_ms]) for way in self.ways]
+        return [Plot("Median latency of one caller", bar_plot(bars, [], "ms"))]
 
 
 def measure_overhead(
@@ -83,7 +115,7 @@ def measure_overhead(
         models: The model's name on the server, by what its settings are called.
         runner: The same file in this process, open.
         arrays: One request.
-        rounds: How often everything is measured, by turns.
+        rounds: How often everything is measured, interleaved.
         seconds: Of one measurement.
         on_step: Called with what is being done.
 
@@ -99,12 +131,12 @@ def measure_overhead(
     names = ["in process", *ways]
     latency = np.empty((len(names), rounds))
     throughput = np.empty((len(names), rounds))
-    for number in range(rounds):
+    for index in range(rounds):
         for turn in range(len(names)):
-            row = (turn + number) % len(names)
+            row = (turn + index) % len(names)
             name = names[row]
             if on_step:
-                on_step(f"round {number + 1} of {rounds}, {name}")
+                on_step(f"round {index + 1} of {rounds}, {name}")
             for table, callers in ((latency, 1), (throughput, SATURATION)):
                 if row == 0:
                     report = bench_runner(
@@ -133,7 +165,7 @@ def measure_overhead(
                         f"{name}: too few requests in {seconds:g} s for a median",
                         "Measure for longer.",
                     )
-                table[row, number] = value
+                table[row, index] = value
     return Overhead(
         subject=subject,
         rounds=rounds,
@@ -144,7 +176,7 @@ def measure_overhead(
     )
 
 
-def _way(names: Sequence[str], row: int, latency: Table, throughput: Table) -> Served:
+def _way(names: Sequence[str], row: int, latency: Matrix, throughput: Matrix) -> Served:
     share = ratio_of(throughput[row] / throughput[0])
     return Served(
         name=names[row],

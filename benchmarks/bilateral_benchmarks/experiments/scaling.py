@@ -14,8 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.experiments.isolated import Isolated, measure_isolated
 from bilateral_benchmarks.load.schedule import require_positive
-from bilateral_benchmarks.report.result import Context
-from bilateral_export.lowering.lower import Form, lower
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Line, Plot, line_plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table, number
+from bilateral_export.lowering.attention_forms import Form
+from bilateral_export.lowering.lower import lower
 
 Axis = Literal["tokens", "batch", "depth"]
 LENGTHS = (197, 577, 1025, 2048, 4096, 16384)
@@ -52,19 +56,58 @@ class Series(BaseModel):
     memory_exponent: float | None
 
 
-class Growth(BaseModel):
+class Scaling(Result):
     """All series, and what they were measured on."""
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
     kind: Literal["growth"] = "growth"
     layer: str
     series: tuple[Series, ...]
     context: Context
 
+    def tables(self) -> list[Table]:
+        """Return time and memory by size."""
+        rows = []
+        for series in self.series:
+            for point in series.points:
+                m = point.measured
+                failed = m.failure is not None
+                rows.append(
+                    (
+                        series.form,
+                        f"{series.axis} {point.size:,}",
+                        "-" if failed else number(m.median_ms),
+                        "-" if failed else number(m.run_mib),
+                        m.failure or "",
+                    )
+                )
+            if series.time_exponent is not None and series.memory_exponent is not None:
+                rows.append(
+                    (
+                        series.form,
+                        f"exponent in {series.axis}",
+                        number(series.time_exponent),
+                        number(series.memory_exponent),
+                        "",
+                    )
+                )
+        title = f"Growth of attention: {self.layer}"
+        return [Table(title, ("form", "", ">median ms", ">MiB per call", ""), tuple(rows))]
 
-def measure_growth(
+    def plots(self) -> list[Plot]:
+        """Return time and memory against the number of tokens."""
+        plots = []
+        for label, field in (("median ms", "median_ms"), ("MiB per call", "run_mib")):
+            lines = []
+            for series in (s for s in self.series if s.axis == "tokens"):
+                points = [p for p in series.points if p.measured.failure is None]
+                values = [max(getattr(p.measured, field) or 0.0, 0.1) for p in points]
+                lines.append(Line(series.form, [p.size for p in points], values))
+            drawn = line_plot(lines, "tokens", label, log_x=True, log_y=True)
+            plots.append(Plot(f"{label} against the number of tokens", drawn))
+        return plots
+
+
+def measure_scaling(
     lengths: Sequence[int] = LENGTHS,
     forms: Sequence[Form] = ("augmented", "decomposed"),
     *,
@@ -72,13 +115,13 @@ def measure_growth(
     depths: Sequence[int] = (1, 2, 4),
     seconds: float = 1.0,
     on_point: Callable[[str], None] | None = None,
-) -> Growth:
+) -> Scaling:
     """Measure one attention layer (6 heads of 64, both kernels Gaussian) along each axis.
 
     Batch and depth are varied at 577 tokens. Every point is a fresh process.
 
     Raises:
-        UserError: The seconds for each point are no positive number.
+        UserError: The seconds for each point is not a positive number.
     """
     require_positive(seconds, f"{seconds:g} seconds for each point")
     axes: dict[Axis, Sequence[int]] = {"tokens": lengths, "batch": batches, "depth": depths}
@@ -93,7 +136,7 @@ def measure_growth(
                     measured = _measure(Path(scratch), form, axis, size, seconds)
                     points.append(Point(size=size, measured=measured))
                 series.append(_series(axis, form, points))
-    return Growth(
+    return Scaling(
         layer="6 heads of 64, gaussian range and spatial kernels, with projections",
         series=tuple(series),
         context=Context.now(),
@@ -101,7 +144,7 @@ def measure_growth(
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """The power of the size that the values grow with (least squares in logarithms)."""
+    """Return the power of the size that the values grow with (least squares in logarithms)."""
     if len(sizes) < 2:
         return None
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-3)), 1)[0])

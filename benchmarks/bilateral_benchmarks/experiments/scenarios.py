@@ -15,13 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.load.rate_search import Judge, Probe, highest_rate
+from bilateral_benchmarks.load.report import LATENESS_SHARE, PAUSE_BOUND_MS, Report, cdf_plots
 from bilateral_benchmarks.load.run import OnProgress, RunFailedError
 from bilateral_benchmarks.load.schedule import Load, require_positive
-from bilateral_benchmarks.report.result import LATENESS_SHARE, PAUSE_BOUND_MS, Context, Report
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Plot
+from bilateral_benchmarks.report.result import Latency, Result
+from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 
@@ -40,7 +43,7 @@ _LONGEST_S = 45.0
 _SEARCH_S = 150.0
 
 
-class ScenarioResult(BaseModel):
+class ScenarioResult(Result):
     """The result of one scenario.
 
     Attributes:
@@ -49,10 +52,7 @@ class ScenarioResult(BaseModel):
         bound_ms: Of the p99 latency; Server only.
         report: The run that gave the result; None where none did.
         probes: The rates tried; Server only.
-        context: Where it was measured; None in older files, whose report says it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     kind: Literal["scenario"] = "scenario"
     scenario: Scenario
@@ -61,7 +61,39 @@ class ScenarioResult(BaseModel):
     bound_ms: float | None = None
     report: Report | None
     probes: tuple[Probe, ...] = ()
-    context: Context | None = None
+
+    def tables(self) -> list[Table]:
+        """Return the result, and the rates tried."""
+        value = "none" if self.value is None else number(self.value)
+        rows = ((self.metric, value, ""), *(probe.cells() for probe in self.probes))
+        subject = f": {self.report.subject}" if self.report else ""
+        notes = self.report.doubts if self.report else ()
+        return [Table(f"{self.scenario}{subject}", ("", ">value", ""), rows, notes)]
+
+    def plots(self) -> list[Plot]:
+        """Return the latency's distribution."""
+        return cdf_plots([self.report]) if self.report else []
+
+    def latencies(self) -> list[Latency]:
+        """Return the latency; that of Server depends on the rate that was found."""
+        report = self._judged
+        return [report.latency(f"{self.scenario}, ", "")] if report else []
+
+    def invalid(self) -> list[str]:
+        """Return why the run does not count.
+
+        The Server scenario judges lateness by its own bound, so of its run only failed requests
+        count.
+        """
+        return self._judged.invalid() if self._judged else []
+
+    def where(self) -> Context | None:
+        """Return the context; that of the report in older files."""
+        return self.context or (self.report.context if self.report else None)
+
+    @property
+    def _judged(self) -> Report | None:
+        return None if self.scenario == "Server" else self.report
 
 
 def run_scenario(
@@ -92,8 +124,8 @@ def run_scenario(
         on_measurement: Called before each measurement with its load and its planned seconds.
 
     Raises:
-        UserError: The server or the model is not there or refuses the inputs, or the bound is no
-            positive number.
+        UserError: The server or the model is not there or refuses the inputs, or the bound is not
+            a positive number.
         RunFailedError: Server: a request failed that had the server for itself.
     """
     require_positive(bound_ms, f"a bound of {bound_ms:g} ms")
@@ -171,7 +203,7 @@ def within(bound_ms: float) -> Judge:
 
 
 def kept_schedule(report: Report, bound_ms: float) -> bool:
-    """Whether a run of the Server scenario counts: valid, or late by at most a tenth of the bound.
+    """Return whether a run of Server counts: valid, or late by at most a tenth of the bound.
 
     Response times count from the schedule, so a late generator makes them longer, and the rate that
     is found lower. One that stood still, or lost requests, is not excused.
@@ -183,7 +215,7 @@ def kept_schedule(report: Report, bound_ms: float) -> bool:
 
 
 def named_scenario(name: str) -> Scenario:
-    """The scenario of that name, in any case.
+    """Return the scenario of that name, in any case.
 
     Raises:
         UserError: There is none.

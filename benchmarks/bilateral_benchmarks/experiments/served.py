@@ -1,4 +1,4 @@
-"""Measure a model on a Triton server over gRPC."""
+"""Latency and throughput of a model on a Triton server over gRPC."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import grpc.aio
 
 from bilateral_benchmarks.load.answers import Expected, first_answer
 from bilateral_benchmarks.load.generator import Send
+from bilateral_benchmarks.load.report import Report, summarise
 from bilateral_benchmarks.load.request import is_shared, offsets_of, registered, serialise
 from bilateral_benchmarks.load.run import OnProgress, run_load
 from bilateral_benchmarks.load.schedule import Load, Plan
-from bilateral_benchmarks.report.result import Context, Report, summarise
+from bilateral_benchmarks.report.context import Context
 from bilateral_export.tensors import Array
 from bilateral_serving.access import call_metadata
 from bilateral_serving.client import Client

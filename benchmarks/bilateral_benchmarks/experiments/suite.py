@@ -1,10 +1,9 @@
-"""Everything in one run: the committed results are made by this, from random weights or yours."""
+"""The benchmark suite: every experiment in one run, as the committed results are made."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import sys
 import tempfile
 import time
@@ -22,24 +21,26 @@ from bilateral_benchmarks.experiments.contenders import (
     usual_contenders,
 )
 from bilateral_benchmarks.experiments.crossover import LENGTHS, measure_crossover
+from bilateral_benchmarks.experiments.document import BenchDocument, Item, Part, load_document
 from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
-from bilateral_benchmarks.experiments.operator_profile import measure_stages
+from bilateral_benchmarks.experiments.operator_profile import profile_operators
 from bilateral_benchmarks.experiments.overhead import measure_overhead
-from bilateral_benchmarks.experiments.scaling import measure_growth
+from bilateral_benchmarks.experiments.scaling import measure_scaling
 from bilateral_benchmarks.experiments.scenarios import Scenario, run_scenario
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.experiments.sweep import sweep
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
+from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.load.schedule import Load
-from bilateral_benchmarks.report.document import Document, Item, Part, load_document, save_document
-from bilateral_benchmarks.report.result import Report
+from bilateral_benchmarks.report.files import write_json
 from bilateral_benchmarks.statistics.interleave import OnRound
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
 from bilateral_export.runners.lowered import LoweredRunner
+from bilateral_export.runners.registry import RUNTIMES
 from bilateral_export.tensors import Array
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
@@ -49,12 +50,10 @@ OnStep = Callable[[str], None]
 OnPart = Callable[[int, int], None]
 Size: TypeAlias = "int | None"
 
-# Opset 23 has the standard Attention operator, which the ablation wants beside the others.
-OPSET = 23
 TITLE = "Latency of bilateral-serve"
 TINY, SMALL = "deit_bilateral_tiny_patch16_224", "deit_bilateral_small_patch16_224"
 DIGITS = "digits_bilateral"
-WAYS = {
+SERVING_SETTINGS = {
     "defaults": Settings(),
     "threads that do not spin": Settings(spinning=False),
     "two instances of one thread": Settings(instances=2, threads=1),
@@ -62,7 +61,7 @@ WAYS = {
     "openvino, two instances": Settings(runtime="openvino", instances=2, threads=1),
 }
 # The server's overhead by settings has its own part; the others measure the first of them.
-DEFAULTS = next(iter(WAYS))
+DEFAULTS = next(iter(SERVING_SETTINGS))
 # p99 of MultiStream needs 368 requests of a tenth of a second.
 SCENARIO_SECONDS: dict[Scenario, float] = {
     "SingleStream": 6.0,
@@ -130,7 +129,7 @@ class Suite:
             if (only is None or name in only) and not (missing and name in done)
         ]
 
-    def run(self) -> Document:
+    def run(self) -> BenchDocument:
         """Run the parts; the result is also in the output file."""
         with tempfile.TemporaryDirectory() as scratch:
             self._folder = Path(scratch)
@@ -142,13 +141,13 @@ class Suite:
         return self._document()
 
     def _all_parts(self) -> Mapping[str, Callable[[], Iterator[Item]]]:
-        """What each part runs, in the order of the document."""
+        """Return what each part runs, in the order of the document."""
         bind = functools.partial
         if self._quick:
             return {
                 "runtimes-digits": bind(self._runtimes, DIGITS, None),
                 "forms-digits": bind(self._forms, DIGITS, None),
-                "growth": self._growth,
+                "growth": self._scaling,
                 "crossover": self._crossover,
                 "overhead": bind(self._overhead, DIGITS),
                 "serving": bind(self._serving, DIGITS),
@@ -161,7 +160,7 @@ class Suite:
             "runtimes-512": bind(self._runtimes, SMALL, 512),
             "forms-small": bind(self._forms, SMALL, None),
             "forms-512": bind(self._forms, SMALL, 512),
-            "growth": self._growth,
+            "growth": self._scaling,
             "crossover": self._crossover,
             "overhead": bind(self._overhead, TINY),
             "serving": bind(self._serving, TINY),
@@ -187,11 +186,11 @@ class Suite:
         seconds = round(time.monotonic() - begun, 1)
         part = Part(name=name, items=len(items), seconds=seconds, failure=failure)
         self._kept[name] = (part, tuple(items))
-        save_document(self._document(), self._output)
+        write_json(self._document(), self._output)
 
-    def _document(self) -> Document:
+    def _document(self) -> BenchDocument:
         kept = [self._kept[name] for name in self._parts if name in self._kept]
-        return Document(
+        return BenchDocument(
             title=TITLE,
             items=tuple(item for _, items in kept for item in items),
             failures=tuple(f"{part.name}: {part.failure}" for part, _ in kept if part.failure),
@@ -199,7 +198,7 @@ class Suite:
         )
 
     def _runtimes(self, name: str, size: Size) -> Iterator[Item]:
-        """What a user would pick instead, side by side."""
+        """Yield what a user would pick instead, side by side."""
         checkpoint, exported = self._export(name, size)
         title = checkpoint.card.name
         folder = self._scratch(f"runtimes {title}")
@@ -215,10 +214,10 @@ class Suite:
             on_round=self._on_round,
         )
         lowered = lower(exported, "onnxruntime-cpu", folder / "stages.onnx").path
-        yield measure_stages(title, lowered, rounds=self._rounds(size), on_step=self._say)
+        yield profile_operators(title, lowered, rounds=self._rounds(size), on_step=self._say)
 
     def _forms(self, name: str, size: Size) -> Iterator[Item]:
-        """The forms of attention, with their memory."""
+        """Yield the forms of attention, with their memory."""
         checkpoint, exported = self._export(name, size)
         title = checkpoint.card.name
         folder = self._scratch(f"forms {title}")
@@ -236,22 +235,21 @@ class Suite:
     def _rounds(self, size: Size) -> int:
         return 6 if self._quick else 8 if size else 15
 
-    def _growth(self) -> Iterator[Item]:
+    def _scaling(self) -> Iterator[Item]:
         lengths = (197, 577) if self._quick else (197, 577, 1025, 2048, 4096, 16384)
         seconds = 0.2 if self._quick else 1.0
-        yield measure_growth(lengths, seconds=seconds, on_point=self._say)
+        yield measure_scaling(lengths, seconds=seconds, on_point=self._say)
 
     def _crossover(self) -> Iterator[Item]:
         lengths = LENGTHS[:2] if self._quick else LENGTHS
         yield measure_crossover(lengths, rounds=6 if self._quick else 12, on_step=self._say)
 
     def _overhead(self, name: str) -> Iterator[Item]:
-        """What serving costs, by settings."""
-        absent = importlib.util.find_spec("openvino") is None
+        """Yield what serving costs, by settings."""
         ways = {
             way: settings
-            for way, settings in WAYS.items()
-            if not (absent and settings.runtime == "openvino")
+            for way, settings in SERVING_SETTINGS.items()
+            if RUNTIMES[settings.runtime].installed
         }
         _, exported = self._export(name, None)
         names = {way: way.replace(",", "").replace(" ", "_") for way in ways}
@@ -269,9 +267,9 @@ class Suite:
             )
 
     def _serving(self, name: str) -> Iterator[Item]:
-        """Where the time goes, and throughput against latency."""
+        """Yield where the time goes, and throughput against latency."""
         _, exported = self._export(name, None)
-        served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
+        served = {DEFAULTS: (exported, SERVING_SETTINGS[DEFAULTS])}
         with self._server(served) as url, LoweredRunner(exported) as runner:
             arrays = made_up(runner.inputs)
             self._say("breakdown")
@@ -293,7 +291,7 @@ class Suite:
     def _scenarios(self, name: str) -> Iterator[Item]:
         """MLPerf's four."""
         _, exported = self._export(name, None)
-        served = {DEFAULTS: (exported, WAYS[DEFAULTS])}
+        served = {DEFAULTS: (exported, SERVING_SETTINGS[DEFAULTS])}
         with self._server(served) as url, LoweredRunner(exported) as runner:
             for scenario, seconds in SCENARIO_SECONDS.items():
                 self._say(f"scenario {scenario}")
@@ -308,7 +306,7 @@ class Suite:
                 )
 
     def _generator(self) -> Iterator[Item]:
-        """How many requests a second one process of ours can send on schedule."""
+        """Yield how many requests a second one process of ours can send on schedule."""
         seconds = 0.6 if self._quick else 3.0
         yield limit_on_this_machine(duration_s=seconds, on_step=self._say)
 
@@ -323,7 +321,7 @@ class Suite:
 
     @contextlib.contextmanager
     def _server(self, models: Mapping[str, tuple[Path, Settings]]) -> Iterator[str]:
-        """A server with these models; yields its address."""
+        """Run a server with these models; yield its address."""
         directory = Path(tempfile.mkdtemp(dir=self._folder))
         for name, (exported, settings) in models.items():
             repository.add(name, exported, directory, settings=settings)
@@ -339,7 +337,7 @@ class Suite:
             folder = self._scratch(f"{name} {size}")
             checkpoint = checkpoint_of(name, folder, size)
             exported = folder / f"{name}.onnx"
-            export_onnx(checkpoint, exported, opset=OPSET)
+            export_onnx(checkpoint, exported)
             self._exports[name, size] = checkpoint, exported
         return self._exports[name, size]
 
@@ -349,8 +347,8 @@ class Suite:
         return folder
 
 
-def _by_part(document: Document) -> dict[str, tuple[Part, tuple[Item, ...]]]:
-    """A document's items by the part that made them; those that none made are under ""."""
+def _by_part(document: BenchDocument) -> dict[str, tuple[Part, tuple[Item, ...]]]:
+    """Return a document's items by the part that made them; those that none made are under ""."""
     found = {}
     at = 0
     for part in document.parts:

@@ -1,37 +1,36 @@
-"""Check of the plugin library on a GPU, without TensorRT.
-
-    python -m bilateral_benchmarks.gpu_checks.plugin
+"""Check of the plugin library on a GPU, without TensorRT (`bilateral check plugin`).
 
 Every case of a grid goes through the plugin's own interfaces (plugin_harness.py) on device memory
 and is compared with the operator in float64; the limit is twice the error of PyTorch's own
 attention on the same tokens. What the library has no kernel for is counted and no failure; whatever
 else keeps a case from running is one. Then what a launch costs the host, through the plugin and
-through PyTorch. Exit code 0 when all passes, 1 when something does not, 2 without a GPU or a
-library with code for it.
+through PyTorch.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import PlainSerializer
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bilateral_benchmarks.gpu_checks.plugin_harness import PluginCall, require_harness
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.files import write
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table
 from bilateral_export.engine.installation.plugin import plugin_contents, require_plugin
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
 from bilateral_export.op import contract
 from bilateral_export.op.attention import attention
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
@@ -43,6 +42,8 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+# JSON has neither NaN nor infinity, which a wrong answer may be.
+Error = Annotated[float, PlainSerializer(lambda error: error if math.isfinite(error) else None)]
 # Position features are rounded to the tokens' type, and their products are as large as q.k.
 FEATURES_LIMIT = 3.0
 TIMED_CALLS = 200
@@ -71,14 +72,14 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Result:
+class CaseResult:
     """What came out of a case: its relative error and what it may be, or why it did not run.
 
     `refused` is the reason of a library without a kernel for it, `failed` every other one.
     """
 
     case: Case
-    error: float | None
+    error: Error | None
     limit: float = 0.0
     refused: str = ""
     failed: str = ""
@@ -89,12 +90,70 @@ class Result:
         return not self.failed and self.error is not None and self.error <= self.limit
 
 
+class PluginCheck(Result):
+    """The whole grid on one device, and what a launch costs the host."""
+
+    page_title: ClassVar[str] = "The plugin on a GPU, without TensorRT"
+
+    kind: Literal["plugin-check"] = "plugin-check"
+    device: str
+    overhead_us: dict[str, float]
+    results: tuple[CaseResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether cases ran, and every one that the library has a kernel for passed."""
+        judged = [result for result in self.results if not result.refused]
+        return bool(judged) and all(result.passed for result in judged)
+
+    def facts(self) -> list[str]:
+        """Return the device, and what is known of the run."""
+        return [f"device: {self.device}", *super().facts()]
+
+    def tables(self) -> list[Table]:
+        """Return a row per type and kernels, with the first failures, and the launch overhead."""
+        rows: list[tuple[str, ...]] = []
+        groups: dict[tuple[str, str, str], list[CaseResult]] = {}
+        for result in self.results:
+            case = result.case
+            name = f"{case.spatial_kernel}{case.width or ''}"
+            groups.setdefault((case.dtype, case.range_kernel, name), []).append(result)
+        for names, group in groups.items():
+            ran = [(result.error, result.limit) for result in group if result.error is not None]
+            if not ran:
+                rows.append((*names, "0", "", "", "", f"{len(group)}"))
+                continue
+            error, limit = max(ran, key=lambda pair: pair[0] / pair[1])
+            share = f"{error / limit:.2f}"
+            left = f"{len(group) - len(ran)}"
+            rows.append((*names, f"{len(ran)}", f"{error:.1e}", f"{limit:.1e}", share, left))
+        columns = ("T", "range", "spatial", ">cases", ">worst error", ">its limit")
+        more = (">share of limit", ">not run")
+        overhead = tuple((way, f"{cost:.1f}") for way, cost in self.overhead_us.items())
+        return [
+            Table("Results against float64", (*columns, *more), tuple(rows), tuple(self._notes())),
+            Table("Cost of a launch", ("way", ">us of the host"), overhead),
+        ]
+
+    def _notes(self) -> Iterator[str]:
+        """Yield a line for each of the first failures, and for each reason of a refusal."""
+        failures = [result for result in self.results if not (result.passed or result.refused)]
+        for result in failures[:SHOWN]:
+            wrong = f"error {result.error}, allowed {result.limit:.2e}"
+            yield f"FAIL {result.case}: {result.failed or wrong}"
+        if len(failures) > SHOWN:
+            yield f"FAIL {len(failures) - SHOWN} more"
+        refused = Counter(result.refused for result in self.results if result.refused)
+        for reason, count in sorted(refused.items()):
+            yield f"{count} cases not run: {reason}"
+
+
 # Small, so that its launch is most of its time.
 OVERHEAD = Case("fp16", "gaussian", "gaussian", 2, n_query=197, n_key=197, batch=1, heads=6)
 
 
 def cases() -> Iterator[Case]:
-    """The whole grid: kernels, options, types, head sizes, ragged lengths, skipped tiles."""
+    """Yield the whole grid: kernels, options, types, head sizes, ragged lengths, skipped tiles."""
     kernels: tuple[tuple[SpatialKernel, int], ...] = (
         ("none", 0), ("gaussian", 1), ("gaussian", 2), ("dot", 16), ("dot", 64),
     )  # fmt: skip
@@ -117,7 +176,7 @@ def cases() -> Iterator[Case]:
 
 
 def operands_of(case: Case, device: str, seed: int = 0) -> Operands:
-    """Standard normal tokens; positions row by row in a square; features of length one."""
+    """Return standard normal tokens; positions row by row in a square; features of length one."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -157,7 +216,7 @@ def operands_of(case: Case, device: str, seed: int = 0) -> Operands:
     return given.map(lambda tensor: tensor.to(device))
 
 
-def judge(case: Case, operands: Operands, output: Tensor) -> Result:
+def judge(case: Case, operands: Operands, output: Tensor) -> CaseResult:
     """Compare an output with the operator in float64."""
     exact = attention(**vars(operands.map(Tensor.double)))
     # The operator's own answer where a query sees no key (causal, more queries than keys): zeros.
@@ -170,15 +229,15 @@ def judge(case: Case, operands: Operands, output: Tensor) -> Result:
         limit *= FEATURES_LIMIT
     # One key alone: both copy a value.
     limit = max(limit, torch.finfo(DTYPES[case.dtype]).eps / 4)
-    return Result(case, relative_error(output, exact), limit)
+    return CaseResult(case, relative_error(output, exact), limit)
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:
-    """Frobenius norm of the difference over that of the answer."""
+    """Return the Frobenius norm of the difference over that of the answer."""
     return float((got.double() - exact).norm() / exact.norm().clamp(min=1e-300))
 
 
-def check(plugin: Path, case: Case, device: str = "cuda") -> Result:
+def check(plugin: Path, case: Case, device: str = "cuda") -> CaseResult:
     """Run one case on the GPU, twice: the second time has to give the same bits."""
     try:
         operands = operands_of(case, device)
@@ -191,11 +250,11 @@ def check(plugin: Path, case: Case, device: str = "cuda") -> Result:
     except (UserError, RuntimeError) as error:
         reason = str(error)
         if NO_KERNEL in reason:
-            return Result(case, None, refused=reason)
-        return Result(case, None, failed=reason)
+            return CaseResult(case, None, refused=reason)
+        return CaseResult(case, None, failed=reason)
 
 
-def check_all(plugin: Path) -> Iterator[Result]:
+def check_all(plugin: Path) -> Iterator[CaseResult]:
     """Run the grid; what leaves the GPU in error ends it, for nothing runs there any more."""
     for case in cases():
         result = check(plugin, case)
@@ -212,45 +271,8 @@ def _gpu_works() -> bool:
     return True
 
 
-def table(results: Sequence[Result]) -> Iterator[str]:
-    """A row per type and kernels, then a line for each of the first failures and each refusal."""
-    yield "| T | range | spatial | cases | worst error | its limit | share of limit | not run |"
-    yield "|---|---|---|---|---|---|---|---|"
-    groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
-        case = result.case
-        name = f"{case.spatial_kernel}{case.width or ''}"
-        groups.setdefault((case.dtype, case.range_kernel, name), []).append(result)
-    for names, group in groups.items():
-        ran = [result for result in group if result.error is not None]
-        if not ran:
-            yield f"| {' | '.join(names)} | 0 | | | | {len(group)} |"
-            continue
-        worst = max(ran, key=lambda result: (result.error or 0.0) / result.limit)
-        assert worst.error is not None
-        yield (
-            f"| {' | '.join(names)} | {len(ran)} | {worst.error:.1e} | {worst.limit:.1e} |"
-            f" {worst.error / worst.limit:.2f} | {len(group) - len(ran)} |"
-        )
-    failures = [result for result in results if not result.passed and not result.refused]
-    for result in failures[:SHOWN]:
-        wrong = f"error {result.error:.2e}, allowed {result.limit:.2e}" if not result.failed else ""
-        yield f"FAIL {result.case}: {result.failed or wrong}"
-    if len(failures) > SHOWN:
-        yield f"FAIL {len(failures) - SHOWN} more"
-    for reason, count in _counted(result.refused for result in results if result.refused):
-        yield f"{count} cases not run: {reason}"
-
-
-def _counted(texts: Iterable[str]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for text in texts:
-        counts[text] = counts.get(text, 0) + 1
-    return sorted(counts.items())
-
-
 def launch_overhead(plugin: Path) -> dict[str, float]:
-    """Host microseconds of one call on small tensors, by way; the GPU's time is not in them."""
+    """Return the host's microseconds for one call on small tensors, without the GPU's time."""
     from bilateral_export.op.torch_op import bilateral_attention
 
     operands = operands_of(OVERHEAD, "cuda")
@@ -269,7 +291,7 @@ def launch_overhead(plugin: Path) -> dict[str, float]:
 
 
 def _host_microseconds(run: Callable[[], object]) -> float:
-    """Median of ten batches of calls; the GPU is idle when a batch begins."""
+    """Return the median of ten batches of calls; the GPU is idle when a batch begins."""
     for _ in range(10):
         run()
     times = []
@@ -282,54 +304,38 @@ def _host_microseconds(run: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the grid, print it, and say what a launch costs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilateral_benchmarks.gpu_checks.plugin", description=__doc__
-    )
-    parser.add_argument("--plugin", type=Path, help="the library; else the installation's")
-    parser.add_argument("--output", type=Path, help="directory for plugin_check.json and .md")
-    options = parser.parse_args(arguments)
-    try:
-        if not torch.cuda.is_available():
-            raise UserError(
-                "this check needs an NVIDIA GPU, and PyTorch sees none",
-                "Build the plugin (make plugin) and run it on a machine with one.",
-            )
-        plugin = require_plugin(options.plugin)
-        require_harness(plugin)
-        contents = plugin_contents(plugin)
-        name = torch.cuda.get_device_name()
-        major, minor = torch.cuda.get_device_capability()
-        if 10 * major + minor not in contents.targets:
-            raise UserError(
-                f"{plugin} has no code for {name} (sm_{major}{minor}), only for {contents.targets}",
-                f"From sm_80 on: make plugin PLUGIN_SM={major}{minor}.",
-            )
-        print(f"{name}, kernels for {contents.targets}", flush=True)
-        results = list(check_all(plugin))
-        lines = list(table(results))
-        print("\n".join(lines), flush=True)
-        runs = {result.case.dtype for result in results if result.passed}
-        healthy = not any(result.failed for result in results)
-        overhead = launch_overhead(plugin) if healthy and OVERHEAD.dtype in runs else {}
-        timed = ["", *(f"{way}: {cost:.1f} us of the host" for way, cost in overhead.items())]
-        print("\n".join(timed))
-        lines += timed
-        if options.output:
-            facts = {
-                "device": name,
-                "overhead_us": overhead,
-                "results": [asdict(result) for result in results],
-            }
-            write_text(options.output / "plugin_check.json", json.dumps(facts, indent=1) + "\n")
-            write_text(options.output / "plugin_check.md", "\n".join([f"{name}", "", *lines, ""]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    judged = [result for result in results if not result.refused]
-    return 0 if judged and all(result.passed for result in judged) else 1
+def check_plugin(path: Path | None, output: Path | None, say: Callable[[str], None]) -> PluginCheck:
+    """Run the grid, measure what a launch costs, and return both.
 
+    Args:
+        path: The library; None: the installation's.
+        output: Directory for plugin_check.json, .md and .html; None: nothing is written.
+        say: Called with what is checked.
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+    Raises:
+        UserError: There is no NVIDIA GPU, or no library with code for it.
+    """
+    if not torch.cuda.is_available():
+        raise UserError(
+            "this check needs an NVIDIA GPU, and PyTorch sees none",
+            "Build the plugin (make plugin) and run it on a machine with one.",
+        )
+    plugin = require_plugin(path)
+    require_harness(plugin)
+    contents = plugin_contents(plugin)
+    name = torch.cuda.get_device_name()
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor not in contents.targets:
+        raise UserError(
+            f"{plugin} has no code for {name} (sm_{major}{minor}), only for {contents.targets}",
+            f"From sm_80 on: make plugin PLUGIN_SM={major}{minor}.",
+        )
+    say(f"{name}, kernels for {contents.targets}")
+    results = tuple(check_all(plugin))
+    runs = {result.case.dtype for result in results if result.passed}
+    healthy = not any(result.failed for result in results)
+    overhead = launch_overhead(plugin) if healthy and OVERHEAD.dtype in runs else {}
+    found = PluginCheck(context=Context.now(), device=name, overhead_us=overhead, results=results)
+    if output:
+        write(found, output / "plugin_check.json")
+    return found

@@ -1,4 +1,4 @@
-"""Runs a plugin library as TensorRT would, without TensorRT: through export/plugin/harness.
+"""A harness that runs a plugin library as TensorRT would, without TensorRT.
 
     with PluginCall(library, operands) as call:
         output = call()
@@ -125,7 +125,7 @@ class PluginCall:
 
 
 def require_harness(plugin: Path) -> Path:
-    """The harness beside a plugin library.
+    """Return the harness beside a plugin library.
 
     Raises:
         UserError: There is none: a wheel carries the plugin alone.

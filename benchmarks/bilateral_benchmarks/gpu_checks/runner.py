@@ -1,20 +1,15 @@
-"""Checks the TensorRT runner on a GPU, from checkpoint to verdict, in one command.
-
-    python -m bilateral_benchmarks.gpu_checks.runner CHECKPOINT
+"""Check of the TensorRT runner on a GPU, from checkpoint to verdict (`bilateral check runner`).
 
 Exports the checkpoint in every precision, builds it for the GPU at hand with the function body and,
 where the plugin is installed, with the plugin (loaded and embedded), and judges each plan against
 the FP64 model with CUDA graphs on and off, over batches on both sides of a profile boundary. Each
 plan is built in a process of its own and judged in another, as a server would meet it: a plugin
-loaded for building does not stand in for one in the plan, and a crash costs one case. Exit code 0
-when all passes, 1 when something does not, 2 without a GPU.
+loaded for building does not stand in for one in the plan, and a crash costs one case.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +56,7 @@ class Case:
 
 
 def cases(plugin: bool) -> Iterator[Case]:
-    """Every case; those with the plugin only where there is one."""
+    """Yield every case; those with the plugin only where there is one."""
     for precision in get_args(Precision):
         for attention, embedded in (("function", False), ("plugin", False), ("plugin", True)):
             if attention == "function" or plugin:
@@ -70,12 +65,12 @@ def cases(plugin: bool) -> Iterator[Case]:
 
 
 def two_profiles(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Profile, ...]:
-    """One profile for batches up to `SMALL`, one up to `LARGE`."""
+    """Return one profile for batches up to `SMALL`, one up to `LARGE`."""
     return tuple(default_profile(shapes, largest) for largest in (SMALL, LARGE))
 
 
 def build(checkpoint_path: Path, case: Case, folder: Path, target: int) -> Path:
-    """The plan of a case, built unless it is there.
+    """Return the plan of a case, built unless it is there.
 
     Args:
         checkpoint_path: The checkpoint.
@@ -148,7 +143,7 @@ def check(checkpoint_path: Path, case: Case, folder: Path, target: int) -> tuple
 
 
 def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function returns or raises in a fresh process."""
+    """Return what a function returns or raises in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -166,35 +161,30 @@ def _repeat(plan: Path, case: Case, sample: Sample) -> _Repeated:
         return _Repeated(same, runner.replays_graphs, milliseconds, runner.activation_bytes)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run all cases and print a line for each."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilateral_benchmarks.gpu_checks.runner", description=__doc__
-    )
-    parser.add_argument("checkpoint", type=Path)
-    options = parser.parse_args(arguments)
-    try:
-        driver = read_driver()
-        if driver is None or not driver.devices:
-            raise UserError("no NVIDIA GPU is visible", "Run this on a machine with one.")
-        library = load_library()
-        load_checkpoint(options.checkpoint)
-        device = driver.devices[0]
-        print(f"{device.name} (sm_{device.sm}), {library.name} {library.version}")
-        plugin = find_plugin()
-        if plugin is None:
-            print("the plugin is not built (make plugin): its cases are left out")
-        passed = True
-        with tempfile.TemporaryDirectory(prefix="bilateral-check-") as folder:
-            for case in cases(plugin=plugin is not None):
-                good, line = check(options.checkpoint, case, Path(folder), device.sm)
-                passed = passed and good
-                print(f"{'pass' if good else 'FAIL'} {case}: {line}", flush=True)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0 if passed else 1
+def check_runner(checkpoint: Path, say: Callable[[str], None]) -> bool:
+    """Build and judge every case; return whether all passed.
 
+    Args:
+        checkpoint: The checkpoint.
+        say: Called with a line about the machine, and with one for each case.
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+    Raises:
+        UserError: There is no NVIDIA GPU, no TensorRT, or no such checkpoint.
+    """
+    driver = read_driver()
+    if driver is None or not driver.devices:
+        raise UserError("no NVIDIA GPU is visible", "Run this on a machine with one.")
+    library = load_library()
+    load_checkpoint(checkpoint)
+    device = driver.devices[0]
+    say(f"{device.name} (sm_{device.sm}), {library.name} {library.version}")
+    plugin = find_plugin()
+    if plugin is None:
+        say("the plugin is not built (make plugin): its cases are left out")
+    passed = True
+    with tempfile.TemporaryDirectory(prefix="bilateral-check-") as folder:
+        for case in cases(plugin=plugin is not None):
+            good, line = check(checkpoint, case, Path(folder), device.sm)
+            passed = passed and good
+            say(f"{'pass' if good else 'FAIL'} {case}: {line}")
+    return passed

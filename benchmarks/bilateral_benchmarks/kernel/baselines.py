@@ -1,4 +1,4 @@
-"""The ways to compute bilateral attention that the fused kernel is compared with."""
+"""Baselines of the fused kernel: other implementations of bilateral attention."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,6 +20,16 @@ from bilateral_export.op.kernel.launch_config import LaunchConfig
 from bilateral_export.op.operands import Operands
 
 Run = Callable[[], Tensor]
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_NAMED: dict[object, torch.dtype] = {
+    **{name: dtype for dtype, name in DTYPES.items()},
+    **{dtype: dtype for dtype in DTYPES},
+}
+# How a shape is written to JSON, which has neither these types nor infinity.
+Dtype = Annotated[
+    torch.dtype, PlainValidator(_NAMED.__getitem__), PlainSerializer(DTYPES.__getitem__)
+]
+Bandwidth = Annotated[float, PlainSerializer(lambda value: "inf" if math.isinf(value) else value)]
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,12 @@ class Shape:
     heads: int
     tokens: int
     head_dim: int
-    dtype: torch.dtype = torch.bfloat16
+    dtype: Dtype = torch.bfloat16
     range_kernel: RangeKernel = "dot"
     spatial_kernel: SpatialKernel = "gaussian"
     causal: bool = False
     prefix: int = 0
-    bandwidth: float = 0.2
+    bandwidth: Bandwidth = 0.2
     features: int = 0
 
     @property
@@ -100,7 +111,7 @@ class Problem:
 
 
 def problem(shape: Shape, device: str, seed: int = 0) -> Problem:
-    """Standard normal tokens, cut out of one fused projection as in a model."""
+    """Return standard normal tokens, cut out of one fused projection as in a model."""
     generator = torch.Generator(device).manual_seed(seed)
     projection = torch.randn(
         (shape.batch, shape.tokens, 3, shape.heads, shape.head_dim),
@@ -137,7 +148,7 @@ def _coordinates(shape: Shape, device: str) -> Tensor:
 def fused(
     case: Problem, skip_tiles: bool | None = None, configuration: LaunchConfig | None = None
 ) -> Run:
-    """The fused kernel; arguments as `launcher.bilateral_attention_forward`."""
+    """Return the fused kernel; arguments as `launcher.bilateral_attention_forward`."""
     from bilateral_export.op.kernel.launch import bilateral_attention_forward
 
     operands = case.operands
@@ -147,7 +158,7 @@ def fused(
 
 
 def by_rule(case: Problem) -> Run:
-    """The fused kernel in the form that the rule chooses, made beforehand (features.py)."""
+    """Return the fused kernel in the form that the rule chooses, made beforehand (features.py)."""
     from bilateral_export.op.kernel.launch import bilateral_attention_forward
     from bilateral_export.op.kernel.spatial_features import cheapest_form
 
@@ -156,7 +167,7 @@ def by_rule(case: Problem) -> Run:
 
 
 def exact_form(case: Problem) -> Run:
-    """The fused kernel with the Gaussian spatial kernel in registers, where the rule does not."""
+    """Return the fused kernel in exact form, where the rule chooses another."""
     from bilateral_export.op.kernel.spatial_features import cheapest_form
 
     if cheapest_form(case.operands).spatial_kernel == case.shape.spatial_kernel:
@@ -165,7 +176,7 @@ def exact_form(case: Problem) -> Run:
 
 
 def plain(case: Problem, backend: SDPBackend) -> Run:
-    """PyTorch's attention without any spatial term: the ceiling."""
+    """Return PyTorch's attention without any spatial term: the ceiling."""
 
     def run() -> Tensor:
         with sdpa_kernel(backend):
@@ -177,7 +188,7 @@ def plain(case: Problem, backend: SDPBackend) -> Run:
 
 
 def materialised(case: Problem) -> Run:
-    """PyTorch's attention with every logit but q.k in a mask made beforehand, not timed.
+    """Return PyTorch's attention with every logit but q.k in a mask made beforehand, not timed.
 
     Its rows begin at multiples of 16, or PyTorch would copy it to such ones with every call.
     """
@@ -199,7 +210,7 @@ def materialised(case: Problem) -> Run:
 
 
 def flex(case: Problem) -> Run:
-    """FlexAttention, compiled, with the same logits; features are more columns of q and k."""
+    """Return compiled FlexAttention with the same logits; features are columns of q and k."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     shape, device = case.shape, case.query.device
@@ -237,13 +248,13 @@ def flex(case: Problem) -> Run:
 
 
 def decomposed(case: Problem) -> Run:
-    """The composite implementation in eager mode, a chunk of queries at a time."""
+    """Return the composite implementation in eager mode, a chunk of queries at a time."""
     given = vars(case.operands)
     return lambda: attention(**given)
 
 
 def compiled(case: Problem) -> Run:
-    """The same formula for torch.compile, all queries at once: it would unroll the chunks."""
+    """Return the same formula under torch.compile, all queries at once, not in chunks."""
 
     def formula(
         query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None,
@@ -265,7 +276,7 @@ def compiled(case: Problem) -> Run:
 
 
 def _compile(function: Callable[..., Any], device: torch.device) -> Callable[..., Tensor]:
-    """A function compiled for the shapes it is given first; on the CPU no more than traced.
+    """Return a function compiled for the shapes it is given first; on the CPU no more than traced.
 
     All shapes share the function's code, of which PyTorch keeps eight variants and runs the next in
     eager mode: what was compiled before is forgotten, and a graph that is not whole is an error.
@@ -280,7 +291,7 @@ PLAIN = {
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-WAYS: dict[str, Callable[[Problem], Run]] = {
+BASELINES: dict[str, Callable[[Problem], Run]] = {
     "fused": by_rule,
     "fused, exact form": exact_form,
     **{name: functools.partial(plain, backend=backend) for name, backend in PLAIN.items()},

@@ -1,30 +1,28 @@
-"""Choose the fused kernel's block sizes without a GPU, by what the compiler reports.
+"""Block sizes of the fused kernel by what the compiler reports, without a GPU.
 
-`python -m bilateral_benchmarks.kernel.configurations` compiles every case of the table with the
+`bilateral kernels block-sizes` compiles every case of the table with the
 candidates below, in order of preference, and takes the first that fits: no register spilled, no
 wgmma serialised, shared memory within the device's limit. It fills in what `launch_config.csv`
 lacks; with `--all` it replaces predictions, never what was measured on a GPU
-(`python -m bilateral_benchmarks.kernel.run --tune`).
+(`bilateral bench kernel --tune`).
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import write_text
-from bilateral_export.op.architectures import COMPILED, shared_limit
+from bilateral_export.op.architectures import shared_limit
 from bilateral_export.op.contract import SPATIAL_KERNELS
 from bilateral_export.op.kernel.aot.cubin import compile_one, load_triton
 from bilateral_export.op.kernel.aot.specialisation import Specialisation
-from bilateral_export.op.kernel.aot.workers import positive, worker_pool
+from bilateral_export.op.kernel.aot.workers import worker_pool
 from bilateral_export.op.kernel.launch_config import (
     FEATURE_ROWS,
     HEAD_DIMS,
@@ -89,7 +87,7 @@ TO_BE_TIMED: dict[int, tuple[LaunchConfig, ...]] = {
 HEADER = """\
 # How the fused kernel is cut into programs; configurations.py explains the columns.
 # status: measured (by timing, on that architecture) or predicted (from what the compiler reports:
-# `python -m bilateral_benchmarks.kernel.configurations`).
+# `bilateral kernels block-sizes`).
 """
 COLUMNS = (
     "architecture",
@@ -107,7 +105,7 @@ COLUMNS = (
 
 
 def cases(architectures: Sequence[int]) -> Iterator[Case]:
-    """Every row of the table."""
+    """Yield every row of the table."""
     for architecture in architectures:
         for bits in CANDIDATES:
             for spatial_kernel in SPATIAL_KERNELS:
@@ -117,7 +115,7 @@ def cases(architectures: Sequence[int]) -> Iterator[Case]:
 
 
 def heaviest(case: Case, chosen: LaunchConfig) -> Iterator[Specialisation]:
-    """The specialisations of a case that need most registers and shared memory.
+    """Yield the specialisations of a case that need most registers and shared memory.
 
     Those that hold least are tried as well: the compiler at times gives them more registers.
     """
@@ -140,7 +138,7 @@ def heaviest(case: Case, chosen: LaunchConfig) -> Iterator[Specialisation]:
 
 
 def fits(specialisation: Specialisation) -> bool:
-    """Whether it compiles to code without spills or serialised wgmma, within shared memory."""
+    """Return whether it compiles without spills or serialised wgmma, within shared memory."""
     limit = shared_limit(specialisation.architecture)
     try:
         cubin = compile_one(specialisation)
@@ -153,7 +151,7 @@ def fits(specialisation: Specialisation) -> bool:
 
 
 def choose(group: Sequence[Case]) -> dict[Case, LaunchConfig]:
-    """The first candidate that fits, for cases that differ in the head dimension, ascending.
+    """Return the first candidate that fits, for cases that differ in the head dimension, ascending.
 
     What does not fit a head does not fit a larger one either, and is not tried again.
     """
@@ -194,41 +192,31 @@ def write(rows: Mapping[Case, LaunchConfig]) -> None:
     write_text(TABLE, HEADER + text.getvalue())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill the table for some architectures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilateral_benchmarks.kernel.configurations", description=__doc__
-    )
-    parser.add_argument("--sm", type=int, nargs="+", default=list(COMPILED), choices=list(COMPILED))
-    parser.add_argument(
-        "--all", action="store_true", help="choose anew also where the table has a prediction"
-    )
-    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
-    options = parser.parse_args(arguments)
-    try:
-        load_triton()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rows = {case: row for case, row in table().items() if row.status == "measured"}
-    if not options.all:
-        rows = dict(table())
+def fill_table(
+    architectures: Sequence[int], *, anew: bool, workers: int, say: Callable[[str], None]
+) -> list[Case]:
+    """Choose block sizes for what the table lacks; return the cases that no candidate fits.
+
+    Args:
+        architectures: Whose rows.
+        anew: Whether to choose anew also where the table has a prediction.
+        workers: Compiling processes.
+        say: Called with a line for each case.
+
+    Raises:
+        UserError: Triton is missing, or is its own interpreter.
+    """
+    load_triton()
+    rows = {case: row for case, row in table().items() if not anew or row.status == "measured"}
     groups = [
         [case for case in group if case not in rows]
-        for _, group in groupby(cases(options.sm), key=lambda case: replace(case, head_dim=0))
+        for _, group in groupby(cases(architectures), key=lambda case: replace(case, head_dim=0))
     ]
     wanted = [group for group in groups if group]
-    with worker_pool(options.workers) as pool:
+    with worker_pool(workers) as pool:
         for chosen in pool.map(choose, wanted):
             for case, configuration in chosen.items():
-                print(case, configuration, flush=True)
+                say(f"{case} {configuration}")
             rows.update(chosen)
             write(rows)
-    missing = [case for group in wanted for case in group if case not in rows]
-    for case in missing:
-        print(f"no candidate fits {case}", file=sys.stderr)
-    return 1 if missing else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return [case for group in wanted for case in group if case not in rows]

@@ -1,9 +1,9 @@
-"""The fused kernel on a GPU: `python -m bilateral_benchmarks.kernel.run [--output DIR]`.
+"""Times of the fused kernel and its baselines on a GPU (`bilateral bench kernel`).
 
 In one process: the fused kernel, PyTorch's attention without a spatial term (the ceiling) and with
 the materialised bias; then time against bandwidth, with the share of key tiles skipped and the
 error; then what takes long to compile or to run: FlexAttention, the decomposed form in eager mode
-and compiled. Every target is printed as passed or missed, with the number. `--tune` times the
+and compiled. Every target is reported as passed or missed, with the number. `--tune` times the
 candidate block sizes first, for at most half of the time, and records the fastest in
 `launch_config.csv`.
 
@@ -14,32 +14,38 @@ fused kernel is measured again if its code or its block sizes are other ones now
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bilateral_benchmarks.kernel.baselines import PLAIN, SLOW, WAYS, Problem, Shape, fused, problem
+from bilateral_benchmarks.kernel.baselines import (
+    BASELINES,
+    DTYPES,
+    PLAIN,
+    SLOW,
+    Problem,
+    Shape,
+    fused,
+    problem,
+)
 from bilateral_benchmarks.kernel.results import (
     CURVE,
-    DTYPES,
     BandwidthRow,
     Results,
     Row,
     begin,
     mark,
 )
-from bilateral_benchmarks.kernel.targets import Target, targets
+from bilateral_benchmarks.kernel.targets import targets
 from bilateral_benchmarks.kernel.timing import gemm_peak, measure
-from bilateral_benchmarks.report.result import Context
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.files import write
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
 from bilateral_export.op.architectures import AMPERE
 
 BANDWIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, math.inf)
@@ -48,7 +54,7 @@ MINUTES = 9.0
 
 
 def shapes() -> Iterator[Shape]:
-    """Every shape of the comparison."""
+    """Yield every shape of the comparison."""
     deit = Shape("DeiT-S", 1, 6, 197, 64, prefix=1)
     for batch in (1, 8, 64, 256):
         yield replace(deit, batch=batch)
@@ -69,13 +75,13 @@ def shapes() -> Iterator[Shape]:
 
 
 def compare(case: Problem, way: str) -> Row:
-    """Time one way, and measure its error if it computes the operator.
+    """Return the time of one baseline, and its error if it computes the operator.
 
     Whatever it raises is its row: compilers and drivers have no common base of their errors.
     """
     shape = case.shape
     try:
-        run = WAYS[way](case)
+        run = BASELINES[way](case)
         output = run()
         error = None
         if way not in PLAIN or shape.spatial_kernel == "none":
@@ -93,7 +99,7 @@ def _not_run(shape: Shape, way: str, problem_met: Exception) -> Row:
 
 
 def _exact(case: Problem) -> torch.Tensor:
-    """The operator in float64, of the last head of the last sequence."""
+    """Return the operator in float64, of the last head of the last sequence."""
     from bilateral_export.op.attention import attention
 
     query, key, value = (tensor[-1:, -1:].double() for tensor in (case.query, case.key, case.value))
@@ -122,52 +128,12 @@ def bandwidth_row(shape: Shape) -> BandwidthRow:
 
 
 def tiles_skipped(case: Problem) -> float:
-    """The share of key tiles that the plan leaves out."""
+    """Return the share of key tiles that the plan leaves out."""
     from bilateral_export.op.kernel.launch import prepare
 
     launch = prepare(case.operands, skip_tiles=True)
     low, high = launch.tile_ranges(*launch.key_terms()).unbind(-1)
     return 1 - float((high - low).clamp(min=0).float().mean()) / max(1, launch.key_tiles)
-
-
-def markdown(
-    rows: Sequence[Row],
-    curves: Sequence[BandwidthRow],
-    peaks: Mapping[str, float],
-    judged: Sequence[Target],
-) -> str:
-    """The report as text."""
-    lines = [f"GEMM peak, TFLOP/s: {', '.join(f'{k} {v:.0f}' for k, v in peaks.items())}", ""]
-    lines += [
-        "| shape | kernels | way | warm ms | cold ms | TFLOP/s | of peak | peak MiB | error |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        shape = row.shape
-        dtype = DTYPES[shape.dtype]
-        label = f"{shape.name} B{shape.batch} H{shape.heads} N{shape.tokens} D{shape.head_dim}"
-        kernels = f"{shape.range_kernel}/{shape.spatial_kernel} {dtype}"
-        if row.timing is None:
-            lines.append(f"| {label} | {kernels} | {row.way} | does not run: {row.why} | | | | | |")
-            continue
-        error = "" if row.error is None else f"{row.error:.1e}"
-        lines.append(
-            f"| {label} | {kernels} | {row.way} | {row.timing.warm_ms:.3f} |"
-            f" {row.timing.cold_ms:.3f} | {row.tflops:.0f} | {row.tflops / peaks[dtype]:.0%} |"
-            f" {row.timing.peak_bytes / 2**20:.1f} | {error} |"
-        )
-    lines += [
-        "",
-        "| N | kernels | sigma / extent | ms | without skipping | tiles skipped | error |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.shape.tokens} | {row.shape.range_kernel}/gaussian | {row.shape.bandwidth:g} |"
-        f" {row.warm_ms:.3f} | {row.without_skipping_ms:.3f} | {row.skipped:.0%} |"
-        f" {row.error:.1e} |"
-        for row in curves
-    ]
-    return "\n".join([*lines, "", *(str(target) for target in judged), ""])
 
 
 def require_gpu() -> None:
@@ -177,7 +143,7 @@ def require_gpu() -> None:
         UserError: PyTorch sees no GPU, or one below compute capability 8.0, or triton is missing.
     """
     fix = (
-        "Run `python -m bilateral_benchmarks.kernel.run --output benchmarks/results` on a machine"
+        "Run `bilateral bench kernel --output benchmarks/results` on a machine"
         " with an NVIDIA GPU of compute capability 8.0 or later,"
         " a CUDA build of PyTorch and triton."
     )
@@ -195,8 +161,8 @@ def measure_all(results: Results, in_time: Callable[[], bool], save: Callable[[]
     In the order of what is wanted most, in case it is not.
     """
     for dtype, name in DTYPES.items():
-        if name not in results.peaks:
-            results.peaks[name] = gemm_peak(dtype)
+        if name not in results.gemm_peak_tflops:
+            results.gemm_peak_tflops[name] = gemm_peak(dtype)
     for way, shape in _in_order():
         if results.has(shape, way):
             continue
@@ -217,8 +183,8 @@ def measure_all(results: Results, in_time: Callable[[], bool], save: Callable[[]
 
 
 def _in_order() -> Iterator[tuple[str, Shape]]:
-    """The quick ways by shape, so that times compared are near each other; the curves; the rest."""
-    quick = [way for way in WAYS if way not in SLOW]
+    """Yield the quick baselines by shape, near each other in time; the curves; the rest."""
+    quick = [way for way in BASELINES if way not in SLOW]
     yield from ((way, shape) for shape in shapes() for way in quick)
     yield from ((CURVE, shape) for shape in curve_shapes())
     yield from ((way, shape) for way in SLOW for shape in shapes())
@@ -242,7 +208,7 @@ def _require_working_device(way: str) -> None:
 
 
 def curve_shapes() -> Iterator[Shape]:
-    """Every point of the curves of time against bandwidth."""
+    """Yield every point of the curves of time against bandwidth."""
     long = Shape("long", 4, 8, 4096, 64)
     for shape in (
         long,
@@ -253,12 +219,12 @@ def curve_shapes() -> Iterator[Shape]:
             yield replace(shape, bandwidth=bandwidth)
 
 
-def bench_kernel(output: Path | None, tune_first: bool, minutes: float = MINUTES) -> bool:
-    """Time every way over every shape, print the report, and say whether all targets were met.
+def bench_kernel(output: Path | None, tune_first: bool, minutes: float = MINUTES) -> Results:
+    """Time every baseline over every shape; return the results, with the targets judged.
 
     Args:
-        output: Directory for `kernel.json` and `kernel.md`, or None. Results of an earlier run on
-            the same device are kept, and what they lack is measured.
+        output: Directory for `kernel.json`, `kernel.md` and `kernel.html`, or None. Results of an
+            earlier run on the same device are kept, and what they lack is measured.
         tune_first: Whether to choose block sizes by timing first, in at most half of the time.
         minutes: Nothing begins after so long.
 
@@ -268,7 +234,7 @@ def bench_kernel(output: Path | None, tune_first: bool, minutes: float = MINUTES
     require_gpu()
     started = time.monotonic()
     device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    facts = {"context": Context.now().model_dump()}
+    context = Context.now()
     begin(output, device)  # refuses the results of another device before time is spent
 
     def within(share: float) -> Callable[[], bool]:
@@ -280,35 +246,9 @@ def bench_kernel(output: Path | None, tune_first: bool, minutes: float = MINUTES
 
         tuned = tune(within(0.5), output)
     results = begin(output, device)
-    complete = measure_all(results, within(1.0), lambda: results.save(output, facts)) and tuned
-    judged = targets(results.rows, results.curves, results.peaks)
-    report = markdown(results.rows, results.curves, results.peaks, judged)
-    if not complete:
-        report += f"\nNot complete after {minutes:g} minutes: the same command goes on.\n"
-    print(report)
+    results.context = context
+    results.complete = measure_all(results, within(1.0), lambda: results.save(output)) and tuned
+    results.targets = targets(results.rows, results.bandwidth, results.gemm_peak_tflops)
     if output:
-        verdicts = [{**asdict(target), "passed": target.passed} for target in judged]
-        results.save(output, {**facts, "complete": complete, "targets": verdicts})
-        heading = f"`{facts['context']['command']}` on {device}"
-        write_text(output / "kernel.md", f"{heading}\n\n{report}")
-    return complete and all(target.passed for target in judged)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, judge, print; 1 if a target was missed or the time was short, 2 without a GPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilateral_benchmarks.kernel.run", description=__doc__
-    )
-    parser.add_argument("--output", type=Path, help="directory for kernel.json and kernel.md")
-    parser.add_argument("--tune", action="store_true", help="choose block sizes by timing first")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="nothing begins after these")
-    options = parser.parse_args(arguments)
-    try:
-        return 0 if bench_kernel(options.output, options.tune, options.minutes) else 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        write(results, output / "kernel.json")
+    return results

@@ -1,44 +1,21 @@
-"""The promises about the fused kernel, judged on what was measured."""
+"""Performance targets of the fused kernel, judged on what was measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bilateral_benchmarks.kernel.baselines import PLAIN
-from bilateral_benchmarks.kernel.results import BandwidthRow, Row
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise, and what came out: `ratio` has to be at most (or at least) `limit`."""
-
-    name: str
-    ratio: float | None
-    limit: float
-    at_most: bool
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was measured and kept."""
-        if self.ratio is None:
-            return False
-        return self.ratio <= self.limit if self.at_most else self.ratio >= self.limit
-
-    def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        got = "not measured" if self.ratio is None else f"{self.ratio:.2f}"
-        return f"{'pass' if self.passed else 'MISS'}  {self.name}: {got} ({sign} {self.limit:.2f})"
+from bilateral_benchmarks.kernel.results import BandwidthRow, Row, Target
 
 
 def targets(
     rows: Sequence[Row], curves: Sequence[BandwidthRow], peaks: Mapping[str, float]
 ) -> list[Target]:
-    """Every target of the kernel, judged on what was measured; times are warm."""
+    """Return every target of the kernel, judged on what was measured; times are warm."""
 
     def find(way: str, **wanted: Any) -> Row | None:
         for row in rows:

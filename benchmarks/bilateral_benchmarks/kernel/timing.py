@@ -1,4 +1,4 @@
-"""Times work on a GPU: by its own clock, median of many, with a warm or a cold L2 cache."""
+"""GPU timing by its own clock: median of many, with a warm or a cold L2 cache."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measure(run: Callable[[], object], seconds: float = SECONDS) -> Timing:
 def _medians(
     run: Callable[[], object], flush: torch.Tensor | None, seconds: float
 ) -> tuple[float, float]:
-    """Milliseconds on the GPU and on the host.
+    """Return the milliseconds on the GPU and on the host.
 
     The GPU is kept waiting while the host launches, so that a slow launch is not in its time.
     """
@@ -84,7 +84,7 @@ def _event() -> torch.cuda.Event:
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
-    """TFLOP/s of one large matrix product: what the tensor cores give on this device now."""
+    """Return the TFLOP/s of one large matrix product on this device now."""
     size = 8192
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     return 2 * size**3 / (measure(lambda: a @ b).warm_ms * 1e-3) / 1e12

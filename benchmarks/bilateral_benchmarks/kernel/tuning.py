@@ -33,7 +33,7 @@ ORDER = (64, 128, 32, 16, 256)
 
 
 def tune(in_time: Callable[[], bool], output: Path | None = None) -> bool:
-    """Time the candidate block sizes on this device; whether the time was enough for all cases.
+    """Time the candidate block sizes on this device; return whether the time was enough.
 
     Cases that are recorded as measured are left alone, so that a second run goes on.
 
@@ -61,7 +61,7 @@ def tune(in_time: Callable[[], bool], output: Path | None = None) -> bool:
 
 
 def _fastest(case: Case) -> tuple[LaunchConfig | None, float]:
-    """The fastest candidate that the ahead-of-time build takes, in its heaviest forms too."""
+    """Return the fastest candidate that the ahead-of-time build takes, and its time."""
     dtype = torch.bfloat16 if case.bits == 16 else torch.float32
     shape = Shape(
         "tuning", 4, 8, 4096, case.head_dim,

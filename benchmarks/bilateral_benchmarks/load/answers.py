@@ -1,4 +1,4 @@
-"""Whether what a load gets back are answers: as the model declares them, and like the first one."""
+"""Validation of answers under load: as the model declares them, and like the first one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Expected:
     outputs: Mapping[str, Array]
 
     def problem(self, answer: bytes) -> str | None:
-        """Why a serialised ModelInferResponse is not the answer; None if it is."""
+        """Return why a serialised ModelInferResponse is not the answer; None if it is."""
         try:
             return self.difference(parse(answer))
         except ValueError as error:
             return f"wrong answer: {error}"
 
     def difference(self, outputs: Mapping[str, Array]) -> str | None:
-        """Why arrays are not the answer; None if they are."""
+        """Return why arrays are not the answer; None if they are."""
         if outputs.keys() != self.outputs.keys():
             return f"wrong answer: outputs {', '.join(outputs) or 'none'}"
         for name, first in self.outputs.items():
@@ -95,7 +95,7 @@ def first_answer(
 
 
 def parse(answer: bytes) -> dict[str, Array]:
-    """The arrays of a serialised ModelInferResponse.
+    """Return the arrays of a serialised ModelInferResponse.
 
     Raises:
         ValueError: It is none, or an output's bytes do not fill its shape.

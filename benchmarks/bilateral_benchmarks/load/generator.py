@@ -44,7 +44,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class Conduct:
+class GeneratorHealth:
     """How the generator itself behaved.
 
     Attributes:
@@ -58,7 +58,7 @@ class Conduct:
     failure: str | None
 
 
-async def generate(target: Target, load: Load, start: float, sink: Sink) -> Conduct:
+async def generate(target: Target, load: Load, start: float, sink: Sink) -> GeneratorHealth:
     """Put `load` on `target` from the time `start` on until `sink` has enough.
 
     Requests in flight at the end are waited for and given to `sink` in a last call.
@@ -70,7 +70,7 @@ async def generate(target: Target, load: Load, start: float, sink: Sink) -> Cond
         run.over = True
         await asyncio.gather(*monitors)
     sink(run.completed, time.monotonic())
-    return Conduct(tuple(run.pauses), run.overrun, run.failure)
+    return GeneratorHealth(tuple(run.pauses), run.overrun, run.failure)
 
 
 def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:

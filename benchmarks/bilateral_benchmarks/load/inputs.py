@@ -1,4 +1,4 @@
-"""What a model is measured on: made-up inputs of any batch and length, or real ones."""
+"""Inputs of measurements: made-up ones of any batch and length, or real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_LENGTH = 128
 def made_up(
     specs: Sequence[TensorSpec], batch: int = 1, length: int = DEFAULT_LENGTH, seed: int = 0
 ) -> dict[str, Array]:
-    """Inputs that fit: normal floats, ones for integers (no index is out of range), true.
+    """Return inputs that fit: normal floats, ones for integers (no index is out of range), true.
 
     Args:
         specs: The model's inputs.
@@ -56,7 +56,7 @@ def made_up(
 def choose(
     specs: Sequence[TensorSpec], path: Path | None, batch: int, length: int = DEFAULT_LENGTH
 ) -> dict[str, Array]:
-    """The first `batch` items of an `.npz` file, or made-up inputs where there is none.
+    """Return the first `batch` items of an `.npz` file, or made-up inputs where there is none.
 
     Raises:
         UserError: The file cannot be read, does not fit, or has too few items.

@@ -1,4 +1,4 @@
-"""The search for the highest rate at which something still holds."""
+"""The search for the highest request rate at which a bound still holds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.load.run import OverloadedError
-from bilateral_benchmarks.report.result import Report
+from bilateral_benchmarks.report.tables import number
 
 # The search ends when the rate is known to within this ratio.
 RATE_RESOLUTION = 1.05
@@ -33,6 +34,10 @@ class Probe(BaseModel):
     p99_ms: float | None
     held: bool
     why: str
+
+    def cells(self) -> tuple[str, str, str]:
+        """Return a row of a table: the rate, the p99 and the reason."""
+        return f"tried {self.rate:.1f} requests/s, p99 ms", number(self.p99_ms), self.why
 
 
 Judge = Callable[[Report], tuple[float | None, str | None]]

@@ -20,7 +20,7 @@ _PATIENCE_S = 10.0
 
 
 def serialise(model: str, arrays: Mapping[str, Array], region: Region | None = None) -> bytes:
-    """The bytes of a ModelInferRequest.
+    """Return the bytes of a ModelInferRequest.
 
     Args:
         model: The model's name.
@@ -43,13 +43,13 @@ def serialise(model: str, arrays: Mapping[str, Array], region: Region | None = N
 
 
 def offsets_of(arrays: Mapping[str, Array]) -> tuple[dict[str, int], int]:
-    """Where in a region the large arrays go, by name, and its size in bytes."""
+    """Return where in a region the large arrays go, by name, and its size in bytes."""
     specs = [TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()]
     return layout(specs, arrays)
 
 
 def is_shared(url: str, arrays: Mapping[str, Array], wanted: bool | None) -> bool:
-    """Whether a request uses shared memory, by the rule of `bilateral_serving.client.Client`.
+    """Return whether a request uses shared memory, by the rule of the client.
 
     Args:
         url: "host:port" of the server.

@@ -1,4 +1,4 @@
-"""Put a load on a target, from one process or several, until the plan is fulfilled."""
+"""Load tests of a target, from one process or several, until the plan is fulfilled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from bilateral_benchmarks.load.generator import Conduct, Target, generate, run_event_loop
+from bilateral_benchmarks.load.generator import GeneratorHealth, Target, generate, run_event_loop
 from bilateral_benchmarks.load.schedule import Load, Plan
 from bilateral_benchmarks.load.trace import Record
-from bilateral_benchmarks.load.windows import Measurement, Watch
+from bilateral_benchmarks.load.windows import Measurement, SteadyState
 from bilateral_export.errors import UserError
 
 OnProgress = Callable[[float, float | None], None]
@@ -43,7 +43,7 @@ class Outcome:
     """A measurement and how the generator behaved in it."""
 
     measurement: Measurement
-    conduct: Conduct
+    health: GeneratorHealth
 
 
 def run_load(
@@ -63,34 +63,34 @@ def run_load(
     """
     if load.processes == 1:
         start = time.monotonic() + _HEAD_START_S
-        watch = Watch(plan, start, load.rate is None)
+        steady_state = SteadyState(plan, start, load.rate is None)
 
         def sink(records: list[Record], now: float) -> bool:
-            finished = watch.feed(records, now)
+            finished = steady_state.feed(records, now)
             if on_progress:
-                on_progress(*watch.progress)
+                on_progress(*steady_state.progress)
             return finished
 
-        conduct = run_event_loop(generate(target, load, start, sink))
+        health = run_event_loop(generate(target, load, start, sink))
     else:
-        watch, conduct = _several(target, load, plan, on_progress)
-    if conduct.overrun:
+        steady_state, health = _several(target, load, plan, on_progress)
+    if health.overrun:
         raise OverloadedError(load)
-    measurement = watch.measurement()
+    measurement = steady_state.measurement()
     if not len(measurement.trace):
         raise UserError(
             f"no request was due within {plan.windows * plan.window_s:g} s of {load}",
             "Measure for longer.",
         )
     if not measurement.trace.ok.any():
-        reason = conduct.failure or "no request was answered in time"
+        reason = health.failure or "no request was answered in time"
         raise RunFailedError(f"no request succeeded: {reason}", "Nothing was measured.")
-    return Outcome(measurement, conduct)
+    return Outcome(measurement, health)
 
 
 def _several(
     target: Target, load: Load, plan: Plan, on_progress: OnProgress | None
-) -> tuple[Watch, Conduct]:
+) -> tuple[SteadyState, GeneratorHealth]:
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     workers = []
@@ -107,8 +107,8 @@ def _several(
         start = time.monotonic() + _HEAD_START_S
         for pipe in pipes:
             pipe.send(start)
-        watch = Watch(plan, start, load.rate is None)
-        conducts = _collect(pipes, watch, on_progress)
+        steady_state = SteadyState(plan, start, load.rate is None)
+        healths = _collect(pipes, steady_state, on_progress)
     except EOFError as error:
         raise UserError("a load-generating process died", "Look for its message above.") from error
     finally:
@@ -118,38 +118,39 @@ def _several(
             worker.join(timeout=5)
             if worker.is_alive():
                 worker.kill()
-    return watch, Conduct(
-        pauses_s=tuple(pause for conduct in conducts for pause in conduct.pauses_s),
-        overrun=any(conduct.overrun for conduct in conducts),
-        failure=next((conduct.failure for conduct in conducts if conduct.failure), None),
+    return steady_state, GeneratorHealth(
+        pauses_s=tuple(pause for health in healths for pause in health.pauses_s),
+        overrun=any(health.overrun for health in healths),
+        failure=next((health.failure for health in healths if health.failure), None),
     )
 
 
 def _collect(
-    pipes: list[Connection], watch: Watch, on_progress: OnProgress | None
-) -> list[Conduct]:
-    """Feed the watch from all processes until each has said how it behaved."""
+    pipes: list[Connection], steady_state: SteadyState, on_progress: OnProgress | None
+) -> list[GeneratorHealth]:
+    """Feed the steady_state from all processes until each has said how it behaved."""
     seen = dict.fromkeys(pipes, 0.0)
-    conducts: list[Conduct] = []
+    healths: list[GeneratorHealth] = []
     stopped = False
     while seen:
         for pipe in wait(list(seen)):
             assert isinstance(pipe, Connection)
             message = pipe.recv()
-            if isinstance(message, Conduct):
-                conducts.append(message)
+            if isinstance(message, GeneratorHealth):
+                healths.append(message)
                 del seen[pipe]
                 continue
             records, seen[pipe] = message
             # A window is over when the slowest of the processes has passed its end.
-            finished = watch.feed([Record(*record) for record in records], min(seen.values()))
+            new = [Record(*record) for record in records]
+            finished = steady_state.feed(new, min(seen.values()))
             if on_progress:
-                on_progress(*watch.progress)
-            if (finished or any(conduct.overrun for conduct in conducts)) and not stopped:
+                on_progress(*steady_state.progress)
+            if (finished or any(health.overrun for health in healths)) and not stopped:
                 stopped = True
                 for other in seen:
                     other.send("stop")
-    return conducts
+    return healths
 
 
 def _worker(target: Target, load: Load, pipe: Connection) -> None:

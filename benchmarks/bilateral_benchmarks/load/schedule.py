@@ -16,7 +16,7 @@ _CHUNK = 1024
 
 
 def require_positive(value: float, what: str) -> None:
-    """Refuse what is no rate, duration or bound.
+    """Refuse what is not a rate, a duration or a bound.
 
     Args:
         value: The number.
@@ -126,7 +126,7 @@ class Plan(BaseModel):
         """Three windows of together `duration_s`, and more up to `max_duration_s` if they differ.
 
         Raises:
-            UserError: A duration is no positive number, or the longest is shorter than the other.
+            UserError: A duration is not positive, or the longest is shorter than the other.
         """
         if not (0 < duration_s < math.inf and 0 < warmup_s < math.inf):
             raise UserError(

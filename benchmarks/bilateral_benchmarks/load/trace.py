@@ -1,4 +1,4 @@
-"""What happened to each request of a run: the raw material of every statistic."""
+"""Request traces: intended, send and answer time of each request of a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Trace:
         return len(self.intended)
 
     def intended_within(self, start: float, end: float) -> Trace:
-        """The requests that the schedule wanted in `[start, end)`, however late they finished.
+        """Return the requests that were due in `[start, end)`, however late they finished.
 
         Selecting by completion instead would lose exactly the slowest ones.
         """
@@ -56,12 +56,12 @@ class Trace:
         return Trace(self.intended[keep], self.sent[keep], self.done[keep], self.ok[keep])
 
     def answered(self) -> Trace:
-        """The requests that were answered."""
+        """Return the requests that were answered."""
         keep = self.ok
         return Trace(self.intended[keep], self.sent[keep], self.done[keep], self.ok[keep])
 
     def answered_between(self, start: float, end: float) -> int:
-        """How many answers came in `[start, end)`."""
+        """Return how many answers came in `[start, end)`."""
         return int(((self.done >= start) & (self.done < end) & self.ok).sum())
 
     @property

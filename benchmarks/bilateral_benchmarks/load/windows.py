@@ -56,7 +56,7 @@ class Measurement:
     warmup_s: float
 
 
-class Watch:
+class SteadyState:
     """Takes records as they come and says when there are enough.
 
     Args:
@@ -92,7 +92,7 @@ class Watch:
         return self._boundary - self._start, last.median_s if last else None
 
     def measurement(self) -> Measurement:
-        """The result. Call it after the load has ended and `feed` has got every record."""
+        """Return the result. Call it after the load has ended and `feed` has got every record."""
         assert self.finished, "the load ended before the plan did"
         windows = tuple(self._windows[-self.plan.windows :])
         start, end = windows[0].start, windows[-1].end

@@ -1,4 +1,4 @@
-"""What a measurement ran on: without it a number means nothing."""
+"""The machine of a measurement: hardware, settings and package versions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from bilateral_export.runners.registry import RUNTIMES
 
 # The instruction sets that decide how fast a matrix product is.
 _FLAGS = (
@@ -37,10 +39,7 @@ _PACKAGES = (
     "numpy",
     "torch",
     "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
+    *(name for runtime in RUNTIMES.values() for name in runtime.distributions),
     "nvidia-pytriton",
     "tritonclient",
     "grpcio",
@@ -136,9 +135,9 @@ class Machine(BaseModel):
 
 
 def git_revision() -> str | None:
-    """The revision of this source tree, with "-dirty" if its source differs; None outside of one.
+    """Return the revision of this source tree, "-dirty" if it differs; None outside of one.
 
-    Results committed with it are no source: a run that rewrites them row by row stays clean.
+    Committed results are not source: a run that rewrites them row by row stays clean.
     """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # An installation may lie inside a repository of something else.
@@ -150,7 +149,7 @@ def git_revision() -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    """What git answers about this source tree; raises SubprocessError outside of one."""
+    """Return what git answers about this source tree; raises SubprocessError outside of one."""
     answer = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), *arguments],
         capture_output=True,
@@ -162,7 +161,7 @@ def _git(*arguments: str) -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo."""
+    """Return the first processor's lines of /proc/cpuinfo."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

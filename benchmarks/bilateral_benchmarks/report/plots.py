@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#b8860b", "#6a4c93", "#4a4e69", "#e07a5f", "#3d405b")
 _WIDTH, _HEIGHT = 720, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 200, 18, 46
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A caption and an inline SVG."""
+
+    caption: str
+    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,12 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
     y_zero: bool = False,
-) -> str:
-    """Lines with axes, ticks and a legend at the right."""
+) -> Markup:
+    """Return lines with axes, ticks and a legend at the right."""
     xs = [value for line in lines for value in line.x]
     ys = [value for line in lines for value in line.y]
     if not xs:
-        return ""
+        return Markup()
     x_axis = _Axis(xs, _LEFT, _WIDTH - _RIGHT, log_x)
     y_axis = _Axis([*ys, 0.0] if y_zero else ys, _HEIGHT - _BOTTOM, _TOP, log_y)
     parts = _frame(x_axis, y_axis, x_label, y_label)
@@ -61,10 +70,10 @@ def line_plot(
     return _svg(parts, _HEIGHT)
 
 
-def bar_plot(bars: Sequence[Bar], labels: Sequence[str], unit: str) -> str:
-    """Horizontal bars; with several parts each, stacked, and a legend below."""
+def bar_plot(bars: Sequence[Bar], labels: Sequence[str], unit: str) -> Markup:
+    """Return horizontal bars; with several parts each, stacked, and a legend below."""
     if not bars:
-        return ""
+        return Markup()
     left, row = 260, 26
     widest = max(sum(bar.parts) for bar in bars) or 1.0
     scale = (_WIDTH - left - 80) / widest
@@ -160,8 +169,8 @@ def _tick(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
-def _svg(parts: Sequence[str], height: float) -> str:
-    return (
+def _svg(parts: Sequence[str], height: float) -> Markup:
+    return Markup(
         f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )

@@ -51,11 +51,11 @@ class Distribution(BaseModel):
         )
 
     def at(self, percent: float) -> float | None:
-        """A percentile in milliseconds; None where the sample cannot support it."""
+        """Return a percentile in milliseconds; None where the sample cannot support it."""
         return next(p.value_ms for p in self.percentiles if p.percent == percent)
 
     def curve(self, percents: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The histogram's values in milliseconds at any percents, for plots."""
+        """Return the histogram's values in milliseconds at any percents, for plots."""
         histogram = HdrHistogram.decode(self.hdr.encode())
         return np.array([histogram.get_value_at_percentile(p) / 1e3 for p in percents])
 

@@ -1,4 +1,4 @@
-"""Compare contenders by turns, A B A B, so that what the machine does meanwhile hits all alike."""
+"""Interleaved timing, A B A B, so that the machine's other load affects all contenders alike."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ class Blocks:
         return self.medians.shape[1]
 
     def seconds(self, name: str) -> float:
-        """Median over the rounds."""
+        """Return the median over the rounds."""
         return float(np.median(self.medians[self.names.index(name)]))
 
     def median(self, name: str) -> Percentile:
-        """Median over the rounds with its confidence interval."""
+        """Return the median over the rounds with its confidence interval."""
         return percentile(self.medians[self.names.index(name)], 50.0)
 
     def minimum(self, name: str) -> float:
-        """Fastest single call."""
+        """Return the fastest single call."""
         return float(self.fastest[self.names.index(name)])
 
     def ratio(self, name: str, baseline: str) -> Ratio:
-        """The baseline's time over the contender's, paired by round."""
+        """Return the baseline's time over the contender's, paired by round."""
         rows = self.medians
         return ratio_of(rows[self.names.index(baseline)] / rows[self.names.index(name)])
 
@@ -71,7 +71,7 @@ OnRound = Callable[[Blocks, int], None]
 
 
 def ratio_of(paired: NDArray[np.float64]) -> Ratio:
-    """The median of paired ratios with its distribution-free interval."""
+    """Return the median of paired ratios with its distribution-free interval."""
     found = percentile(paired, 50.0)  # in thousandths: it is made for seconds
     ends = (None if end is None else end / 1e3 for end in (found.low_ms, found.high_ms))
     low, high = ends
@@ -85,7 +85,7 @@ def interleave(
     block_s: float = BLOCK_S,
     on_round: OnRound | None = None,
 ) -> Blocks:
-    """Time every contender in every round, in an order that turns from round to round.
+    """Time every contender in every round, in an order that rotates; return the blocks.
 
     A block is as many calls as fit into `block_s`, two at least; the first call of a block warms
     the caches that the last contender cleared and is not counted.

@@ -37,7 +37,7 @@ class Percentile(BaseModel):
 
 
 def percentile(values: NDArray[np.float64], percent: float) -> Percentile:
-    """A percentile of `values` with its confidence interval.
+    """Return a percentile of `values` with its confidence interval.
 
     The interval is the distribution-free one between two order statistics: the number of values
     below the true percentile is binomial (David and Nagaraja, Order Statistics, 7.1). Requests near
@@ -93,7 +93,7 @@ def design_effect(below: NDArray[np.bool_]) -> float:
 
 
 def _binomial_ranks(count: int, q: float, tail: float) -> tuple[int, int]:
-    """Ranks (from 1) of the order statistics that enclose the q-quantile with 1 - 2 tail.
+    """Return the ranks (from 1) of the order statistics around the q-quantile, with 1 - 2 tail.
 
     Rank 0 or count + 1 means that the sample has no such order statistic.
     """

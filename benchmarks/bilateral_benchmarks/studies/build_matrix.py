@@ -1,28 +1,26 @@
-"""Builds every family in every precision, with and without the plugin, for several GPUs.
+"""The TensorRT build matrix: families, precisions, with and without the plugin, by GPU.
 
-    python -m bilateral_benchmarks.studies.build_matrix [--out DIR] [--models ...] [--sm ...]
-
-Writes tensorrt-build-matrix.json and .md after each build; started again with the same library,
-plugin and machine, it goes on where it stopped. Weights are fresh: what is built depends on the
-graph alone. TensorRT for RTX needs no GPU; a full TensorRT builds for the GPU it runs on.
+Weights are random: what is built depends on the graph alone. TensorRT for RTX needs no GPU; a full
+TensorRT builds for the GPU it runs on.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
 import platform
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
+from bilateral_benchmarks.report.files import read, write_json, write_pages
+from bilateral_benchmarks.report.machine import Machine
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.engine.build import build_plan
@@ -30,7 +28,7 @@ from bilateral_export.engine.installation.library import Library, load_library
 from bilateral_export.engine.installation.plugin import find_plugin, plugin_contents
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.errors import UserError
-from bilateral_export.files import sha256, write_text
+from bilateral_export.files import sha256
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
 from bilateral_export.models.registry import build, named
@@ -50,6 +48,8 @@ MODELS = (
 )
 # One plan for each GPU, and one plan for four.
 TARGETS: tuple[Targets, ...] = ((75,), (80,), (86,), (89,), (120,), (80, 86, 89, 120))
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PATHS: tuple[AttentionBy, ...] = get_args(AttentionBy)
 NAME = "tensorrt-build-matrix"
 
 
@@ -113,7 +113,7 @@ def build_matrix(
 
 
 def target_text(targets: Targets) -> str:
-    """Such as "sm_86+120"; "this GPU" where none is named."""
+    """Return a name such as "sm_86+120"; "this GPU" where none is named."""
     return f"sm_{'+'.join(map(str, targets))}" if targets else "this GPU"
 
 
@@ -151,48 +151,123 @@ def _row(
 
 
 def _fresh(name: str) -> Checkpoint:
-    """A known model with random weights, always the same."""
+    """Return a known model with random weights, always the same."""
     torch.manual_seed(0)
     config = named(name)
     state = dict(build(config).state_dict())
     return Checkpoint(Path(name), "0" * 64, CheckpointCard(name=name, model=config), state)
 
 
-def as_markdown(rows: Sequence[Row], about: dict[str, str]) -> str:
-    """The table; one line for each model, precision and path, sizes and seconds over its GPUs."""
-    lines = [
-        "# TensorRT build matrix",
-        "",
-        *(f"- {key}: {value}" for key, value in about.items()),
-        "",
+class BuildMatrix(Result):
+    """Every build of one library, plugin and machine; `about` names them."""
+
+    page_title: ClassVar[str] = "TensorRT build matrix"
+    page_text: ClassVar[str] = (
         "Attention: how many of its nodes became one fused kernel of TensorRT's, or run through the"
         " plugin. MB and seconds: the least and the most over the plans for one GPU, then the plan"
-        " for several.",
-        "",
-        "| model | precision | attention by | built for | attention | MB | seconds |",
-        "|---|---|---|---|---|---:|---:|",
-    ]
-    for (model, precision, path), group in itertools.groupby(
-        rows, lambda row: (row.model, row.precision, row.path)
-    ):
-        built = [row for row in group if row.built]
-        if built:
-            lines.append(
-                f"| {model} | {precision} | {path} | {', '.join(row.target for row in built)} |"
-                f" {', '.join(dict.fromkeys(map(_attention_text, built)))} |"
-                f" {_spread([(row.target, row.bytes / 1e6) for row in built])} |"
-                f" {_spread([(row.target, row.seconds) for row in built])} |"
-            )
-    refused: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if not row.built:
-            refused.setdefault((row.precision, row.path, row.target), []).append(row)
-    if refused:
-        lines += ["", "Not built:", ""]
-    for (precision, path, target), left in refused.items():
-        names = ", ".join(row.model for row in left)
-        lines.append(f"- {precision}, {path}, for {target} ({names}): {left[0].reason}")
-    return "\n".join(lines) + "\n"
+        " for several."
+    )
+
+    kind: Literal["build-matrix"] = "build-matrix"
+    about: dict[str, str]
+    rows: tuple[Row, ...]
+
+    def facts(self) -> list[str]:
+        """Return what was built with and where."""
+        return [f"{key}: {value}" for key, value in self.about.items()]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was built for Ampere GPUs and later."""
+        return all(row.built for row in self.rows if "sm_75" not in row.target)
+
+    def tables(self) -> list[Table]:
+        """Return a row for each model, precision and path, over its GPUs."""
+        rows = []
+        for keys, group in itertools.groupby(
+            self.rows, lambda row: (row.model, row.precision, row.path)
+        ):
+            if built := [row for row in group if row.built]:
+                rows.append(
+                    (
+                        *keys,
+                        ", ".join(row.target for row in built),
+                        ", ".join(dict.fromkeys(map(_attention_text, built))),
+                        _spread([(row.target, row.bytes / 1e6) for row in built]),
+                        _spread([(row.target, row.seconds) for row in built]),
+                    )
+                )
+        refused: dict[tuple[str, str, str], list[Row]] = {}
+        for row in self.rows:
+            if not row.built:
+                refused.setdefault((row.precision, row.path, row.target), []).append(row)
+        notes = tuple(
+            f"- {precision}, {path}, for {target} ({', '.join(row.model for row in left)}):"
+            f" {left[0].reason}"
+            for (precision, path, target), left in refused.items()
+        )
+        columns = (
+            "model",
+            "precision",
+            "attention by",
+            "built for",
+            "attention",
+            ">MB",
+            ">seconds",
+        )
+        return [Table("Built", columns, tuple(rows), ("Not built:", *notes) if notes else ())]
+
+
+def run_matrix(
+    models: Sequence[str],
+    precisions: Sequence[Precision],
+    paths: Sequence[AttentionBy],
+    targets: Sequence[Targets],
+    folder: Path,
+    *,
+    fresh: bool = False,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> BuildMatrix:
+    """Build each combination, write tensorrt-build-matrix.json, .md and .html, return the rows.
+
+    The JSON file is written after each build; what an earlier run with the same library, plugin and
+    machine built is not built again.
+
+    Args:
+        models: Names of known models.
+        precisions: Of their graphs.
+        paths: What runs attention.
+        targets: GPUs, one plan for each entry.
+        folder: For the files.
+        fresh: Build again what is there.
+        on_row: Called with each new row.
+
+    Raises:
+        UserError: The library is missing, or the JSON file is something else.
+    """
+    library = load_library()
+    about = _about(library)
+    path = folder / f"{NAME}.json"
+    done: tuple[Row, ...] = ()
+    if path.is_file() and not fresh:
+        problem, fix = "does not hold rows of this command", "Give --fresh, or another --out."
+        earlier = read(BuildMatrix, path, problem, fix)
+        # The command may be written in another way; what decides a build may not differ.
+        done = earlier.rows if _same(earlier.about, about) else ()
+    rows: list[Row] = []
+    for row in build_matrix(models, precisions, paths, targets, library, done):
+        rows.append(row)
+        if row not in done:
+            on_row(row)
+            others = [old for old in done if old not in rows]
+            write_json(BuildMatrix(about=about, rows=(*rows, *others)), path)
+    found = BuildMatrix(about=about, rows=tuple(rows))
+    write_pages(found, path)
+    return found
+
+
+def _same(one: dict[str, str], other: dict[str, str]) -> bool:
+    return one | {"command": ""} == other | {"command": ""}
 
 
 def _attention_text(row: Row) -> str:
@@ -203,99 +278,22 @@ def _attention_text(row: Row) -> str:
 
 
 def _spread(values: Sequence[tuple[str, float]]) -> str:
-    """Least and most over the plans for one GPU, then those for several."""
+    """Return the least and the most over the plans for one GPU, then those for several."""
     single = [value for target, value in values if "+" not in target]
     ends = dict.fromkeys(f"{end:.1f}" for end in (min(single), max(single))) if single else {}
     several = [f"{value:.1f}" for target, value in values if "+" in target]
     return "; ".join(text for text in (" to ".join(ends), *several) if text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, print each row, write both files; 1 when a build for an Ampere GPU or later failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilateral_benchmarks.studies.build_matrix", description=__doc__
-    )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument(
-        "--precisions", nargs="+", default=list(get_args(Precision)), choices=get_args(Precision)
-    )
-    parser.add_argument(
-        "--paths", nargs="+", default=list(get_args(AttentionBy)), choices=get_args(AttentionBy)
-    )
-    parser.add_argument(
-        "--sm",
-        type=_targets,
-        nargs="+",
-        default=list(TARGETS),
-        help="GPUs, one plan for each; 80,86 is one plan for two",
-    )
-    parser.add_argument("--fresh", action="store_true", help="build again what is there")
-    options = parser.parse_args(arguments)
-    try:
-        library = load_library()
-        about = _about(library)
-        done = () if options.fresh else _done(options.out / f"{NAME}.json", about)
-        rows: list[Row] = []
-        for row in build_matrix(
-            options.models, options.precisions, options.paths, options.sm, library, done
-        ):
-            rows.append(row)
-            if row not in done:
-                print(json.dumps(asdict(row)), flush=True)
-                others = [old for old in done if old not in rows]
-                document = {"about": about, "rows": [asdict(row) for row in [*rows, *others]]}
-                write_text(options.out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    write_text(options.out / f"{NAME}.md", as_markdown(rows, about))
-    return 0 if all(row.built for row in rows if "sm_75" not in row.target) else 1
-
-
-def _targets(text: str) -> Targets:
-    return tuple(int(sm) for sm in text.split(","))
-
-
-def _done(path: Path, about: dict[str, str]) -> tuple[Row, ...]:
-    """The rows of an earlier run with the same library, plugin and machine.
-
-    Raises:
-        UserError: The file is something else.
-    """
-    if not path.is_file():
-        return ()
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        same = document["about"] == about
-        return tuple(Row(**row) for row in document["rows"]) if same else ()
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not hold rows of this command", "Give --fresh, or another --out."
-        ) from error
-
-
 def _about(library: Library) -> dict[str, str]:
     plugin = find_plugin()
     about = {
-        "command": "python -m bilateral_benchmarks.studies.build_matrix",
+        "command": "bilateral study build-matrix",
         "library": f"{library.name} {library.version}",
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{Machine.here().cpu}, {os.cpu_count()} cores, {platform.system()}",
     }
     if plugin is not None:
         contents = plugin_contents(plugin)
         targets = ", ".join(f"sm_{target}" for target in contents.targets)
         about["plugin"] = f"{contents.kernels} kernels for {targets}; SHA-256 {sha256(plugin)[:16]}"
     return about
-
-
-def _processor() -> str:
-    with Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,10 +1,9 @@
-"""How many key tiles the plan leaves out on trained weights, and how many it could. Needs no GPU.
+"""Tile skipping on trained weights: the share of key tiles read, against two oracles.
 
-`TRITON_INTERPRET=1 python -m bilateral_benchmarks.studies.tile_skipping --output DIR` runs the
-trained checkpoints on inputs that are longer than those they were trained on, takes queries and
-keys of every head, and compares three shares of key tiles that are read:
+Needs no GPU (`TRITON_INTERPRET=1`). Trained checkpoints run on inputs longer than those they were
+trained on. For queries and keys of every head, three shares of key tiles read are compared:
 
-- by the plan (op/kernel/plan.py), whose bound holds for any input;
+- by the kernel's tile ranges (op/kernel/tile_ranges.py), whose bound holds for any input;
 - by an oracle that leaves out tiles from either end, as the plan does, but by the true weights;
 - by an oracle that may leave out any tiles.
 
@@ -13,25 +12,25 @@ All three may leave out the same share of a row's weights. Counts, no times: the
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bilateral_benchmarks.report.context import command
+from bilateral_benchmarks.report.files import write
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
-from bilateral_export.files import to_json, write_text
 from bilateral_export.models.language import LanguageModel
-from bilateral_export.op.architectures import COMPILED
 from bilateral_export.op.attention import spatial_logits
 from bilateral_export.op.kernel import launch_config
 from bilateral_export.op.operands import Operands
@@ -39,10 +38,6 @@ from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tasks import listops
 from bilateral_export.text import Tokenizer
 
-COMMAND = (
-    "TRITON_INTERPRET=1 python -m bilateral_benchmarks.studies.tile_skipping"
-    " --output benchmarks/results"
-)
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 # Trained bandwidths are multiplied by these, for the curve below what was trained.
 FACTORS = (1.0, 0.25, 0.0625)
@@ -80,7 +75,7 @@ class Row:
     error: float
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the operands of every attention of a model."""
 
     def __init__(self) -> None:
@@ -95,26 +90,26 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def watched(model: nn.Module, *inputs: Tensor) -> list[Operands]:
-    """What every attention of a model is given for some inputs."""
-    with torch.inference_mode(), _Watch() as watch:
+def recorded(model: nn.Module, *inputs: Tensor) -> list[Operands]:
+    """Return what every attention of a model is given for some inputs."""
+    with torch.inference_mode(), _Recorder() as recorder:
         model.eval()(*inputs)
-    seen: list[Operands] = watch.seen
+    seen: list[Operands] = recorder.seen
     return seen
 
 
 def digits() -> list[Operands]:
-    """The digits classifier at 96 pixels: 2304 patches and the class token."""
+    """Return the attentions of the digits classifier at 96 pixels: 2304 patches, a class token."""
     checkpoint = at_resolution(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"),
                                DIGITS_SIZE)  # fmt: skip
     with np.load(CHECKPOINTS / "digits_heldout.npz") as file:
         image = torch.from_numpy(file["images"][:1]).float()[:, None]
     image = nn.functional.interpolate(image, (DIGITS_SIZE, DIGITS_SIZE), mode="bilinear")
-    return watched(checkpoint.build_model(), image / image.max())
+    return recorded(checkpoint.build_model(), image / image.max())
 
 
 def language() -> list[Operands]:
-    """The language model on all of its held-out text at once."""
+    """Return the attentions of the language model on all of its held-out text at once."""
     checkpoint = load_checkpoint(CHECKPOINTS / "pydoc_bilateral.safetensors")
     model = checkpoint.build_model()
     assert isinstance(model, LanguageModel)
@@ -127,20 +122,20 @@ def language() -> list[Operands]:
     longer.load_state_dict(model.state_dict())
     _, depth, heads, _, width = config.cache_shape
     past = torch.zeros(1, int(depth), int(heads), 0, int(width))
-    return watched(longer, tokens, tokens, past, past)
+    return recorded(longer, tokens, tokens, past, past)
 
 
 def sequence() -> list[Operands]:
-    """The ListOps classifier on an expression of its full length, 128 tokens at most."""
+    """Return the attentions of the ListOps classifier on an expression of its full length."""
     checkpoint = load_checkpoint(CHECKPOINTS / "listops_bilateral.safetensors")
     config = listops.ListOpsConfig(max_depth=10, max_args=10, min_length=119, max_length=129)
     symbols, _ = listops.generate(config, np.random.default_rng(0))
     tokens = torch.from_numpy(listops.encode(symbols))[None]
-    return watched(checkpoint.build_model(), tokens)
+    return recorded(checkpoint.build_model(), tokens)
 
 
 def head_of(operands: Operands, head: int, factor: float) -> Operands:
-    """One head in float16, its bandwidth multiplied."""
+    """Return one head in float16, its bandwidth multiplied."""
     assert operands.bandwidth is not None
 
     def one(tokens: Tensor) -> Tensor:
@@ -153,7 +148,7 @@ def head_of(operands: Operands, head: int, factor: float) -> Operands:
 
 
 def measure(operands: Operands, capability: int) -> dict[str, float]:
-    """The shares of tiles read and what the plan leaves out, for one head."""
+    """Return the shares of tiles read and what the plan leaves out, for one head."""
     from bilateral_export.op.kernel.launch import SKIP_TOLERANCE, prepare
 
     chosen = launch_config.choose(capability, 16, "gaussian", operands.query.shape[-1])
@@ -193,12 +188,12 @@ def measure(operands: Operands, capability: int) -> dict[str, float]:
 
 
 def _droppable(shares: Tensor, budget: float) -> int:
-    """How many tiles, from the first on, no row misses more than `budget` of."""
+    """Return how many tiles, from the first on, no row misses more than `budget` of."""
     return int((shares.cumsum(1).amax(0) <= budget).sum()) if shares.numel() else 0
 
 
 def true_weights(operands: Operands) -> Tensor:
-    """The attention weights of one head, `[N, N]` float64."""
+    """Return the attention weights of one head, `[N, N]` float64."""
     query, key = operands.query[0, 0].double(), operands.key[0, 0].double()
     assert operands.query_positions is not None
     assert operands.key_positions is not None
@@ -221,7 +216,7 @@ def true_weights(operands: Operands) -> Tensor:
 
 
 def tile_mass(weights: Tensor, block_m: int, block_n: int) -> list[Tensor]:
-    """For every tile of queries the weight of every tile of keys, `[rows, tiles]`."""
+    """Return for every tile of queries the weight of every tile of keys, `[rows, tiles]`."""
     padded = nn.functional.pad(weights, (0, -weights.shape[1] % block_n))
     tiles = padded.reshape(len(weights), -1, block_n).sum(-1)
     return list(torch.split(tiles, block_m))
@@ -250,7 +245,7 @@ MODELS = {
 
 
 def rows(capability: int) -> Iterator[Row]:
-    """Every head of every model at every factor."""
+    """Yield every head of every model at every factor."""
     for name, sites in MODELS.items():
         for layer, operands in enumerate(sites()):
             assert operands.key_positions is not None
@@ -267,67 +262,71 @@ def rows(capability: int) -> Iterator[Row]:
                     )  # fmt: skip
 
 
-def markdown(found: Sequence[Row]) -> Iterator[str]:
-    """One row per model and factor, then the curve over all heads, by bandwidth."""
-    yield "| model | tokens | sigma x | sigma/extent | plan | oracle, ends | oracle, any | error |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for name in dict.fromkeys(row.model for row in found):
-        for factor in FACTORS:
-            yield _summary(name, [r for r in found if (r.model, r.factor) == (name, factor)])
-    yield ""
-    yield "| sigma / extent | heads | plan | oracle, ends | oracle, any | error |"
-    yield "|---|---|---|---|---|---|"
-    edges = (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-    long = [row for row in found if row.tokens > 1000]
-    for low, high in itertools.pairwise(edges):
-        group = [row for row in long if low <= row.sigma < high]
-        if group:
-            yield f"| {low:g} to {high:g} | {len(group)} | {' | '.join(_shares(group))} |"
+class TileSkipping(Result):
+    """Every head of every model at every factor."""
 
+    page_title: ClassVar[str] = "Key tiles read on trained weights"
 
-def _summary(name: str, group: Sequence[Row]) -> str:
-    sigmas = [row.sigma for row in group]
-    return (
-        f"| {name} | {group[0].tokens} | {group[0].factor:g} |"
-        f" {min(sigmas):.4f} to {max(sigmas):.3f} | {' | '.join(_shares(group))} |"
-    )
+    kind: Literal["tile-skipping"] = "tile-skipping"
+    command: str
+    rows: tuple[Row, ...]
+
+    def facts(self) -> list[str]:
+        """Return the command."""
+        return [f"command: {self.command}"]
+
+    def tables(self) -> list[Table]:
+        """Return a row per model and factor, then the curve over all heads, by bandwidth."""
+        groups: dict[tuple[str, float], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row.model, row.factor), []).append(row)
+        by_model = [
+            (
+                *(name, str(group[0].tokens), f"{factor:g}"),
+                f"{min(row.sigma for row in group):.4f} to {max(row.sigma for row in group):.3f}",
+                *_shares(group),
+            )
+            for (name, factor), group in groups.items()
+        ]
+        by_bandwidth = []
+        long = [row for row in self.rows if row.tokens > 1000]
+        for low, high in itertools.pairwise((0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)):
+            if group := [row for row in long if low <= row.sigma < high]:
+                by_bandwidth.append((f"{low:g} to {high:g}", str(len(group)), *_shares(group)))
+        shares = (">plan", ">oracle, ends", ">oracle, any", ">error")
+        columns = ("model", ">tokens", ">sigma x", "sigma / extent", *shares)
+        return [
+            Table("By model", columns, tuple(by_model)),
+            Table("By bandwidth", ("sigma / extent", ">heads", *shares), tuple(by_bandwidth)),
+        ]
 
 
 def _shares(group: Sequence[Row]) -> list[str]:
-    """Means of the shares read, and the worst error."""
-    means = [sum(getattr(row, name) for row in group) / len(group) for name in ("plan", "ends",
-                                                                                "any")]  # fmt: skip
-    return [*(f"{mean:.0%}" for mean in means), f"{max(row.error for row in group):.1e}"]
+    """Return the means of the shares read, and the worst error."""
+    columns = ([row.plan for row in group], [row.ends for row in group], [row.any for row in group])
+    means = [f"{sum(column) / len(group):.0%}" for column in columns]
+    return [*means, f"{max(row.error for row in group):.1e}"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write kernel_skipping.json and kernel_skipping.md."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilateral_benchmarks.studies.tile_skipping", description=__doc__
-    )
-    parser.add_argument(
-        "--sm",
-        type=int,
-        default=90,
-        choices=list(COMPILED),
-        help="whose block sizes to use",
-    )
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args(arguments)
+def measure_skipping(capability: int, folder: Path | None = None) -> TileSkipping:
+    """Measure every head, write kernel_skipping.json, .md and .html, and return the result.
+
+    Args:
+        capability: Architecture whose block sizes are used.
+        folder: For the files; None: nothing is written.
+
+    Raises:
+        UserError: Triton is missing, or there is neither a GPU nor Triton's interpreter.
+    """
     try:
-        found = list(rows(options.sm))
-        text = "\n".join(markdown(found))
-        print(text)
-        if options.output:
-            facts = {"command": COMMAND, "rows": [asdict(row) for row in found]}
-            write_text(options.output / "kernel_skipping.json", to_json(facts))
-            heading = f"# Key tiles read on trained weights\n\n`{COMMAND}`\n\n"
-            write_text(options.output / "kernel_skipping.md", f"{heading}{text}\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        from bilateral_export.op.kernel.launch import INTERPRETED
+    except ImportError as error:
+        raise UserError(
+            "triton is not installed", 'Run: pip install "bilateral-serve[kernel]"'
+        ) from error
+    if not INTERPRETED and not torch.cuda.is_available():
+        raise UserError("there is no GPU to run the plan on", "Set TRITON_INTERPRET=1.")
+    found = TileSkipping(command=f"TRITON_INTERPRET=1 {command()}", rows=tuple(rows(capability)))
+    if folder is not None:
+        write(found, folder / "kernel_skipping.json")
+    return found

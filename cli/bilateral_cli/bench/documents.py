@@ -1,4 +1,4 @@
-"""What is done with reports afterwards."""
+"""`bilateral bench compare`, `report` and `schema`: reports that are already written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.options import writable
-from bilateral_cli.bench.output import write_pages
+from bilateral_cli.bench.output import show_pages
 from bilateral_cli.console import JsonOption, notes, out, print_json, styled, table
 
 
@@ -32,8 +32,8 @@ def compare(
 
     Example: bilateral bench compare main.json branch.json
     """
+    from bilateral_benchmarks.experiments.document import load_document
     from bilateral_benchmarks.report.compare_reports import compare_documents
-    from bilateral_benchmarks.report.document import load_document
     from bilateral_benchmarks.report.tables import between
 
     verdicts = compare_documents(load_document(before), load_document(after))
@@ -80,12 +80,12 @@ def report(
 
     Example: bilateral bench report out/bench.json
     """
-    from bilateral_benchmarks.report.document import load_document
-    from bilateral_benchmarks.report.summary import write_summary
+    from bilateral_benchmarks.experiments.document import load_document
+    from bilateral_benchmarks.experiments.summary import write_summary
 
     document = load_document(results)
     if into is None:
-        write_pages(document, output or results)
+        show_pages(document, output or results)
     else:
         write_summary(document, into)
         notes.print(f"Wrote {into}")
@@ -94,6 +94,6 @@ def report(
 @bench.command()
 def schema() -> None:
     """Print the JSON schema of the reports."""
-    from bilateral_benchmarks.report.document import schema as text
+    from bilateral_benchmarks.experiments.document import schema as text
 
     sys.stdout.write(text())

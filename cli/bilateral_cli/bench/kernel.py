@@ -1,4 +1,4 @@
-"""The fused kernel on a GPU."""
+"""`bilateral bench kernel` and `bilateral check kernel`: times of the fused kernel on a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import typer
 
 from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.bench.app import bench
+from bilateral_cli.check import check
+from bilateral_cli.console import print_page
 
 
 @bench.command()
+@check.command()
 def kernel(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for kernel.json and kernel.md.")
@@ -23,13 +26,15 @@ def kernel(
         float, typer.Option(help="Nothing begins after so long; the same command again goes on.")
     ] = 9.0,
 ) -> None:
-    """Time the fused kernel against every other way to compute its answer. Needs an NVIDIA GPU.
+    """Time the fused kernel against its baselines. Needs an NVIDIA GPU.
 
-    Exit code 1 when a target is missed.
+    Exit code 1 when a target is missed, or the time was not enough for all.
 
     Example: bilateral bench kernel --tune --output benchmarks/results
     """
     from bilateral_benchmarks.kernel.run import bench_kernel
 
-    if not bench_kernel(output, tune, minutes):
+    found = bench_kernel(output, tune, minutes)
+    print_page(found)
+    if not found.passed:
         raise typer.Exit(EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""What is shown while something is measured: how far it is, the numbers so far, the time left.
+"""Live progress of a measurement: the numbers so far and the time left.
 
 It is drawn on standard error and gone when the measurement is over; without a terminal nothing is.
 """
@@ -118,7 +118,7 @@ def _progress(*columns: MofNCompleteColumn) -> Progress:
 
 
 def _standing(blocks: Blocks) -> Table:
-    """Every contender's p50 so far, and how it stands to the first."""
+    """Return every contender's p50 so far, and how it stands to the first."""
     shown = []
     for name in blocks.names:
         ratio = blocks.ratio(name, blocks.names[0]).value

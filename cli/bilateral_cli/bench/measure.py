@@ -1,4 +1,4 @@
-"""One measurement: a served model over gRPC, or a file in this process."""
+"""`bilateral bench served` and `runner`: one measurement, over gRPC or in this process."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def served(
             shared_memory=shared_memory,
             on_progress=on_progress,
         )
-    finish(report, output, json)
+    finish(report, report.subject, output, json)
 
 
 @bench.command()
@@ -133,19 +133,17 @@ def runner(
                 subject=f"{model.name}, {opened.name}",
                 on_progress=on_progress,
             )
-    finish(report, output, json)
+    finish(report, report.subject, output, json)
 
 
 def _in_process(model: Path, threads: int | None, runtime: str, lower: bool) -> Runner:
-    """The runner of a model file, not open yet."""
+    """Return the runner of a model file, not open yet."""
     if model.suffix == ".plan":
         from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 
         return TensorRTRunner(model)
     if threads is not None and threads < 1:
         raise UserError(f"{threads} threads", "Give at least 1.")
-    if runtime not in ("onnxruntime", "openvino"):
-        raise UserError(f"unknown runtime '{runtime}'", "Use 'onnxruntime' or 'openvino'.")
     from bilateral_export.runners.lowered import LoweredRunner
 
-    return LoweredRunner(model, runtime, threads, lower=lower)  # type: ignore[arg-type]
+    return LoweredRunner(model, runtime, threads, lower=lower)

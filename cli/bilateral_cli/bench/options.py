@@ -1,8 +1,7 @@
-"""Options that several measurements have, and how their values are read."""
+"""Options of several measurements, and how their values are read."""
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from bilateral_export.files import require_replaceable
 
 
 def writable(path: Path | None) -> Path | None:
-    """A path that can be written, judged before what is to be written has taken its time.
+    """Return a path that can be written, judged before what is to be written has taken its time.
 
     Raises:
         UserError: It is a directory or a device, or lies where nothing may be written.
@@ -57,28 +56,3 @@ OutputOption = Annotated[
     ),
 ]
 ConcurrencyOption = Annotated[int, typer.Option("--concurrency", "-c", help="Callers at a time.")]
-
-
-def numbers(text: str, *, whole: bool, least: int = 1) -> list[float]:
-    """Read a list such as 1,2,4.
-
-    Args:
-        text: The list.
-        whole: Whether each must be a whole number of at least `least`; else any above 0.
-        least: See above.
-
-    Raises:
-        UserError: It is none, or has a number that is not allowed.
-    """
-    try:
-        found = [float(value) for value in text.split(",") if value.strip()]
-    except ValueError as error:
-        raise UserError(f"'{text}' is no list of numbers", "Write it as 1,2,4.") from error
-    for value in found:
-        if whole and not (value.is_integer() and value >= least):
-            raise UserError(f"{value:g} in '{text}'", f"Give whole numbers from {least} on.")
-        if not 0 < value < math.inf:
-            raise UserError(f"{value:g} in '{text}'", "Give numbers above 0.")
-    if not found:
-        raise UserError(f"'{text}' has no number", "Write it as 1,2,4.")
-    return found

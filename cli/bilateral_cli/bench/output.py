@@ -1,4 +1,4 @@
-"""How results are printed and written."""
+"""Printing and writing of results."""
 
 from __future__ import annotations
 
@@ -11,41 +11,16 @@ from bilateral_cli.app import EXIT_FAILED
 from bilateral_cli.console import UNBOUNDED, notes, out, print_json, styled, table
 
 if TYPE_CHECKING:
+    from bilateral_benchmarks.experiments.document import Item
     from bilateral_benchmarks.report import tables
     from bilateral_benchmarks.report.document import Document
-    from bilateral_benchmarks.report.result import Report
-
-
-def finish_document(document: Document, output: Path | None, json: bool) -> None:
-    """Print a document, and write it where asked.
-
-    Raises:
-        typer.Exit: Code 1: a run is invalid.
-    """
-    from bilateral_benchmarks.report.document import save_document
-    from bilateral_benchmarks.report.tables import tables_of
-
-    if output is not None:
-        save_document(document, output)
-        notes.print(f"Wrote {output}")
-    if json:
-        print_json(document)
-    for item in () if json else document.items:
-        for found in tables_of(item):
-            print_table(found)
-            for note in found.notes:
-                notes.print(note, soft_wrap=True)
-    exit_if_failed(document)
 
 
 def exit_if_failed(document: Document) -> None:
     """Say what is missing or invalid in a document, and end with code 1 if anything is."""
-    from bilateral_benchmarks.report.document import failures_of
-
-    failures = failures_of(document)
-    for failure in failures:
-        notes.print(styled("Failed:", "bold red"), failure, soft_wrap=True)
-    if failures:
+    for problem in document.problems:
+        notes.print(styled("Failed:", "bold red"), problem, soft_wrap=True)
+    if document.problems:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -65,18 +40,31 @@ def print_table(wide: tables.Table) -> None:
         )
 
 
-def finish(report: Report, output: Path | None, json: bool) -> None:
-    """Write and print the report of one measurement."""
-    from bilateral_benchmarks.report.document import Document
+def finish(found: Item, title: str, output: Path | None, json: bool) -> None:
+    """Print a single result, and write it as a document where asked.
 
-    finish_document(Document(title=report.subject, items=(report,)), output, json)
+    Raises:
+        typer.Exit: Code 1: a run is invalid.
+    """
+    from bilateral_benchmarks.experiments.document import BenchDocument
+    from bilateral_benchmarks.report.files import write_json
+
+    document = BenchDocument(title=title, items=(found,))
+    if output is not None:
+        write_json(document, output)
+        notes.print(f"Wrote {output}")
+    if json:
+        print_json(document)
+    for table_ in () if json else found.tables():
+        print_table(table_)
+        for note in table_.notes:
+            notes.print(note, soft_wrap=True)
+    exit_if_failed(document)
 
 
-def write_pages(document: Document, path: Path) -> None:
+def show_pages(document: Document, path: Path) -> None:
     """Write the .md and .html pages beside `path`."""
-    from bilateral_benchmarks.report.render import html, markdown
-    from bilateral_export.files import write_text
+    from bilateral_benchmarks.report.files import write_pages
 
-    for suffix, text in ((".md", markdown(document)), (".html", html(document))):
-        write_text(path.with_suffix(suffix), text)
-        notes.print(f"Wrote {path.with_suffix(suffix)}")
+    for page in write_pages(document, path):
+        notes.print(f"Wrote {page}")

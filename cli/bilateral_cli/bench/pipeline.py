@@ -1,4 +1,4 @@
-"""Every model of the paper, all the way."""
+"""`bilateral bench pipeline`: every model of the paper from checkpoint to served answer."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def pipeline(
 
     Example: bilateral bench pipeline --only segmenter_bilateral_tiny
     """
-    from bilateral_benchmarks.end_to_end.run_model import Journey
+    from bilateral_benchmarks.end_to_end.model_report import ModelReport
     from bilateral_benchmarks.end_to_end.study import run_pipeline
 
-    def on_journey(name: str, result: Journey | str) -> None:
-        if isinstance(result, Journey):
+    def on_report(name: str, result: ModelReport | str) -> None:
+        if isinstance(result, ModelReport):
             word = styled("pass", "green") if result.passed else styled("FAIL", "bold red")
             said = "; ".join(f"{answer.asked}: {answer.said}" for answer in result.answers)
             notes.print(word, styled(name, "bold"), said, soft_wrap=True)
@@ -47,7 +47,7 @@ def pipeline(
             notes.print(styled("Failed:", "bold red"), f"{name}: {result}", soft_wrap=True)
 
     with notes.status("Starting") as status:
-        found = run_pipeline(output, checkpoints, only or (), resume, status.update, on_journey)
+        found = run_pipeline(output, checkpoints, only or (), resume, status.update, on_report)
     if json:
         print_json(found)
     else:

@@ -1,4 +1,4 @@
-"""Comparisons by turns, in process, and growth."""
+"""`bilateral bench runtimes`, `ablation` and `growth`: comparisons in process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import typer
 
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.live import experiment
-from bilateral_cli.bench.options import BatchOption, OutputOption, numbers
-from bilateral_cli.bench.output import finish_document
+from bilateral_cli.bench.options import BatchOption, OutputOption
+from bilateral_cli.bench.output import finish
 from bilateral_cli.console import JsonOption
+from bilateral_cli.options import numbers
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.report.document import Document
+    from bilateral_benchmarks.experiments.comparison import Comparison
 
 
 @bench.command()
@@ -24,12 +25,12 @@ def runtimes(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
     batch: BatchOption = 1,
     image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of every runtime, by turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every runtime, interleaved.")] = 15,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = True,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare torch, ONNX Runtime, OpenVINO and TensorRT on one model, in process and by turns.
+    """Compare torch, ONNX Runtime, OpenVINO and TensorRT on one model in process, interleaved.
 
     Example: bilateral bench runtimes deit_bilateral_small_patch16_224
     """
@@ -38,8 +39,8 @@ def runtimes(
     def contenders(*args: Any) -> list[Any]:
         return list(usual_contenders(*args, compiled=compiled))
 
-    document = _compare(checkpoint, image_size, batch, rounds, contenders, False, "runtimes")
-    finish_document(document, output, json)
+    found = _compare(checkpoint, image_size, batch, rounds, contenders, False, "runtimes")
+    finish(found, found.title, output, json)
 
 
 @bench.command()
@@ -47,7 +48,7 @@ def ablation(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a known model's name.")],
     batch: BatchOption = 1,
     image_size: Annotated[int | None, typer.Option(help="With a name: another image size.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of every form, by turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every form, interleaved.")] = 15,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -60,8 +61,8 @@ def ablation(
     def contenders(*args: Any) -> list[Any]:
         return list(attention_forms(*args))
 
-    document = _compare(checkpoint, image_size, batch, rounds, contenders, True, "forms")
-    finish_document(document, output, json)
+    found = _compare(checkpoint, image_size, batch, rounds, contenders, True, "forms")
+    finish(found, found.title, output, json)
 
 
 @bench.command()
@@ -75,14 +76,13 @@ def growth(
 
     Example: bilateral bench growth --lengths 1025,4096,16384
     """
-    from bilateral_benchmarks.experiments.scaling import measure_growth
-    from bilateral_benchmarks.report.document import Document
+    from bilateral_benchmarks.experiments.scaling import measure_scaling
 
     # A class token and one patch.
     sizes = [int(value) for value in numbers(lengths, whole=True, least=2)]
     with experiment() as shown:
-        found = measure_growth(sizes, seconds=seconds, on_point=shown.step)
-    finish_document(Document(title="Growth of attention", items=(found,)), output, json)
+        found = measure_scaling(sizes, seconds=seconds, on_point=shown.step)
+    finish(found, "Growth of attention", output, json)
 
 
 def _compare(
@@ -93,12 +93,10 @@ def _compare(
     contenders: Callable[..., list[Any]],
     memory: bool,
     what: str,
-) -> Document:
+) -> Comparison:
     """Export a checkpoint and compare contenders on it."""
     from bilateral_benchmarks.experiments.comparison import run_comparison
     from bilateral_benchmarks.experiments.contenders import checkpoint_of, goals_of
-    from bilateral_benchmarks.experiments.suite import OPSET
-    from bilateral_benchmarks.report.document import Document
     from bilateral_export.graph.export import export_onnx
 
     with experiment() as shown, tempfile.TemporaryDirectory() as scratch:
@@ -106,8 +104,8 @@ def _compare(
         folder = Path(scratch)
         checkpoint = checkpoint_of(source, folder, image_size)
         exported = folder / "exported.onnx"
-        export_onnx(checkpoint, exported, opset=OPSET)
-        found = run_comparison(
+        export_onnx(checkpoint, exported)
+        return run_comparison(
             f"{checkpoint.card.name}, {what}",
             checkpoint,
             exported,
@@ -119,4 +117,3 @@ def _compare(
             on_step=shown.step,
             on_round=shown.blocks,
         )
-    return Document(title=found.title, items=(found,))

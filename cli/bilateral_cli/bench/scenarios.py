@@ -1,4 +1,4 @@
-"""Experiments on a served model."""
+"""`bilateral bench scenario`, `limit`, `sweep` and `breakdown`: experiments on a served model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bilateral_cli.bench.options import (
     LengthOption,
     OutputOption,
     WarmupOption,
-    numbers,
 )
-from bilateral_cli.bench.output import finish_document
+from bilateral_cli.bench.output import finish
 from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption
+from bilateral_cli.options import numbers
 from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
-    from bilateral_benchmarks.report.result import Report
+    from bilateral_benchmarks.load.report import Report
     from bilateral_export.tensors import Array
 
 
@@ -48,7 +48,6 @@ def scenario(
     """
     from bilateral_benchmarks.experiments.scenarios import named_scenario, run_scenario
     from bilateral_benchmarks.load.inputs import made_up
-    from bilateral_benchmarks.report.document import Document
     from bilateral_serving.client import Client
 
     chosen = named_scenario(which)
@@ -67,7 +66,7 @@ def scenario(
             on_progress=on_progress,
             on_measurement=lambda load, seconds: begin(f"{chosen}, {name}: {load}", seconds),
         )
-    finish_document(Document(title=f"{chosen}: {name}", items=(result,)), output, json)
+    finish(result, f"{chosen}: {name}", output, json)
 
 
 @bench.command()
@@ -85,11 +84,10 @@ def limit(
     Example: bilateral bench limit
     """
     from bilateral_benchmarks.experiments.generator_limit import limit_on_this_machine
-    from bilateral_benchmarks.report.document import Document
 
     with experiment() as shown:
         found = limit_on_this_machine(duration_s=duration, on_step=shown.step)
-    finish_document(Document(title="The generator's limit", items=(found,)), output, json)
+    finish(found, "The generator's limit", output, json)
 
 
 @bench.command()
@@ -113,7 +111,6 @@ def sweep(
     from bilateral_benchmarks.experiments.served import DEFAULT_TIMEOUT_S, bench_served, try_out
     from bilateral_benchmarks.load.inputs import made_up
     from bilateral_benchmarks.load.schedule import Load
-    from bilateral_benchmarks.report.document import Document
     from bilateral_serving.client import Client
 
     if axis not in sweeps.AXES:
@@ -148,7 +145,7 @@ def sweep(
             )
 
         found = sweeps.sweep(axis, points, name, at)
-    finish_document(Document(title=f"{name} by {axis}", items=(found,)), output, json)
+    finish(found, f"{name} by {axis}", output, json)
 
 
 @bench.command()
@@ -170,7 +167,6 @@ def breakdown(
     """
     from bilateral_benchmarks.experiments.breakdown import measure_breakdown
     from bilateral_benchmarks.load.inputs import made_up
-    from bilateral_benchmarks.report.document import Document
     from bilateral_export.runners.lowered import LoweredRunner
     from bilateral_serving.client import Client
 
@@ -187,4 +183,4 @@ def breakdown(
         found = measure_breakdown(
             url, name, arrays, duration_s=duration, in_process=call, on_progress=on_progress
         )
-    finish_document(Document(title=f"Breakdown of {name}", items=(found,)), output, json)
+    finish(found, f"Breakdown of {name}", output, json)

@@ -1,4 +1,4 @@
-"""Everything in one run."""
+"""`bilateral bench suite`: every experiment in one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from bilateral_cli.bench.app import bench
 from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.options import writable
-from bilateral_cli.bench.output import exit_if_failed, write_pages
+from bilateral_cli.bench.output import exit_if_failed, show_pages
 
 
 @bench.command()
@@ -52,5 +52,5 @@ def suite(
             on_part=shown.part,
             on_round=shown.blocks,
         ).run()
-    write_pages(document, output)
+    show_pages(document, output)
     exit_if_failed(document)

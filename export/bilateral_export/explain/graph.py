@@ -1,4 +1,4 @@
-"""The same graph with its attention maps as further outputs, and their values for an image."""
+"""Attention maps of an exported graph, as further outputs, and their values for an image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from bilateral_export.artifact import read_metadata
 from bilateral_export.errors import UserError
@@ -17,7 +18,8 @@ from bilateral_export.explain.maps import KERNELS, AttentionMaps
 from bilateral_export.files import atomic_file
 from bilateral_export.graph.attach import attention_nodes, variant_of
 from bilateral_export.graph.postconditions import check_exported
-from bilateral_export.models.classifier import ImageClassifierConfig
+from bilateral_export.models.family import FamilyConfig, ImageTokens
+from bilateral_export.models.registry import parse_config
 from bilateral_export.op import contract
 from bilateral_export.op.contract import OperatorVariant
 from bilateral_export.op.onnx_body import range_step, spatial_step
@@ -37,10 +39,10 @@ def explain_onnx(source: Path, target: Path) -> None:
     grows with N squared, which is why the graph that is served does not have them.
 
     Raises:
-        UserError: The source is no image classifier that `bilateral export` wrote, or was lowered,
+        UserError: The source is not an image classifier that `bilateral export` wrote, was lowered,
             or the target cannot be written.
     """
-    config_of(source)
+    exported_image(source)
     model = ir.load(source)
     nodes = attention_nodes(model)
     if not nodes:
@@ -68,7 +70,7 @@ def onnx_maps(path: Path, image: NDArray[np.float32]) -> AttentionMaps:
     Raises:
         UserError: As `explain_onnx`.
     """
-    config = config_of(path)
+    tokens = exported_image(path)
     with tempfile.TemporaryDirectory() as scratch:
         explained = path
         if not set(OUTPUTS) <= {value.name for value in ir.load(path).graph.outputs}:
@@ -83,33 +85,40 @@ def onnx_maps(path: Path, image: NDArray[np.float32]) -> AttentionMaps:
         range=range_,
         spatial=spatial,
         logits=logits.astype(np.float32),
-        prefix=config.prefix,
-        grid=(config.grid, config.grid),
+        prefix=tokens.prefix,
+        grid=(tokens.grid, tokens.grid),
     )
 
 
-def config_of(path: Path) -> ImageClassifierConfig:
-    """The configuration of an exported image classifier.
+def exported_image(path: Path) -> ImageTokens:
+    """Return the image that an exported image classifier reads.
 
     Raises:
         UserError: The file is not one.
     """
     metadata = read_metadata(path)
-    require_classifier(metadata.family, path)
-    return ImageClassifierConfig.model_validate(metadata.model)
+    try:
+        return require_image(parse_config(metadata.model), path)
+    except ValidationError as error:
+        raise _no_image(path, metadata.family) from error
 
 
-def require_classifier(family: str, path: Path) -> None:
-    """Check that a file's model is one that heat maps are drawn of.
+def require_image(config: FamilyConfig, path: Path) -> ImageTokens:
+    """Return the image that a file's model reads, on which heat maps are drawn.
 
     Raises:
-        UserError: It is of another family.
+        UserError: It is of a family that reads none.
     """
-    if family != "image-classifier":
-        raise UserError(
-            f"{path} is a {family}, and no image classifier",
-            "Heat maps are drawn on the image of an image classifier.",
-        )
+    if config.image is None:
+        raise _no_image(path, config.family)
+    return config.image
+
+
+def _no_image(path: Path, family: str) -> UserError:
+    return UserError(
+        f"{path} is a {family}, not an image classifier",
+        "Heat maps are drawn on the image of an image classifier.",
+    )
 
 
 def _weights(model: ir.Model) -> list[ir.Value]:

@@ -1,4 +1,4 @@
-"""Attention maps of one image, whatever they were computed by."""
+"""Attention maps of one image, their two factors, and attention rollout."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class AttentionMaps:
         return self.attention.shape[1]
 
     def weights(self, kernel: Kernel) -> Weights:
-        """One of the three, `[L, H, N, N]`."""
+        """Return one of the three, `[L, H, N, N]`."""
         chosen: Weights = getattr(self, kernel)
         return chosen
 
     def token(self, patch: tuple[int, int] | None) -> int:
-        """Index of a patch's token, given its row and column, or of the class token.
+        """Return the index of a patch's token, given its row and column, or of the class token.
 
         Raises:
             UserError: The image has no such patch.
@@ -72,7 +72,7 @@ class AttentionMaps:
         return self.prefix + row * columns + column
 
     def check_layer(self, layer: int) -> int:
-        """The layer's index from 0; negative ones count from the last.
+        """Return the layer's index from 0; negative ones count from the last.
 
         Raises:
             UserError: The model has no such layer.
@@ -84,12 +84,12 @@ class AttentionMaps:
         return layer % self.layers
 
     def on_grid(self, row: Weights) -> Weights:
-        """What lies on the image of a token's weights `[..., N]`: `[..., rows, columns]`."""
+        """Return what lies on the image of a token's weights `[..., N]`: `[..., rows, columns]`."""
         return row[..., self.prefix :].reshape(*row.shape[:-1], *self.grid)
 
 
 def rollout(weights: Weights) -> Weights:
-    """Attention through all layers, `[N, N]` (Abnar and Zuidema, 2020).
+    """Return attention through all layers, `[N, N]` (Abnar and Zuidema, 2020).
 
     Heads are averaged, half of each layer is its residual connection, and layers are multiplied.
     The half is the method's convention: learned residual coefficients do not enter.

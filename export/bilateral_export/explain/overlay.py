@@ -1,4 +1,4 @@
-"""A map of weights drawn over the image the model saw."""
+"""Heat map overlays: a map of weights over the image that the model saw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPACITY = 0.65
 
 
 def seen_image(tensor: NDArray[np.float32], how: ImagePreprocessing | None) -> Image.Image:
-    """The model's input `[C, H, W]` as a picture: normalisation undone.
+    """Return the model's input `[C, H, W]` as a picture: normalisation undone.
 
     Without preprocessing the range of the tensor's values becomes black to white.
     """
@@ -38,7 +38,7 @@ def overlay(
     side: int = 448,
     smooth: bool = True,
 ) -> Image.Image:
-    """Lay weights over an image.
+    """Return an image with weights over it.
 
     Args:
         image: What the model saw.
@@ -65,7 +65,7 @@ def overlay(
 
 
 def outlined(picture: Image.Image, grid: tuple[int, int], patch: tuple[int, int]) -> Image.Image:
-    """The picture with a white frame around one patch of a grid."""
+    """Return the picture with a white frame around one patch of a grid."""
     rows, columns = grid
     row, column = patch
     height, width = picture.height / rows, picture.width / columns
@@ -77,13 +77,13 @@ def outlined(picture: Image.Image, grid: tuple[int, int], patch: tuple[int, int]
 
 
 def colours(level: NDArray[np.float32]) -> NDArray[np.float32]:
-    """RGB 0..255 `[..., 3]` of levels 0..1."""
+    """Return RGB 0..255 `[..., 3]` of levels 0..1."""
     table = np.asarray(_COLOURS, dtype=np.float32)
     channels = [np.interp(level, _STOPS, table[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
 def colour_bar(width: int = 180, height: int = 10) -> Image.Image:
-    """The colours from 0 to the highest weight, left to right."""
+    """Return the colours from 0 to the highest weight, left to right."""
     row = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, axis=0)
     return Image.fromarray(np.rint(colours(row)).astype(np.uint8))

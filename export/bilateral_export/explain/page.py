@@ -1,4 +1,4 @@
-"""Pictures and one self-contained HTML page of where a model looks."""
+"""The heat map page: PNG overlays and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def write_explanation(subject: Subject, view: View, directory: Path) -> None:
 
 
 def data_url(picture: Image.Image) -> str:
-    """A picture as a `data:` URL of a PNG."""
+    """Return a picture as a `data:` URL of a PNG."""
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Attention maps of the torch model: every call of the operator is watched, none is changed."""
+"""Attention maps of the torch model, from watching every call of the operator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bilateral_export.op.operands import Operands
 
 
 def torch_maps(model: nn.Module, tokens: ImageTokens, image: NDArray[np.float32]) -> AttentionMaps:
-    """Run an image classifier once and keep what each attention saw.
+    """Return the maps of one run of an image classifier.
 
     Args:
         model: The model, in evaluation mode.
@@ -53,7 +53,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _kernels(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention, range and spatial weights of one call at batch 1, each `[H, N, N]`."""
+    """Return attention, range and spatial weights of one call at batch 1, each `[H, N, N]`."""
     assert operands.key_bias is None
     assert not operands.causal
     key = operands.key[0]

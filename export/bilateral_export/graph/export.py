@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -14,7 +14,9 @@ import torch
 
 from bilateral_export import __version__
 from bilateral_export.artifact import OnnxArtifact, read_onnx
-from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.checkpoint.labels import with_labels
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 from bilateral_export.graph.attach import attach_functions
@@ -34,6 +36,50 @@ DEFAULT_OPSET = 22
 BF16_OPSET = 22
 # Protobuf refuses messages of 2 GiB; weights go to a file of their own well before that.
 EXTERNAL_DATA_BYTES = 3 << 29
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    path: Path,
+    *,
+    precision: Precision = "fp32",
+    opset: int = DEFAULT_OPSET,
+    model: str | None = None,
+    weights: str | None = None,
+    sha256: str | None = None,
+    labels: Path | None = None,
+    image_size: int | None = None,
+    spatial_features: bool = False,
+    accept: Callable[[Checkpoint], None] = lambda _: None,
+) -> tuple[OnnxArtifact, Checkpoint]:
+    """Write a checkpoint file as ONNX; return what was written, and the checkpoint as exported.
+
+    Args:
+        checkpoint: A safetensors checkpoint, or what `torch.save` wrote.
+        path: As in `export_onnx`, like `precision`, `opset` and `spatial_features`.
+        precision: See there.
+        opset: See there.
+        model: As in `load_checkpoint`, like `weights` and `sha256`.
+        weights: See there.
+        sha256: See there.
+        labels: Class names, one a line, for checkpoints that carry none.
+        image_size: The resolution to move an image classifier to.
+        spatial_features: See `export_onnx`.
+        accept: Called with the loaded checkpoint before anything is written; may refuse it.
+
+    Raises:
+        UserError: As `load_checkpoint`, `with_labels`, `at_resolution` and `export_onnx`.
+    """
+    loaded = load_checkpoint(checkpoint, model=model, weights=weights, sha256=sha256)
+    if labels is not None:
+        loaded = with_labels(loaded, labels)
+    if image_size is not None:
+        loaded = at_resolution(loaded, image_size)
+    accept(loaded)
+    exported = export_onnx(
+        loaded, path, precision=precision, opset=opset, spatial_features=spatial_features
+    )
+    return exported, loaded
 
 
 def export_onnx(

@@ -1,4 +1,4 @@
-"""The decomposed form: every operator node replaced by the body that the file carries for it."""
+"""Attention by its function body: every operator node inlined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bilateral_export.op import contract
 
 
 def decompose(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model without functions that computes the same.
+    """Return a model without functions that computes the same.
 
     Requires: every foreign node has its function in the file.
     Ensures: no function is left; every node says the module and the source line it is from.

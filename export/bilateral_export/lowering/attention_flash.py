@@ -1,14 +1,14 @@
-"""The flash form: plain attention on queries and keys with a few more columns.
+"""Flash attention by augmented queries and keys: plain attention on a few more features.
 
 ONNX Runtime's CPU provider runs `com.microsoft.MultiHeadAttention` block by block, with memory
-linear in N, only when it has neither bias nor mask. A bilateral attention gets there exactly: its
-spatial kernel is a dot product of extra columns (columns.py), which are constant and so go into
-the projection's weight and bias; the Gaussian range kernel's |k|^2 is one more column of the keys,
-against a column of ones.
+linear in N, only without bias and mask. Bilateral attention can be written that way exactly. The
+spatial kernel is a dot product of extra features (gaussian_feature_map.py), which are constant and
+so go into the projection's weight and bias. The Gaussian range kernel's |k|^2 is one more feature
+of the keys, against a feature that is 1.
 
-What is constant along the keys cancels in the softmax. That allows to shift queries and keys by
-any vector per head (for the Gaussian kernel both, for the dot product the keys): they are shifted
-by the keys' bias, which makes |k|^2, and with it rounding, smaller.
+What is constant along the keys cancels in the softmax. So queries and keys may be shifted by any
+vector per head (for the Gaussian kernel both, for the dot product the keys). They are shifted by
+the keys' bias, which makes |k|^2, and with it rounding, smaller.
 """
 
 from __future__ import annotations
@@ -16,68 +16,58 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from bilateral_export.lowering.attention_pattern import Site, Values
-from bilateral_export.lowering.gaussian_feature_map import spatial_columns
+from bilateral_export.lowering.attention_pattern import AttentionPattern, Values
+from bilateral_export.lowering.gaussian_feature_map import spatial_feature_map
 from bilateral_export.lowering.graph_edit import Rewriter
 
 DOMAIN = "com.microsoft"
 OPERATOR = "MultiHeadAttention"
 
 
-def augment(model: onnx.ModelProto, site: Site) -> None:
-    """Rewrite one site to the augmented form, in place.
+def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
+    """Rewrite one attention to the augmented form, in place.
 
-    Requires: `read_site` understood the node (constant positions, no causal mask, no key bias).
-    Ensures: one MultiHeadAttention with three inputs computes the site's output.
+    Requires: `read_attention` accepted the node (constant positions, no causal mask, no key bias).
+    Ensures: one MultiHeadAttention with three inputs computes the attention's output.
     """
-    heads, depth = site.heads, site.head_dim
-    gaussian = site.range_kernel == "gaussian"
-    query_columns, key_columns = spatial_columns(site)
-    extra = query_columns.shape[-1]
-    weights = np.split(site.weight, 3, axis=1)
-    biases = [part.reshape(heads, depth) for part in np.split(site.bias, 3)]
-    query_bias = site.scale * (biases[0] - biases[1] if gaussian else biases[0])
-    rewriter = Rewriter(model, site)
-    # The Gaussian range kernel's column is computed, so the keys' columns are joined to it later.
-    folded_keys = np.zeros((*key_columns.shape[:2], 0)) if gaussian else key_columns
+    heads, depth = pattern.heads, pattern.head_dim
+    gaussian = pattern.range_kernel == "gaussian"
+    query_features, key_features = spatial_feature_map(pattern)
+    extra = query_features.shape[-1]
+    weights = np.split(pattern.weight, 3, axis=1)
+    biases = [part.reshape(heads, depth) for part in np.split(pattern.bias, 3)]
+    query_bias = pattern.scale * (biases[0] - biases[1] if gaussian else biases[0])
+    rewriter = Rewriter(model, pattern)
+    # The Gaussian range kernel's feature is computed, so the keys' features are joined to it later.
+    folded_keys = np.zeros((*key_features.shape[:2], 0)) if gaussian else key_features
     weight = np.concatenate(
         [
-            _widen(site.scale * weights[0], heads, extra, int(gaussian)),
+            _widen(pattern.scale * weights[0], heads, extra, int(gaussian)),
             _widen(weights[1], heads, folded_keys.shape[-1]),
             weights[2],
         ],
         axis=1,
     )
-    length = max(query_columns.shape[0], folded_keys.shape[0])
+    length = max(query_features.shape[0], folded_keys.shape[0])
     bias = np.concatenate(
         [
-            _beside(query_columns, query_bias, length, int(gaussian)),
+            _beside(query_features, query_bias, length, int(gaussian)),
             _beside(folded_keys, np.zeros_like(biases[1]), length),
             np.broadcast_to(biases[2].reshape(1, -1), (length, heads * depth)),
         ],
         axis=1,
     )
-    product = rewriter.node("MatMul", [site.tokens, rewriter.constant("weight", weight)], "product")
-    projected = rewriter.node("Add", [product, rewriter.constant("columns", bias)], "projected")
-    sizes = np.array(
-        [
-            heads * (extra + depth + gaussian),
-            heads * (folded_keys.shape[-1] + depth),
-            heads * depth,
-        ]
+    widths = (extra + depth + gaussian, folded_keys.shape[-1] + depth, depth)
+    query, key, value = rewriter.projected(
+        weight, "columns", bias, [heads * width for width in widths]
     )
-    parts = rewriter.outputs("part", 3)
-    rewriter.node(
-        "Split", [projected, rewriter.constant("sizes", sizes)], "split", outputs=parts, axis=2
-    )
-    query, key, value = parts
     if gaussian:
-        key = _gaussian_keys(rewriter, key, key_columns, site)
+        key = _gaussian_keys(rewriter, key, key_features, pattern)
     rewriter.node(
         OPERATOR,
         [query, key, value],
         "attention",
-        outputs=[site.merged],
+        outputs=[pattern.merged],
         domain=DOMAIN,
         num_heads=heads,
         scale=1.0,
@@ -87,20 +77,22 @@ def augment(model: onnx.ModelProto, site: Site) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
-def _gaussian_keys(rewriter: Rewriter, key: str, columns: Values, site: Site) -> str:
-    """Keys `[B, N, H D]` to, by head, their spatial columns, themselves and -scale/2 |k|^2."""
-    heads, depth, extra = site.heads, site.head_dim, columns.shape[-1]
+def _gaussian_keys(
+    rewriter: Rewriter, key: str, features: Values, pattern: AttentionPattern
+) -> str:
+    """Join, by head, spatial features, the keys `[B, N, H D]` and -scale/2 |k|^2."""
+    heads, depth, extra = pattern.heads, pattern.head_dim, features.shape[-1]
     tokens = rewriter.node(
         "Reshape", [key, rewriter.shape("by_head", [0, 0, heads, depth])], "key_by_head"
     )
     last = rewriter.constant("last_axis", np.array([-1]))
     square = rewriter.node("ReduceSumSquare", [tokens, last], "key_square", keepdims=1)
-    half = rewriter.constant("minus_half_scale", np.array(-0.5 * site.scale))
+    half = rewriter.constant("minus_half_scale", np.array(-0.5 * pattern.scale))
     parts = [tokens, rewriter.node("Mul", [square, half], "key_column")]
     if extra:
-        # Zero times the square has the batch that the constant columns lack.
+        # Zero times the square has the batch that the constant features lack.
         none = rewriter.node("Mul", [square, rewriter.constant("zero", np.zeros(()))], "no_column")
-        spatial = rewriter.constant("key_columns", columns)
+        spatial = rewriter.constant("key_columns", features)
         parts.insert(0, rewriter.node("Add", [none, spatial], "spatial_columns"))
     joined = rewriter.node("Concat", parts, "key_joined", axis=3)
     flat = rewriter.shape("flat", [0, 0, heads * (extra + depth + 1)])
@@ -108,16 +100,16 @@ def _gaussian_keys(rewriter: Rewriter, key: str, columns: Values, site: Site) ->
 
 
 def _widen(weight: Values, heads: int, before: int, behind: int = 0) -> Values:
-    """`[dim, H D]` to `[dim, H (before + D + behind)]`, with zeros."""
+    """Pad `[dim, H D]` with zeros to `[dim, H (before + D + behind)]`."""
     by_head = weight.reshape(weight.shape[0], heads, -1)
     return np.pad(by_head, ((0, 0), (0, 0), (before, behind))).reshape(weight.shape[0], -1)
 
 
-def _beside(columns: Values, bias: Values, length: int, ones: int = 0) -> Values:
-    """By head the columns `[N, H, E]`, a bias `[H, D]` for every token, and ones: `[N, ...]`."""
+def _beside(features: Values, bias: Values, length: int, ones: int = 0) -> Values:
+    """Join, by head, features `[N, H, E]`, a bias `[H, D]` for every token, and ones."""
     heads, depth = bias.shape
     parts = [
-        np.broadcast_to(columns, (length, *columns.shape[1:])),
+        np.broadcast_to(features, (length, *features.shape[1:])),
         np.broadcast_to(bias, (length, heads, depth)),
         np.ones((length, heads, ones)),
     ]

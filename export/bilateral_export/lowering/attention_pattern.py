@@ -1,4 +1,4 @@
-"""Where a graph attends: one operator node with the projections around it."""
+"""Pattern matching of an attention: one operator node with the projections around it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PreconditionError(Exception):
 
 
 @dataclass(frozen=True)
-class Site:
+class AttentionPattern:
     """A self-attention whose tokens come from one linear layer and whose positions are constant.
 
     Attributes:
@@ -70,7 +70,7 @@ class Site:
 
 
 class Graph:
-    """A model's graph with its producers, uses and constants looked up."""
+    """Index of a graph: producers, uses and constants by tensor name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -80,7 +80,7 @@ class Graph:
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def value(self, name: str) -> Values | None:
-        """A constant's value in float64; None for what is computed."""
+        """Return a constant's value in float64; None for what is computed."""
         if name in self._constants:
             return np.asarray(numpy_helper.to_array(self._constants[name]), dtype=np.float64)
         node = self.producers.get(name)
@@ -89,7 +89,7 @@ class Graph:
         return None
 
     def constant(self, name: str, what: str) -> Values:
-        """A constant's value in float64.
+        """Return a constant's value in float64.
 
         Raises:
             PreconditionError: It is computed in the graph; `what` is named.
@@ -100,12 +100,12 @@ class Graph:
         return value
 
     def is_float32(self, name: str) -> bool:
-        """Whether a constant is float32."""
+        """Return whether a constant is float32."""
         tensor = self._constants.get(name)
         return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT
 
     def made_by(self, name: str, operator: str, what: str) -> onnx.NodeProto:
-        """The node that computes `name`, if it is of this operator and nothing else uses it."""
+        """Return the node that computes `name`, if it is of this operator."""
         node = self.producers.get(name)
         if node is None or node.op_type != operator or node.domain not in ("", "ai.onnx"):
             found = "an input" if node is None else node.op_type
@@ -113,7 +113,7 @@ class Graph:
         return node
 
     def used_by(self, name: str, operator: str, nodes: list[onnx.NodeProto]) -> onnx.NodeProto:
-        """The only node that uses `name`, if it is of this operator."""
+        """Return the only node that uses `name`, if it is of this operator."""
         users = [node for node in nodes if name in node.input]
         if len(users) != 1 or self.uses[name] != 1 or users[0].op_type != operator:
             raise PreconditionError(f"the attention's output does not go to one {operator}")
@@ -121,7 +121,7 @@ class Graph:
 
 
 def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The operator's nodes, in graph order."""
+    """Return the operator's nodes, in graph order."""
     return [
         node
         for node in model.graph.node
@@ -129,8 +129,8 @@ def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     ]
 
 
-def read_site(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> Site:
-    """Understand one operator node and what is around it.
+def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> AttentionPattern:
+    """Match one operator node and the nodes around it.
 
     Raises:
         PreconditionError: It is causal, has a key bias, moving positions or another element type
@@ -180,7 +180,7 @@ def read_site(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> Sit
         positions = (queries, keys)
     if spatial == "gaussian":
         bandwidth = graph.constant(node.input[5], "the bandwidth")
-    return Site(
+    return AttentionPattern(
         node=node,
         replaced=tuple(replaced),
         tokens=matmul.input[0],

@@ -1,4 +1,4 @@
-"""Definitions in float64 or float32, on a few tokens: what a rewrite is held to."""
+"""Reference implementations in float64 or float32, on a few tokens, for the gate."""
 
 from __future__ import annotations
 
@@ -7,58 +7,61 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bilateral_export.lowering.attention_pattern import Site
-from bilateral_export.lowering.residual_stream import Stream
+from bilateral_export.lowering.attention_pattern import AttentionPattern
+from bilateral_export.lowering.residual_stream import ResidualStream
 
 
-def attend_rows(
-    site: Site, tokens: NDArray[np.generic], rows: NDArray[np.int64], dtype: DTypeLike
+def attend_queries(
+    pattern: AttentionPattern,
+    tokens: NDArray[np.generic],
+    sampled: NDArray[np.int64],
+    dtype: DTypeLike,
 ) -> NDArray[np.float64]:
-    """The attention's output for some queries, from the definition (op/README.md).
+    """Compute the attention's output for some queries from the definition (op/README.md).
 
-    Memory is O(rows x N), so that any length can be checked.
+    Memory is O(queries x N), so that any length can be checked.
 
     Args:
-        site: The attention with its projections.
+        pattern: The attention with its projections.
         tokens: `[B, N, dim]`, what the projection gets.
-        rows: Indices of queries.
+        sampled: Indices of queries.
         dtype: What everything is computed in.
 
     Returns:
-        `[B, rows, dim]`.
+        `[B, queries, dim]`.
     """
     x = tokens.astype(dtype)
     batch, length, _ = x.shape
-    projected = x @ site.weight.astype(dtype) + site.bias.astype(dtype)
+    projected = x @ pattern.weight.astype(dtype) + pattern.bias.astype(dtype)
     query, key, value = (
-        part.reshape(batch, length, site.heads, site.head_dim).transpose(0, 2, 1, 3)
+        part.reshape(batch, length, pattern.heads, pattern.head_dim).transpose(0, 2, 1, 3)
         for part in np.split(projected, 3, axis=-1)
     )
-    query = query[:, :, rows] * np.asarray(site.scale, dtype)
+    query = query[:, :, sampled] * np.asarray(pattern.scale, dtype)
     logits = query @ key.transpose(0, 1, 3, 2)
-    if site.range_kernel == "gaussian":
-        half = np.asarray(-0.5 * site.scale, dtype)
+    if pattern.range_kernel == "gaussian":
+        half = np.asarray(-0.5 * pattern.scale, dtype)
         logits = logits + (half * np.square(key).sum(-1))[:, :, None, :]
-    if site.positions is not None:
-        logits = logits + _spatial_rows(site, rows, dtype)
+    if pattern.positions is not None:
+        logits = logits + _spatial_logits(pattern, sampled, dtype)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     mixed = (weights @ value).transpose(0, 2, 1, 3)
-    return np.asarray(mixed.reshape(batch, len(rows), -1), dtype=np.float64)
+    return np.asarray(mixed.reshape(batch, len(sampled), -1), dtype=np.float64)
 
 
 def stream_norms(
-    stream: Stream, values: dict[str, NDArray[np.float32]], dtype: DTypeLike
+    stream: ResidualStream, values: dict[str, NDArray[np.float32]], dtype: DTypeLike
 ) -> dict[str, NDArray[np.float64]]:
-    """The output of every norm that reads a residual stream, term by term.
+    """Compute the output of every norm that reads a residual stream, term by term.
 
     Args:
         stream: The stream as it was.
-        values: `[B, rows, ...]` of x0 and of each branch's tokens, by name.
+        values: `[B, tokens, ...]` of x0 and of each branch's tokens, by name.
         dtype: What everything is computed in.
 
     Returns:
-        `[B, rows, dim]` by the name of the norm's output.
+        `[B, queries, dim]` by the name of the norm's output.
     """
     terms = {stream.root: values[stream.root].astype(dtype)}
     for branch in stream.branches.values():
@@ -77,19 +80,19 @@ def stream_norms(
     return results
 
 
-def _spatial_rows(
-    site: Site, rows: NDArray[np.int64], dtype: DTypeLike
+def _spatial_logits(
+    pattern: AttentionPattern, sampled: NDArray[np.int64], dtype: DTypeLike
 ) -> NDArray[np.floating[Any]]:
-    """The spatial kernel's logits `[H, rows, N]`."""
-    assert site.positions is not None
-    queries, keys = (side.astype(dtype) for side in site.positions)
-    if site.spatial_kernel == "dot":
-        logits = queries[:, rows] @ keys.transpose(0, 2, 1)
+    """Compute the spatial kernel's logits `[H, queries, N]`."""
+    assert pattern.positions is not None
+    queries, keys = (side.astype(dtype) for side in pattern.positions)
+    if pattern.spatial_kernel == "dot":
+        logits = queries[:, sampled] @ keys.transpose(0, 2, 1)
     else:
-        assert site.bandwidth is not None
-        sigma = site.bandwidth.astype(dtype)[:, None, None]
-        distance = np.square(queries[rows][:, None, :] - keys[None, :, :]).sum(-1)
+        assert pattern.bandwidth is not None
+        sigma = pattern.bandwidth.astype(dtype)[:, None, None]
+        distance = np.square(queries[sampled][:, None, :] - keys[None, :, :]).sum(-1)
         logits = np.asarray(-0.5, dtype) * (distance / sigma / sigma)
-    logits[:, rows < site.query_prefix] = 0
-    logits[:, :, : site.key_prefix] = 0
+    logits[:, sampled < pattern.query_prefix] = 0
+    logits[:, :, : pattern.key_prefix] = 0
     return np.asarray(logits)

@@ -1,4 +1,4 @@
-"""The gate: a rewritten site must round like float32 arithmetic, not worse."""
+"""The numerical gate: a rewrite must round like float32 arithmetic, not worse."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from bilateral_export.lowering.attention_pattern import Site
-from bilateral_export.lowering.definition import attend_rows, stream_norms
-from bilateral_export.lowering.residual_stream import Stream
+from bilateral_export.lowering.attention_pattern import AttentionPattern
+from bilateral_export.lowering.definition import attend_queries, stream_norms
+from bilateral_export.lowering.residual_stream import read_residual_stream
 
 FACTOR = 4.0
 # ONNX Runtime's names of types that are not NumPy's.
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
-_ROWS = 48
+_ROUNDINGS = 4 * float(np.finfo(np.float32).eps)
+_SAMPLED = 48
 _BATCH = 2
 
 
 @dataclass(frozen=True)
-class SiteError:
-    """How far a rewritten site is from float64, on the model's own activations.
+class RoundingError:
+    """How far a tensor of a rewritten model is from its reference.
 
     Attributes:
-        name: The operator node's name.
-        error: Largest relative error of an item: L2 norms over the sampled queries and all heads.
-        plain_error: The same of the definition computed in float32.
-        budget: What `error` may be.
+        name: The tensor, or the operator node of an attention.
+        error: Largest relative error of an item, by L2 norms.
+        budget: The largest error allowed.
     """
 
     name: str
     error: float
-    plain_error: float
     budget: float
 
     @property
@@ -43,61 +42,83 @@ class SiteError:
         return self.error <= self.budget
 
 
-def measure_sites(
-    lowered: onnx.ModelProto, sites: Sequence[Site], factor: float = FACTOR, seed: int = 0
-) -> list[SiteError]:
-    """Run a lowered model with ONNX Runtime and compare every rewritten site with its definition.
+def measure_attentions(
+    rewritten: onnx.ModelProto,
+    patterns: Sequence[AttentionPattern],
+    factor: float = FACTOR,
+    seed: int = 0,
+) -> list[RoundingError]:
+    """Compare every rewritten attention with its definition in float64, in ONNX Runtime.
 
-    The tokens of each site are the model's own, for a made-up input; the definition is computed
-    from them in float64, for a sample of queries that has the first and the last. So the check
-    takes memory linear in N, like the form it checks.
+    Inputs are random, and each attention's tokens are the model's own activations for them. Only a
+    sample of queries is compared, the first and the last among them, so that memory is linear in N,
+    like that of the form that is checked.
 
     Args:
-        lowered: The rewritten model; it holds every site's `tokens` and `merged`.
-        sites: The sites that were rewritten.
-        factor: How much larger than that of plain float32 an error may be.
-        seed: Of the input and the sample.
+        rewritten: The rewritten model; it has every attention's `tokens` and `merged`.
+        patterns: The attentions that were rewritten.
+        factor: How much larger than that of float32 arithmetic an error may be.
+        seed: Of the inputs and the sample.
     """
-    wanted = [name for site in sites for name in (site.tokens, site.merged)]
-    values, generator = _activations(lowered, wanted, seed)
-    return [_compare(site, values, factor, generator) for site in sites]
+    wanted = [name for pattern in patterns for name in (pattern.tokens, pattern.merged)]
+    values, generator = _activations(rewritten, wanted, seed)
+    errors = []
+    for pattern in patterns:
+        tokens, merged = values[pattern.tokens], values[pattern.merged]
+        sampled = _sample(tokens.shape[1], generator)
+        exact, plain = (
+            attend_queries(pattern, tokens, sampled, dtype) for dtype in (np.float64, np.float32)
+        )
+        errors.append(_rounding_error(pattern.node.name, merged[:, sampled], plain, exact, factor))
+    return errors
 
 
 def measure_norms(
-    lowered: onnx.ModelProto, stream: Stream, factor: float = FACTOR, seed: int = 0
-) -> list[SiteError]:
-    """Compare every norm of a rewritten stream with its definition, in the same way.
+    rewritten: onnx.ModelProto, before: onnx.ModelProto, factor: float = FACTOR, seed: int = 0
+) -> list[RoundingError]:
+    """Compare every norm of a rewritten residual stream with its definition, in the same way.
 
     The definition starts from the model's own x0 and from what its branches' linear layers read.
     """
+    stream = read_residual_stream(before)
     branches = stream.branches.values()
     wanted = [stream.root, *(b.tokens for b in branches), *(norm.name for norm in stream.norms)]
-    values, generator = _activations(lowered, wanted, seed)
-    rows = _sample(values[stream.root].shape[1], generator)
-    values = {name: value[:, rows] for name, value in values.items()}
+    values, generator = _activations(rewritten, wanted, seed)
+    sampled = _sample(values[stream.root].shape[1], generator)
+    values = {name: value[:, sampled] for name, value in values.items()}
     exact, plain = (stream_norms(stream, values, dtype) for dtype in (np.float64, np.float32))
-    return [
-        _site_error(name, values[name].astype(np.float64), plain[name], exact[name], factor)
-        for name in exact
-    ]
+    return [_rounding_error(name, values[name], plain[name], exact[name], factor) for name in exact]
 
 
 def measure_outputs(
     rewritten: onnx.ModelProto, before: onnx.ModelProto, factor: float = FACTOR, seed: int = 0
-) -> tuple[float, float]:
-    """Largest relative difference of an output from what it was before a rewrite, and its budget.
+) -> list[RoundingError]:
+    """Compare every output with what it was before a rewrite.
 
-    For a rewrite that leaves the arithmetic as it is, so that only the shapes of products change
-    and with them the order of sums: the budget is four roundings, times the factor.
+    For a rewrite that keeps the arithmetic and only changes the shapes of products, and with them
+    the order of sums: the budget is four roundings, times the factor.
     """
     names = [value.name for value in before.graph.output]
     got, was = (_activations(model, names, seed)[0] for model in (rewritten, before))
-    error = max(_largest(*(one[name].astype(np.float64) for one in (got, was))) for name in names)
-    return error, factor * 4 * float(np.finfo(np.float32).eps)
+    return [
+        RoundingError(name, _largest(got[name], was[name]), factor * _ROUNDINGS) for name in names
+    ]
+
+
+def measure_float_outputs(
+    rewritten: onnx.ModelProto, before: onnx.ModelProto, factor: float = FACTOR
+) -> list[RoundingError]:
+    """Do the same; an output that is not float32, such as a class, fails: it hides rounding."""
+    others = [
+        RoundingError(value.name, float("inf"), factor * _ROUNDINGS)
+        for value in before.graph.output
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT
+    ]
+    return others or measure_outputs(rewritten, before, factor)
 
 
 def open_session(model: onnx.ModelProto, *, optimised: bool = True) -> onnxruntime.InferenceSession:
-    """A model in ONNX Runtime's CPU provider; one that is only opened need not be optimised."""
+    """Open a model in ONNX Runtime's CPU provider; opening alone needs no optimisation."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimised:
@@ -108,11 +129,11 @@ def open_session(model: onnx.ModelProto, *, optimised: bool = True) -> onnxrunti
 
 
 def _activations(
-    lowered: onnx.ModelProto, wanted: Sequence[str], seed: int
+    model: onnx.ModelProto, wanted: Sequence[str], seed: int
 ) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:
-    """Tensors of a model for a made-up input, by name, from ONNX Runtime."""
+    """Run a model in ONNX Runtime on random inputs and return the wanted tensors by name."""
     probe = onnx.ModelProto()
-    probe.CopyFrom(lowered)
+    probe.CopyFrom(model)
     del probe.graph.output[:]
     names = list(dict.fromkeys(wanted))
     for name in names:
@@ -124,42 +145,27 @@ def _activations(
 
 
 def _sample(length: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Some tokens, the first and the last among them."""
-    chosen = generator.choice(length, size=min(length, _ROWS), replace=False)
+    """Return some tokens' indices, the first and the last among them."""
+    chosen = generator.choice(length, size=min(length, _SAMPLED), replace=False)
     return np.asarray(np.unique([0, length - 1, *chosen]), dtype=np.int64)
 
 
-def _compare(
-    site: Site,
-    values: dict[str, NDArray[np.float32]],
-    factor: float,
-    generator: np.random.Generator,
-) -> SiteError:
-    tokens, merged = values[site.tokens], values[site.merged]
-    rows = _sample(tokens.shape[1], generator)
-    exact, plain = (attend_rows(site, tokens, rows, dtype) for dtype in (np.float64, np.float32))
-    return _site_error(site.node.name, merged[:, rows].astype(np.float64), plain, exact, factor)
-
-
-def _site_error(
+def _rounding_error(
     name: str,
-    got: NDArray[np.float64],
+    got: NDArray[np.float32],
     plain: NDArray[np.float64],
     exact: NDArray[np.float64],
     factor: float,
-) -> SiteError:
-    plain_error = _largest(plain, exact)
-    return SiteError(
-        name=name,
-        error=_largest(got, exact),
-        plain_error=plain_error,
-        budget=factor * max(plain_error, float(np.finfo(np.float32).eps)),
-    )
+) -> RoundingError:
+    """Return the error against float64, whose budget is that of float32, times the factor."""
+    budget = factor * max(_largest(plain, exact), float(np.finfo(np.float32).eps))
+    return RoundingError(name, _largest(got, exact), budget)
 
 
-def _largest(got: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
-    """Largest relative error of an item, as `bilateral parity` defines it."""
-    difference, whole = (array.reshape(len(exact), -1) for array in (got - exact, exact))
+def _largest(got: NDArray[np.generic], exact: NDArray[np.generic]) -> float:
+    """Return the largest relative error of an item, as `bilateral parity` defines it."""
+    whole = exact.astype(np.float64).reshape(len(exact), -1)
+    difference = got.astype(np.float64).reshape(len(exact), -1) - whole
     errors = np.linalg.norm(difference, axis=-1) / np.maximum(np.linalg.norm(whole, axis=-1), 1e-30)
     return float(errors.max()) if np.isfinite(errors).all() else float("inf")
 
@@ -167,7 +173,7 @@ def _largest(got: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
 def _inputs(
     session: onnxruntime.InferenceSession, generator: np.random.Generator
 ) -> dict[str, NDArray[np.generic]]:
-    """Normal floats and ones, a batch of two; another free axis gets the same small length."""
+    """Make normal floats and integer ones, a batch of two; other free axes get one short length."""
     inputs: dict[str, NDArray[np.generic]] = {}
     for node in session.get_inputs():
         free = [_BATCH if axis == 0 else 64 for axis in range(len(node.shape))]

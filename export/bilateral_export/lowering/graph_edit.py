@@ -1,4 +1,4 @@
-"""Put new nodes and constants in the place of a site's nodes."""
+"""Edits of an ONNX graph: replacing an attention's nodes, dropping what is unused."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from bilateral_export.lowering.attention_pattern import Site
+from bilateral_export.lowering.attention_pattern import AttentionPattern
 
 
 class Rewriter:
-    """Collects what replaces one site, under names that begin with the operator node's.
+    """Replaces one attention; new names begin with the operator node's.
 
     Args:
         model: The model to change, in place, when `finish` is called.
-        site: What is replaced.
+        pattern: The attention to replace.
     """
 
-    def __init__(self, model: onnx.ModelProto, site: Site) -> None:
+    def __init__(self, model: onnx.ModelProto, pattern: AttentionPattern) -> None:
         self._model = model
-        self._site = site
+        self._pattern = pattern
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """Add a constant; float64 becomes float32."""
+        """Add a constant and return its name; float64 becomes float32."""
         if value.dtype == np.float64:
             value = value.astype(np.float32)
-        full = f"{self._site.node.name}.{name}"
+        full = f"{self._pattern.node.name}.{name}"
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), full))
         return full
 
     def shape(self, name: str, sizes: Sequence[int]) -> str:
-        """Add a shape for Reshape; 0 keeps an axis."""
+        """Add a shape for Reshape and return its name; 0 keeps an axis."""
         return self.constant(name, np.array(sizes, dtype=np.int64))
 
     def node(
@@ -49,26 +49,37 @@ class Rewriter:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Add a node; returns the name of its first output."""
-        full = f"{self._site.node.name}.{name}"
+        """Add a node and return the name of its first output."""
+        full = f"{self._pattern.node.name}.{name}"
         names = list(outputs or [full])
         made = helper.make_node(operator, inputs, names, name=full, domain=domain, **attributes)
         # Module and source line stay known, so that parity can name them.
-        made.metadata_props.extend(self._site.node.metadata_props)
+        made.metadata_props.extend(self._pattern.node.metadata_props)
         self._nodes.append(made)
         return names[0]
 
-    def outputs(self, name: str, count: int) -> list[str]:
-        """Names for the outputs of a node that has several."""
-        return [f"{self._site.node.name}.{name}.{number}" for number in range(count)]
+    def projected(
+        self,
+        weight: NDArray[np.float64],
+        bias_name: str,
+        bias: NDArray[np.float64],
+        sizes: Sequence[int],
+    ) -> list[str]:
+        """Add the projection of the tokens and return the names of queries, keys and values."""
+        inputs = [self._pattern.tokens, self.constant("weight", weight)]
+        product = self.node("MatMul", inputs, "product")
+        total = self.node("Add", [product, self.constant(bias_name, bias)], "projected")
+        parts = [f"{self._pattern.node.name}.part.{number}" for number in range(3)]
+        self.node("Split", [total, self.shape("sizes", sizes)], "split", outputs=parts, axis=2)
+        return parts
 
     def finish(self) -> None:
-        """Replace the site's nodes; new ones stand where the operator node stood."""
-        # Nodes are told apart by their first output, which is unique; objects may be copies.
-        gone = {node.output[0] for node in self._site.replaced}
+        """Replace the attention's nodes; new ones stand where the operator node stood."""
+        # A node is identified by its first output, which is unique; objects may be copies.
+        gone = {node.output[0] for node in self._pattern.replaced}
         kept: list[onnx.NodeProto] = []
         for node in list(self._model.graph.node):
-            if node.output[0] == self._site.node.output[0]:
+            if node.output[0] == self._pattern.node.output[0]:
                 kept += self._nodes
             elif node.output[0] not in gone:
                 kept.append(node)
@@ -94,3 +105,10 @@ def drop_unused(model: onnx.ModelProto) -> None:
     imports = [entry for entry in model.opset_import if entry.domain in domains]
     del model.opset_import[:]
     model.opset_import.extend(imports)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a deep copy of a model."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made

@@ -1,10 +1,10 @@
-"""Read queries, keys and values where their projection left them.
+"""In-place head layout: queries, keys and values are read where their projection left them.
 
-The mask form (mask.py) splits one projection and moves its heads to the front: four copies of
-`[B, N, H D]` for two products that touch every number once. ONNX Runtime's FusedMatMul takes the
-first axis as the last but one, and those between as batches: with tokens first, `[N, B, H, D]` is
-`[B, H, N, D]` to it, and nothing is copied. Tokens are put first before the projection, which for
-one item costs next to nothing.
+The mask form (attention_mask.py) splits one projection and moves its heads to the front: four
+copies of `[B, N, H D]` for two products that read every number once. ONNX Runtime's FusedMatMul can
+take the first axis as the row axis and those between as batch axes: with tokens first, it reads
+`[N, B, H, D]` as `[B, H, N, D]`, and nothing is copied. Tokens are moved to the front before the
+projection, which costs next to nothing for one item.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEADS_LAST_COLUMNS = [0, 2, 3, 1]
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadMoves:
     """The nodes of one attention that move heads, and the products that read them.
 
     Attributes:
@@ -38,7 +38,7 @@ class Heads:
         logits: The product of queries and keys.
         mixed: The product of weights and values.
         square: The sum of the keys' squares; None for the dot range kernel.
-        replaced: First outputs of the nodes that are not needed any more.
+        replaced: First outputs of the nodes that are no longer needed.
     """
 
     tokens: str
@@ -53,11 +53,10 @@ class Heads:
     replaced: frozenset[str]
 
 
-def read_heads_in_place(model: onnx.ModelProto) -> int:
-    """Rewrite every attention in the mask form in place.
+def rewrite_head_layout(model: onnx.ModelProto) -> int:
+    """Rewrite every attention in the mask form, in place.
 
-    Requires: nothing; what is not in that form stays as it is.
-    Ensures: the same products of the same numbers.
+    Ensures: the same products of the same numbers; attentions in another form stay as they are.
 
     Returns:
         How many attentions.
@@ -88,7 +87,7 @@ def read_heads_in_place(model: onnx.ModelProto) -> int:
     return sum(node.op_type == "Split" and node.output[0] in new for node in shapes.nodes)
 
 
-def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> Heads:
+def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> HeadMoves:
     add = graph.made_by(split.input[0], "Add", "the projection")
     product = graph.made_by(add.input[0], "MatMul", "the projection")
     shapes.only_user(product.output[0], "Add")
@@ -115,7 +114,7 @@ def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> Heads:
     if {user.output[0] for user in shapes.users[moved[1]]} != {r.output[0] for r in readers}:
         raise PreconditionError("something else reads the keys")
     reshaped = graph.constant(shapes.only_user(split.output[0], "Reshape").input[1], "a shape")
-    return Heads(
+    return HeadMoves(
         tokens=product.input[0],
         weight=graph.constant(product.input[1], "the projection's weight"),
         bias=graph.constant(add.input[1], "the projection's bias"),
@@ -129,8 +128,8 @@ def _read(graph: Graph, shapes: Shapes, split: onnx.NodeProto) -> Heads:
     )
 
 
-def _rewritten(model: onnx.ModelProto, found: Heads) -> dict[str, list[onnx.NodeProto]]:
-    """What stands in the place of the nodes with these first outputs."""
+def _rewritten(model: onnx.ModelProto, found: HeadMoves) -> dict[str, list[onnx.NodeProto]]:
+    """Return the new nodes by the first output of the node that they replace."""
     base = found.split.output[0]
 
     def constant(name: str, value: Values | Sequence[int]) -> str:

@@ -1,159 +1,114 @@
-"""Choose and apply the lowering of a model for one runtime, held to the gate."""
+"""The lowering pipeline: a model's attention forms and graph rewrites for one runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import onnx
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from bilateral_export.artifact import load_graph
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file, sha256
 from bilateral_export.graph.changes import changes, missing_bodies
-from bilateral_export.lowering.attention_decomposed import decompose
-from bilateral_export.lowering.attention_flash import augment
-from bilateral_export.lowering.attention_mask import fold_mask
-from bilateral_export.lowering.attention_pattern import (
-    Graph,
-    PreconditionError,
-    Site,
-    attention_nodes,
-    read_site,
+from bilateral_export.lowering.attention_forms import (
+    FORMS,
+    RUNTIMES,
+    LoweredAttention,
+    Runtime,
+    lower_attentions,
 )
-from bilateral_export.lowering.attention_standard import use_attention
-from bilateral_export.lowering.fold_residual_scale import fold_residual_scales
+from bilateral_export.lowering.attention_pattern import PreconditionError, attention_nodes
 from bilateral_export.lowering.gate import (
     FACTOR,
+    RoundingError,
+    measure_float_outputs,
     measure_norms,
     measure_outputs,
-    measure_sites,
     open_session,
 )
-from bilateral_export.lowering.gelu import keep_gelu
-from bilateral_export.lowering.graph_edit import drop_unused
-from bilateral_export.lowering.head_layout import read_heads_in_place
-from bilateral_export.lowering.push_down_gather import keep_read_rows
-from bilateral_export.lowering.residual_into_gemm import add_shares_in_products
-from bilateral_export.lowering.residual_stream import read_stream, rewrite_stream
-from bilateral_export.lowering.token_major_layout import keep_tokens_first
+from bilateral_export.lowering.graph_edit import copied, drop_unused
+from bilateral_export.lowering.head_layout import rewrite_head_layout
+from bilateral_export.lowering.push_down_gather import push_down_gather
+from bilateral_export.lowering.residual_stream import rewrite_residual_stream
+from bilateral_export.lowering.token_major_layout import rewrite_token_major_layout
 from bilateral_export.metadata import LOWERING_KEY
 
-Runtime = Literal["onnxruntime-cpu", "openvino"]
-Form = Literal["augmented", "mask", "attention", "decomposed"]
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
-FORMS: tuple[Form, ...] = get_args(Form)
+Gate = Callable[[onnx.ModelProto, onnx.ModelProto, float], Sequence[RoundingError]]
 
-# From here on the flash form is faster on ONNX Runtime's CPU provider, which `bilateral bench suite
-# --only crossover` measures by turns. On two cores of an EPYC with AVX-512 it is 1.05 times as fast
-# at 401 tokens (95% interval 1.04 .. 1.07; dot range kernel 1.03, 1.02 .. 1.04), not to be told
-# apart at 197, slower at 65.
-FLASH_LENGTH = 400
 
-_REWRITES: dict[Form, Callable[[onnx.ModelProto, Site], None]] = {
-    "augmented": augment,
-    "mask": fold_mask,
-    "attention": use_attention,
+@dataclass(frozen=True)
+class LoweringPass:
+    """A rewrite of a graph, and the gate that it must pass.
+
+    Attributes:
+        name: For records and for leaving the pass out.
+        apply: Rewrites a model in place and returns in how many places, or raises
+            `PreconditionError` with the reason why it does not apply.
+        gate: The rounding errors of a rewritten model, given the model before and the gate's
+            factor; None where a rewrite needs no gate.
+    """
+
+    name: str
+    apply: Callable[[onnx.ModelProto], int]
+    gate: Gate | None = None
+
+
+_EVERYWHERE = (
+    LoweringPass("residual_stream", rewrite_residual_stream, measure_norms),
+    LoweringPass("push_down_gather", push_down_gather, measure_outputs),
+)
+PASSES: dict[Runtime, tuple[LoweringPass, ...]] = {
+    "onnxruntime-cpu": (
+        *_EVERYWHERE,
+        LoweringPass("head_layout", rewrite_head_layout, measure_float_outputs),
+        LoweringPass("token_major_layout", rewrite_token_major_layout, measure_float_outputs),
+    ),
+    "openvino": _EVERYWHERE,
 }
+"""By runtime, the passes behind the choice of attention forms, in order."""
 
 
-class LoweredSite(BaseModel):
-    """What became of one attention.
+class PassRecord(BaseModel):
+    """The outcome of one pass.
 
     Attributes:
-        node: The operator node's name.
-        form: The form it has now.
-        error: Relative error on the model's own activations; None for the decomposed form, which
-            is the operator's own definition.
-        budget: What it may be.
-        refused: Forms that were preferred, and why each was not used.
+        name: The pass.
+        applied: In how many places it rewrote the graph; 0: the graph is as it was.
+        error: Largest relative error that the gate found, against its budget.
+        budget: The largest error allowed.
+        refused: Why the pass was not applied.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    node: str
-    form: Form
-    error: float | None = None
-    budget: float | None = None
-    refused: tuple[str, ...] = ()
-
-
-class LoweredStream(BaseModel):
-    """What became of the residual stream.
-
-    Attributes:
-        rewritten: Whether it is one running sum.
-        error: Largest relative error of a norm that reads it, on the model's own activations.
-        budget: What it may be.
-        refused: Why it is as it was.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    rewritten: bool
-    error: float | None = None
-    budget: float | None = None
-    refused: str = ""
-
-
-class LoweredRows(BaseModel):
-    """What became of tokens that no output reads.
-
-    Attributes:
-        nodes: How many nodes leave them out now.
-        error: Largest relative difference that this makes to an output.
-        budget: What it may be.
-        refused: Why none does.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    nodes: int
-    error: float | None = None
-    budget: float | None = None
-    refused: str = ""
-
-
-class LoweredKernels(BaseModel):
-    """What was written so that ONNX Runtime's CPU provider takes its faster kernels.
-
-    Attributes:
-        heads: How many attentions read their heads where the projection left them.
-        shares: How many norms read the running sum, whose products add their shares of x0.
-        moves: How many nodes less there are as tokens stay the rows of one matrix.
-        gelus: How many are not fused with the bias before them, which changes nothing else.
-        error: Largest relative difference that all but the last make to an output.
-        budget: What it may be.
-        refused: Why all but the last were not done.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    heads: int = 0
-    shares: int = 0
-    moves: int = 0
-    gelus: int = 0
+    name: str
+    applied: int = 0
     error: float | None = None
     budget: float | None = None
     refused: str = ""
 
 
 class Lowering(BaseModel):
-    """What was done to a file; kept in its metadata under LOWERING_KEY."""
+    """What was done to a file; kept in its metadata under LOWERING_KEY.
+
+    Attributes:
+        runtime: What the file was lowered for.
+        source_sha256: Of the exported file.
+        sites: Every attention.
+        passes: Every pass, in the order they ran; empty in files of versions without this key.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     schema_version: Literal[1] = 1
     runtime: Runtime
     source_sha256: str
-    sites: tuple[LoweredSite, ...]
-    stream: LoweredStream = LoweredStream(rewritten=False)
-    residual_scales: int = 0
-    rows: LoweredRows = LoweredRows(nodes=0)
-    kernels: LoweredKernels = LoweredKernels()
+    sites: tuple[LoweredAttention, ...]
+    passes: tuple[PassRecord, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -161,6 +116,27 @@ class Lowering(BaseModel):
         counts = {form: sum(site.form == form for site in self.sites) for form in FORMS}
         parts = [f"{count} x {form}" for form, count in counts.items() if count]
         return ", ".join(parts) or "no attention"
+
+    def record(self, name: str) -> PassRecord:
+        """Return the record of a pass, also of one that this runtime does not have."""
+        missing = PassRecord(name=name, refused="not wanted")
+        return next((record for record in self.passes if record.name == name), missing)
+
+    @model_serializer(mode="wrap")
+    def _with_earlier_keys(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Add the keys under which readers of earlier versions find the passes."""
+        stream, gather = self.record("residual_stream"), self.record("push_down_gather")
+        heads, moves = self.record("head_layout"), self.record("token_major_layout")
+        gated = {"error", "budget", "refused"}
+        worst = max(heads, moves, key=lambda record: record.error or 0.0)
+        layout = {"heads": heads.applied, "shares": 0, "moves": moves.applied, "gelus": 0}
+        return {
+            **fields(self),
+            "stream": {"rewritten": stream.applied > 0, **stream.model_dump(include=gated)},
+            "residual_scales": 0,
+            "rows": {"nodes": gather.applied, **gather.model_dump(include=gated)},
+            "kernels": {**layout, **worst.model_dump(include=gated)},
+        }
 
 
 @dataclass(frozen=True)
@@ -174,36 +150,33 @@ class LoweredModel:
 def lower(
     model: Path,
     runtime: str,
-    output: Path,
+    output: Path | None = None,
     *,
     form: str | None = None,
     factor: float = FACTOR,
-    stream: bool = True,
-    rows: bool = True,
-    kernels: bool = True,
+    without: Collection[str] = (),
 ) -> LoweredModel:
-    """Write the form of an exported model that is fastest on one runtime and still right.
+    """Write the form of an exported model that is fastest on one runtime and passes the gate.
 
     Args:
         model: A canonical file, as `bilateral export` writes it.
         runtime: "onnxruntime-cpu" or "openvino".
-        output: The file to write; it must be another than `model`.
+        output: The file to write; it must be another than `model`. None: MODEL.RUNTIME.onnx beside
+            the model.
         form: Use this form wherever its conditions hold; None: the runtime's best.
         factor: The gate: how much larger than that of plain float32 an error may be.
-        stream: Whether the residual stream may become one running sum.
-        rows: Whether tokens that nothing reads may be left out.
-        kernels: Whether ONNX Runtime may be led to its faster kernels.
+        without: Names of passes to leave out.
 
     Raises:
         UserError: The file is not an ONNX model, was lowered before, is too large to rewrite, or
             the runtime or form is unknown.
     """
     require_file(model, "model")
+    _known_runtime(runtime)
+    output = output or model.with_suffix(f".{runtime}.onnx")
     if output.resolve() == model.resolve():
         raise UserError(f"{output} is the model itself", "Write to another file.")
-    proto, lowering = lowered_proto(
-        model, runtime, form=form, factor=factor, stream=stream, rows=rows, kernels=kernels
-    )
+    proto, lowering = lowered_proto(model, runtime, form=form, factor=factor, without=without)
     with atomic_file(output) as temporary:
         onnx.save(proto, temporary)
     return LoweredModel(output, lowering)
@@ -215,71 +188,56 @@ def lowered_proto(
     *,
     form: str | None = None,
     factor: float = FACTOR,
-    stream: bool = True,
-    rows: bool = True,
-    kernels: bool = True,
+    without: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, Lowering]:
-    """The same as `lower`, in memory."""
-    if runtime not in RUNTIMES:
-        raise UserError(f"no lowering for '{runtime}'", f"There is one for {', '.join(RUNTIMES)}.")
+    """Return what `lower` writes, without writing it."""
+    known = _known_runtime(runtime)
     if form is not None and form not in FORMS:
         raise UserError(f"unknown form '{form}'", f"Use one of {', '.join(FORMS)}.")
     canonical = _read(model)
     source = sha256(model)
-    refused: dict[str, list[str]] = {node.name: [] for node in attention_nodes(canonical)}
-    banned: set[tuple[str, Form]] = set()
-    while True:
-        candidate, sites, chosen = _rewrite(canonical, runtime, form, refused, banned)
-        errors = (
-            {error.name: error for error in measure_sites(candidate, sites, factor)}
-            if sites
-            else {}
-        )
-        failed = [error for error in errors.values() if not error.passed]
-        if not failed:
-            break
-        for error in failed:
-            banned.add((error.name, chosen[error.name]))
-            refused[error.name].append(
-                f"{chosen[error.name]}: error {error.error:.1e}, budget {error.budget:.1e}"
-            )
-    running = LoweredStream(rewritten=False, refused="not wanted")
-    if stream:
-        running = _lower_stream(candidate, factor)
-    folded = 0 if running.rewritten else fold_residual_scales(candidate)
-    read = LoweredRows(nodes=0, refused="not wanted")
-    if rows:
-        read = _keep_read_rows(candidate, factor)
-    faster = LoweredKernels(refused="not wanted")
-    if kernels and runtime == "onnxruntime-cpu":
-        faster = _use_kernels(candidate, factor)
-    drop_unused(candidate)
-    done = tuple(
-        LoweredSite(
-            node=name,
-            form=chosen[name],
-            error=errors[name].error if name in errors else None,
-            budget=errors[name].budget if name in errors else None,
-            refused=tuple(dict.fromkeys(reasons)),
-        )
-        for name, reasons in refused.items()
+    lowered, sites = lower_attentions(canonical, known, form, factor)
+    passes = tuple(
+        PassRecord(name=one.name, refused="not wanted")
+        if one.name in without
+        else run_pass(one, lowered, factor)
+        for one in PASSES[known]
     )
-    lowering = Lowering(
-        runtime=runtime,
-        source_sha256=source,
-        sites=done,
-        stream=running,
-        residual_scales=folded,
-        rows=read,
-        kernels=faster,
-    )
-    entry = candidate.metadata_props.add()
-    entry.key, entry.value = LOWERING_KEY, lowering.model_dump_json()
-    return candidate, lowering
+    drop_unused(lowered)
+    lowering = Lowering(runtime=known, source_sha256=source, sites=sites, passes=passes)
+    lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())
+    return lowered, lowering
+
+
+def _known_runtime(runtime: str) -> Runtime:
+    for known in RUNTIMES:
+        if known == runtime:
+            return known
+    raise UserError(f"no lowering for '{runtime}'", f"There is one for {', '.join(RUNTIMES)}.")
+
+
+def run_pass(one: LoweringPass, model: onnx.ModelProto, factor: float = FACTOR) -> PassRecord:
+    """Apply a pass to a model, in place, and return what came of it.
+
+    Where the pass does not apply, or fails its gate, the model is as it was.
+    """
+    before = copied(model)
+    try:
+        applied = one.apply(model)
+    except PreconditionError as error:
+        return PassRecord(name=one.name, refused=str(error))
+    if not applied or one.gate is None:
+        return PassRecord(name=one.name, applied=applied)
+    worst = max(one.gate(model, before, factor), key=lambda found: found.error / found.budget)
+    measured = PassRecord(name=one.name, error=worst.error, budget=worst.budget)
+    if worst.passed:
+        return measured.model_copy(update={"applied": applied})
+    model.CopyFrom(before)
+    return measured.model_copy(update={"refused": f"{worst.name}: its rounding fails the gate"})
 
 
 def read_lowering(proto: onnx.ModelProto) -> Lowering | None:
-    """What was done to a model, or None for a canonical one."""
+    """Return what was done to a model, or None for a canonical one."""
     for entry in proto.metadata_props:
         if entry.key == LOWERING_KEY:
             return Lowering.model_validate_json(entry.value)
@@ -287,130 +245,12 @@ def read_lowering(proto: onnx.ModelProto) -> Lowering | None:
 
 
 def has_attention(path: Path) -> bool:
-    """Whether a file has operator nodes, which is what is lowered; its weights are not read.
+    """Return whether a file has operator nodes, which can be lowered; its weights are not read.
 
     Raises:
         UserError: The file is not an ONNX model.
     """
     return bool(attention_nodes(load_graph(path, weights=False)))
-
-
-def preferred_forms(runtime: Runtime, site: Site) -> Sequence[Form]:
-    """The forms of one attention on one runtime, best first; "decomposed" always works.
-
-    OpenVINO fuses the decomposed form without materialising N x N, so nothing is gained there.
-    Plain attention without a spatial term needs no columns and is best in the flash form always.
-    """
-    if runtime == "openvino":
-        return ("decomposed",)
-    plain = site.spatial_kernel == "none"
-    if plain or (site.length or 0) >= FLASH_LENGTH:
-        return ("augmented", "mask", "decomposed")
-    return ("mask", "augmented", "decomposed")
-
-
-def _rewrite(
-    canonical: onnx.ModelProto,
-    runtime: Runtime,
-    form: Form | None,
-    refused: dict[str, list[str]],
-    banned: set[tuple[str, Form]],
-) -> tuple[onnx.ModelProto, list[Site], dict[str, Form]]:
-    """Rewrite every attention to the best form that its conditions allow and that is not banned."""
-    candidate = onnx.ModelProto()
-    candidate.CopyFrom(canonical)
-    graph = Graph(candidate)
-    chosen: dict[str, Form] = dict.fromkeys(refused, "decomposed")
-    sites = []
-    for node in attention_nodes(candidate):
-        try:
-            sites.append(read_site(candidate, graph, node))
-        except PreconditionError as error:
-            refused[node.name].append(str(error))
-    rewritten = []
-    for site in sites:
-        for option in (form, "decomposed") if form else preferred_forms(runtime, site):
-            if option == "decomposed":
-                break
-            if (site.node.name, option) in banned:
-                continue
-            try:
-                _REWRITES[option](candidate, site)
-            except PreconditionError as error:
-                refused[site.node.name].append(f"{option}: {error}")
-                continue
-            chosen[site.node.name] = option
-            rewritten.append(site)
-            break
-    if "decomposed" in chosen.values():
-        candidate = decompose(candidate)
-    drop_unused(candidate)
-    return candidate, rewritten, chosen
-
-
-def _lower_stream(candidate: onnx.ModelProto, factor: float) -> LoweredStream:
-    """Rewrite the residual stream in place, unless it is another or fails the gate."""
-    before = onnx.ModelProto()
-    before.CopyFrom(candidate)
-    try:
-        stream = read_stream(candidate)
-    except PreconditionError as error:
-        return LoweredStream(rewritten=False, refused=str(error))
-    rewrite_stream(candidate, stream)
-    worst = max(
-        measure_norms(candidate, stream, factor), key=lambda found: found.error / found.budget
-    )
-    if not worst.passed:
-        candidate.CopyFrom(before)
-    return LoweredStream(
-        rewritten=worst.passed,
-        error=worst.error,
-        budget=worst.budget,
-        refused="" if worst.passed else f"{worst.name}: its rounding fails the gate",
-    )
-
-
-def _keep_read_rows(candidate: onnx.ModelProto, factor: float) -> LoweredRows:
-    """Leave out tokens that nothing reads, in place, unless the outputs change by it."""
-    before = onnx.ModelProto()
-    before.CopyFrom(candidate)
-    try:
-        nodes = keep_read_rows(candidate)
-    except PreconditionError as error:
-        return LoweredRows(nodes=0, refused=str(error))
-    change, budget = measure_outputs(candidate, before, factor)
-    if change <= budget:
-        return LoweredRows(nodes=nodes, error=change, budget=budget)
-    candidate.CopyFrom(before)
-    return LoweredRows(nodes=0, error=change, budget=budget, refused="the outputs change")
-
-
-def _use_kernels(candidate: onnx.ModelProto, factor: float) -> LoweredKernels:
-    """Lead ONNX Runtime's CPU provider to its faster kernels, in place, if the outputs allow it."""
-    before = onnx.ModelProto()
-    before.CopyFrom(candidate)
-    done = LoweredKernels(
-        heads=read_heads_in_place(candidate),
-        shares=add_shares_in_products(candidate),
-        moves=keep_tokens_first(candidate),
-    )
-    if done.heads + done.shares + done.moves:
-        change, budget = _change(candidate, before, factor)
-        done = done.model_copy(update={"error": change, "budget": budget})
-        if change > budget:
-            candidate.CopyFrom(before)
-            done = LoweredKernels(error=change, budget=budget, refused="the outputs change")
-    return done.model_copy(update={"gelus": keep_gelu(candidate)})
-
-
-def _change(
-    candidate: onnx.ModelProto, before: onnx.ModelProto, factor: float
-) -> tuple[float, float]:
-    """As `measure_outputs`; infinite where an output is a class: rounding does not show in it."""
-    types = {value.type.tensor_type.elem_type for value in before.graph.output}
-    if types != {onnx.TensorProto.FLOAT}:
-        return float("inf"), 0.0
-    return measure_outputs(candidate, before, factor)
 
 
 def _read(path: Path) -> onnx.ModelProto:

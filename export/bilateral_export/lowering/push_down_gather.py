@@ -1,4 +1,4 @@
-"""Compute only the tokens that are read.
+"""Push-down of the output's Gather: only the tokens that are read are computed.
 
 A classifier reads one token of `[B, N, dim]`, the class token. What is computed token by token
 (norms, linear layers, sums, the queries of an attention) is then needed for that token alone, back
@@ -44,12 +44,10 @@ class Cut:
     axis: int
 
 
-def keep_read_rows(model: onnx.ModelProto) -> int:
+def push_down_gather(model: onnx.ModelProto) -> int:
     """Gather the tokens that the outputs read as early as that is possible, in place.
 
-    Requires: nothing; where more than Gather with constant indices reads the tokens, nothing is
-    done.
-    Ensures: what is left out is read by no one; the rest is computed by the same operators.
+    Ensures: only what nothing reads is left out; the rest is computed by the same operators.
 
     Returns:
         How many nodes have fewer tokens now.
@@ -58,7 +56,7 @@ def keep_read_rows(model: onnx.ModelProto) -> int:
         PreconditionError: No tensor is read by Gather along its tokens only.
     """
     graph = Shapes(model)
-    final, rows, readers = _final(graph)
+    final, tokens, readers = _final(graph)
     cuts = {final: _FIRST_AXIS}
     smaller: dict[str, dict[str, int]] = {}
     gathers: list[Cut] = []
@@ -78,12 +76,12 @@ def keep_read_rows(model: onnx.ModelProto) -> int:
                 cuts |= wanted
     if not smaller:
         raise PreconditionError("what is read is not computed token by token")
-    _apply(model, graph, smaller, gathers, cuts, rows, readers)
+    _apply(model, graph, smaller, gathers, cuts, tokens, readers)
     return len(smaller)
 
 
 def _whole(user: onnx.NodeProto, name: str) -> bool:
-    """Whether a node needs all tokens of an input, whatever it needs of others."""
+    """Return whether a node needs all tokens of an input, whatever it needs of others."""
     return any(
         entry == name and position not in _BY_TOKEN[user.op_type]
         for position, entry in enumerate(user.input)
@@ -91,7 +89,7 @@ def _whole(user: onnx.NodeProto, name: str) -> bool:
 
 
 def _inputs_by_token(graph: Shapes, node: onnx.NodeProto, axis: int) -> dict[str, int] | None:
-    """Which inputs need fewer tokens when the output does, and along which axis of theirs.
+    """Return the inputs that need fewer tokens when the output does, and along which axis.
 
     None where the node does not work token by token, or where that is not known.
     """
@@ -126,7 +124,7 @@ def _inputs_by_token(graph: Shapes, node: onnx.NodeProto, axis: int) -> dict[str
 
 
 def _final(graph: Shapes) -> tuple[str, list[int], list[str]]:
-    """The tensor whose tokens are read, which ones, and by which nodes."""
+    """Return the tensor whose tokens are read, which ones, and by which nodes."""
     readers = [node for node in graph.nodes if node.op_type == "Gather" and _picks(graph, node)]
     names = {node.input[0] for node in readers}
     if len(names) != 1:
@@ -136,8 +134,8 @@ def _final(graph: Shapes) -> tuple[str, list[int], list[str]]:
     users = {user.output[0] for user in graph.users[name]}
     if users != set(outputs) or name in graph.outputs:
         raise PreconditionError("all tokens are read")
-    rows = {int(numpy_helper.to_array(graph.constants[node.input[1]])) for node in readers}
-    return name, sorted(rows), outputs
+    tokens = {int(numpy_helper.to_array(graph.constants[node.input[1]])) for node in readers}
+    return name, sorted(tokens), outputs
 
 
 def _picks(graph: Shapes, node: onnx.NodeProto) -> bool:
@@ -155,11 +153,11 @@ def _apply(
     smaller: dict[str, dict[str, int]],
     gathers: list[Cut],
     cuts: dict[str, int],
-    rows: list[int],
+    tokens: list[int],
     readers: list[str],
 ) -> None:
     indices = "rows_read"
-    new = {indices: np.array(rows, dtype=np.int64)}
+    new = {indices: np.array(tokens, dtype=np.int64)}
     # Fewer tokens get another name: parity compares what kept its own.
     renamed = {name: f"{name}.read" for name in [*smaller, *(cut.name for cut in gathers)]}
     behind = {
@@ -172,7 +170,7 @@ def _apply(
         if name in graph.constants:
             renamed[name] = f"{name}.read"
             value = numpy_helper.to_array(graph.constants[name])
-            new[renamed[name]] = np.ascontiguousarray(value.take(rows, axis=axis))
+            new[renamed[name]] = np.ascontiguousarray(value.take(tokens, axis=axis))
     kept: list[onnx.NodeProto] = []
     for node in model.graph.node:
         name = node.output[0]
@@ -184,7 +182,7 @@ def _apply(
             node.output[0] = renamed[name]
         elif name in readers:
             node.input[0] = renamed[node.input[0]]
-            place = rows.index(int(numpy_helper.to_array(graph.constants[node.input[1]])))
+            place = tokens.index(int(numpy_helper.to_array(graph.constants[node.input[1]])))
             new[f"{name}.place"] = np.array(place, dtype=np.int64)
             node.input[1] = f"{name}.place"
         kept.append(node)
@@ -192,7 +190,7 @@ def _apply(
     nodes = onnx.GraphProto(node=kept).node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    # What was recorded of them is too long now.
+    # The shapes that were recorded of them have too many tokens now.
     recorded = [value for value in model.graph.value_info if value.name not in smaller]
     values = onnx.GraphProto(value_info=recorded).value_info
     del model.graph.value_info[:]

@@ -1,15 +1,15 @@
-"""Keep the residual stream as one running sum, for which nothing is multiplied.
+"""The residual stream as one running sum, without the products of its coefficients.
 
 A generalized residual connection, x' = a x + b f(c x + d x0) + e x0, takes four products and three
 sums over `[B, N, dim]`. Written out, every x is a linear combination of x0 and of the branches
-f_0, f_1, ... before it, and what reads it is a LayerNormalization, which does not see a factor of
-its input (but for epsilon). So one sum y = x0 + w_0 f_0 + w_1 f_1 + ... is enough: norm k reads
+f_0, f_1, ... before it, and what reads it is a LayerNormalization, which ignores a factor of its
+input (but for epsilon). So one sum y = x0 + w_0 f_0 + w_1 f_1 + ... is enough: norm k reads
 y + g_k x0, w_i goes into the linear layer that ends branch i, and the norm's epsilon is divided by
 the square of the factor. A standard residual connection is the case w = 1, g = 0.
 
 The sums are written as differences of negated branches. ONNX Runtime would fuse a sum and the norm
-behind it into SkipLayerNormalization, which on its CPU provider takes several times as long as the
-two operators by themselves.
+behind it into SkipLayerNormalization, which takes several times as long on its CPU provider as the
+two operators.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from onnx import helper, numpy_helper
 from bilateral_export.lowering.attention_pattern import Graph, PreconditionError, Values
 
 Combination = dict[str, float]
-# A share of x0 below this is rounding of the coefficients, which are float32.
-_NOTHING = 1e-6
+# A factor of x0 below this is rounding of the coefficients, which are float32.
+_NEGLIGIBLE = 1e-6
 _EPSILON = 1e-5  # ONNX's default
 
 
@@ -67,7 +67,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Stream:
+class ResidualStream:
     """A model's residual stream, as it was before the rewrite.
 
     Attributes:
@@ -83,8 +83,8 @@ class Stream:
     replaced: frozenset[str]
 
 
-def read_stream(model: onnx.ModelProto) -> Stream:
-    """Understand the sums between a model's norms.
+def read_residual_stream(model: onnx.ModelProto) -> ResidualStream:
+    """Read the sums between a model's norms.
 
     Raises:
         PreconditionError: There is none, something else than a norm reads it, a branch does not end
@@ -106,19 +106,25 @@ def read_stream(model: onnx.ModelProto) -> Stream:
     added = set(norms[-1].combination) - {root}
     names = [node.output[0] for node in model.graph.node if node.output[0] in added]
     branches = {name: _branch(graph, name) for name in names}
-    stream = Stream(root, branches, tuple(norms), frozenset(reader.replaced))
+    stream = ResidualStream(root, branches, tuple(norms), frozenset(reader.replaced))
     _check_uses(model, stream)
     _factors(stream)
     return stream
 
 
-def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
-    """Put the running sum in the place of the combinations, in place.
+def rewrite_residual_stream(model: onnx.ModelProto) -> int:
+    """Replace the linear combinations with the running sum, in place.
 
-    Requires: `read_stream` understood the model.
     Ensures: one subtraction a branch, and one product and subtraction more for a norm that reads
-    another share of x0; weights that other nodes use too are not changed.
+    another multiple of x0; weights that other nodes use too are not changed.
+
+    Returns:
+        How many norms read the running sum now.
+
+    Raises:
+        PreconditionError: See `read_residual_stream`.
     """
+    stream = read_residual_stream(model)
     weights, factors = _factors(stream)
     producers = {name: node for node in model.graph.node for name in node.output}
     new: dict[str, list[onnx.NodeProto]] = {}
@@ -134,7 +140,7 @@ def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
             running, done = output, done + 1
         source = running
         extra = norm.combination[stream.root] / factor - 1
-        if abs(extra) > _NOTHING:
+        if abs(extra) > _NEGLIGIBLE:
             share = f"{norm.name}.share"
             constants[share] = np.array(-extra)
             made.append(
@@ -172,10 +178,11 @@ def rewrite_stream(model: onnx.ModelProto, stream: Stream) -> None:
         numpy_helper.from_array(np.asarray(value, dtype=np.float32), name)
         for name, value in constants.items()
     )
+    return len(stream.norms)
 
 
 class _Reader:
-    """Writes tensors as linear combinations, down to what is none."""
+    """Writes tensors as linear combinations of tensors that are not linear combinations."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -237,8 +244,8 @@ def _branch(graph: Graph, name: str) -> Branch:
     return Branch(name, matmul.input[0], graph.constant(matmul.input[1], "a weight"), bias)
 
 
-def _check_uses(model: onnx.ModelProto, stream: Stream) -> None:
-    """Nothing but norms may read the stream, and nothing but the stream a branch."""
+def _check_uses(model: onnx.ModelProto, stream: ResidualStream) -> None:
+    """Raise unless only norms read the stream, and only the stream reads a branch."""
     inside = stream.replaced | set(stream.branches)
     readers = stream.replaced | {norm.name for norm in stream.norms}
     for node in model.graph.node:
@@ -249,8 +256,8 @@ def _check_uses(model: onnx.ModelProto, stream: Stream) -> None:
         raise PreconditionError("the residual stream is an output")
 
 
-def _factors(stream: Stream) -> tuple[dict[str, float], list[float]]:
-    """The branches' weights w, and by what factor each norm's input is larger than what it reads.
+def _factors(stream: ResidualStream) -> tuple[dict[str, float], list[float]]:
+    """Return the branches' weights w, and each norm's input as a multiple of what it reads.
 
     Raises:
         PreconditionError: No such numbers exist.

@@ -1,4 +1,4 @@
-"""A model's tensors: their sizes, where onnx can infer them, and who uses them."""
+"""Shape inference and uses of a model's tensors."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class Shapes:
         self._shapes |= {name: list(tensor.dims) for name, tensor in self.constants.items()}
 
     def size(self, name: str, axis: int) -> int | str | None:
-        """The size of an axis; None where it is not known."""
+        """Return the size of an axis; None where it is not known."""
         shape = self._shapes.get(name)
         return None if shape is None or axis >= len(shape) else shape[axis]
 
     def fixed(self, name: str, axis: int) -> int | None:
-        """The size of an axis where it is a number."""
+        """Return the size of an axis where it is a number."""
         size = self.size(name, axis)
         return size if isinstance(size, int) else None
 
     def rank(self, name: str) -> int | None:
-        """The number of axes; None where it is not known."""
+        """Return the number of axes; None where it is not known."""
         shape = self._shapes.get(name)
         return None if shape is None else len(shape)
 
     def only_user(self, name: str, operator: str) -> onnx.NodeProto:
-        """The only node that reads a tensor, if it is of this operator.
+        """Return the only node that reads a tensor, if it is of this operator.
 
         Raises:
             PreconditionError: It is another, there are more, or the tensor is an output.

@@ -1,41 +1,37 @@
-"""Keep tokens as the rows of one matrix, tokens before items, from block to block.
+"""Token-major layout: tokens stay the rows of one matrix from attention to attention.
 
-Heads that are read in place (heads.py) need tokens first, and products that add shares of x0
-(shares.py) a matrix of tokens; both move or reshape what comes and goes. Between attentions each
-token is computed by itself, so that all of it may as well work on a matrix `[N B, dim]`, the first
-token of every item before the second of any. Then nothing has to be moved.
+The head layout (head_layout.py) needs tokens before items and moves what comes and goes. Between
+attentions each token is computed by itself, so all of that can work on one matrix `[N B, dim]`, the
+first token of every item before the second of any. Then nothing has to be moved.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bilateral_export.graph.token_matrices import record_matrices
 from bilateral_export.lowering.attention_pattern import HEADS_LAST, Graph, PreconditionError
 from bilateral_export.lowering.shapes import Shapes
-from bilateral_export.tensors import Array
 
-# How a tensor of the graph has the same rows: `[B, N, width]`, `[B N, width]`, `[N, B, width]`.
-Order = Literal["tokens", "matrix", "tokens_first"]
-
-METADATA_KEY = "bilateral.tokens_first"
+# The layout of the original tensor: `[B, N, width]` or `[N, B, width]`.
+Order = Literal["batch_major", "token_major"]
 
 _SWAPPED = [1, 0, 2]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a tensor of the graph has become.
+class TokenMatrix:
+    """The matrix that a tensor of the graph has become.
 
     Attributes:
         name: The matrix `[N B, width]`.
-        order: How the tensor itself has these rows.
+        order: The layout of the tensor itself.
         width: Of a row.
     """
 
@@ -46,11 +42,11 @@ class Rows:
 
 @dataclass
 class _Rewrite:
-    """The graph as it becomes, node by node; tensors go by the names that they had.
+    """The new graph, built node by node; tensors are looked up by their old names.
 
     Attributes:
         length: N.
-        rows: Tensors that are matrices now.
+        matrices: Tensors that are matrices now.
         kept: Those of them that are there as they were, too.
         first: Tensors `[B, N, H, D]` that are `[N, B, H, D]` now, and their names.
         attended: Queries, keys and values that are read in place.
@@ -59,7 +55,7 @@ class _Rewrite:
     """
 
     length: int
-    rows: dict[str, Rows] = field(default_factory=dict)
+    matrices: dict[str, TokenMatrix] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     first: dict[str, str] = field(default_factory=dict)
     attended: set[str] = field(default_factory=set)
@@ -69,13 +65,13 @@ class _Rewrite:
     def add(
         self, like: onnx.NodeProto, operator: str, inputs: Sequence[str], name: str, **given: Any
     ) -> str:
-        """Make a tensor beside what a node of the old graph makes."""
+        """Add a tensor beside the output of an old node, and return its name."""
         return self._append(like, operator, f"{name}.{operator}", inputs, name, **given)
 
     def replace(
         self, node: onnx.NodeProto, operator: str, inputs: Sequence[str], name: str, **given: Any
     ) -> str:
-        """Make a tensor in the place of a node of the old graph, whose name stays."""
+        """Add a tensor in the place of an old node, whose name stays; return its name."""
         return self._append(node, operator, node.name, inputs, name, **given)
 
     def _append(
@@ -93,23 +89,23 @@ class _Rewrite:
         return name
 
     def shape(self, *sizes: int) -> str:
-        """A constant for Reshape."""
+        """Add a constant for Reshape and return its name."""
         name = "tokens_first." + "x".join(map(str, sizes))
         self.sizes[name] = list(sizes)
         return name
 
     def held(self) -> dict[str, str]:
-        """By matrix, the first tensor in the graph's order of which it holds the rows."""
+        """Return, by matrix, the first tensor in graph order that it holds."""
         held: dict[str, str] = {}
-        for name, rows in self.rows.items():
-            if rows.order == "tokens":
+        for name, rows in self.matrices.items():
+            if rows.order == "batch_major":
                 held.setdefault(rows.name, name)
         return held
 
     def restore(self, like: onnx.NodeProto, name: str) -> None:
-        """Have a tensor as it was, for a node that reads it so."""
-        rows = self.rows.get(name)
-        if name in self.first or (rows and rows.order != "tokens"):
+        """Restore a tensor's old layout for a node that reads it."""
+        rows = self.matrices.get(name)
+        if name in self.first or (rows and rows.order != "batch_major"):
             raise PreconditionError(f"{like.name} reads {name} in another order")
         if rows and name not in self.kept:
             by_token = self.shape(self.length, -1, rows.width)
@@ -118,12 +114,11 @@ class _Rewrite:
             self.kept.add(name)
 
 
-def keep_tokens_first(model: onnx.ModelProto) -> int:
-    """Rewrite what is between attentions whose heads are read in place.
+def rewrite_token_major_layout(model: onnx.ModelProto) -> int:
+    """Rewrite what is between attentions with the in-place head layout.
 
-    Requires: nothing; a graph without such attentions, or that would not have fewer nodes, stays as
-    it is.
-    Ensures: the same products of the same numbers; the metadata says what each matrix holds.
+    Ensures: the same products of the same numbers; the metadata says what each matrix holds. A
+    graph without such attentions, or that would not have fewer nodes, stays as it is.
 
     Returns:
         How many nodes fewer there are.
@@ -143,25 +138,12 @@ def keep_tokens_first(model: onnx.ModelProto) -> int:
         numpy_helper.from_array(np.array(sizes, dtype=np.int64), name)
         for name, sizes in rewrite.sizes.items()
     )
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(rewrite.held())
+    record_matrices(model, rewrite.held())
     return fewer
 
 
-def held_tensors(model: onnx.ModelProto) -> dict[str, str]:
-    """By matrix `[N B, width]`, the tensor `[B, N, width]` that the model had in its place."""
-    written = {entry.key: entry.value for entry in model.metadata_props}
-    held: dict[str, str] = json.loads(written.get(METADATA_KEY, "{}"))
-    return held
-
-
-def to_matrix(tensor: Array) -> Array:
-    """A tensor `[B, N, width]` as the matrix `[N B, width]` that holds it."""
-    return tensor.swapaxes(0, 1).reshape(-1, tensor.shape[-1])
-
-
 def _root(graph: Graph, shapes: Shapes) -> str:
-    """The tokens from which, each by itself, those of the first attention are computed."""
+    """Return the tensor from which the first attention's tokens are computed, each by itself."""
     for node in shapes.nodes:
         if node.op_type == "Transpose" and list(node.attribute[0].ints) == _SWAPPED:
             name = node.input[0]
@@ -187,7 +169,7 @@ def _rewritten(graph: Graph, shapes: Shapes, root: str) -> _Rewrite:
             first = rewrite.add(node, "Transpose", [root], f"{root}.tokens_first", perm=_SWAPPED)
             flat = rewrite.shape(-1, width)
             rows = rewrite.add(node, "Reshape", [first, flat], f"{root}.matrix")
-            rewrite.rows[root] = Rows(rows, "tokens", width)
+            rewrite.matrices[root] = TokenMatrix(rows, "batch_major", width)
             rewrite.kept.add(root)
     for name in shapes.outputs:
         rewrite.restore(graph.producers[name], name)
@@ -195,7 +177,7 @@ def _rewritten(graph: Graph, shapes: Shapes, root: str) -> _Rewrite:
 
 
 def _sources(shapes: Shapes, node: onnx.NodeProto) -> list[str]:
-    """What a node reads that is not constant; nothing if it mixes tokens or may do so."""
+    """Return a node's inputs that are not constant; none if it may mix tokens."""
     ranks = [shapes.rank(name) if name in shapes.constants else None for name in node.input]
     moving = [name for name in node.input if name and name not in shapes.constants]
     given = {attribute.name: attribute.i for attribute in node.attribute}
@@ -209,47 +191,43 @@ def _sources(shapes: Shapes, node: onnx.NodeProto) -> list[str]:
             alone = given.get("axis", 0) in (-1, 2) and constant == [1]
         case "MatMul":
             alone = ranks == [None, 2]
-        case "Gemm":
-            of_c = ranks[2:] or [None]
-            alone = ranks[:2] == [None, 2] and of_c[0] in (None, 1) and not given.get("transA", 0)
         case _:
             alone = False
     return moving if alone else []
 
 
 def _by_token(rewrite: _Rewrite, shapes: Shapes, node: onnx.NodeProto) -> bool:
-    """Let a node that computes each token by itself work on matrices."""
+    """Let a node that computes each token by itself work on matrices; return whether it does."""
     sources = _sources(shapes, node)
-    rows = [rewrite.rows[name] for name in sources if name in rewrite.rows]
+    rows = [rewrite.matrices[name] for name in sources if name in rewrite.matrices]
     orders = {source.order for source in rows}
     if not sources or len(rows) != len(sources) or len(orders) != 1:
         return False
     made = onnx.NodeProto()
     made.CopyFrom(node)
     widths = [max(source.width for source in rows)]
-    if node.op_type in ("MatMul", "Gemm"):
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        widths = [shapes.constants[node.input[1]].dims[0 if transposed else 1]]
+    if node.op_type == "MatMul":
+        widths = [shapes.constants[node.input[1]].dims[1]]
     if node.op_type == "Split":
         widths = numpy_helper.to_array(shapes.constants[node.input[1]]).tolist()
         next(a for a in made.attribute if a.name == "axis").i = 1
     (order,) = orders
     for place, name in enumerate(node.input):
-        if name in rewrite.rows:
-            made.input[place] = rewrite.rows[name].name
+        if name in rewrite.matrices:
+            made.input[place] = rewrite.matrices[name].name
     for place, (name, width) in enumerate(zip(node.output, widths, strict=True)):
         made.output[place] = f"{name}.matrix"
-        rewrite.rows[name] = Rows(made.output[place], order, width)
+        rewrite.matrices[name] = TokenMatrix(made.output[place], order, width)
     rewrite.nodes.append(made)
     return True
 
 
 def _moves(rewrite: _Rewrite, graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
-    """Let a node that moves or picks tokens do so from a matrix, or leave it out."""
+    """Let a node that moves or picks tokens use a matrix, or drop it; return whether it does."""
     if not node.input:
         return False
     name, made = node.input[0], node.output[0]
-    rows = None if name in rewrite.kept else rewrite.rows.get(name)
+    rows = None if name in rewrite.kept else rewrite.matrices.get(name)
     match node.op_type:
         case "Transpose":
             return _transposes(rewrite, graph, node)
@@ -267,16 +245,17 @@ def _moves(rewrite: _Rewrite, graph: Graph, shapes: Shapes, node: onnx.NodeProto
     return False
 
 
-def _picks_tokens(shapes: Shapes, node: onnx.NodeProto, rows: Rows) -> bool:
+def _picks_tokens(shapes: Shapes, node: onnx.NodeProto, rows: TokenMatrix) -> bool:
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-    return rows.order == "tokens" and axis == 1 and shapes.rank(node.input[1]) in (0, 1)
+    return rows.order == "batch_major" and axis == 1 and shapes.rank(node.input[1]) in (0, 1)
 
 
 def _transposes(rewrite: _Rewrite, graph: Graph, node: onnx.NodeProto) -> bool:
     (name,), (made,) = node.input, node.output
     order = list(node.attribute[0].ints)
-    if name in rewrite.rows and rewrite.rows[name].order == "tokens" and order == _SWAPPED:
-        rewrite.rows[made] = Rows(rewrite.rows[name].name, "tokens_first", rewrite.rows[name].width)
+    known = rewrite.matrices.get(name)
+    if known and known.order == "batch_major" and order == _SWAPPED:
+        rewrite.matrices[made] = replace(known, order="token_major")
         return True
     if name in rewrite.first:
         swapped = [(1, 0, 2, 3)[axis] for axis in order]
@@ -297,22 +276,18 @@ def _reshapes(rewrite: _Rewrite, node: onnx.NodeProto, sizes: list[int]) -> bool
     if name in rewrite.first and sizes[:2] == [0, 0] and len(sizes) == 3:
         inputs = [rewrite.first[name], rewrite.shape(-1, sizes[2])]
         rows = rewrite.replace(node, "Reshape", inputs, f"{made}.matrix")
-        rewrite.rows[made] = Rows(rows, "tokens", sizes[2])
+        rewrite.matrices[made] = TokenMatrix(rows, "batch_major", sizes[2])
         return True
-    if name not in rewrite.rows:
+    if name not in rewrite.matrices:
         return False
-    known = rewrite.rows[name]
+    known = rewrite.matrices[name]
     by_head = sizes[:2] == [0, 0] and len(sizes) == 4
     inputs = [known.name, rewrite.shape(rewrite.length, -1, *sizes[2:])] if by_head else []
     match known.order:
-        case "tokens" if sizes == [-1, known.width]:
-            rewrite.rows[made] = Rows(known.name, "matrix", known.width)
-        case "matrix" if sizes == [-1, rewrite.length, known.width]:
-            rewrite.rows[made] = Rows(known.name, "tokens", known.width)
-        case "tokens" if by_head:
+        case "batch_major" if by_head:
             first = rewrite.replace(node, "Reshape", inputs, f"{made}.tokens_first")
             rewrite.first[made] = first
-        case "tokens_first" if by_head:
+        case "token_major" if by_head:
             rewrite.attended.add(rewrite.replace(node, "Reshape", inputs, made))
         case _:
             return False

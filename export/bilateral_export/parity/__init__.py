@@ -1,1 +1,1 @@
-"""Does what is served compute what was trained? README.md says how that is decided."""
+"""Numerical parity of what is served with what was trained; README.md says how it is judged."""

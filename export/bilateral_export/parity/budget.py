@@ -1,4 +1,4 @@
-"""How large an error may be: a multiple of what eager PyTorch makes in the same precision."""
+"""The error budget: a multiple of eager PyTorch's error in the same precision."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Budget:
 
     @classmethod
     def of(cls, factor: float) -> Budget:
-        """The budget that `--factor` names: the factor for the worst item, half of it typically."""
+        """Return the budget of a factor: the factor for the worst item, half of it typically."""
         return cls(typical=factor / 2, worst=factor)
 
 
@@ -61,11 +61,11 @@ class Quotient:
     count: int = 1
 
     def within(self, budget: Budget) -> bool:
-        """Whether the typical ratio is, with confidence, within budget, and the worst too."""
+        """Return whether the typical ratio, with confidence, and the worst are within budget."""
         return self.typical_high <= budget.typical and self.worst <= budget.worst
 
     def enough(self, budget: Budget) -> int | None:
-        """How many errors would decide, where these are too few; None where more change nothing.
+        """Return how many errors would decide, where these are too few; None where more would not.
 
         With twice as many as would do if the next ones were like these.
         """
@@ -76,7 +76,7 @@ class Quotient:
 
 
 def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotient:
-    """Compare errors of the same items.
+    """Return how errors of the same items compare.
 
     Logarithms of ratios of rounding errors are close to normally distributed, so the interval is
     that of their mean. Errors below `floor` count as that much: a model may be exact in eager
@@ -106,9 +106,9 @@ def quotient(errors: Reference, eager_errors: Reference, floor: float) -> Quotie
 
 
 def largest_error(eager_errors: Reference, floor: float) -> float:
-    """The largest error that eager PyTorch makes on inputs like these.
+    """Return the largest error that eager PyTorch makes on inputs like these.
 
-    The largest of a few dozen is a matter of luck, and so would be a verdict by it: one item on
+    The largest of a few dozen is a matter of luck, and so would be a test against it: one item on
     which another order of the same sums loses more bits would fail a correct runtime. So it is at
     least what the spread of the errors lets expect of more items.
 
@@ -126,5 +126,5 @@ def largest_error(eager_errors: Reference, floor: float) -> float:
 
 
 def worst_error(eager_errors: Reference, floor: float, factor: float) -> float:
-    """What the largest error may be."""
+    """Return what the largest error may be."""
     return factor * largest_error(eager_errors, floor)

@@ -1,4 +1,4 @@
-"""What must hold of a runner beside its error: alone as in a batch, again, at once, at extremes."""
+"""Behaviour checks of a runner: batching, memory layout, repetition, concurrency, extremes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def extreme_checks(
         except UserError as error:
             finite = all(np.isfinite(pieces[number]).all() for pieces in truth.reference.values())
             text = f"refused: {error.problem}"
-            checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not finite))
+            checks.append(_check(candidate, f"extreme: {sample.origin}", text, not finite))
             continue
         problems = []
         for name, limit in limits.items():
@@ -123,7 +123,7 @@ def extreme_checks(
             shown = answer[name], pieces[number], eager
             problems += _at_extreme(candidate, *shown, factor, limit)
         text = "; ".join(problems) or "as FP64"
-        checks.append(_verdict(candidate, f"extreme: {sample.origin}", text, not problems))
+        checks.append(_check(candidate, f"extreme: {sample.origin}", text, not problems))
     return checks
 
 
@@ -171,16 +171,16 @@ def _compare(
     for answer, truth in zip(answers, wanted, strict=True):
         for output, limit in limits.items():
             if answer[output].shape != truth[output].shape:
-                return _verdict(candidate, name, f"{output} has another shape", False)
+                return _check(candidate, name, f"{output} has another shape", False)
             error = float(item_errors(answer[output], truth[output], limit.size).max())
             worst, exact = max(worst, error), exact and error == 0
             # Both sides may be off by the budget, in opposite directions.
             passed = passed and error <= 2 * limit.error
     text = "equal to the last bit" if exact else f"differs by {worst:.1e} at most"
-    return _verdict(candidate, name, text, passed)
+    return _check(candidate, name, text, passed)
 
 
-def _verdict(candidate: Candidate, name: str, detail: str, passed: bool) -> Check:
+def _check(candidate: Candidate, name: str, detail: str, passed: bool) -> Check:
     return Check(stage=candidate.name, name=name, detail=detail, passed=passed)
 
 

@@ -1,4 +1,4 @@
-"""Compare runners with the FP64 model; the budget is what eager PyTorch needs in that dtype."""
+"""Comparison of runners with the FP64 model, on the error budget of eager PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bilateral_export.parity.budget import (
 )
 from bilateral_export.parity.decision import judge_decisions
 from bilateral_export.parity.inputs.samples import Sample
-from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.parity.report.document import Decision, ParityReport, ParityRow, WorstInput
 from bilateral_export.parity.scores import largest_difference, scores_of, tipped
 from bilateral_export.runners.base import Runner
@@ -53,9 +53,9 @@ class Candidate:
         return self.stage or self.runner.name
 
     @property
-    def ground(self) -> Ground:
+    def reference_spec(self) -> ReferenceSpec:
         """Which weights and which rounding it is compared with."""
-        return Ground(self.precision if self.widened else "fp32", self.rounding)
+        return ReferenceSpec(self.precision if self.widened else "fp32", self.rounding)
 
     @property
     def rounding(self) -> Precision:
@@ -77,7 +77,7 @@ def compare(
     samples: Sequence[Sample],
     factor: float = DEFAULT_FACTOR,
 ) -> ParityReport:
-    """Judge each candidate, on every sample, against the FP64 model.
+    """Return the report on each candidate, on every sample, against the FP64 model.
 
     A correct implementation rounds differently than eager PyTorch, not worse. A runner passes when
     its error is typically, with confidence over the items, at most half of `factor` times that of
@@ -94,15 +94,15 @@ def compare(
     Raises:
         UserError: A sample does not fit an input.
     """
-    truths: dict[Ground, Truth] = {}
+    truths: dict[ReferenceSpec, Truth] = {}
     rows: list[ParityRow] = []
     for candidate in candidates:
-        ground = candidate.ground
-        if ground not in truths:
-            truths[ground] = truth_of(checkpoint, ground, samples)
+        spec = candidate.reference_spec
+        if spec not in truths:
+            truths[spec] = truth_of(checkpoint, spec, samples)
         with candidate.runner as runner:
             outputs = outputs_of(runner, samples)
-        rows += judge(candidate, outputs, truths[ground], samples, factor)
+        rows += judge(candidate, outputs, truths[spec], samples, factor)
     return report_of(checkpoint, samples, rows, factor)
 
 
@@ -112,7 +112,7 @@ def report_of(
     rows: Sequence[ParityRow],
     factor: float = DEFAULT_FACTOR,
 ) -> ParityReport:
-    """A report with rows, to which checks and bisections may be added."""
+    """Return a report with rows, to which checks and bisections may be added."""
     return ParityReport(
         model=checkpoint.card.name,
         family=checkpoint.card.model.family,
@@ -125,16 +125,16 @@ def report_of(
     )
 
 
-def truth_of(checkpoint: Checkpoint, ground: Ground, samples: Sequence[Sample]) -> Truth:
-    """Run the reference and eager PyTorch on every sample."""
-    with ground.reference(checkpoint) as runner:
+def truth_of(checkpoint: Checkpoint, spec: ReferenceSpec, samples: Sequence[Sample]) -> Truth:
+    """Return what the reference and eager PyTorch answer on every sample."""
+    with spec.reference(checkpoint) as runner:
         reference = outputs_of(runner, samples)
-    with ground.eager(checkpoint) as runner:
+    with spec.eager(checkpoint) as runner:
         return Truth(reference, outputs_of(runner, samples))
 
 
 def outputs_of(runner: Runner, samples: Sequence[Sample]) -> Outputs:
-    """Every output of every sample, as float64, whole numbers as int64."""
+    """Return every output of every sample, as float64, integers as int64."""
     results = [runner.run(sample.arrays) for sample in samples]
     return {name: [_wide(result[name]) for result in results] for name in results[0]}
 
@@ -150,7 +150,7 @@ def judge(
     samples: Sequence[Sample],
     factor: float = DEFAULT_FACTOR,
 ) -> list[ParityRow]:
-    """One row per output."""
+    """Return one row per output."""
     budget = Budget.of(factor)
     rows = []
     for name, reference in truth.reference.items():
@@ -194,7 +194,7 @@ def judge(
 
 
 def _reason(found: Quotient, budget: Budget, decision: Decision | None, items: int) -> str:
-    """Why a row does not pass, in words; empty where it does."""
+    """Return why a row does not pass, in words; empty where it does."""
     reasons = []
     if not found.worst <= budget.worst:
         reasons.append(

@@ -1,4 +1,4 @@
-"""What a model's output decides, per family: class, next token, class of each pixel."""
+"""Decisions in a model's output: class, next token, class of each pixel."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def judge_decisions(
     reference: Sequence[Array],
     budget: float,
 ) -> Decision | None:
-    """Compare what one output decides with what FP64 decides.
+    """Return how what one output decides agrees with what FP64 decides.
 
-    Whole numbers are decisions. Scores `[B, C]` decide a class (or the next token),
+    Integers are decisions. Scores `[B, C]` decide a class (or the next token),
     `[B, C, H, W]` the class of each pixel; a `log_likelihood` `[B, N]` of given tokens decides
     nothing, but sums up to the perplexity.
     Other outputs, such as a cache, have no decision: None.
@@ -59,7 +59,7 @@ def judge_decisions(
 
 
 def _perplexity(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
-    """Perplexity over that of FP64, on the same tokens; every token counts once."""
+    """Return the perplexity over that of FP64, on the same tokens; every token counts once."""
     tokens = sum(truth.size for truth in reference)
     difference = sum(
         float((truth - np.asarray(mine, dtype=np.float64)).sum())
@@ -76,7 +76,7 @@ def _perplexity(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
 
 
 def _labels(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
-    """Decisions that the graph has taken itself; it does not say by which margin."""
+    """Return the agreement of decisions that the graph takes itself, without a margin."""
     pairs = list(zip(got, reference, strict=True))
     decisions = sum(truth.size for truth in reference)
     return Decision(
@@ -90,7 +90,7 @@ def _labels(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
 
 
 def _mean_iou(got: Sequence[Array], reference: Sequence[Array]) -> float:
-    """Mean over FP64's classes of intersection over union, FP64's decision taken as the truth.
+    """Return the mean intersection over union of FP64's classes, its decision as the truth.
 
     Args:
         got: Labels of any shape.
@@ -110,7 +110,7 @@ def _iou_of_scores(got: Sequence[Array], reference: Sequence[Array]) -> float:
 
 
 def _margin(scores: Array) -> Reference:
-    """Distance between the largest and the second largest score."""
+    """Return the distance between the largest and the second largest score."""
     reference = scores.astype(np.float64)
     if reference.shape[1] < 2:
         return np.zeros(reference.sum(1).shape)

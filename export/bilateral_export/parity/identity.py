@@ -1,4 +1,4 @@
-"""Whether an ONNX file says it is what the checkpoint is: weights, labels, preprocessing."""
+"""Identity checks of an ONNX file: interface, operator, weights, labels, preprocessing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_graph(path: Path, metadata: ArtifactMetadata, family: str) -> None:
 
 
 def interface_check(model: onnx.ModelProto, trained: Family) -> Check:
-    """Whether a file takes and returns what the model does: names, types, ranks, fixed sizes.
+    """Check that a file takes and returns what the model does: names, types, ranks, fixed sizes.
 
     Where it does not, no runtime's answers can be compared with the model's.
     """
@@ -109,7 +109,7 @@ def _sparse(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _fits(value: onnx.ValueInfoProto, spec: TensorSpec) -> bool:
-    """Whether a value has a spec's type and, where it says a shape, that shape."""
+    """Return whether a value has a spec's type and, where it says a shape, that shape."""
     tensor = value.type.tensor_type
     if tensor.elem_type != helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)):
         return False
@@ -122,7 +122,7 @@ def _fits(value: onnx.ValueInfoProto, spec: TensorSpec) -> bool:
 
 
 def body_check(model: onnx.ModelProto) -> Check:
-    """Whether the operator's bodies in a file are those that this version writes.
+    """Check that the operator's bodies in a file are those that this version writes.
 
     Numbers need not show a changed body: a runtime may take a narrowing cast away, and another
     one may not.
@@ -149,7 +149,7 @@ def body_check(model: onnx.ModelProto) -> Check:
 
 
 def plugin_check(model: onnx.ModelProto) -> Check:
-    """Whether every node of the operator has all of its attributes, and those of the plugin.
+    """Check that every node of the operator has all of its attributes, and those of the plugin.
 
     No other runtime reads them, so no number shows it, and TensorRT finds its plugin by them.
     """
@@ -176,7 +176,7 @@ def _whole(node: ir.Node) -> bool:
 
 
 def softmax_check(model: onnx.ModelProto) -> Check:
-    """Whether a file takes no exponential that large logits make infinite.
+    """Check that a file has no exponential that large logits make infinite.
 
     What this package writes has Softmax, which subtracts the largest logit first. A softmax that
     was written out without it agrees with FP64 on ordinary inputs, and no input that is judged
@@ -201,7 +201,7 @@ def softmax_check(model: onnx.ModelProto) -> Check:
 
 
 def _below_zero(node: onnx.NodeProto | None, made: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a node takes the largest element of what it reads away from it."""
+    """Return whether a node subtracts from its input the largest element of it."""
     if node is None or node.op_type != "Sub":
         return False
     largest = made.get(node.input[1])
@@ -212,7 +212,7 @@ def _below_zero(node: onnx.NodeProto | None, made: Mapping[str, onnx.NodeProto])
 
 
 def random_check(model: onnx.ModelProto) -> Check:
-    """Whether a file computes the same each time: none of its nodes draws at random.
+    """Check that a file computes the same each time: none of its nodes draws at random.
 
     Numbers need not show it: ONNX Runtime's CPU provider passes a Dropout in training mode through,
     and another runtime drops.
@@ -232,10 +232,10 @@ def random_check(model: onnx.ModelProto) -> Check:
 def _drawing(
     nodes: Sequence[onnx.NodeProto], outer: Mapping[str, onnx.TensorProto]
 ) -> Iterator[onnx.NodeProto]:
-    """The nodes that may draw, in graphs inside these nodes too; `outer` are constants they see."""
+    """Yield the nodes that may draw, in nested graphs too; `outer` are constants they see."""
     constants = dict(outer)
     for node in nodes:
-        # A value that a function's caller gives is no constant.
+        # A value that a function's caller gives is not a constant.
         for attribute in node.attribute if node.op_type == "Constant" else ():
             if attribute.name == "value" and not attribute.ref_attr_name:
                 constants[node.output[0]] = attribute.t
@@ -247,7 +247,7 @@ def _drawing(
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Initializers that no caller can replace, and whose values are in the file."""
+    """Return initializers that no caller can replace, and whose values are in the file."""
     inputs = {value.name for value in graph.input}
     return {
         tensor.name: tensor
@@ -266,7 +266,7 @@ def _draws(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> b
 
 
 def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[Check]:
-    """Compare what file and checkpoint say. Numbers cannot show swapped labels; this does."""
+    """Check that file and checkpoint say the same; numbers cannot show swapped labels."""
     card = checkpoint.card
     pairs = {
         "weights": (metadata.checkpoint_sha256, checkpoint.sha256),
@@ -286,7 +286,7 @@ def identity_checks(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> list[
 
 
 def _configuration(metadata: ArtifactMetadata) -> FamilyConfig | None:
-    """The file's configuration, with the defaults of fields that are newer than the file."""
+    """Return the file's configuration, with the defaults of fields newer than the file."""
     try:
         return parse_config(metadata.model)
     except ValidationError:
@@ -294,7 +294,7 @@ def _configuration(metadata: ArtifactMetadata) -> FamilyConfig | None:
 
 
 def labels_check(labels: Sequence[str], trained: Sequence[str]) -> Check:
-    """Whether a file's labels are the checkpoint's: as many, and each at its class.
+    """Check that a file's labels are the checkpoint's: as many, and each at its class.
 
     A checkpoint without labels says nothing of them, and names that are all new were given at
     export (`bilateral export --labels`): both hold. Labels that are gone, have moved, or differ

@@ -1,4 +1,4 @@
-"""Every stage judged on the same inputs: the whole answer to whether the served is the trained."""
+"""The matrix of a parity check: every stage, judged on the same inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.metadata import ArtifactMetadata, Precision
 from bilateral_export.parity import compare as comparison
 from bilateral_export.parity.bisection.reproducer import write_reproducer
-from bilateral_export.parity.bisection.search import NodeError, Walk, bisect
+from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.checks import Limit, behaviour_checks, extreme_checks
 from bilateral_export.parity.compare import Truth, judge, outputs_of
@@ -31,11 +31,11 @@ from bilateral_export.parity.inputs.differentiable import DifferentiableGraph
 from bilateral_export.parity.inputs.extremes import extreme_samples, token_extremes
 from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.parity.measure import error_floor, magnitude
-from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.parity.report.document import (
     Bisection,
     Check,
-    Node,
+    NodeError,
     ParityReport,
     ParityRow,
     Skipped,
@@ -49,8 +49,8 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to compare, on what.
+class ParityJob:
+    """A parity check to run: what to compare, on which inputs.
 
     Attributes:
         checkpoint: The trained weights.
@@ -81,67 +81,67 @@ class Plan:
 
 
 @dataclass
-class _Grounds:
+class _References:
     """References and eager outputs, computed once however many stages are compared with them."""
 
-    plan: Plan
+    job: ParityJob
     extremes: Sequence[Sample]
     references: dict[tuple[Precision, bool], comparison.Outputs] = field(default_factory=dict)
-    eagers: dict[tuple[Ground, bool], comparison.Outputs] = field(default_factory=dict)
-    maxima: dict[Ground, float] = field(default_factory=dict)
+    eagers: dict[tuple[ReferenceSpec, bool], comparison.Outputs] = field(default_factory=dict)
+    maxima: dict[ReferenceSpec, float] = field(default_factory=dict)
 
-    def truth(self, ground: Ground, extreme: bool = False) -> Truth:
-        """Reference and eager outputs on the samples, or on the extremes."""
-        samples = self.extremes if extreme else self.plan.samples
-        checkpoint = with_scores(self.plan.checkpoint)
-        if (ground.weights, extreme) not in self.references:
-            with ground.reference(checkpoint) as runner:
-                self.references[ground.weights, extreme] = outputs_of(runner, samples)
-        if (ground, extreme) not in self.eagers:
-            with ground.eager(checkpoint) as runner:
-                self.eagers[ground, extreme] = outputs_of(runner, samples)
-        return Truth(self.references[ground.weights, extreme], self.eagers[ground, extreme])
+    def truth(self, spec: ReferenceSpec, extreme: bool = False) -> Truth:
+        """Return reference and eager outputs on the samples, or on the extremes."""
+        samples = self.extremes if extreme else self.job.samples
+        checkpoint = with_scores(self.job.checkpoint)
+        if (spec.weights, extreme) not in self.references:
+            with spec.reference(checkpoint) as runner:
+                self.references[spec.weights, extreme] = outputs_of(runner, samples)
+        if (spec, extreme) not in self.eagers:
+            with spec.eager(checkpoint) as runner:
+                self.eagers[spec, extreme] = outputs_of(runner, samples)
+        return Truth(self.references[spec.weights, extreme], self.eagers[spec, extreme])
 
-    def eager_maximum(self, ground: Ground) -> float:
-        """The largest error that the adversarial search finds against eager PyTorch."""
-        if ground not in self.maxima:
-            with ground.eager(self.plan.checkpoint) as eager:
-                self.maxima[ground] = _search(self.plan, eager, ground, eager.forward).error
-        return self.maxima[ground]
+    def eager_maximum(self, spec: ReferenceSpec) -> float:
+        """Return the largest error that the adversarial search finds against eager PyTorch."""
+        if spec not in self.maxima:
+            with spec.eager(self.job.checkpoint) as eager:
+                self.maxima[spec] = _search(self.job, eager, spec, eager.forward).error
+        return self.maxima[spec]
 
 
-def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
-    """Judge every stage; where one that reads a graph fails, find the first node at fault.
+def run_matrix(job: ParityJob, progress: Progress = lambda _: None) -> ParityReport:
+    """Return the report on every stage, with the first node at fault of those that fail.
 
     Args:
-        plan: What to do.
+        job: What to do.
         progress: Told the name of each stage as it starts.
 
     Raises:
         UserError: An input does not fit, a required stage cannot run, or no stage that
             reads the file could open it.
     """
-    for stage in plan.stages:
+    for stage in job.stages:
         if stage.required:
             with stage.candidate.runner:
                 pass  # that it cannot run is said now, and not after a minute's work
-    model = plan.checkpoint.build_model()
-    grounds = _Grounds(plan, [*extreme_samples(model), *token_extremes(model)])
+    model = job.checkpoint.build_model()
+    references = _References(job, [*extreme_samples(model), *token_extremes(model)])
     rows: list[ParityRow] = []
     checks: list[Check] = []
-    skipped: list[Skipped] = list(plan.skipped)
+    skipped: list[Skipped] = list(job.skipped)
     refusals: list[UserError] = []
     bisections: list[Bisection] = []
-    if plan.metadata is not None:
-        checks += identity_checks(plan.checkpoint, plan.metadata)
+    if job.metadata is not None:
+        checks += identity_checks(job.checkpoint, job.metadata)
     fits = True
-    if plan.onnx is not None:
-        file = load_graph(plan.onnx, weights=False)
+    if job.onnx is not None:
+        file = load_graph(job.onnx, weights=False)
         interface = interface_check(file, model)
         checks += [interface, body_check(file), plugin_check(file)]
         checks += [softmax_check(file), random_check(file)]
         fits = interface.passed
-    for stage in plan.stages:
+    for stage in job.stages:
         if stage.graph is not None and not fits:
             reason = "the file's inputs or outputs are not the model's"
             skipped.append(Skipped(stage=stage.candidate.name, reason=reason))
@@ -160,27 +160,27 @@ def run_matrix(plan: Plan, progress: Progress = lambda _: None) -> ParityReport:
                 checks.append(Check(stage=name, name="opens", detail=reason, passed=False))
             continue
         with opened:
-            judged = _judge_stage(stage, plan, grounds)
+            judged = _judge_stage(stage, job, references)
         rows += judged.rows
         checks += judged.checks
-        skipped += _labels_only(stage, judged.rows, grounds)
+        skipped += _labels_only(stage, judged.rows, references)
         sample = judged.failed_on
-        if sample is None and plan.layers and not bisections:
-            sample = _several(plan)
-        if sample and plan.bisect and stage.graph is not None and stage.open_runner is not None:
-            progress(f"{stage.candidate.name}: walking the graph")
+        if sample is None and job.layers and not bisections:
+            sample = _several(job)
+        if sample and job.bisect and stage.graph is not None and stage.open_runner is not None:
+            progress(f"{stage.candidate.name}: searching the graph")
             try:
                 budgets = {row.output: row.budget for row in judged.rows}
-                walked = _walk(stage, plan, sample, budgets, judged.failed_on is not None)
+                walked = _walk(stage, job, sample, budgets, judged.failed_on is not None)
                 bisections.append(walked)
                 if walked.culprit is not None and judged.failed_on is None:
                     checks.append(_broken_node(stage, walked.culprit))
-            except UserError as error:  # the verdict stands without it
+            except UserError as error:  # the rows stand without it
                 walk = f"{stage.candidate.name}, node by node"
                 skipped.append(Skipped(stage=walk, reason=str(error)))
-    if refusals and len(refusals) == sum(stage.graph is not None for stage in plan.stages):
+    if refusals and len(refusals) == sum(stage.graph is not None for stage in job.stages):
         raise refusals[0]
-    report = comparison.report_of(plan.checkpoint, plan.samples, rows, plan.factor)
+    report = comparison.report_of(job.checkpoint, job.samples, rows, job.factor)
     return report.model_copy(
         update={
             "checks": tuple(checks),
@@ -199,21 +199,22 @@ class _Judged:
     failed_on: Sample | None
 
 
-def _judge_stage(stage: Stage, plan: Plan, grounds: _Grounds) -> _Judged:
-    grounds.truth(stage.candidate.ground)  # what the reference cannot take is no stage's fault
+def _judge_stage(stage: Stage, job: ParityJob, references: _References) -> _Judged:
+    spec = stage.candidate.reference_spec
+    references.truth(spec)  # an input that the reference cannot take is not the stage's fault
     try:
-        rows, checks, found = _run_stage(stage, plan, grounds)
+        rows, checks, found = _run_stage(stage, job, references)
     except UserError as error:
         if stage.required:
             raise
         name = stage.candidate.name
         check = Check(stage=name, name="runs on every input", detail=str(error), passed=False)
-        return _Judged([], [check], _refused(stage, plan.samples))
+        return _Judged([], [check], _refused(stage, job.samples))
     failed = [row for row in rows if not row.passed]
     if failed:
-        return _Judged(rows, checks, _worst(failed, plan))
+        return _Judged(rows, checks, _worst(failed, job))
     # A fault that no ordinary input meets: an input that a check has found.
-    by_origin = {f"extreme: {sample.origin}": sample for sample in grounds.extremes} | found
+    by_origin = {f"extreme: {sample.origin}": sample for sample in references.extremes} | found
     met = (
         by_origin[check.name]
         for check in checks[::-1]
@@ -222,15 +223,15 @@ def _judge_stage(stage: Stage, plan: Plan, grounds: _Grounds) -> _Judged:
     return _Judged(rows, checks, next(met, None))
 
 
-def _several(plan: Plan) -> Sample:
-    """The sample that has most in it."""
-    return max(plan.samples, key=lambda sample: next(iter(sample.arrays.values())).size)
+def _several(job: ParityJob) -> Sample:
+    """Return the sample that has most in it."""
+    return max(job.samples, key=lambda sample: next(iter(sample.arrays.values())).size)
 
 
-def _labels_only(stage: Stage, rows: Sequence[ParityRow], grounds: _Grounds) -> list[Skipped]:
-    """The scores that are not judged, where a runner gives labels only."""
+def _labels_only(stage: Stage, rows: Sequence[ParityRow], references: _References) -> list[Skipped]:
+    """Return the scores that are not judged, where a runner gives labels only."""
     given = {row.output for row in rows}
-    known = grounds.truth(stage.candidate.ground).reference
+    known = references.truth(stage.candidate.reference_spec).reference
     reason = (
         "it gives labels only: none may differ where the margin in FP64 is beyond rounding, and of"
         " the others a few thousandths"
@@ -242,18 +243,18 @@ def _labels_only(stage: Stage, rows: Sequence[ParityRow], grounds: _Grounds) -> 
     ]
 
 
-def _broken_node(stage: Stage, node: Node) -> Check:
-    """No stage passes while one of its nodes is beyond its limit."""
+def _broken_node(stage: Stage, node: NodeError) -> Check:
+    """Return the failed check of a stage that passes while one of its nodes does not."""
     detail = f"{node.node} is off by {node.error:.1e}, allowed {node.limit:.1e}"
     return Check(stage=stage.candidate.name, name="node by node", detail=detail, passed=False)
 
 
-def _worst(rows: Sequence[ParityRow], plan: Plan) -> Sample | None:
-    return next((s for s in plan.samples if rows and s.origin == rows[0].worst.sample), None)
+def _worst(rows: Sequence[ParityRow], job: ParityJob) -> Sample | None:
+    return next((s for s in job.samples if rows and s.origin == rows[0].worst.sample), None)
 
 
 def _refused(stage: Stage, samples: Sequence[Sample]) -> Sample | None:
-    """The first sample that a stage cannot run, opened anew: one failure may bring others on."""
+    """Return the first sample that a stage, opened anew, cannot run: failures may cause others."""
     if stage.graph is None or stage.open_runner is None:
         return None
     with stage.open_runner(stage.graph) as runner:
@@ -266,36 +267,37 @@ def _refused(stage: Stage, samples: Sequence[Sample]) -> Sample | None:
 
 
 def _run_stage(
-    stage: Stage, plan: Plan, grounds: _Grounds
+    stage: Stage, job: ParityJob, references: _References
 ) -> tuple[list[ParityRow], list[Check], dict[str, Sample]]:
     candidate = stage.candidate
-    truth = grounds.truth(candidate.ground)
+    truth = references.truth(candidate.reference_spec)
     if type(candidate.runner) is TorchRunner and not candidate.widened:
         outputs = truth.eager  # this stage is what the budget is measured by
     else:
-        outputs = outputs_of(candidate.runner, plan.samples)
+        outputs = outputs_of(candidate.runner, job.samples)
     if problem := _unlike(outputs, truth.reference):
         check = Check(stage=candidate.name, name="outputs", detail=problem, passed=False)
         return [], [check], {}
-    rows = judge(candidate, outputs, truth, plan.samples, plan.factor)
-    if not stage.checked:
-        # Eager PyTorch is what the others are held against.
-        if not plan.adversarial or outputs is truth.eager or candidate.widened:
-            return rows, [], {}
-        check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
-        return rows, [check], {check.name: found}
-    limits = {row.output: Limit(row.budget, magnitude(truth.reference[row.output])) for row in rows}
-    checks = behaviour_checks(candidate, _several(plan), limits)
-    truth = grounds.truth(candidate.ground, extreme=True)
-    checks += extreme_checks(candidate, grounds.extremes, truth, plan.factor, limits)
-    if not plan.adversarial:
+    rows = judge(candidate, outputs, truth, job.samples, job.factor)
+    checks: list[Check] = []
+    if stage.checked:
+        sizes = {row.output: magnitude(truth.reference[row.output]) for row in rows}
+        limits = {row.output: Limit(row.budget, sizes[row.output]) for row in rows}
+        checks += behaviour_checks(candidate, _several(job), limits)
+        extreme = references.truth(candidate.reference_spec, extreme=True)
+        checks += extreme_checks(candidate, references.extremes, extreme, job.factor, limits)
+    # The search against eager PyTorch is what the others are held against.
+    elif outputs is truth.eager or candidate.widened:
         return rows, checks, {}
-    check, found = _adversarial_check(stage, plan, grounds.eager_maximum(candidate.ground))
+    if not job.adversarial:
+        return rows, checks, {}
+    usual = references.eager_maximum(candidate.reference_spec)
+    check, found = _adversarial_check(stage, job, usual)
     return rows, [*checks, check], {check.name: found}
 
 
 def _unlike(outputs: comparison.Outputs, reference: comparison.Outputs) -> str:
-    """How answers differ from the reference's before any number is compared; empty if not."""
+    """Return how answers differ from the reference's in names, shapes or types; empty if not."""
     for name, wanted in reference.items():
         if name not in outputs:
             if name in map(scores_of, outputs):
@@ -309,14 +311,14 @@ def _unlike(outputs: comparison.Outputs, reference: comparison.Outputs) -> str:
     return ""
 
 
-def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> tuple[Check, Sample]:
-    """Whether the worst input found is no worse than what is found against eager PyTorch."""
+def _adversarial_check(stage: Stage, job: ParityJob, eager: float) -> tuple[Check, Sample]:
+    """Check that the worst input found is no worse than what is found against eager PyTorch."""
     candidate = stage.candidate
-    forward, how = _derivatives(stage, plan)
-    found = _search(plan, candidate.runner, candidate.ground, forward)
+    forward, how = _derivatives(stage, job)
+    found = _search(job, candidate.runner, candidate.reference_spec, forward)
     empty = [np.zeros(0, spec.dtype) for spec in candidate.runner.outputs]
     floor = max(error_floor(output, candidate.rounding) for output in empty)
-    limit = plan.factor * max(eager, floor)
+    limit = job.factor * max(eager, floor)
     grew = f"error grew from {found.start:.1e} to {found.error:.1e}, allowed {limit:.1e}"
     check = Check(
         stage=candidate.name,
@@ -327,12 +329,12 @@ def _adversarial_check(stage: Stage, plan: Plan, eager: float) -> tuple[Check, S
     return check, found.sample
 
 
-def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:
-    """The stage as a PyTorch function, or a stand-in for it, and what to say of it."""
+def _derivatives(stage: Stage, job: ParityJob) -> tuple[Forward | None, str]:
+    """Return the stage as a PyTorch function, or a stand-in for it, and what to say of it."""
     runner = stage.candidate.runner
     if isinstance(runner, TorchRunner):
         return runner.forward, "its own gradient"
-    path = stage.graph or plan.onnx
+    path = stage.graph or job.onnx
     if path is None:
         return None, "no gradient without the file"
     try:
@@ -341,20 +343,20 @@ def _derivatives(stage: Stage, plan: Plan) -> tuple[Forward | None, str]:
         return None, error.problem
 
 
-def _search(plan: Plan, runner: Runner, ground: Ground, forward: Forward | None) -> Found:
-    checkpoint = plan.checkpoint
+def _search(job: ParityJob, runner: Runner, spec: ReferenceSpec, forward: Forward | None) -> Found:
+    checkpoint = job.checkpoint
     model = checkpoint.build_model()
     box = box_of(model, checkpoint.card.preprocessing)
-    with ground.reference(checkpoint) as reference:
-        return search(model, runner, reference, plan.adversarial, box=box, forward=forward)
+    with spec.reference(checkpoint) as reference:
+        return search(model, runner, reference, job.adversarial, box=box, forward=forward)
 
 
 def _walk(
-    stage: Stage, plan: Plan, sample: Sample, budgets: Mapping[str, float], failed: bool
+    stage: Stage, job: ParityJob, sample: Sample, budgets: Mapping[str, float], failed: bool
 ) -> Bisection:
     assert stage.graph is not None
     assert stage.open_runner is not None
-    reference, eager = stage.candidate.ground.oracles(plan.checkpoint)
+    reference, eager = stage.candidate.reference_spec.oracles(job.checkpoint)
     graph = load_graph(stage.graph)
     walk = bisect(
         graph,
@@ -363,34 +365,25 @@ def _walk(
         reference,
         eager,
         stage.candidate.rounding,
-        factor=plan.factor,
-        to_the_end=plan.layers,
+        factor=job.factor,
+        to_the_end=job.layers,
         budgets=budgets,
     )
     reproducer = ""
-    if failed and walk.culprit is not None and plan.reproducers is not None:
-        directory = plan.reproducers / _file_name(stage.candidate.name)
+    if failed and walk.culprit is not None and job.reproducers is not None:
+        directory = job.reproducers / _file_name(stage.candidate.name)
         write_reproducer(directory, graph, walk.culprit)
         reproducer = str(directory)
-    return _bisection(stage.candidate.name, sample, walk, reproducer)
-
-
-def _bisection(stage: str, sample: Sample, walk: Walk, reproducer: str) -> Bisection:
     culprit = walk.culprit
     return Bisection(
-        stage=stage,
+        stage=stage.candidate.name,
         sample=sample.origin,
-        culprit=_node(culprit.at) if culprit else None,
+        culprit=culprit.at if culprit else None,
         before=culprit.before if culprit else 0.0,
         reproducer=reproducer,
-        nodes=tuple(map(_node, walk.nodes)),
+        nodes=walk.nodes,
         peak_bytes=walk.peak_bytes,
     )
-
-
-def _node(at: NodeError) -> Node:
-    values: Mapping[str, object] = vars(at)
-    return Node.model_validate(values)
 
 
 def _file_name(stage: str) -> str:

@@ -1,4 +1,4 @@
-"""How far an output is from the reference: per item, in units of last place, by direction."""
+"""Error measures: relative per item, in units in the last place, by cosine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIES = 1e-3
 
 # An error has as many numbers behind it at least: the error of a single one is luck, and relative
 # to a number near 0 it is anything. Items of fewer numbers are pooled. NUMBERS is how many it takes
-# in all for a verdict: with fewer, the interval of the typical ratio fails correct runtimes.
+# in all: with fewer, the interval of the typical ratio fails correct runtimes.
 POOLED_NUMBERS = 8
 NUMBERS = 128
 
@@ -30,7 +30,7 @@ ULP_EDGES = tuple(0.5 * 2.0**power for power in range(0, 28, 3))
 
 
 def relative_errors(got: Array, reference: Reference, size: float = 0.0) -> Reference:
-    """`|got - reference| / |reference|` of each item of the first axis (Euclidean norms).
+    """Return `|got - reference| / |reference|` of each item of the first axis (Euclidean norms).
 
     NaN or infinity where the reference has none gives infinity, so that it can pass no budget.
     A reference of zeros is compared absolutely.
@@ -50,7 +50,7 @@ def relative_errors(got: Array, reference: Reference, size: float = 0.0) -> Refe
 
 
 def item_errors(got: Array, reference: Array, size: float = 0.0) -> Reference:
-    """How wrong each item of the first axis is.
+    """Return the error of each item of the first axis.
 
     Relative distance where the output is floating, as in `relative_errors`; where it is whole
     numbers (the class of each pixel), the share that differs.
@@ -62,7 +62,7 @@ def item_errors(got: Array, reference: Array, size: float = 0.0) -> Reference:
 
 
 def magnitude(reference: Sequence[Array]) -> float:
-    """Root mean square of an output's numbers, all samples together; of whole numbers 0.
+    """Return the root mean square of an output's numbers, all samples together; of whole numbers 0.
 
     A number near 0 has no relative error: an item's norm counts as that of numbers of this size at
     least, wherever a single item is judged.
@@ -76,7 +76,7 @@ def magnitude(reference: Sequence[Array]) -> float:
 def pooled_errors(
     outputs: Sequence[Array], reference: Sequence[Array]
 ) -> tuple[Reference, NDArray[np.intp]]:
-    """Errors with `POOLED_NUMBERS` behind each: neighbouring items of few numbers count as one.
+    """Return errors of `POOLED_NUMBERS` each: neighbouring items of few numbers count as one.
 
     An item that is large enough stays alone, and its error is that of `item_errors`; so do a few
     small ones that are too few for a pool.
@@ -108,21 +108,21 @@ def pooled_errors(
 
 
 def _norms(reference: Array) -> Reference:
-    """Norm of each item of the first axis; whole numbers have none."""
+    """Return the norm of each item of the first axis; integers have none."""
     if reference.dtype.kind != "f":
         return np.ones(len(reference))
     return np.asarray(np.linalg.norm(reference.reshape(len(reference), -1), axis=1))
 
 
 def error_floor(reference: Array, precision: Precision) -> float:
-    """The error that any correct output may have: a quarter of one rounding, or a few ties."""
+    """Return the error of any correct output: a quarter of one rounding, or a few ties."""
     if reference.dtype.kind == "f":
         return float(torch.finfo(DTYPES[precision]).eps) / 4
     return TIES
 
 
 def cosines(got: Array, reference: Array) -> Reference:
-    """Cosine of the angle between output and reference, per item of the first axis.
+    """Return the cosine of the angle between output and reference, per item of the first axis.
 
     NaN or infinity gives -1; two zero vectors count as parallel.
     """
@@ -136,7 +136,7 @@ def cosines(got: Array, reference: Array) -> Reference:
 
 
 def ulps(got: Array, reference: Array, precision: Precision) -> Reference:
-    """Distance of each element in units of last place of a precision at the reference.
+    """Return each element's distance in units in the last place of the reference's precision.
 
     The unit of last place of `x = m * 2^e`, `1 <= m < 2`, is `eps * 2^e`, with the type's epsilon;
     below the smallest normal number it is that of the smallest normal number. The model's outputs
@@ -155,7 +155,7 @@ def ulps(got: Array, reference: Array, precision: Precision) -> Reference:
 
 
 def ulp_histogram(distances: Reference) -> tuple[int, ...]:
-    """Count distances per bin of `ULP_EDGES`, and beyond the last edge."""
+    """Return the count of distances per bin of `ULP_EDGES`, and beyond the last edge."""
     bins = np.searchsorted(ULP_EDGES, distances.ravel())
     counts = np.bincount(bins, minlength=len(ULP_EDGES) + 1)
     return tuple(int(count) for count in counts)

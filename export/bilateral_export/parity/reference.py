@@ -1,4 +1,4 @@
-"""What a candidate is compared with: which weights, and whose rounding sets the budget."""
+"""The reference of a comparison: the trained model in FP64, and in the budget's precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bilateral_export.runners.torch_eager import TorchRunner
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The ground of a comparison.
+class ReferenceSpec:
+    """The reference that a candidate is compared with.
 
     Attributes:
         weights: What the trained weights were rounded to before anything else; "fp32" leaves
@@ -29,15 +29,15 @@ class Ground:
     rounding: Precision
 
     def reference(self, checkpoint: Checkpoint) -> TorchRunner:
-        """The model in FP64."""
+        """Return the model in FP64."""
         return RoundedRunner(checkpoint, self.weights, torch.float64)
 
     def eager(self, checkpoint: Checkpoint) -> TorchRunner:
-        """The model in eager PyTorch, in the precision."""
+        """Return the model in eager PyTorch, in the precision."""
         return RoundedRunner(checkpoint, self.weights, DTYPES[self.rounding])
 
     def oracles(self, checkpoint: Checkpoint) -> tuple[Oracle, Oracle]:
-        """The same two node by node: the model in FP64, and in eager PyTorch."""
+        """Return the same two node by node: the model in FP64, and in eager PyTorch."""
         wide = Trace(rounded(checkpoint.build_model(), self.weights, torch.float32))
         narrow = wide
         if self.rounding != "fp32":
@@ -59,7 +59,7 @@ class RoundedRunner(TorchRunner):
         super().__init__(checkpoint, dtype)
         self._weights = weights
 
-    def _load(self) -> nn.Module:
+    def _open(self) -> nn.Module:
         return rounded(self._checkpoint.build_model(), self._weights, self._dtype)
 
 

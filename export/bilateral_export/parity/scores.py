@@ -1,4 +1,4 @@
-"""The scores behind labels: where a graph returns whole numbers, the last floating value before.
+"""The scores behind labels: where a graph returns integers, the last floating value before.
 
 Labels hide what is wrong: a share of the pixels that differ says little of the scores, and rounding
 may always tip those whose best classes are all but equal. So the scores are compared too, as a
@@ -34,17 +34,17 @@ _RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"
 
 
 def scores_of(output: str) -> str:
-    """The name of the scores behind an output of labels."""
+    """Return the name of the scores behind an output of labels."""
     return f"{output}.scores"
 
 
 def grid(side: int) -> NDArray[np.int64]:
-    """Which rows, or columns, of an image of this side are compared."""
+    """Return which rows, or columns, of an image of this side are compared."""
     return np.linspace(0, side - 1, min(side, GRID)).round().astype(np.int64)
 
 
 def on_grid(labels: Array) -> Array:
-    """Labels `[B, H, W]` where their scores are compared."""
+    """Return labels `[B, H, W]` where their scores are compared."""
     return np.asarray(labels[:, grid(labels.shape[1])][:, :, grid(labels.shape[2])])
 
 
@@ -53,12 +53,12 @@ class ScoredCheckpoint(Checkpoint):
     """A segmenter's checkpoint whose model returns the scores on the grid beside the labels."""
 
     def build_model(self) -> WithScores:
-        """The model with these weights, in evaluation mode, in the dtype of the file."""
+        """Return the model with these weights, in evaluation mode, in the dtype of the file."""
         return WithScores(super().build_model())
 
 
 def with_scores(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, whose model returns the scores behind its labels, where it returns labels."""
+    """Return the checkpoint with a model that returns the scores behind its labels, if any."""
     if not checkpoint.build_model().decides:
         return checkpoint
     return ScoredCheckpoint(
@@ -78,7 +78,7 @@ class WithScores(Family):
         self.grid: Tensor
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels as the model gives them, and scores, float32 or wider."""
+        """Return labels as the model gives them, and scores, float32 or wider."""
         scores = self.model.scores(image)
         seen = scores.index_select(2, self.grid).index_select(3, self.grid)
         return self.model.decide(scores), seen if seen.dtype == torch.float64 else seen.float()
@@ -92,7 +92,7 @@ class WithScores(Family):
         return self.model.example(batch, generator, **dims)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The model's outputs and the scores."""
+        """Return the model's outputs and the scores."""
         (labels,) = self.model.outputs()
         shape = ("batch", self.config.classes, len(self.grid), len(self.grid))
         return labels, TensorSpec(scores_of(labels.name), "float32", shape)
@@ -138,7 +138,7 @@ def expose_scores(path: Path, checkpoint: Checkpoint, target: Path) -> Path:
 
 
 def _decision(graph: onnx.GraphProto, output: str) -> onnx.NodeProto | None:
-    """The ArgMax over classes that an output's labels come from."""
+    """Return the ArgMax over classes that an output's labels come from."""
     made = {name: node for node in graph.node for name in node.output}
     node = made.get(output)
     while node is not None and node.op_type in _RESHAPING:
@@ -150,7 +150,7 @@ def _decision(graph: onnx.GraphProto, output: str) -> onnx.NodeProto | None:
 
 
 def decided(graph: onnx.GraphProto) -> set[str]:
-    """The values of a graph that are labels: decisions, which rounding may tip."""
+    """Return the values of a graph that are labels: decisions, which rounding may flip."""
     names: set[str] = set()
     for node in graph.node:
         if node.op_type == "ArgMax" or (node.op_type in _RESHAPING and node.input[0] in names):
@@ -161,7 +161,7 @@ def decided(graph: onnx.GraphProto) -> set[str]:
 def tipped(
     got: Sequence[Array], labels: Sequence[Array], scores: Sequence[Array], largest: float
 ) -> int:
-    """How many labels differ from the reference's though its margin is beyond rounding.
+    """Return how many labels differ from the reference's though its margin is beyond rounding.
 
     Args:
         got: Labels `[B, H, W]` per sample.
@@ -180,7 +180,7 @@ def tipped(
 
 
 def largest_difference(got: Sequence[Array], reference: Sequence[Array]) -> float:
-    """The largest absolute difference of a number; infinite where one is not finite."""
+    """Return the largest absolute difference; infinite where a number is not finite."""
     pairs = zip(got, reference, strict=True)
     most = np.array([np.abs(np.subtract(mine, true)).max() for mine, true in pairs])
     return float(most.max()) if np.isfinite(most).all() else math.inf

@@ -1,13 +1,9 @@
-"""The stages between training and serving, and which of them this machine can run."""
+"""Pipeline stages between training and serving, and which of them this machine can run."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnxruntime
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.metadata import Precision
@@ -17,10 +13,8 @@ from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.report.document import Skipped
 from bilateral_export.parity.scores import expose_scores, with_scores
 from bilateral_export.precision import DTYPES
-from bilateral_export.runners import custom_op
-from bilateral_export.runners.custom_op import CustomOpRunner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.runners.openvino_runner import OpenVinoRunner
+from bilateral_export.runners.registry import RUNTIMES
 from bilateral_export.runners.torch_compiled import CompiledRunner
 from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.runners.torch_exported import ExportedRunner
@@ -37,7 +31,7 @@ class Stage:
         checked: Whether behaviour and extremes are checked too: for what serves, not for what
             merely leads there.
         required: Whether it was asked for by name: it is then an error when it cannot run.
-        graph: The ONNX file that is walked when the stage fails; None where there is none.
+        graph: The ONNX file that is searched when the stage fails; None where there is none.
         open_runner: How the stage's runtime opens a part of that file.
     """
 
@@ -56,7 +50,7 @@ def stages(
     *,
     compiled: bool = True,
 ) -> tuple[list[Stage], list[Skipped]]:
-    """What can run here between eager PyTorch and the runtimes that read the file.
+    """Return what can run here between eager PyTorch and the runtimes that read the file.
 
     Args:
         checkpoint: The trained weights.
@@ -87,38 +81,14 @@ def stages(
         candidate = Candidate(runner, precision, widened=True, stage=WIDENED)
         made.append(Stage(candidate, graph=wide, open_runner=OnnxRuntimeRunner))
     shown = expose_scores(onnx, scored, scratch / f"scores-{onnx.name}")
-    made.append(_reading(onnx, shown, precision, OnnxRuntimeRunner))
-    if importlib.util.find_spec(custom_op.PACKAGE):
-        made.append(_reading(onnx, shown, precision, CustomOpRunner, checked=False))
-    else:
-        reason = f"not installed: {custom_op.INSTALL}"
-        skipped.append(Skipped(stage="onnxruntime custom op", reason=reason))
-    if importlib.util.find_spec("openvino"):
-        made.append(_reading(onnx, shown, precision, OpenVinoRunner))
-    else:
-        skipped.append(Skipped(stage="openvino", reason="not installed: pip install openvino"))
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        made.append(_reading(onnx, shown, precision, _on_cuda))
-    else:
-        reason = "this ONNX Runtime has no CUDAExecutionProvider"
-        skipped.append(Skipped(stage="onnxruntime CUDA", reason=reason))
+    for runtime in RUNTIMES.values():
+        if runtime.reads != "onnx":
+            continue
+        if reason := runtime.missing():
+            skipped.append(Skipped(stage=runtime.name, reason=reason))
+            continue
+        reader = runtime.load(shown)
+        candidate = Candidate(reader, precision, stage=f"{reader.name}, {precision} file")
+        checked = not runtime.diagnostic
+        made.append(Stage(candidate, checked, graph=onnx, open_runner=runtime.load))
     return made, skipped
-
-
-def _reading(
-    onnx: Path,
-    shown: Path,
-    precision: Precision,
-    open_runner: Callable[[Path], OpenableRunner],
-    checked: bool = True,
-) -> Stage:
-    runner = open_runner(shown)
-    candidate = Candidate(runner, precision, stage=f"{runner.name}, {precision} file")
-    return Stage(candidate, checked, graph=onnx, open_runner=open_runner)
-
-
-OpenableRunner = OnnxRuntimeRunner | OpenVinoRunner
-
-
-def _on_cuda(path: Path) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(path, provider="CUDAExecutionProvider")

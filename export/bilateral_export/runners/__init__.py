@@ -1,1 +1,1 @@
-"""One way to execute a model per file, all behind the small `Runner` protocol."""
+"""Runtimes behind one `Runner` protocol, one a file, listed in the registry."""

@@ -1,9 +1,8 @@
-"""The exported file in ONNX Runtime with the operator as a custom op instead of its body."""
+"""ONNX Runtime with the operator as a custom op instead of its function body."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from bilateral_export.errors import UnsupportedError
 from bilateral_export.op import contract
 from bilateral_export.op.attention import attention
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.registry import RUNTIMES
 from bilateral_export.tensors import Array
-
-PACKAGE = "onnxruntime_extensions"
-INSTALL = "pip install 'bilateral-serve[custom-op]'"
 
 # What the custom op takes beside the node's own attributes: the type that its tokens had.
 _TOKENS = "tokens"
@@ -34,7 +31,7 @@ class CustomOpRunner(OnnxRuntimeRunner):
 
     Every `BilateralAttention` node calls `op.attention` through onnxruntime-extensions, in the
     node's own type; function bodies are dropped, so that none can run in its stead. Beside the same
-    file run through its bodies it tells a wrong body from a wrong graph. It is no way to serve:
+    file run through its bodies it distinguishes a wrong body from a wrong graph. It never serves:
     each node goes through Python, and its output through a list.
 
     The package passes float32 only (with float16 it ends the process), so float16 tokens are
@@ -50,14 +47,13 @@ class CustomOpRunner(OnnxRuntimeRunner):
         self.name = "onnxruntime custom op"
 
     def _model(self, options: onnxruntime.SessionOptions) -> bytes:
-        if importlib.util.find_spec(PACKAGE) is None:
-            raise UnsupportedError("onnxruntime-extensions is not installed", INSTALL)
+        RUNTIMES["onnxruntime custom op"].require()
         options.register_custom_ops_library(_registered())
         return with_custom_ops(load_graph(self._path)).SerializeToString()
 
 
 def with_custom_ops(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make the operator's nodes calls of the custom op, in place, and drop their bodies.
+    """Turn the operator's nodes into calls of the custom op, in place, and drop their bodies.
 
     A custom op has a fixed number of inputs, so it is registered once for each that the contract
     knows.
@@ -81,14 +77,14 @@ def with_custom_ops(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every value that has one to be found."""
+    """Return the element type of every value whose type is known."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = [*graph.input, *graph.value_info, *graph.output]
     return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def _call(node: onnx.NodeProto, tokens: int) -> list[onnx.NodeProto]:
-    """One node as a call of the custom op, between casts where its tokens are narrow."""
+    """Return one node as a call of the custom op, between casts where its tokens are narrow."""
     call = onnx.NodeProto()
     call.CopyFrom(node)
     call.op_type, call.overload = _op_type(len(node.input)), ""
@@ -158,7 +154,7 @@ def _registered() -> str:
 
 
 def _attend(*operands: Array, **attributes: Any) -> Array:
-    """The operator on one node's operands, packed as the contract says."""
+    """Return the operator's output for one node's operands, packed as the contract says."""
     kernel = attributes[contract.SPATIAL_KERNEL]
     names: Sequence[str] = contract.input_names(kernel, key_bias=True)
     dtype = _TORCH[attributes[_TOKENS]]

@@ -1,18 +1,18 @@
-"""The exported file in ONNX Runtime: the operator runs through its function body."""
+"""The ONNX Runtime runtime: the operator runs through its function body."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import onnxruntime
 import torch
 
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
-from bilateral_export.tensors import Array, TensorSpec, check_arrays
+from bilateral_export.runners.base import BaseRunner
+from bilateral_export.tensors import Array, TensorSpec
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -25,7 +25,7 @@ _DTYPES = {
 }
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(BaseRunner[onnxruntime.InferenceSession]):
     """Runs an ONNX file with ONNX Runtime.
 
     Weights of a Gaussian kernel fall below float32's smallest normal number (1.2e-38) where tokens
@@ -47,14 +47,13 @@ class OnnxRuntimeRunner:
         *,
         flush_subnormals: bool = True,
     ) -> None:
-        self.name = f"onnxruntime {provider.removesuffix('ExecutionProvider')}"
+        super().__init__(f"onnxruntime {provider.removesuffix('ExecutionProvider')}", path.name)
         self._path = require_file(path, "model")
         self._threads = threads
         self._provider = provider
         self._flush = flush_subnormals
-        self._session: onnxruntime.InferenceSession | None = None
 
-    def __enter__(self) -> OnnxRuntimeRunner:
+    def _open(self) -> onnxruntime.InferenceSession:
         """Create the session.
 
         Raises:
@@ -73,46 +72,29 @@ class OnnxRuntimeRunner:
         options.add_session_config_entry("session.set_denormal_as_zero", str(int(self._flush)))
         try:
             with subnormals_flushed(self._flush):  # a session may set this thread's, for good
-                self._session = onnxruntime.InferenceSession(
+                session = onnxruntime.InferenceSession(
                     self._model(options), options, providers=[self._provider]
                 )
         except UserError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
             raise _refusal(self._path, self._provider, error) from error
-        return self
+        self.inputs = tuple(map(_spec, session.get_inputs()))
+        self.outputs = tuple(map(_spec, session.get_outputs()))
+        return session
 
     def _model(self, options: onnxruntime.SessionOptions) -> Path | bytes:
         """What the session opens; other ways to run the same file replace this."""
         del options
         return self._path
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._session = None
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` takes."""
-        return tuple(_spec(node) for node in self._open().get_inputs())
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` returns."""
-        return tuple(_spec(node) for node in self._open().get_outputs())
-
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see `Runner.run`."""
-        session = self._open()
-        check_arrays(self.inputs, arrays, self._path.name)
+    def _run(
+        self, loaded: onnxruntime.InferenceSession, arrays: Mapping[str, Array]
+    ) -> dict[str, Array]:
         names = [spec.name for spec in self.outputs]
         try:
             with subnormals_flushed(self._flush):
-                made = session.run(names, dict(arrays))
+                made = loaded.run(names, dict(arrays))
         except Exception as error:  # as above
             reason = str(error).rpartition("] : ")[2]
             raise UserError(
@@ -120,10 +102,6 @@ class OnnxRuntimeRunner:
                 "Export it again with `bilateral export`.",
             ) from error
         return dict(zip(names, made, strict=True))
-
-    def _open(self) -> onnxruntime.InferenceSession:
-        assert self._session is not None, "use the runner as a context manager"
-        return self._session
 
 
 @contextlib.contextmanager

@@ -1,12 +1,10 @@
-"""The exported file in OpenVINO, with the operator's function body inlined in memory."""
+"""The OpenVINO runtime: an exported file with the operator's function body inlined in memory."""
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,7 +14,9 @@ import onnx.inliner
 from bilateral_export.artifact import interface, load_graph
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
-from bilateral_export.tensors import Array, check_arrays
+from bilateral_export.runners.base import BaseRunner
+from bilateral_export.runners.registry import RUNTIMES
+from bilateral_export.tensors import Array
 
 if TYPE_CHECKING:
     import openvino
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ComputePrecision = Literal["f32", "bf16"]
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(BaseRunner["openvino.CompiledModel"]):
     """Runs an ONNX file with OpenVINO's CPU plugin.
 
     OpenVINO's reader knows neither foreign domains nor ONNX functions, so functions are inlined
@@ -40,22 +40,20 @@ class OpenVinoRunner:
     def __init__(
         self, path: Path, threads: int | None = None, compute: ComputePrecision = "f32"
     ) -> None:
-        self.name = f"openvino {compute}"
+        super().__init__(f"openvino {compute}", path.name)
         self._path = require_file(path, "model")
         self._threads = threads
         self._compute = compute
-        self._compiled: openvino.CompiledModel | None = None
         self._requests = threading.local()
 
-    def __enter__(self) -> OpenVinoRunner:
+    def _open(self) -> openvino.CompiledModel:
         """Read and compile the model.
 
         Raises:
             UserError: The file is not an ONNX model; `UnsupportedError` where OpenVINO is not
                 installed or cannot run it.
         """
-        if importlib.util.find_spec("openvino") is None:
-            raise UnsupportedError("OpenVINO is not installed", "pip install openvino")
+        RUNTIMES["openvino"].require()
         import openvino
 
         model = inlined(self._path)
@@ -66,27 +64,17 @@ class OpenVinoRunner:
         try:
             core = openvino.Core()
             read = core.read_model(model.SerializeToString())
-            self._compiled = core.compile_model(read, "CPU", options)
+            return core.compile_model(read, "CPU", options)
         except RuntimeError as error:
             raise UnsupportedError(*_refusal(self._path, error)) from error
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _close(self, loaded: openvino.CompiledModel) -> None:
         self._requests = threading.local()
-        self._compiled = None
 
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see `Runner.run`."""
-        assert self._compiled is not None, "use the runner as a context manager"
-        check_arrays(self.inputs, arrays, self._path.name)
+    def _run(self, loaded: openvino.CompiledModel, arrays: Mapping[str, Array]) -> dict[str, Array]:
         # A request holds the buffers of one inference, so each thread has its own.
         if not hasattr(self._requests, "request"):
-            self._requests.request = self._compiled.create_infer_request()
+            self._requests.request = loaded.create_infer_request()
         request: openvino.InferRequest = self._requests.request
         # Not ascontiguousarray, which gives a scalar an axis.
         given = [np.asarray(arrays[spec.name], order="C") for spec in self.inputs]
@@ -98,10 +86,10 @@ class OpenVinoRunner:
 
 
 def inlined(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, weights included, with its functions inlined.
+    """Return an ONNX file's model, weights included, with its functions inlined.
 
     Raises:
-        UserError: The file is not an ONNX model, or larger than one protobuf message may be.
+        UserError: The file is not an ONNX model, or is larger than one protobuf message may be.
     """
     model = load_graph(path)
     try:
@@ -115,7 +103,7 @@ def inlined(path: Path) -> onnx.ModelProto:
 
 
 def _refusal(path: Path, error: RuntimeError, when: str = "") -> tuple[str, str]:
-    """What cannot run and what to do; whose fault it is, OpenVINO does not say."""
+    """Return what cannot run and what to do; OpenVINO does not say whose fault it is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
         f"OpenVINO cannot run {path}{when} ({'; '.join(lines[-2:])})",

@@ -1,4 +1,4 @@
-"""A plan on a GPU, with TensorRT or TensorRT for RTX."""
+"""The TensorRT runtime: a plan on a GPU, with TensorRT or TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,14 @@ from bilateral_export.engine.plan.compatibility import (
 from bilateral_export.engine.plan.manifest import PlanManifest, verify_plan
 from bilateral_export.engine.profiles import Profile, shape_text
 from bilateral_export.errors import UserError
-from bilateral_export.tensors import Array, TensorSpec, check_arrays
+from bilateral_export.runners.base import BaseRunner
+from bilateral_export.tensors import Array, TensorSpec
 
 _KEPT_SHAPES = 8
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class TensorRTRunner:
+class TensorRTRunner(BaseRunner["_LoadedPlan"]):
     """Runs a plan that has its manifest beside it.
 
     Input and output buffers, on the GPU and pinned on the host, are kept for the last few
@@ -49,13 +49,13 @@ class TensorRTRunner:
 
     def __init__(self, path: Path, plugin: Path | None = None, cuda_graphs: bool = True) -> None:
         self.manifest = verify_plan(path)
-        self.name = f"{self.manifest.library} {self.manifest.precision}"
+        super().__init__(f"{self.manifest.library} {self.manifest.precision}", path.name)
+        self.inputs, self.outputs = self.manifest.inputs, self.manifest.outputs
         self._path = path
         self._plugin = plugin if plugin is not None else find_plugin()
         self._cuda_graphs = cuda_graphs
-        self._loaded: _LoadedPlan | None = None
 
-    def __enter__(self) -> TensorRTRunner:
+    def _open(self) -> _LoadedPlan:
         """Load the plan onto the first visible GPU.
 
         Raises:
@@ -72,47 +72,25 @@ class TensorRTRunner:
         if self.manifest.plugin is not None and not self.manifest.plugin.embedded:
             assert self._plugin is not None
             load_plugin(library, self._plugin)
-        self._loaded = _LoadedPlan(self._path, self.manifest, library, self._cuda_graphs)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._loaded = None
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` takes."""
-        return self.manifest.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` returns."""
-        return self.manifest.outputs
+        return _LoadedPlan(self._path, self.manifest, library, self._cuda_graphs)
 
     @property
     def replays_graphs(self) -> bool:
         """Whether the last run replayed a CUDA graph."""
-        return self._loaded is not None and self._loaded.replayed
+        return self._open_model is not None and self._open_model.replayed
 
     @property
     def activation_bytes(self) -> int:
-        """Device memory of one context as the loaded engine says it."""
-        assert self._loaded is not None, "use the runner as a context manager"
-        return self._loaded.activation_bytes
+        """Device memory of one context, in bytes, by the loaded engine."""
+        return self.loaded.activation_bytes
 
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see `Runner.run`.
+    def _run(self, loaded: _LoadedPlan, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
 
         Raises:
-            UserError: An array does not fit its input or is outside every profile.
+            UserError: An array is outside every profile.
         """
-        assert self._loaded is not None, "use the runner as a context manager"
-        check_arrays(self.inputs, arrays, self._path.name)
-        return self._loaded.run(arrays)
+        return loaded.run(arrays)
 
 
 def check_loadable(

@@ -1,4 +1,4 @@
-"""The trained model through `torch.compile`."""
+"""The `torch.compile` runtime: the trained model through TorchInductor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import torch
 from torch import nn
 
-from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UnsupportedError
 from bilateral_export.runners.torch_eager import TorchRunner
 
@@ -18,16 +17,12 @@ class CompiledRunner(TorchRunner):
     The first call of a batch of one and the first call of a larger batch compile, which takes
     seconds to a minute each; every further size reuses the second.
 
-    Args:
-        checkpoint: The trained weights.
-        dtype: Of weights and activations.
+    Its arguments are those of `TorchRunner`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(checkpoint, dtype)
-        self.name = f"torch.compile {str(dtype).removeprefix('torch.')}"
+    how = "torch.compile"
 
-    def _load(self) -> nn.Module:
+    def _open(self) -> nn.Module:
         """Wrap the model; it is compiled when it first runs.
 
         Raises:
@@ -35,6 +30,6 @@ class CompiledRunner(TorchRunner):
         """
         if not any(map(shutil.which, ("g++", "c++", "clang++"))):
             raise UnsupportedError("torch.compile needs a C++ compiler", "Install g++.")
-        compiled = torch.compile(super()._load(), dynamic=True, fullgraph=True)
+        compiled = torch.compile(super()._open(), dynamic=True, fullgraph=True)
         assert isinstance(compiled, nn.Module)
         return compiled

@@ -1,11 +1,10 @@
-"""The trained model as a `torch.export` program: what the ONNX exporter starts from."""
+"""The `torch.export` program of a trained model, from which the ONNX exporter starts."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.models.family import Family, tracing_example
 from bilateral_export.precision import to_precision
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -18,23 +17,18 @@ class ExportedRunner(TorchRunner):
     Where it agrees with eager PyTorch and the ONNX file does not, the fault is in the translation
     to ONNX, not in what was traced.
 
-    Args:
-        checkpoint: The trained weights.
-        dtype: Of weights and activations.
+    Its arguments are those of `TorchRunner`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(checkpoint, dtype)
-        self.name = f"torch.export {str(dtype).removeprefix('torch.')}"
+    how = "torch.export"
 
-    def _load(self) -> nn.Module:
-        return trace(
-            to_precision(self._checkpoint.build_model(), self._dtype), self._dtype == torch.float64
-        ).module()
+    def _open(self) -> nn.Module:
+        model = to_precision(self._checkpoint.build_model(), self._dtype)
+        return trace(model, self._dtype == torch.float64).module()
 
 
 def trace(model: Family, widened: bool = False) -> torch.export.ExportedProgram:
-    """Trace a model with the dimensions of its specs that are named left free.
+    """Return a model's program, with the named dimensions of its specs left free.
 
     Args:
         model: Any model of this package.

@@ -10,6 +10,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.errors import UserError
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED
 from bilateral_serving.config import CONFIG_FILE, runtime_of, wants_gpu
 from bilateral_serving.doctor.ensembles import check_ensemble
 from bilateral_serving.doctor.findings import (
@@ -217,29 +218,24 @@ def _check_runtimes(models: Sequence[CheckedModel], machine: Machine) -> Iterato
     """Yield what runs the graphs inside the Python backend, where that is this Python."""
     if machine.tritonserver is None or not machine.tritonserver.is_wheel:
         return
-    installed = {
-        "onnxruntime": (machine.onnxruntime, "pip install 'bilateral-serve[server]'"),
-        "openvino": (machine.openvino, "pip install 'bilateral-serve[openvino]'"),
-    }
     for model in models:
         if model.config is None or model.config.backend != "python":
             continue
         runtime = runtime_of(model.config)
-        if runtime not in installed:
+        if runtime not in SERVED:
             yield error(
                 model.name,
-                f"runtime '{runtime}' is not one of {', '.join(installed)}",
+                f"runtime '{runtime}' is not one of {', '.join(SERVED)}",
                 NOT_LOADED,
-                "Add the model again with --runtime onnxruntime.",
+                f"Add the model again with --runtime {DEFAULT}.",
             )
             continue
-        version, fix = installed[runtime]
-        if version is None:
+        if machine.runtimes.get(runtime) is None:
             yield error(
                 model.name,
                 f"needs {runtime}, which is not installed",
                 NOT_LOADED,
-                fix,
+                f"pip install 'bilateral-serve[{RUNTIMES[runtime].server_extra}]'",
             )
 
 

@@ -6,7 +6,8 @@ import ctypes
 import importlib.metadata
 import platform
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bilateral_export.engine.installation.cuda import Driver, read_driver
@@ -17,6 +18,7 @@ from bilateral_export.engine.installation.plugin import (
     require_plugin,
 )
 from bilateral_export.errors import UserError
+from bilateral_export.runners.registry import RUNTIMES, SERVED
 from bilateral_serving.doctor.containers import tensorrt_of
 from bilateral_serving.installation import Installation, find, find_libpython
 
@@ -31,8 +33,7 @@ class Machine:
         driver: The NVIDIA driver and its GPUs.
         tensorrt: Version of the full TensorRT that the server would load plans with.
         tensorrt_rtx: Version of TensorRT for RTX, which builds plans.
-        onnxruntime: Its version in this Python.
-        openvino: Its version in this Python.
+        runtimes: The version in this Python of each runtime that the Python backend can run.
         tritonserver: The server that `bilateral serve` would start.
         triton: Its version, or that of the wheel it comes from.
         in_container: The server is another machine's container: what is installed here, and the
@@ -46,8 +47,7 @@ class Machine:
     driver: Driver | None = None
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
-    onnxruntime: str | None = None
-    openvino: str | None = None
+    runtimes: Mapping[str, str | None] = field(default_factory=dict)
     tritonserver: Installation | None = None
     triton: str | None = None
     in_container: bool = False
@@ -73,8 +73,7 @@ class Machine:
             or "none",
             "TensorRT": self.tensorrt or "none",
             "TensorRT for RTX": self.tensorrt_rtx or "none",
-            "ONNX Runtime": self.onnxruntime or "none",
-            "OpenVINO": self.openvino or "none",
+            **{RUNTIMES[name].title: self.runtimes.get(name) or "none" for name in SERVED},
             "tritonserver": "in a container"
             if self.in_container
             else (f"{self.triton or 'version unknown'}, {server.binary}" if server else "none"),
@@ -114,8 +113,10 @@ def read_machine(
         driver=read_driver(),
         tensorrt=tensorrt or _installed_tensorrt(),
         tensorrt_rtx=_version("tensorrt-rtx-cu13") or _version("tensorrt-rtx"),
-        onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
-        openvino=_version("openvino"),
+        runtimes={
+            name: next(filter(None, map(_version, RUNTIMES[name].distributions)), None)
+            for name in SERVED
+        },
         tritonserver=server,
         triton=_triton_version(server) if server is not None else None,
         in_container=tensorrt is not None,

@@ -8,7 +8,6 @@ this installation runs; a version with other code is not tried.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import signal
 import subprocess
@@ -17,12 +16,13 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_serving.config import Runtime, runtime_of, wants_gpu
+from bilateral_export.runners.registry import RUNTIMES, SERVED
+from bilateral_serving.config import runtime_of, wants_gpu
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
 from bilateral_serving.installation import has_gpu
 from bilateral_serving.repository import config_builder
@@ -104,7 +104,7 @@ def _run(
 
 def _not_here(config: pb.ModelConfig) -> str:
     runtime = runtime_of(config)
-    if runtime in get_args(Runtime) and importlib.util.find_spec(runtime) is None:
+    if runtime in SERVED and not RUNTIMES[runtime].installed:
         return f"{runtime} is not installed here"
     missing = wants_gpu(config) and not has_gpu()
     return "it is for a GPU, and there is none here" if missing else ""

@@ -13,18 +13,19 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.errors import UserError
+from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED, Runtime
 from bilateral_serving import config as configs
 
 LOWERING_KEY = "lowering"
 _SHOWN = 300
 
 
-def runtime_of(config: pb.ModelConfig) -> str | None:
+def runtime_of(config: pb.ModelConfig) -> Runtime | None:
     """Return the runtime to lower for, or None where the exported file is what is wanted."""
     if configs.wants_gpu(config) or config.backend not in ("onnxruntime", "python"):
         return None
-    in_openvino = config.backend == "python" and configs.runtime_of(config) == "openvino"
-    return "openvino" if in_openvino else "onnxruntime-cpu"
+    runtime = configs.runtime_of(config) if config.backend == "python" else DEFAULT
+    return RUNTIMES[runtime if runtime in SERVED else DEFAULT]
 
 
 @dataclass(frozen=True)
@@ -43,35 +44,35 @@ class Lowered:
 
 
 @contextlib.contextmanager
-def lowered(artifact: Artifact, runtime: str | None) -> Iterator[Lowered]:
+def lowered(artifact: Artifact, runtime: Runtime | None) -> Iterator[Lowered]:
     """Yield what to serve: the lowering for `runtime`, or the file as it is.
 
     A model without attention of ours, and one whose weights lie outside the file, stays as it is;
     so does one that another tool has changed so that it cannot be lowered.
 
     Raises:
-        UserError: The file cannot be read as an ONNX model, or is for OpenVINO, which reads only
+        UserError: The file cannot be read as an ONNX model, or is for a runtime that reads only
             lowered files, and cannot be lowered.
     """
     with tempfile.TemporaryDirectory() as scratch:
         yield _lower(artifact, runtime, Path(scratch))
 
 
-def _lower(artifact: Artifact, runtime: str | None, scratch: Path) -> Lowered:
+def _lower(artifact: Artifact, runtime: Runtime | None, scratch: Path) -> Lowered:
     own = isinstance(artifact, OnnxArtifact) and artifact.attention_nodes
     if runtime is None or artifact.external_files or not own:
         return Lowered(artifact)
     from bilateral_export.lowering.lower import lower
 
     try:
-        result = lower(artifact.path, runtime, scratch / artifact.path.name)
+        result = lower(artifact.path, runtime.lowering, scratch / artifact.path.name)
     except UserError:
         raise
     except Exception as error:  # the passes take what `bilateral export` writes for granted
         reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
-        if runtime == "openvino":
+        if not runtime.serves_exported:
             raise UserError(
-                f"{artifact.path} cannot be lowered for {runtime}: {reason}",
+                f"{artifact.path} cannot be lowered for {runtime.name}: {reason}",
                 "Give the file as `bilateral export` wrote it.",
             ) from error
         return Lowered(artifact, note=f"it is served as it is, for it cannot be lowered: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from bilateral_benchmarks.end_to_end import study
-from bilateral_benchmarks.end_to_end.study import NAMES, Pipeline, run_pipeline
+from bilateral_benchmarks.end_to_end.report import Pipeline
+from bilateral_benchmarks.end_to_end.study import NAMES, run_pipeline
 from bilateral_export.errors import UserError
 from bilateral_export.models.registry import MODELS
 
@@ -22,7 +24,7 @@ NAME = "digits_bilateral"
 
 
 def kill_the_server_once() -> Callable[[str], None]:
-    """For `on_step`: the first server that a journey starts dies by SIGSEGV while it loads."""
+    """For `on_step`: the first server that a run starts dies by SIGSEGV while it loads."""
     killed: list[int] = []
     others = set(descendants(os.getpid()))  # a server of another test, for one
 
@@ -58,16 +60,16 @@ def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_d
     found = run_pipeline(tmp_path, CHECKPOINTS, only=[NAME], on_step=kill_the_server_once())
     assert found.failures == {}
     assert list(scratch.iterdir()) == []
-    (journey,) = found.journeys
-    assert found.passed, journey.parity.failures
-    assert journey.first_failure is not None
+    (report,) = found.journeys
+    assert found.passed, report.parity.failures
+    assert report.first_failure is not None
     # Its own end is seen first, or that of its model's process: it takes seconds to die.
-    assert journey.first_failure.startswith("tritonserver ")
-    assert "while loading: " in journey.first_failure
-    assert (journey.name, journey.weights, journey.attention_nodes) == (NAME, "trained", 4)
-    assert len({row.stage for row in journey.parity.rows}) == 2
-    assert journey.plan.mb > 0.1
-    (answer,) = journey.answers
+    assert report.first_failure.startswith("tritonserver ")
+    assert "while loading: " in report.first_failure
+    assert (report.name, report.weights, report.attention_nodes) == (NAME, "trained", 4)
+    assert len({row.stage for row in report.parity.rows}) == 2
+    assert report.plan.mb > 0.1
+    (answer,) = report.answers
     assert answer.agreement == 1.0
     assert answer.difference is not None
     assert answer.difference < 1e-5
@@ -83,7 +85,7 @@ def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_d
         asked.append(name)
         return "no room"
 
-    monkeypatch.setattr(study, "_travel", fail)
+    monkeypatch.setattr(study, "_run_once", fail)
     again = run_pipeline(tmp_path, CHECKPOINTS, resume=True)
     assert asked == [name for name in NAMES if name != NAME for _ in range(2)]
     assert again.journeys == found.journeys
@@ -92,7 +94,7 @@ def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_d
     assert "| FAILED twice: no room |" in (tmp_path / "pipeline.md").read_text()
 
 
-def test_a_journey_that_takes_too_long_is_ended_and_leaves_nothing(
+def test_a_run_that_takes_too_long_is_ended_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "LIMIT_S", 0.3)
@@ -100,6 +102,14 @@ def test_a_journey_that_takes_too_long_is_ended_and_leaves_nothing(
     found = run_pipeline(tmp_path / "out", CHECKPOINTS, only=[NAME])
     assert "took longer than 0.3 s" in found.failures[NAME]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_committed_results_are_resumed(tmp_path: Path) -> None:
+    committed = CHECKPOINTS.parents[1] / "benchmarks" / "results" / "pipeline.json"
+    shutil.copy(committed, tmp_path / "pipeline.json")
+    found = run_pipeline(tmp_path, CHECKPOINTS, resume=True)
+    assert [report.name for report in found.journeys] == list(NAMES)
+    assert found.passed
 
 
 def test_every_family_is_in_it() -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from bilateral_benchmarks.end_to_end.quickstart import STEPS, quickstart
 from bilateral_export.errors import UserError
+from bilateral_serving import repository
+from bilateral_serving.config import Settings
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 
@@ -41,10 +43,15 @@ def test_a_trained_checkpoint_becomes_a_verified_service(tmp_path: Path) -> None
     written = json.loads((tmp_path / "out" / "quickstart.json").read_text())
     assert written["served_accuracy"] == summary.served_accuracy
     assert children() <= before, "the server is still there"
+    models = tmp_path / "models"
+    onnx = tmp_path / "out" / "digits.onnx"
+    repository.remove("digits", models, version=1)
+    repository.add("digits", onnx, models, version=1, settings=Settings(max_batch_size=4))
     again = quickstart(
         CHECKPOINTS, tmp_path / "models", tmp_path / "out", print, results.__setitem__, 0.5
     )
     assert again.served_accuracy == summary.served_accuracy
+    assert repository.show("digits", models).max_batch_size == 4, "its settings are kept"
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from bilateral_benchmarks.experiments import gemm_peak
 from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.experiments.comparison import run_comparison
 from bilateral_benchmarks.experiments.contenders import Absent, attention_forms, checkpoint_of
+from bilateral_benchmarks.experiments.flops import model_flops
 from bilateral_benchmarks.experiments.isolated import measure_isolated
-from bilateral_benchmarks.experiments.operator_profile import measure_stages
+from bilateral_benchmarks.experiments.operator_profile import profile_operators
 from bilateral_benchmarks.experiments.scaling import exponent
-from bilateral_benchmarks.report import gemm_peak
-from bilateral_benchmarks.report.flops import model_flops
 from bilateral_benchmarks.statistics.interleave import interleave
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
@@ -80,7 +80,7 @@ def test_every_form_of_attention_is_judged_and_timed(exported: Path, tmp_path: P
 
 def test_stages_have_the_work_that_is_left_of_the_model(exported: Path, tmp_path: Path) -> None:
     lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx", form="augmented").path
-    found = measure_stages("digits", lowered, rounds=1)
+    found = profile_operators("digits", lowered, rounds=1)
     stages = {stage.name: stage for stage in found.stages}
     work = sum(stage.gflop for stage in found.stages) * 1e9
     # Tokens that are not read are left out, the extra columns of the flash form come on top.

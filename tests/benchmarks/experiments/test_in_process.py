@@ -10,7 +10,7 @@ import pytest
 
 from bilateral_benchmarks.experiments.in_process import bench_runner
 from bilateral_benchmarks.load.inputs import choose, made_up
-from bilateral_benchmarks.report.result import Report
+from bilateral_benchmarks.load.report import Report
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.runners.torch_eager import TorchRunner

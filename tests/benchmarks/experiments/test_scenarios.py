@@ -14,9 +14,10 @@ from bilateral_benchmarks.experiments.scenarios import kept_schedule, named_scen
 from bilateral_benchmarks.experiments.served import GrpcTarget
 from bilateral_benchmarks.experiments.sweep import sweep
 from bilateral_benchmarks.load.rate_search import RATE_RESOLUTION, highest_rate
+from bilateral_benchmarks.load.report import Report, summarise
 from bilateral_benchmarks.load.run import OverloadedError, run_load
 from bilateral_benchmarks.load.schedule import Load, Plan
-from bilateral_benchmarks.report.result import Context, Report, summarise
+from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.statistics.distribution import Distribution
 from bilateral_export.errors import UserError
 

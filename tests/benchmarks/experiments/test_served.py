@@ -35,7 +35,7 @@ from bilateral_serving.server import RunningServer, ServerOptions, running
 pytestmark = pytest.mark.timing
 
 CHECKPOINT = Path("export/checkpoints/digits_bilateral.safetensors")
-WAYS = {
+SETTINGS = {
     "onnxruntime": Settings(threads=1),
     "openvino": Settings(threads=1, runtime="openvino"),
 }
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[RunningServer]:
     exported = folder / "digits.onnx"
     export_onnx(load_checkpoint(CHECKPOINT), exported)
-    for name, settings in WAYS.items():
+    for name, settings in SETTINGS.items():
         repository.add(name, exported, folder / "models", settings=settings)
     repository.add("as_exported", exported, folder / "models", lower=False)
     repository.add("large", exported, folder / "models", settings=Settings(max_batch_size=512))
@@ -70,7 +70,7 @@ def test_the_repository_serves_the_lowered_file_and_says_so(
     server: RunningServer, folder: Path
 ) -> None:
     forms = {}
-    for name in (*WAYS, "as_exported"):
+    for name in (*SETTINGS, "as_exported"):
         model = onnx.load(folder / "models" / name / "1" / "model.onnx")
         lowering = read_lowering(model)
         forms[name] = lowering.runtime if lowering else None
@@ -89,7 +89,7 @@ def test_every_runtime_answers_like_the_trained_model(server: RunningServer) -> 
     with TorchRunner(checkpoint) as torch_runner, Client(server.url, timeout_s=30) as client:
         batch = made_up(torch_runner.inputs, 4)
         expected = torch_runner.run(batch)["logits"]
-        for name in (*WAYS, "as_exported"):
+        for name in (*SETTINGS, "as_exported"):
             found = client.infer(name, batch)["logits"]
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
@@ -155,13 +155,13 @@ def test_overhead_compares_each_way_with_the_model_in_process(
         found = measure_overhead(
             server.url,
             "digits",
-            {name: name for name in WAYS},
+            {name: name for name in SETTINGS},
             runner,
             arrays,
             rounds=1,
             seconds=1.5,
         )
-    assert [way.name for way in found.ways] == list(WAYS)
+    assert [way.name for way in found.ways] == list(SETTINGS)
     assert all(way.throughput > 0 for way in found.ways)
     for way in found.ways:  # of one round
         assert way.overhead_ms == pytest.approx(way.p50_ms - found.in_process_p50_ms)

@@ -9,19 +9,19 @@ import pytest
 
 from bilateral_benchmarks.experiments.comparison import Comparison, Row
 from bilateral_benchmarks.experiments.crossover import LengthRow, first_faster
-from bilateral_benchmarks.experiments.scaling import Growth
+from bilateral_benchmarks.experiments.document import BenchDocument, Item, Part, load_document
+from bilateral_benchmarks.experiments.gemm_peak import Goal, Rate
+from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.suite import Suite
-from bilateral_benchmarks.report.document import Document, Item, Part, load_document, save_document
-from bilateral_benchmarks.report.gemm_peak import Goal, Rate
-from bilateral_benchmarks.report.result import Context
-from bilateral_benchmarks.report.summary import summary, write_summary
-from bilateral_benchmarks.report.tables import comparison_table
+from bilateral_benchmarks.experiments.summary import summary, write_summary
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.files import write_json
 from bilateral_benchmarks.statistics.percentiles import Percentile
 from bilateral_export.errors import UserError
 
 
-def growth(name: str) -> Growth:
-    return Growth(layer=name, series=(), context=Context.now())
+def growth(name: str) -> Scaling:
+    return Scaling(layer=name, series=(), context=Context.now())
 
 
 class TwoParts(Suite):
@@ -42,8 +42,8 @@ class TwoParts(Suite):
         yield growth("second, two")
 
 
-def layers(document: Document) -> list[str]:
-    return [item.layer for item in document.items if isinstance(item, Growth)]
+def layers(document: BenchDocument) -> list[str]:
+    return [item.layer for item in document.items if isinstance(item, Scaling)]
 
 
 def test_a_part_that_fails_is_noted_and_made_up_for_later(
@@ -79,14 +79,14 @@ def test_one_part_is_run_anew_and_the_others_stay_in_order(
 def test_what_another_suite_or_command_measured_is_not_lost(tmp_path: Path) -> None:
     output = tmp_path / "suite.json"
     for document in (
-        Document(
+        BenchDocument(
             title="t",
             items=(growth("a"),),
             parts=(Part(name="elsewhere", items=1, seconds=1.0),),
         ),
-        Document(title="t", items=(growth("a"),)),
+        BenchDocument(title="t", items=(growth("a"),)),
     ):
-        save_document(document, output)
+        write_json(document, output)
         with pytest.raises(UserError, match="would be lost"):
             TwoParts(output, missing=True)
         assert load_document(output) == document
@@ -111,15 +111,15 @@ def comparison(share: float) -> Comparison:
 
 @pytest.mark.parametrize(("share", "judged"), [(0.63, "met, by 3"), (0.55, "missed, by 5")])
 def test_a_goal_is_judged_by_the_share(share: float, judged: str) -> None:
-    notes = comparison_table(comparison(share)).notes
+    notes = comparison(share).tables()[0].notes
     assert "the fastest of the libraries' products: onnxruntime 512, 200" in notes[0]
-    assert notes[1:] == (f"Goal for onnxruntime, lowered: 60% of the GEMM limit; {judged} points.",)
+    assert notes[1:] == (f"Goal for onnxruntime, lowered: 60% of the GEMM peak; {judged} points.",)
 
 
 def test_the_table_goes_between_the_marks_of_a_page(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("above\n<!-- bench: begin -->\nold\n<!-- bench: end -->\nbelow\n")
-    document = Document(title="t", items=(comparison(0.63),))
+    document = BenchDocument(title="t", items=(comparison(0.63),))
     write_summary(document, page)
     text = page.read_text()
     assert text.startswith("above\n")
@@ -131,7 +131,7 @@ def test_the_table_goes_between_the_marks_of_a_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no place"):
         write_summary(document, page)
     with pytest.raises(UserError, match="compares no runtimes"):
-        summary(Document(title="t", items=()))
+        summary(BenchDocument(title="t", items=()))
 
 
 def test_the_crossover_is_where_the_interval_stays_above_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tests.export.op.kernel.problems import DEVICE
 
 from bilateral_benchmarks.kernel import run
 from bilateral_benchmarks.kernel.baselines import (
-    WAYS,
+    BASELINES,
     Problem,
     Run,
     Shape,
@@ -29,12 +30,14 @@ from bilateral_benchmarks.kernel.results import (
     BandwidthRow,
     Results,
     Row,
+    Target,
     begin,
     kernel_hash,
     mark,
 )
-from bilateral_benchmarks.kernel.targets import Target, targets
+from bilateral_benchmarks.kernel.targets import targets
 from bilateral_benchmarks.kernel.timing import Timing
+from bilateral_benchmarks.report.files import page
 from bilateral_export.errors import UserError
 
 SMALL = Shape("small", 2, 2, 17, 16, dtype=torch.float32, prefix=1)
@@ -68,12 +71,12 @@ def test_the_ninth_shape_is_compiled_like_the_first(way: Callable[[Problem], Run
 def test_the_fused_kernel_computes_it_too(way: str) -> None:
     case = problem(replace(SMALL, dtype=torch.float16), DEVICE)
 
-    torch.testing.assert_close(WAYS[way](case)(), decomposed(case)(), atol=3e-3, rtol=0.0)
+    torch.testing.assert_close(BASELINES[way](case)(), decomposed(case)(), atol=3e-3, rtol=0.0)
 
 
 def test_a_form_that_the_rule_does_not_leave_open_is_not_timed_twice() -> None:
     with pytest.raises(RuntimeError, match="the same as fused"):
-        WAYS["fused, exact form"](problem(SMALL, "cpu"))
+        BASELINES["fused, exact form"](problem(SMALL, "cpu"))
 
 
 def test_operations_are_counted_as_usual() -> None:
@@ -128,24 +131,13 @@ def test_the_curve_is_judged_at_two_percent_and_at_infinity() -> None:
     assert not infinite.passed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_says_what_it_needs_in_one_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run.main([]) == 2
-
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: this measurement needs an NVIDIA GPU")
-    assert "python -m bilateral_benchmarks.kernel.run" in line
-
-
 def test_what_was_measured_is_found_again(tmp_path: Path) -> None:
     shape = Shape("long", 4, 8, 4096, 64)
     results = begin(tmp_path, "H100")
     results.rows += [Row(shape, "fused", Timing(1.0, 2.0, 3, 4.0), error=1e-3)]
     results.rows += [Row(shape, "flex", None, "ValueError: no")]
     infinite = replace(shape, bandwidth=math.inf)
-    results.curves += [BandwidthRow(infinite, 1.0, 1.0, 0.5, 0.0)]
+    results.bandwidth += [BandwidthRow(infinite, 1.0, 1.0, 0.5, 0.0)]
     results.save(tmp_path)
 
     assert begin(tmp_path, "H100") == results
@@ -157,7 +149,7 @@ def test_what_was_measured_is_found_again(tmp_path: Path) -> None:
 
 def test_times_of_another_kernel_are_measured_again(tmp_path: Path) -> None:
     shape = Shape("long", 4, 8, 4096, 64)
-    results = Results("H100", kernel="another")
+    results = Results(device="H100", kernel="another")
     for way in ("fused", "flex"):
         results.add(Row(shape, way, Timing(1.0, 2.0, 3, 4.0)))
     results.add(BandwidthRow(shape, 1.0, 1.0, 0.5, 0.0))
@@ -166,7 +158,7 @@ def test_times_of_another_kernel_are_measured_again(tmp_path: Path) -> None:
 
     again = begin(tmp_path, "H100")
     assert [row.way for row in again.rows] == ["flex"]
-    assert again.curves == []
+    assert again.bandwidth == []
     assert again.kernel == kernel_hash() != "another"
 
 
@@ -178,10 +170,73 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, text: s
         begin(tmp_path, "H100")
 
 
+def test_a_file_of_the_old_version_is_resumed(tmp_path: Path) -> None:
+    """What the previous version wrote, field by field."""
+    shape = {
+        "name": "long",
+        "batch": 4,
+        "heads": 8,
+        "tokens": 4096,
+        "head_dim": 64,
+        "dtype": "bf16",
+        "range_kernel": "dot",
+        "spatial_kernel": "gaussian",
+        "causal": False,
+        "prefix": 0,
+        "bandwidth": "inf",
+        "features": 0,
+    }
+    timing = {"warm_ms": 1.0, "cold_ms": 2.0, "peak_bytes": 3, "host_ms": 4.0}
+    curve = {"warm_ms": 1.0, "without_skipping_ms": 1.0, "skipped": 0.5, "error": 0.0}
+    document = {
+        "device": "H100",
+        "kernel": kernel_hash(),
+        "gemm_peak_tflops": {"bf16": 700.0},
+        "current": f"flex on {json.dumps(shape)}",
+        "rows": [{"shape": shape, "way": "fused", "timing": timing, "why": "", "error": 1e-3}],
+        "bandwidth": [{"shape": shape, **curve}],
+        "complete": True,
+        "targets": [{"name": "t", "ratio": 1.0, "limit": 2.0, "at_most": True, "passed": True}],
+    }
+    (tmp_path / "kernel.json").write_text(json.dumps(document))
+    results = begin(tmp_path, "H100")
+    expected = Shape("long", 4, 8, 4096, 64, bandwidth=math.inf)
+    assert results.rows == [
+        Row(expected, "fused", Timing(1.0, 2.0, 3, 4.0), error=1e-3),
+        Row(expected, "flex", None, UNFINISHED),
+    ]
+    assert results.bandwidth == [BandwidthRow(expected, 1.0, 1.0, 0.5, 0.0)]
+    results.save(tmp_path)
+    again = json.loads((tmp_path / "kernel.json").read_text())
+    assert document.keys() <= again.keys()
+    assert again["rows"][0] == document["rows"][0]  # type: ignore[index]
+    assert again["bandwidth"] == document["bandwidth"]
+
+
+def test_the_page_has_every_time_and_verdict(tmp_path: Path) -> None:
+    shape = Shape("long", 4, 8, 4096, 64)
+    results = Results(
+        device="H100",
+        kernel=kernel_hash(),
+        gemm_peak_tflops={"bf16": 700.0},
+        rows=[Row(shape, "fused", Timing(1.0, 2.0, 3)), Row(shape, "flex", None, "ValueError: no")],
+        bandwidth=[BandwidthRow(shape, 1.25, 1.5, 0.5, 0.0)],
+        targets=[Target("a promise", None, 1.0, True)],
+        complete=False,
+    )
+    text = page(results)
+    assert "| fused | 1.000 | 2.000 |" in text
+    assert "does not run: ValueError: no" in text
+    assert "| 1.250 | 1.500 | 50% |" in text
+    assert "MISS  a promise: not measured" in text
+    assert "Not complete" in text
+    assert not results.passed
+
+
 def test_what_is_wanted_most_is_measured_first() -> None:
     order = list(dict.fromkeys(way for way, _ in run._in_order()))
 
-    assert set(order) == {*WAYS, CURVE}
+    assert set(order) == {*BASELINES, CURVE}
     assert order[:2] == ["fused", "fused, exact form"]
     assert order.index("sdpa with bias") < order.index(CURVE) < order.index("flex")
     assert order[-2:] == ["eager", "compiled"]
@@ -189,14 +244,14 @@ def test_what_is_wanted_most_is_measured_first() -> None:
 
 def test_what_ended_a_run_is_not_tried_again(tmp_path: Path) -> None:
     shape = Shape("long", 4, 8, 4096, 64)
-    Results("H100", current=mark("flex", shape)).save(tmp_path)
+    Results(device="H100", kernel=kernel_hash(), current=mark("flex", shape)).save(tmp_path)
 
     (row,) = begin(tmp_path, "H100").rows
     assert row == Row(shape, "flex", None, UNFINISHED)
 
 
 def test_results_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:
-    Results("H100").save(tmp_path)
+    Results(device="H100", kernel=kernel_hash()).save(tmp_path)
 
     with pytest.raises(UserError, match="was measured on H100, this is H200"):
         begin(tmp_path, "H200")

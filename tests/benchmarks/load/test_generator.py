@@ -79,7 +79,7 @@ def test_several_processes_together_make_the_load(prompt_server: str) -> None:
 
 def _measure_paused(url: str, pipe) -> None:
     outcome = run_load(GrpcTarget(url, b""), Load(rate=100), Plan.lasting(3, 1))
-    pipe.send(max(outcome.conduct.pauses_s))
+    pipe.send(max(outcome.health.pauses_s))
 
 
 def test_a_paused_generator_is_noticed(prompt_server: str) -> None:

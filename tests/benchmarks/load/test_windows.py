@@ -9,7 +9,7 @@ import pytest
 
 from bilateral_benchmarks.load.schedule import Plan
 from bilateral_benchmarks.load.trace import Record, Trace
-from bilateral_benchmarks.load.windows import Measurement, Watch
+from bilateral_benchmarks.load.windows import Measurement, SteadyState
 
 PLAN = Plan(warmup_s=4, window_s=2, windows=3, max_windows=3)
 
@@ -17,14 +17,14 @@ PLAN = Plan(warmup_s=4, window_s=2, windows=3, max_windows=3)
 def measured(
     plan: Plan, latency_s: Callable[[float], float], *, closed: bool = True, gap_s: float = 0.1
 ) -> Measurement:
-    """A load of one request every `gap_s`, fed to a watch second by second."""
-    watch = Watch(plan, 0.0, closed)
+    """A load of one request every `gap_s`, fed to a steady_state second by second."""
+    steady_state = SteadyState(plan, 0.0, closed)
     records = [Record(at, at, at + latency_s(at), True) for at in np.arange(0.0, 100.0, gap_s)]
     second = 0
-    while not watch.feed([r for r in records if second <= r.done < second + 1], second + 1):
+    while not steady_state.feed([r for r in records if second <= r.done < second + 1], second + 1):
         second += 1
-    watch.feed([r for r in records if r.done >= second + 1], 200.0)
-    return watch.measurement()
+    steady_state.feed([r for r in records if r.done >= second + 1], 200.0)
+    return steady_state.measurement()
 
 
 def test_a_late_send_counts_in_the_response_time_and_not_in_the_service_time() -> None:
@@ -71,6 +71,6 @@ def test_throughput_must_be_steady_in_a_closed_loop_only(closed: bool) -> None:
         yield from np.arange(0.0, 6.0, 0.05)
         yield from np.arange(6.0, 30.0, 0.2)
 
-    watch = Watch(PLAN, 0.0, closed)
-    watch.feed([Record(at, at, at + 0.01, True) for at in times()], 30.0)
-    assert watch.measurement().stable is not closed
+    steady_state = SteadyState(PLAN, 0.0, closed)
+    steady_state.feed([Record(at, at, at + 0.01, True) for at in times()], 30.0)
+    assert steady_state.measurement().stable is not closed

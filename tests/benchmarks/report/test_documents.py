@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 from bilateral_benchmarks.experiments.comparison import Comparison, Row
+from bilateral_benchmarks.experiments.document import BenchDocument, load_document, schema
 from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
 from bilateral_benchmarks.experiments.in_process import bench_runner
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
 from bilateral_benchmarks.experiments.sweep import Point, Sweep
+from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.report.compare_reports import compare_documents
-from bilateral_benchmarks.report.document import Document, load_document, save_document, schema
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.files import write_json
 from bilateral_benchmarks.report.plots import Bar, Line, bar_plot, line_plot
 from bilateral_benchmarks.report.render import html, markdown
-from bilateral_benchmarks.report.result import Context, Report
 from bilateral_benchmarks.statistics.distribution import Distribution
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array, TensorSpec
@@ -63,7 +65,7 @@ def slowed(report: Report, factor: float, seed: int) -> Report:
 
 def test_a_document_survives_its_file_and_fits_its_schema(report: Report, tmp_path: Path) -> None:
     points = (Point(value=1, report=report), Point(value=2, report=None))
-    document = Document(
+    document = BenchDocument(
         title="t",
         items=(
             report,
@@ -71,7 +73,7 @@ def test_a_document_survives_its_file_and_fits_its_schema(report: Report, tmp_pa
             GeneratorLimit(subject="echo", rate=None, probes=(), report=None),
         ),
     )
-    save_document(document, tmp_path / "d.json")
+    write_json(document, tmp_path / "d.json")
     assert load_document(tmp_path / "d.json") == document
     described = json.loads(schema())
     known = {"schema_version", "title", "items", "failures", "parts"}
@@ -86,7 +88,7 @@ def test_the_command_is_what_a_person_types(program: str, monkeypatch: pytest.Mo
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match="no report of this version"):
+    with pytest.raises(UserError, match="not a report of this version"):
         load_document(tmp_path / "x.json")
     with pytest.raises(UserError, match="does not exist"):
         load_document(tmp_path / "y.json")
@@ -96,8 +98,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ("factor", "expected"), [(1.0, "indistinguishable"), (1.3, "slower"), (0.7, "faster")]
 )
 def test_the_verdict(report: Report, factor: float, expected: str) -> None:
-    before = Document(title="a", items=(slowed(report, 1.0, 1),))
-    after = Document(title="b", items=(slowed(report, factor, 2),))
+    before = BenchDocument(title="a", items=(slowed(report, 1.0, 1),))
+    after = BenchDocument(title="b", items=(slowed(report, factor, 2),))
     verdicts = compare_documents(before, after)
     assert {verdict.percent for verdict in verdicts} == {50.0, 99.0}
     assert {verdict.judgement for verdict in verdicts} == {expected}
@@ -107,8 +109,8 @@ def test_the_verdict(report: Report, factor: float, expected: str) -> None:
         assert verdict.low <= verdict.ratio <= verdict.high
 
 
-def document(report: Report) -> Document:
-    return Document(title="t", items=(report,))
+def document(report: Report) -> BenchDocument:
+    return BenchDocument(title="t", items=(report,))
 
 
 def doubts(before: Report, after: Report) -> tuple[str, ...]:
@@ -151,7 +153,7 @@ def test_forms_that_fail_parity_are_doubted_and_other_batches_are_other_measurem
 ) -> None:
     median = report.response.percentiles[0]
 
-    def forms(batch: int, passed: bool) -> Document:
+    def forms(batch: int, passed: bool) -> BenchDocument:
         rows = (Row(name="int8", median=median, parity_passed=passed),)
         found = Comparison(
             title="forms",
@@ -163,7 +165,7 @@ def test_forms_that_fail_parity_are_doubted_and_other_batches_are_other_measurem
             rows=rows,
             context=report.context,
         )
-        return Document(title="t", items=(found,))
+        return BenchDocument(title="t", items=(found,))
 
     (verdict,) = compare_documents(forms(1, True), forms(1, False))
     assert verdict.doubts == ("after: fails parity",)
@@ -179,17 +181,18 @@ def test_results_of_several_runs_say_which_and_those_without_a_report_say_where(
     none = ScenarioResult(
         scenario="Server", metric="requests/s", value=None, report=None, context=elsewhere
     )
-    alone = markdown(Document(title="t", items=(none,)))
+    alone = markdown(BenchDocument(title="t", items=(none,)))
     assert "machine: Another CPU" in alone
     assert "run 1" not in alone
-    both = markdown(Document(title="t", items=(report, none)))
+    both = markdown(BenchDocument(title="t", items=(report, none)))
     assert both.index("- run 1") < both.index(report.context.machine.cpu) < both.index("- run 2")
     assert both.index("From run 1.") < both.index("## Server") < both.index("From run 2.")
 
 
 def test_curves_of_a_sweep_are_named_by_its_values(report: Report) -> None:
     points = (Point(value=1, report=report), Point(value=8, report=report))
-    page = html(Document(title="t", items=(Sweep(axis="batch", subject="echo", points=points),)))
+    found = Sweep(axis="batch", subject="echo", points=points)
+    page = html(BenchDocument(title="t", items=(found,)))
     assert ">batch 1</text>" in page
     assert ">batch 8</text>" in page
 
@@ -212,7 +215,7 @@ class _Page(HTMLParser):
 
 
 def test_pages_say_machine_command_and_numbers(report: Report) -> None:
-    document = Document(title="Title & more", items=(report,), failures=("growth: no memory",))
+    document = BenchDocument(title="Title & more", items=(report,), failures=("growth: no memory",))
     text, page = markdown(document), _Page()
     page.feed(html(document))
     for found in (text, page.text):
@@ -244,7 +247,7 @@ def test_a_browser_shows_the_page(report: Report, tmp_path: Path) -> None:
     if browser is None:
         pytest.skip("no Chromium here")
     path, shot = tmp_path / "page.html", tmp_path / "page.png"
-    path.write_text(html(Document(title="In a browser", items=(report,))))
+    path.write_text(html(BenchDocument(title="In a browser", items=(report,))))
     common = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     dom = subprocess.run(
         [*common, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=90

@@ -12,15 +12,14 @@ from bilateral_benchmarks.studies import build_matrix
 pytest.importorskip("tensorrt_rtx")
 
 
-def arguments(out: Path, *targets: str) -> list[str]:
-    chosen = ["--models", "digits_bilateral", "--precisions", "fp16", "--paths", "function"]
-    return ["--out", str(out), *chosen, "--sm", *targets]
+def run(out: Path, *targets: build_matrix.Targets) -> build_matrix.BuildMatrix:
+    return build_matrix.run_matrix(["digits_bilateral"], ["fp16"], ["function"], targets, out)
 
 
 def test_a_second_run_builds_what_the_first_did_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert build_matrix.main(arguments(tmp_path, "86")) == 0
+    assert run(tmp_path, (86,)).passed
     asked = []
     real = build_matrix.build_plan
 
@@ -29,7 +28,7 @@ def test_a_second_run_builds_what_the_first_did_not(
         return real(onnx, plan, options, library=library)
 
     monkeypatch.setattr(build_matrix, "build_plan", build_plan)
-    assert build_matrix.main(arguments(tmp_path, "86", "80,120")) == 0
+    assert run(tmp_path, (86,), (80, 120)).passed
     assert asked == [(80, 120)]
     document = json.loads((tmp_path / f"{build_matrix.NAME}.json").read_text())
     assert [row["target"] for row in document["rows"]] == ["sm_86", "sm_80+120"]
@@ -39,6 +38,6 @@ def test_a_second_run_builds_what_the_first_did_not(
 
 
 def test_a_build_that_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    assert build_matrix.main(arguments(tmp_path, "90")) == 1
+    assert not run(tmp_path, (90,)).passed
     page = (tmp_path / f"{build_matrix.NAME}.md").read_text()
     assert "- fp16, function, for sm_90 (digits_bilateral): tensorrt_rtx" in page

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bilateral_benchmarks.studies.robustness.__main__ import main
 from bilateral_benchmarks.studies.robustness.attacks import attack
 from bilateral_benchmarks.studies.robustness.curve import Dataset, load_dataset, robustness
 from bilateral_benchmarks.studies.robustness.report import RobustnessReport
+from bilateral_benchmarks.studies.robustness.study import measure_robustness
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 
@@ -78,10 +78,9 @@ def test_one_command_attacks_models_on_three_runtimes_that_agree(tmp_path: Path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    files = [str(CHECKPOINTS / f"{name}.safetensors") for name in NAMES]
-    data = ["--data", str(CHECKPOINTS / "digits_heldout.npz"), "--images", "60"]
-    where = ["--out", str(tmp_path), "--grpc-port", str(port)]
-    main([*files, *data, *where, "--budgets", "8", "32"])
+    files = [CHECKPOINTS / f"{name}.safetensors" for name in NAMES]
+    data = CHECKPOINTS / "digits_heldout.npz"
+    measure_robustness(files, data, tmp_path, images=60, budgets=(8, 32), grpc_port=port)
 
     report = RobustnessReport.model_validate(json.loads((tmp_path / "robustness.json").read_text()))
     assert [curve.name for curve in report.curves] == list(NAMES)
@@ -92,12 +91,12 @@ def test_one_command_attacks_models_on_three_runtimes_that_agree(tmp_path: Path)
         if not any(point.other_decisions.values()):
             assert len(set(point.accuracy.values())) == 1
     assert Image.open(tmp_path / "robustness.png").size[0] > 500
-    assert "**PGD**" in (tmp_path / "robustness.md").read_text()
+    assert "## PGD" in (tmp_path / "robustness.md").read_text()
 
 
 def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", pixels=np.zeros(3))
-    with pytest.raises(UserError, match=r"no \.npz file with the arrays images and labels"):
+    with pytest.raises(UserError, match=r"not an \.npz file with the arrays images and labels"):
         load_dataset(tmp_path / "data.npz")
 
 
@@ -123,7 +122,7 @@ def test_arrays_that_are_no_data_set_are_refused(
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = (CHECKPOINTS / "digits_heldout.npz").read_bytes()
     (tmp_path / "data.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"no \.npz file"):
+    with pytest.raises(UserError, match=r"not an \.npz file"):
         load_dataset(tmp_path / "data.npz")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bilateral_benchmarks.report.files import page
 from bilateral_benchmarks.report.machine import Machine
 from bilateral_benchmarks.studies.theory.boosting import (
     RANGE_BANDWIDTH,
@@ -25,7 +26,7 @@ from bilateral_benchmarks.studies.theory.lipschitz import (
     softmax_lipschitz,
 )
 from bilateral_benchmarks.studies.theory.perturbation import Kernels, score_perturbation
-from bilateral_benchmarks.studies.theory.report import TheoryReport, markdown, plot
+from bilateral_benchmarks.studies.theory.report import TheoryReport, plot
 
 SIZES = (16, 64, 256, 1024)
 
@@ -156,7 +157,7 @@ def test_the_report_has_every_number_and_a_picture(
         boosting=tuple(schemes.values()),
     )
     assert TheoryReport.model_validate_json(report.model_dump_json()) == report
-    text = markdown(report)
+    text = page(report)
     for name in (*lipschitz.fits, *kernels, *schemes):
         assert f"| {name} |" in text
     plot(report, tmp_path / "theory.png")

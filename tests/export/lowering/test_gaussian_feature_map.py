@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilateral_export.lowering.attention_mask import spatial_mask
-from bilateral_export.lowering.attention_pattern import Site
-from bilateral_export.lowering.gaussian_feature_map import spatial_columns
+from bilateral_export.lowering.attention_pattern import AttentionPattern
+from bilateral_export.lowering.gaussian_feature_map import spatial_feature_map
 
 
 def site(
     positions: np.ndarray, bandwidth: np.ndarray, prefix: int, spatial_kernel: str = "gaussian"
-) -> Site:
+) -> AttentionPattern:
     heads = len(bandwidth)
-    return Site(
+    return AttentionPattern(
         node=onnx.NodeProto(name="attention"),
         replaced=(),
         tokens="x",
@@ -35,9 +35,9 @@ def site(
     )
 
 
-def products(made: Site, dtype: type) -> np.ndarray:
+def products(made: AttentionPattern, dtype: type) -> np.ndarray:
     """Dot products added up column by column, as a matrix product does."""
-    queries, keys = (side.astype(dtype).transpose(1, 0, 2) for side in spatial_columns(made))
+    queries, keys = (side.astype(dtype).transpose(1, 0, 2) for side in spatial_feature_map(made))
     total = np.zeros((queries.shape[0], queries.shape[1], keys.shape[1]), dtype)
     for column in range(queries.shape[-1]):
         total += queries[:, :, column, None] * keys[:, None, :, column]

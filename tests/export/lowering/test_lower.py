@@ -13,8 +13,9 @@ from onnx import numpy_helper
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
-from bilateral_export.lowering import lower as lowering
+from bilateral_export.lowering import attention_forms
+from bilateral_export.lowering.attention_flash import rewrite_to_flash
+from bilateral_export.lowering.attention_pattern import AttentionPattern
 from bilateral_export.lowering.lower import lower, lowered_proto, read_lowering
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import random_samples
@@ -27,32 +28,34 @@ def operators(path: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("form", ["augmented", "mask", "decomposed"])
 def test_every_form_passes_parity(
-    form: str, checkpoint: Checkpoint, exported: Path, tmp_path: Path
+    form: str, digits: Checkpoint, digits_onnx: Path, tmp_path: Path
 ) -> None:
-    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "lowered.onnx", form=form)
+    lowered = lower(digits_onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx", form=form)
     assert {site.form for site in lowered.lowering.sites} == {form}
     assert not any("ai.bilateral" in name for name in operators(lowered.path))
-    samples = random_samples(checkpoint.build_model())
-    report = compare(checkpoint, [Candidate(OnnxRuntimeRunner(lowered.path), "fp32")], samples)
+    samples = random_samples(digits.build_model())
+    report = compare(digits, [Candidate(OnnxRuntimeRunner(lowered.path), "fp32")], samples)
     assert report.passed, report.rows
 
 
 def test_the_augmented_form_meets_the_conditions_of_flash_attention(
-    exported: Path, tmp_path: Path
+    digits_onnx: Path, tmp_path: Path
 ) -> None:
-    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx", form="augmented")
+    lowered = lower(digits_onnx, "onnxruntime-cpu", tmp_path / "l.onnx", form="augmented")
     nodes = [n for n in onnx.load(lowered.path).graph.node if n.op_type == "MultiHeadAttention"]
     assert len(nodes) == 4
     assert all(len(node.input) == 3 and len(node.output) == 1 for node in nodes)
     assert not {a.name for node in nodes for a in node.attribute} & {"unidirectional"}
 
 
-def test_the_file_says_what_was_done_and_keeps_what_it_was(exported: Path, tmp_path: Path) -> None:
-    lowered = lower(exported, "onnxruntime-cpu", tmp_path / "l.onnx")
+def test_the_file_says_what_was_done_and_keeps_what_it_was(
+    digits_onnx: Path, tmp_path: Path
+) -> None:
+    lowered = lower(digits_onnx, "onnxruntime-cpu", tmp_path / "l.onnx")
     assert read_lowering(onnx.load(lowered.path)) == lowered.lowering
     before, after = (
         {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-        for path in (exported, lowered.path)
+        for path in (digits_onnx, lowered.path)
     )
     assert after["bilateral"] == before["bilateral"]
     with pytest.raises(UserError, match="was lowered for onnxruntime-cpu already"):
@@ -60,24 +63,26 @@ def test_the_file_says_what_was_done_and_keeps_what_it_was(exported: Path, tmp_p
 
 
 def test_a_form_that_fails_the_gate_is_not_used(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
+    digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: onnx.ModelProto, site) -> None:
-        lowering.augment(model, site)
-        name = f"{site.node.name}.columns"
+    def broken(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
+        rewrite_to_flash(model, pattern)
+        name = f"{pattern.node.name}.columns"
         tensor = next(t for t in model.graph.initializer if t.name == name)
         value = numpy_helper.to_array(tensor) * np.float32(1.001)
         tensor.CopyFrom(numpy_helper.from_array(value, name))
 
-    monkeypatch.setitem(lowering._REWRITES, "augmented", broken)
-    proto, done = lowered_proto(exported, "onnxruntime-cpu", form="augmented")
+    monkeypatch.setitem(attention_forms._REWRITES, "augmented", broken)
+    proto, done = lowered_proto(digits_onnx, "onnxruntime-cpu", form="augmented")
     assert {site.form for site in done.sites} == {"decomposed"}
     assert all("augmented: error" in site.refused[0] for site in done.sites)
     onnx.checker.check_model(proto, full_check=True)
 
 
-def test_what_a_rewrite_does_not_understand_keeps_its_body(exported: Path, tmp_path: Path) -> None:
-    model = onnx.load(exported)
+def test_what_a_rewrite_does_not_understand_keeps_its_body(
+    digits_onnx: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(digits_onnx)
     # A causal mask on one attention: it must be left to the decomposed form, and only it.
     node = next(n for n in model.graph.node if n.domain == "ai.bilateral")
     next(a for a in node.attribute if a.name == "causal").i = 1
@@ -88,17 +93,17 @@ def test_what_a_rewrite_does_not_understand_keeps_its_body(exported: Path, tmp_p
     assert done.sites[0].refused == ("it is causal",)
 
 
-def test_a_long_mask_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_mask_is_refused(digits_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bilateral_export.lowering.attention_mask.MAX_BYTES", 1000)
-    _, done = lowered_proto(exported, "onnxruntime-cpu", form="mask")
+    _, done = lowered_proto(digits_onnx, "onnxruntime-cpu", form="mask")
     assert {site.form for site in done.sites} == {"decomposed"}
     assert all("would take" in site.refused[0] for site in done.sites)
 
 
 def test_the_mask_form_needs_a_range_kernel_that_falls_with_distance(
-    exported: Path, tmp_path: Path
+    digits_onnx: Path, tmp_path: Path
 ) -> None:
-    model = onnx.load(exported)
+    model = onnx.load(digits_onnx)
     node = next(n for n in model.graph.node if n.domain == "ai.bilateral")
     next(a for a in node.attribute if a.name == "scale").f = -0.1
     changed = tmp_path / "growing.onnx"
@@ -108,10 +113,10 @@ def test_the_mask_form_needs_a_range_kernel_that_falls_with_distance(
     assert "its scale is -0.1" in done.sites[0].refused[0]
 
 
-def test_residual_factors_go_into_the_linear_layers_where_the_stream_stays(
-    exported: Path, tmp_path: Path
+def test_a_residual_stream_that_something_else_reads_stays_as_it_was(
+    digits_onnx: Path, tmp_path: Path
 ) -> None:
-    model = onnx.load(exported)
+    model = onnx.load(digits_onnx)
     # Something else than a norm reads the stream.
     norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
     model.graph.node.append(onnx.helper.make_node("Identity", [norm.input[0]], ["seen"]))
@@ -120,20 +125,20 @@ def test_residual_factors_go_into_the_linear_layers_where_the_stream_stays(
     changed = tmp_path / "seen.onnx"
     onnx.save(model, changed)
     _, done = lowered_proto(changed, "onnxruntime-cpu")
-    assert "reads the residual stream" in done.stream.refused
-    # Two residual connections in each of four blocks.
-    assert done.residual_scales == 8
+    record = done.record("residual_stream")
+    assert "reads the residual stream" in record.refused
+    assert record.applied == 0
 
 
-def test_openvino_gets_standard_operators_only(exported: Path, tmp_path: Path) -> None:
-    lowered = lower(exported, "openvino", tmp_path / "l.onnx")
+def test_openvino_gets_standard_operators_only(digits_onnx: Path, tmp_path: Path) -> None:
+    lowered = lower(digits_onnx, "openvino", tmp_path / "l.onnx")
     assert all(name.startswith("::") for name in operators(lowered.path))
     x = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
     results = [
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
             None, {"image": x}
         )[0]
-        for path in (exported, lowered.path)
+        for path in (digits_onnx, lowered.path)
     ]
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-4)
 
@@ -146,31 +151,37 @@ def test_openvino_gets_standard_operators_only(exported: Path, tmp_path: Path) -
     ],
 )
 def test_unknown_names_are_refused(
-    arguments: dict[str, str], message: str, exported: Path, tmp_path: Path
+    arguments: dict[str, str], message: str, digits_onnx: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        lower(exported, output=tmp_path / "l.onnx", **arguments)
+        lower(digits_onnx, output=tmp_path / "l.onnx", **arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
+def test_wrong_files_are_refused(digits_onnx: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.onnx"
     text.write_text("no model")
     with pytest.raises(UserError, match="not an ONNX model"):
         lower(text, "openvino", tmp_path / "l.onnx")
     with pytest.raises(UserError, match="is the model itself"):
-        lower(exported, "openvino", exported)
+        lower(digits_onnx, "openvino", digits_onnx)
 
 
-def test_the_standard_attention_node_needs_its_opset_and_then_passes_parity(
-    checkpoint: Checkpoint, exported: Path, tmp_path: Path
+def test_a_file_that_an_earlier_version_lowered_is_still_read(
+    digits_onnx: Path, tmp_path: Path
 ) -> None:
-    _, done = lowered_proto(exported, "onnxruntime-cpu", form="attention")
-    assert "needs opset 23" in done.sites[0].refused[0]
-    newer = tmp_path / "opset23.onnx"
-    export_onnx(checkpoint, newer, opset=23)
-    lowered = lower(newer, "onnxruntime-cpu", tmp_path / "l.onnx", form="attention")
-    assert {site.form for site in lowered.lowering.sites} == {"attention"}
-    samples = random_samples(checkpoint.build_model())
-    candidate = Candidate(OnnxRuntimeRunner(lowered.path), "fp32")
-    assert compare(checkpoint, [candidate], samples).passed
+    written = (
+        '{"schema_version":1,"runtime":"onnxruntime-cpu","source_sha256":"0",'
+        '"sites":[{"node":"a","form":"attention","error":1e-7,"budget":1e-6,"refused":[]}],'
+        '"stream":{"rewritten":true,"error":1e-7,"budget":1e-6,"refused":""},"residual_scales":0,'
+        '"rows":{"nodes":3,"error":0.0,"budget":1e-6,"refused":""},'
+        '"kernels":{"heads":1,"shares":2,"moves":3,"gelus":4,"error":0.0,"budget":1e-6,"refused":""}}'
+    )
+    model = onnx.load(digits_onnx)
+    model.metadata_props.add(key="bilateral.lowering", value=written)
+    done = read_lowering(model)
+    assert done is not None
+    assert [site.form for site in done.sites] == ["attention"]
+    onnx.save(model, tmp_path / "lowered.onnx")
+    with pytest.raises(UserError, match="was lowered for onnxruntime-cpu already"):
+        lower(tmp_path / "lowered.onnx", "openvino", tmp_path / "again.onnx")

@@ -13,7 +13,7 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.parity.compare import truth_of
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.reference import ReferenceSpec
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 FAMILIES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
@@ -57,16 +57,20 @@ def colours(digits: Checkpoint) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def subjects(
-    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+    checkpoints: dict[str, Checkpoint],
+    deeper_digits: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Subject]:
+    every = checkpoints | {"deeper digits": deeper_digits}
+
     def make(family: str) -> Subject:
-        checkpoint, lengths = checkpoints[family], FAMILIES[family][1]
+        checkpoint, lengths = every[family], FAMILIES.get(family, ("", {}))[1]
         path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
         export_onnx(checkpoint, path)
         samples = random_samples(checkpoint.build_model(), lengths=lengths)
-        ground = Ground("fp32", "fp32")
-        reference, eager = ground.oracles(checkpoint)
-        truth = truth_of(checkpoint, ground, samples)
+        spec = ReferenceSpec("fp32", "fp32")
+        reference, eager = spec.oracles(checkpoint)
+        truth = truth_of(checkpoint, spec, samples)
         return Subject(checkpoint, path, lengths, samples, truth, reference, eager)
 
     return Made(make)

@@ -130,7 +130,7 @@ def _failures(subject: Subject, runner: OnnxRuntimeRunner) -> set[str]:
         limits = dict.fromkeys(subject.truth.reference, Limit(1e-5, 0.0))
         checks = behaviour_checks(candidate, subject.samples[2], limits)
         if samples:
-            truth = truth_of(subject.checkpoint, candidate.ground, samples)
+            truth = truth_of(subject.checkpoint, candidate.reference_spec, samples)
             checks += extreme_checks(candidate, samples, truth, 4, limits)
     assert len(checks) == 5 + len(samples)
     return {check.name for check in checks if not check.passed}

@@ -26,7 +26,7 @@ from bilateral_export.parity.compare import (
     truth_of,
 )
 from bilateral_export.parity.inputs.samples import Sample, random_samples
-from bilateral_export.parity.reference import Ground
+from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.parity.report.document import ParityRow
 from bilateral_export.parity.scores import expose_scores, with_scores
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -70,7 +70,7 @@ def _failed_seeds(
         sample for seed in SEEDS for sample in random_samples(model, (1, 2, 29), lengths, seed=seed)
     ]
     per_seed = len(samples) // len(SEEDS)
-    truth = truth_of(checkpoint, candidate.ground, samples)
+    truth = truth_of(checkpoint, candidate.reference_spec, samples)
     with candidate.runner as runner:
         outputs = outputs_of(runner, samples)
     failed = []
@@ -204,10 +204,10 @@ def test_a_row_says_where_and_how_large_the_error_is(
     assert row.decision.agreement == 1
 
 
-def test_a_ground_rounds_weights_before_it_widens_them(subjects: dict[str, Subject]) -> None:
+def test_a_reference_rounds_weights_before_it_widens_them(subjects: dict[str, Subject]) -> None:
     subject = subjects["digits"]
     arrays = subject.samples[0].arrays
-    with Ground("bf16", "fp32").reference(subject.checkpoint) as rounded:
+    with ReferenceSpec("bf16", "fp32").reference(subject.checkpoint) as rounded:
         coarse = rounded.run(arrays)["logits"]
     exact = subject.truth.reference["logits"][0]
     assert 1e-4 < np.linalg.norm(coarse - exact) / np.linalg.norm(exact) < 0.1

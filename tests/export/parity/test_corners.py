@@ -15,7 +15,7 @@ from tests.builders.subjects import Subject
 
 from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.inputs.samples import Sample, random_samples
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.stages import Stage
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
@@ -70,7 +70,7 @@ BAKED = {
 
 def _passes(subject: Subject, runner: Runner, samples: list[Sample]) -> bool:
     stage = Stage(Candidate(runner, "fp32", stage="judged"))
-    return run_matrix(Plan(subject.checkpoint, [stage], samples, bisect=False)).passed
+    return run_matrix(ParityJob(subject.checkpoint, [stage], samples, bisect=False)).passed
 
 
 @pytest.mark.parametrize("name", BAKED)

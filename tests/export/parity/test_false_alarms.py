@@ -15,7 +15,7 @@ from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.registry import build
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.stages import stages
 
 MODELS, SEEDS = 12, 5
@@ -51,10 +51,10 @@ def failures(classes: int, models: range, seeds: range, scratch: Path) -> list[s
         described = checkpoint.build_model()
         for seed in seeds:
             samples = random_samples(described, seed=seed)
-            plan = Plan(
+            job = ParityJob(
                 checkpoint, made, samples, read_metadata(path), path, layers=seed == seeds[0]
             )
-            report = run_matrix(plan)
+            report = run_matrix(job)
             bad = [f"{row.stage}: {row.reason}" for row in report.rows if not row.passed]
             bad += [f"{c.stage}: {c.name}: {c.detail}" for c in report.checks if not c.passed]
             found += [f"model {model}, seed {seed}: {text}" for text in bad]

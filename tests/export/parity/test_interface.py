@@ -24,7 +24,7 @@ from bilateral_export.parity.identity import (
     softmax_check,
 )
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.stages import stages
 
 Change = Callable[[onnx.ModelProto], None]
@@ -174,7 +174,7 @@ def _report(subject: Subject, path: Path, scratch: Path):
     made, _ = stages(checkpoint, path, metadata.precision, scratch, compiled=False)
     samples = random_samples(checkpoint.build_model(), (1, 4), items=8)
     reading = [stage for stage in made if stage.candidate.name.startswith("onnxruntime CPU")]
-    return run_matrix(Plan(checkpoint, reading, samples, metadata, path, bisect=False))
+    return run_matrix(ParityJob(checkpoint, reading, samples, metadata, path, bisect=False))
 
 
 @pytest.mark.parametrize("change", CHANGES)

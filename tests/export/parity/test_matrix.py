@@ -29,7 +29,7 @@ from bilateral_export.parity.identity import (
     labels_check,
     random_check,
 )
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.report.baseline import regressions, require_same_model
 from bilateral_export.parity.report.document import SCHEMA_PATH, ParityReport, read_report, schema
 from bilateral_export.parity.report.html import render_html
@@ -39,9 +39,9 @@ from bilateral_serving.client.runner import TritonRunner
 FAULT = GRAPH_FAULTS["residual dropped"]
 
 
-def _plan(subject: Subject, path: Path, scratch: Path, **options: object) -> Plan:
+def _job(subject: Subject, path: Path, scratch: Path, **options: object) -> ParityJob:
     made, skipped = stages(subject.checkpoint, path, "fp32", scratch, compiled=False)
-    return Plan(
+    return ParityJob(
         subject.checkpoint,
         made,
         subject.samples,
@@ -56,7 +56,7 @@ def _plan(subject: Subject, path: Path, scratch: Path, **options: object) -> Pla
 def healthy(subjects: dict[str, Subject], tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
     subject = subjects["digits"]
     scratch = tmp_path_factory.mktemp("scratch")
-    return run_matrix(_plan(subject, subject.onnx, scratch, adversarial=3))
+    return run_matrix(_job(subject, subject.onnx, scratch, adversarial=3))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def faulty(subjects: dict[str, Subject], tmp_path_factory: pytest.TempPathFactor
     model = onnx.load(subject.onnx)
     FAULT.apply(model)
     onnx.save(model, directory / "faulty.onnx")
-    plan = _plan(subject, directory / "faulty.onnx", directory, reproducers=directory / "alone")
-    return run_matrix(plan)
+    job = _job(subject, directory / "faulty.onnx", directory, reproducers=directory / "alone")
+    return run_matrix(job)
 
 
 def test_a_healthy_model_passes_at_every_stage(healthy: ParityReport) -> None:
@@ -107,10 +107,10 @@ def test_a_file_that_nothing_can_read_is_refused(
     model = onnx.load(subjects["digits"].onnx)
     model.graph.node[3].op_type = "Nonsense"
     onnx.save(model, tmp_path / "broken.onnx")
-    plan = _plan(subjects["digits"], tmp_path / "broken.onnx", tmp_path)
-    reading = [stage for stage in plan.stages if stage.graph is not None]
+    job = _job(subjects["digits"], tmp_path / "broken.onnx", tmp_path)
+    reading = [stage for stage in job.stages if stage.graph is not None]
     with pytest.raises(UserError, match="broken"):
-        run_matrix(replace(plan, stages=reading))
+        run_matrix(replace(job, stages=reading))
 
 
 def test_a_file_that_fails_at_some_sizes_fails_with_its_node(
@@ -119,10 +119,10 @@ def test_a_file_that_fails_at_some_sizes_fails_with_its_node(
     model = onnx.load(subjects["digits"].onnx)
     batch_of_one(model)
     onnx.save(model, tmp_path / "one.onnx")
-    plan = _plan(subjects["digits"], tmp_path / "one.onnx", tmp_path)
+    job = _job(subjects["digits"], tmp_path / "one.onnx", tmp_path)
     served = ("onnxruntime CPU", "openvino")
-    reading = [stage for stage in plan.stages if stage.candidate.name.startswith(served)]
-    report = run_matrix(replace(plan, stages=reading))
+    reading = [stage for stage in job.stages if stage.candidate.name.startswith(served)]
+    report = run_matrix(replace(job, stages=reading))
     failed = [check for check in report.checks if check.name == "runs on every input"]
     assert "model/Concat_2" in failed[0].detail
     assert len(failed) == len(report.bisections) == len(reading)
@@ -138,9 +138,9 @@ def test_what_only_a_search_or_an_extreme_meets_is_walked_too(
     model = onnx.load(subjects["digits"].onnx)
     after("model/Add", "Clip", np.float32(-30), np.float32(30))(model)
     onnx.save(model, tmp_path / "cut.onnx")
-    plan = _plan(subjects["digits"], tmp_path / "cut.onnx", tmp_path)
-    reading = [stage for stage in plan.stages if stage.candidate.name.startswith("onnxruntime CPU")]
-    report = run_matrix(replace(plan, stages=reading))
+    job = _job(subjects["digits"], tmp_path / "cut.onnx", tmp_path)
+    reading = [stage for stage in job.stages if stage.candidate.name.startswith("onnxruntime CPU")]
+    report = run_matrix(replace(job, stages=reading))
     assert all(row.passed for row in report.rows)
     (found,) = report.bisections
     assert found.culprit is not None
@@ -154,7 +154,7 @@ def test_a_file_that_one_runtime_finds_invalid_fails_though_another_reads_it(
     path = tmp_path / "elsewhere.onnx"
     outside = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
     onnx.save(onnx.load(subjects["digits"].onnx), path, **outside)
-    report = run_matrix(_plan(subjects["digits"], path, tmp_path))
+    report = run_matrix(_job(subjects["digits"], path, tmp_path))
     assert all(row.passed for row in report.rows)
     assert "onnxruntime CPU, fp32 file" not in {row.stage for row in report.rows}
     failed = [(check.stage, check.name) for check in report.checks if not check.passed]
@@ -165,11 +165,11 @@ def test_a_stage_asked_for_that_cannot_run_is_refused_before_any_work(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
     subject = subjects["digits"]
-    plan = _plan(subject, subject.onnx, tmp_path)
+    job = _job(subject, subject.onnx, tmp_path)
     absent = Stage(Candidate(TritonRunner("digits", "127.0.0.1:1"), "fp32"), required=True)
     seen: list[str] = []
     with pytest.raises(UserError, match="no Triton server answers"):
-        run_matrix(replace(plan, stages=[*plan.stages, absent]), seen.append)
+        run_matrix(replace(job, stages=[*job.stages, absent]), seen.append)
     assert seen == []
 
 
@@ -200,7 +200,7 @@ def test_a_file_of_another_family_is_refused(subjects: dict[str, Subject]) -> No
 
 def test_the_committed_schema_is_current() -> None:
     assert SCHEMA_PATH.read_text(encoding="utf-8") == schema(), (
-        "run python -m bilateral_export.parity.report.document"
+        "run `bilateral check schema --write`"
     )
 
 
@@ -225,7 +225,7 @@ def test_a_report_survives_json(faulty: ParityReport, tmp_path: Path) -> None:
 
 def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"schema_version": 1}))
-    with pytest.raises(UserError, match="no parity report of schema version 2"):
+    with pytest.raises(UserError, match="not a parity report of schema version 2"):
         read_report(tmp_path / "other.json")
     with pytest.raises(UserError, match="does not exist"):
         read_report(tmp_path / "gone.json")
@@ -423,9 +423,9 @@ def test_a_dropout_in_training_mode_fails_though_no_number_shows_it(
     half = np.array(0.5, dtype=np.float32)
     after("blocks.1.mlp/Gelu", "Dropout", half, np.array(True))(model)
     onnx.save(model, tmp_path / "dropping.onnx")
-    plan = _plan(subject, tmp_path / "dropping.onnx", tmp_path)
-    in_ort = [s for s in plan.stages if s.candidate.name.startswith("onnxruntime CPU")]
-    report = run_matrix(replace(plan, stages=in_ort))
+    job = _job(subject, tmp_path / "dropping.onnx", tmp_path)
+    in_ort = [s for s in job.stages if s.candidate.name.startswith("onnxruntime CPU")]
+    report = run_matrix(replace(job, stages=in_ort))
     assert all(row.passed for row in report.rows)
     assert not report.passed
     (failed,) = [check for check in report.checks if not check.passed]

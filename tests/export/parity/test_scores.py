@@ -21,7 +21,7 @@ from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.registry import build, named
 from bilateral_export.parity.compare import Candidate
 from bilateral_export.parity.inputs.samples import Sample, random_samples
-from bilateral_export.parity.matrix import Plan, run_matrix
+from bilateral_export.parity.matrix import ParityJob, run_matrix
 from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.parity.scores import expose_scores, grid, tipped, with_scores
 from bilateral_export.parity.stages import Stage, stages
@@ -67,7 +67,7 @@ def _judged(
         runner = Spoiled(OnnxRuntimeRunner(path))
         stage = Stage(Candidate(runner, "fp32", stage=STAGE))
     return run_matrix(
-        Plan(
+        ParityJob(
             segmenter.checkpoint,
             [stage],
             segmenter.samples,

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilateral_benchmarks.gpu_checks.plugin import DTYPES, Case, Result, judge, operands_of
+from bilateral_benchmarks.gpu_checks.plugin import DTYPES, Case, CaseResult, judge, operands_of
 from bilateral_benchmarks.gpu_checks.plugin_harness import PluginCall
 from bilateral_export.engine.installation.plugin import FILE_NAME
 from bilateral_export.errors import UserError
@@ -85,7 +85,7 @@ def cases() -> Iterator[Case]:
         yield Case(dtype, "gaussian", "gaussian", 1, 32, 40, 4100, batch=1, heads=2, prefix=1)
 
 
-def run(plugin: Path, manifest: dict[str, Any], images: dict[bytes, Any], case: Case) -> Result:
+def run(plugin: Path, manifest: dict[str, Any], images: dict[bytes, Any], case: Case) -> CaseResult:
     """Enqueue one case, execute the launches it made, and judge the output."""
     cuda = ctypes.CDLL("libcuda.so.1")
     cuda.fakeCuda.restype = ctypes.POINTER(FakeCuda)

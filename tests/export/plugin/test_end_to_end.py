@@ -14,6 +14,7 @@ import torch
 
 from bilateral_benchmarks.gpu_checks import plugin
 from bilateral_export.engine.installation.plugin import FILE_NAME, find_plugin
+from bilateral_export.errors import UserError
 
 REPLAY = Path(__file__).with_name("replay.py")
 
@@ -47,15 +48,16 @@ def test_what_the_plugin_refuses_reaches_the_caller(replayed: list[dict[str, Any
     assert "scale is -1" in replayed[-1]["refused"]
 
 
-def test_without_a_gpu_the_check_says_what_it_needs_in_one_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_a_gpu_the_check_says_what_it_needs() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert plugin.main([]) == 2
+    with pytest.raises(UserError, match="this check needs an NVIDIA GPU"):
+        plugin.check_plugin(None, None, print)
 
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: this check needs an NVIDIA GPU")
+
+def notes(*results: plugin.CaseResult) -> tuple[str, ...]:
+    found = plugin.PluginCheck(device="none", overhead_us={}, results=results)
+    return found.tables()[0].notes
 
 
 def test_what_keeps_a_case_from_running_is_a_failure_unless_it_is_a_missing_kernel(
@@ -72,10 +74,10 @@ def test_what_keeps_a_case_from_running_is_a_failure_unless_it_is_a_missing_kern
     assert not launched.passed
     assert "head size 136" in missing.refused
     assert not missing.failed
-    lines = list(plugin.table([launched, missing]))
+    lines = notes(launched, missing)
     assert any(line.startswith("FAIL Case(") and "no NVIDIA driver" in line for line in lines)
     assert any(line.startswith("1 cases not run") for line in lines)
-    many = list(plugin.table([launched] * 30))
+    many = notes(*[launched] * 30)
     assert sum(line.startswith("FAIL Case(") for line in many) == 20
     assert many[-1] == "FAIL 10 more"
 
@@ -101,4 +103,4 @@ def test_the_grid_has_every_kernel_option_type_and_ragged_lengths() -> None:
 def test_the_whole_grid_on_a_gpu() -> None:
     if find_plugin() is None:
         pytest.skip("the plugin is not built: make plugin")
-    assert plugin.main([]) == 0
+    assert plugin.check_plugin(None, None, print).passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from bilateral_export.metadata import Precision
 from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.compare import Candidate, compare
 from bilateral_export.parity.inputs.samples import random_samples
-from bilateral_export.parity.reference import Ground
-from bilateral_export.runners import custom_op
+from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.runners.custom_op import _TOKENS, CustomOpRunner, _attend
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.registry import RUNTIMES
 
 pytest.importorskip("onnxruntime_extensions")
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
@@ -78,7 +79,7 @@ def test_bisection_walks_it(digits_file: Path) -> None:
     model = onnx.load(digits_file)
     fault.apply(model)
     arrays = checkpoint.build_model().example(2, np.random.default_rng(0))
-    oracles = Ground("fp32", "fp32").oracles(checkpoint)
+    oracles = ReferenceSpec("fp32", "fp32").oracles(checkpoint)
     walk = bisect(model, lambda path: CustomOpRunner(path, threads=1), arrays, *oracles, "fp32")
     assert walk.culprit is not None
     assert walk.culprit.at.node == fault.node
@@ -91,7 +92,8 @@ def test_bfloat16_and_a_missing_package_are_refused(
     path = export_onnx(checkpoint, tmp_path / "bf16.onnx", precision="bf16").path
     with pytest.raises(UserError, match="takes float32 and float16"), CustomOpRunner(path):
         pass
-    monkeypatch.setattr(custom_op, "PACKAGE", "a_package_that_nobody_has")
+    absent = replace(RUNTIMES["onnxruntime custom op"], package="a_package_that_nobody_has")
+    monkeypatch.setitem(RUNTIMES, absent.name, absent)
     with pytest.raises(UserError, match="not installed"), CustomOpRunner(digits_file):
         pass
 

@@ -140,6 +140,6 @@ class TestGpuCheck:
             runner.in_new_process(require_file, tmp_path / "none.plan", "plan")
 
     @pytest.mark.skipif(read_driver() is not None, reason="there is a GPU here")
-    def test_without_a_gpu_it_ends_with_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert runner.main(["checkpoint.safetensors"]) == 2
-        assert capsys.readouterr().err.startswith("Error: no NVIDIA GPU is visible")
+    def test_without_a_gpu_it_says_so(self) -> None:
+        with pytest.raises(UserError, match="no NVIDIA GPU is visible"):
+            runner.check_runner(Path("checkpoint.safetensors"), print)

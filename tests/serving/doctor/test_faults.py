@@ -97,8 +97,7 @@ def scene(healthy: Path, tmp_path: Path) -> Scene:
     machine = Machine(
         driver=Driver((13, 0), (H100,)),
         tensorrt="10.14.1",
-        onnxruntime="1.22.0",
-        openvino="2026.4.0",
+        runtimes={"onnxruntime": "1.22.0", "openvino": "2026.4.0"},
         tritonserver=Installation(
             server / "bin" / "tritonserver", server / "backends", stubs.parent, ()
         ),
@@ -321,12 +320,12 @@ def no_libpython(scene: Scene) -> None:
 
 def no_onnxruntime(scene: Scene) -> None:
     repository.remove("words", scene.root)  # it needs the same
-    scene.change(onnxruntime=None)
+    scene.change(runtimes=scene.machine.runtimes | {"onnxruntime": None})
 
 
 def no_openvino(scene: Scene) -> None:
     scene.edit('string_value: "onnxruntime"', 'string_value: "openvino"')
-    scene.change(openvino=None)
+    scene.change(runtimes=scene.machine.runtimes | {"openvino": None})
 
 
 def unknown_runtime(scene: Scene) -> None:

@@ -14,7 +14,6 @@ from torch import nn
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ImagePreprocessing
-from bilateral_export.models.classifier import ImageClassifierConfig
 
 Attack = Literal["fgsm", "pgd"]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
@@ -36,7 +35,7 @@ def attack(
     steps: int = PGD_STEPS,
     seed: int = 0,
 ) -> Images:
-    """Images within `budget` of the given ones, made so that the checkpoint's torch model errs.
+    """Return images within `budget` of the given ones on which the torch model errs.
 
     FGSM (Goodfellow et al., 2015) takes one signed gradient step; PGD (Madry et al., 2018) starts
     at a random point of the ball and takes `steps` smaller ones. White box: gradients are those of
@@ -75,14 +74,14 @@ def attack(
 
 
 def normalise(pixels: Images, how: ImagePreprocessing) -> Images:
-    """Pixels `[B, C, H, W]` in 0..1 as the model's input."""
+    """Return the pixels `[B, C, H, W]` in 0..1 as the model's input."""
     mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (how.mean, how.std))
     normalised: Images = (pixels - mean) / std
     return normalised
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> ImagePreprocessing:
-    """The checkpoint's preprocessing.
+    """Return the checkpoint's preprocessing.
 
     Raises:
         UserError: It has none, so budgets would have no unit.
@@ -113,14 +112,12 @@ class _OnPixels(nn.Module):
 
 
 def _estimator(checkpoint: Checkpoint, shape: tuple[int, ...]) -> PyTorchClassifier:
-    config = checkpoint.card.model
-    assert isinstance(config, ImageClassifierConfig), "it has image preprocessing"
     model = _OnPixels(checkpoint.build_model(), preprocessing_of(checkpoint))
     return PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(),
         input_shape=shape,
-        nb_classes=config.num_classes,
+        nb_classes=checkpoint.card.model.classes,
         clip_values=(0.0, 1.0),
         device_type="cpu",
     )

@@ -24,7 +24,6 @@ from bilateral_benchmarks.studies.robustness.attacks import (
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.runners.base import Runner
 
 # In 255ths of the full range of a pixel, as papers count them.
@@ -40,7 +39,7 @@ class Dataset:
     classes: NDArray[np.int64]
 
     def first(self, count: int | None) -> Dataset:
-        """The first `count` images, or all.
+        """Return the first `count` images, or all.
 
         Raises:
             UserError: That is none.
@@ -96,7 +95,7 @@ def load_dataset(path: Path) -> Dataset:
             images, labels = archive["images"], archive["labels"]
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no .npz file with the arrays images and labels",
+            f"{path} is not an .npz file with the arrays images and labels",
             "export/checkpoints/train_digits.py writes one.",
         ) from error
     whole = images.dtype == np.uint8 and np.issubdtype(labels.dtype, np.integer)
@@ -113,22 +112,22 @@ def check(checkpoint: Checkpoint, data: Dataset, budgets: Sequence[float]) -> No
     """Check that a checkpoint can be attacked on these images within these budgets.
 
     Raises:
-        UserError: It is no classifier of such images into such classes, or a budget is none.
+        UserError: It does not classify such images into such classes, or a budget is not valid.
     """
     config = checkpoint.card.model
     preprocessing_of(checkpoint)
-    assert isinstance(config, ImageClassifierConfig), "it has image preprocessing"
-    takes = (config.channels, config.image_size, config.image_size)
+    assert config.image is not None, "it has image preprocessing"
+    takes = (config.image.channels, config.image.size, config.image.size)
     if data.pixels.shape[1:] != takes:
         raise UserError(
             f"{checkpoint.path} takes images {list(takes)}, the data has"
             f" {list(data.pixels.shape[1:])}",
             "Give images of the model's own size.",
         )
-    if data.classes.min() < 0 or data.classes.max() >= config.num_classes:
+    if data.classes.min() < 0 or data.classes.max() >= config.classes:
         raise UserError(
             f"the data has classes {data.classes.min()} to {data.classes.max()},"
-            f" {checkpoint.path} has {config.num_classes}",
+            f" {checkpoint.path} has {config.classes}",
             "Give the data that the model was trained for.",
         )
     for budget in budgets:

@@ -1,10 +1,12 @@
-"""The curves of several models as one JSON document, one picture, and a few lines of text."""
+"""The report of the robustness study: curves of several models, tables and one picture."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import matplotlib
 
@@ -12,9 +14,9 @@ matplotlib.use("Agg")  # no display is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.report.machine import Machine
+from bilateral_benchmarks.report.tables import Table
+from bilateral_benchmarks.studies.provenance import Study
 from bilateral_benchmarks.studies.robustness.attacks import ATTACKS, Attack
 from bilateral_benchmarks.studies.robustness.curve import TORCH, Curve
 from bilateral_export.files import atomic_file
@@ -23,27 +25,36 @@ _COLOURS = {"bilateral": "tab:blue", "plain": "tab:orange"}
 _LINES = {"GRC": "-", "standard": "--"}
 
 
-class RobustnessReport(BaseModel):
+class RobustnessReport(Study):
     """Every curve of one run.
 
     Attributes:
-        command: What was typed.
-        revision: Of the source tree.
-        machine: Where it ran.
         curves: One per trained checkpoint.
     """
 
-    model_config = ConfigDict(frozen=True)
+    page_title: ClassVar[str] = "Accuracy under attack"
 
-    schema_version: int = 1
-    command: str
-    revision: str | None
-    machine: Machine
+    kind: Literal["robustness"] = "robustness"
     curves: tuple[Curve, ...]
+
+    def tables(self) -> list[Table]:
+        """Return the torch accuracies, mean and range over seeds, and how the runtimes agree."""
+        tables = []
+        for attack in ATTACKS:
+            accuracy = mean_accuracy(self.curves, attack)
+            budgets = sorted({budget for row in accuracy.values() for budget in row})
+            columns = ("budget / 255", *(f"{budget:g}" for budget in budgets))
+            rows = tuple(
+                (kind, *(_cell(row[budget]) for budget in budgets))
+                for kind, row in accuracy.items()
+            )
+            tables.append(Table(attack.upper(), columns, rows))
+        tables[-1] = replace(tables[-1], notes=tuple(agreement(self.curves)))
+        return tables
 
 
 def kind_of(curve: Curve) -> str:
-    """Attention and residual connection, which tell the models apart."""
+    """Return attention and residual connection, by which the models are distinguished."""
     return f"{curve.attention}, {curve.residual}"
 
 
@@ -86,22 +97,8 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     plt.close(figure)
 
 
-def markdown(curves: Sequence[Curve]) -> str:
-    """The torch accuracies as tables, mean and range over seeds, and how the runtimes agree."""
-    blocks = []
-    for attack in ATTACKS:
-        table = mean_accuracy(curves, attack)
-        budgets = sorted({budget for row in table.values() for budget in row})
-        header = ["budget / 255", *(f"{budget:g}" for budget in budgets)]
-        lines = [f"**{attack.upper()}**", "", _row(header), _row(["---"] * len(header))]
-        for kind, row in table.items():
-            lines.append(_row([kind, *(_cell(row[budget]) for budget in budgets)]))
-        blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, agreement(curves)]) + "\n"
-
-
-def agreement(curves: Sequence[Curve]) -> str:
-    """One sentence per runtime: on how many images it decided otherwise than torch."""
+def agreement(curves: Sequence[Curve]) -> list[str]:
+    """Return a sentence per runtime: on how many images it decided otherwise than torch."""
     sentences = []
     points = [(curve, point) for curve in curves for point in curve.points]
     for runtime in sorted({name for _, point in points for name in point.other_decisions}):
@@ -115,7 +112,7 @@ def agreement(curves: Sequence[Curve]) -> str:
             + (f" (where its two highest logits are at most {margin:.1e} apart)" if others else "")
             + f"; robust accuracy differs by at most {100 * gap:.2f} points."
         )
-    return "\n".join(sentences)
+    return sentences
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -123,7 +120,3 @@ def _cell(values: Sequence[float]) -> str:
     if len(values) == 1:
         return mean
     return f"{mean} ({100 * min(values):.1f}-{100 * max(values):.1f})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

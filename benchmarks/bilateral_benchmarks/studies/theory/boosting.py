@@ -50,7 +50,7 @@ class Boosting(BaseModel):
 
 
 def photograph(side: int = SIDE) -> Tensor:
-    """A photograph of scikit-learn's, grey, `[side * side]`, values in 0..1."""
+    """Return a photograph of scikit-learn's, grey, `[side * side]`, values in 0..1."""
     picture = Image.fromarray(load_sample_image("china.jpg")).convert("L")
     picture = picture.crop((60, 60, 300, 300)).resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(picture, dtype=np.float64) / 255).reshape(-1)
@@ -92,7 +92,7 @@ def boosting(
 
 
 def filter_weights(image: Tensor, side: int) -> Tensor:
-    """The bilateral filter that an image makes for itself, `[N, N]`, rows summing to 1."""
+    """Return the bilateral filter that an image makes for itself, `[N, N]`, rows summing to 1."""
     tokens = image.reshape(1, 1, -1, 1)
     places = grid_positions(side, side, prefix=0).double()
     identity = torch.eye(len(image), dtype=torch.float64)
@@ -110,7 +110,7 @@ def filter_weights(image: Tensor, side: int) -> Tensor:
 
 
 def snr(image: Tensor, clean: Tensor) -> float:
-    """Signal-to-noise ratio in dB of an image up to gain and offset, which layer norm takes away.
+    """Return the SNR in dB of an image up to gain and offset, which layer norm removes.
 
     With correlation r between the two, `r^2 / (1 - r^2)` is the power of what is proportional to
     the clean image over the power of the rest.

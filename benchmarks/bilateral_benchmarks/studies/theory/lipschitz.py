@@ -1,4 +1,4 @@
-"""How sensitive the softmax is to its logits, and how that changes with their number."""
+"""Lipschitz estimates of the softmax by the number of logits."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def softmax_lipschitz(
 
 
 def softmax(logits: Vector) -> Vector:
-    """Softmax over the last axis."""
+    """Return the softmax over the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights: Vector = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return weights
 
 
 def jacobian_norm(weights: Vector, iterations: int = 100) -> float:
-    """Largest eigenvalue of `diag(p) - p p^T`, by power iteration, without forming the matrix."""
+    """Return the largest eigenvalue of `diag(p) - p p^T`, by power iteration."""
     # Starting where the heaviest weight is: the leading eigenvector always has a part there.
     vector = weights - weights.mean()
     vector[weights.argmax()] += 1

@@ -1,4 +1,4 @@
-"""Noise on the tokens: what it does to attention scores, weights and outputs as N grows."""
+"""Perturbation of attention scores, weights and outputs by noise on the tokens."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _once(
 
 
 def _scores(kernels: Kernels, tokens: Tensor) -> Tensor:
-    """Range logits plus spatial logits `[N, N]`, scale 1 / sqrt(D)."""
+    """Return the range logits plus spatial logits `[N, N]`, scale 1 / sqrt(D)."""
     scale = 1 / math.sqrt(tokens.shape[-1])
     if kernels == "dot":
         return scale * tokens @ tokens.T

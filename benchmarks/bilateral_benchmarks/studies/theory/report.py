@@ -1,9 +1,10 @@
-"""The three reproductions as one JSON document, one picture and a few tables."""
+"""The report of the theory study: three reproductions, tables and one picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import matplotlib
 
@@ -12,27 +13,80 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.report.machine import Machine
-from bilateral_benchmarks.studies.theory.boosting import Boosting
-from bilateral_benchmarks.studies.theory.lipschitz import Lipschitz
-from bilateral_benchmarks.studies.theory.perturbation import Perturbation
+from bilateral_benchmarks.report.files import write
+from bilateral_benchmarks.report.tables import Table
+from bilateral_benchmarks.studies.provenance import Study
+from bilateral_benchmarks.studies.theory.boosting import Boosting, boosting
+from bilateral_benchmarks.studies.theory.lipschitz import Lipschitz, softmax_lipschitz
+from bilateral_benchmarks.studies.theory.perturbation import (
+    KERNELS,
+    Perturbation,
+    score_perturbation,
+)
 from bilateral_export.files import atomic_file
 
 
-class TheoryReport(BaseModel):
+class TheoryReport(Study):
     """What one run found, and where it ran."""
 
-    model_config = ConfigDict(frozen=True)
+    page_title: ClassVar[str] = "Theory, reproduced"
 
-    schema_version: int = 1
-    command: str
-    revision: str | None
-    machine: Machine
+    kind: Literal["theory"] = "theory"
     lipschitz: Lipschitz
     perturbations: tuple[Perturbation, ...]
     boosting: tuple[Boosting, ...]
+
+    def tables(self) -> list[Table]:
+        """Return the numbers behind the picture."""
+        found = self.lipschitz
+        estimates = [
+            (
+                name,
+                *(f"{value:.4f}" for value in getattr(found, name)),
+                *(f"{fit.a:.3f}", f"{fit.b:.3f}", f"{fit.r2:.4f}", f"{fit.exponent:.2f}"),
+            )
+            for name, fit in found.fits.items()
+        ]
+        worst = ("worst", *(f"{value:.4f}" for value in found.worst), "", "", "", "")
+        noise = [
+            (run.kernels, what, *(f"{value:.4f}" for value in getattr(run, what)))
+            for run in self.perturbations
+            for what in ("scores", "weights", "outputs")
+        ]
+        snr = [(run.scheme, *(f"{value:.2f}" for value in run.snr)) for run in self.boosting]
+        return [
+            Table(
+                "Softmax: estimates by number of logits N",
+                ("estimate", *map(str, found.sizes), "a", "b", "R²", "slope"),
+                (*estimates, worst),
+            ),
+            Table(
+                "Noise on tokens: scores (RMS, logits), weights (TV), outputs (relative)",
+                ("kernels", "what", *map(str, self.perturbations[0].sizes)),
+                tuple(noise),
+            ),
+            Table(
+                "SNR in dB by applications of the filter",
+                ("scheme", *map(str, range(len(self.boosting[0].snr)))),
+                tuple(snr),
+            ),
+        ]
+
+
+def reproduce(folder: Path) -> TheoryReport:
+    """Compute the reproductions, write theory.json, .md, .html and .png, return the report."""
+    report = TheoryReport.model_validate(
+        {
+            **Study.provenance(),
+            "lipschitz": softmax_lipschitz(),
+            "perturbations": tuple(score_perturbation(kernels) for kernels in KERNELS),
+            "boosting": boosting(),
+        }
+    )
+    write(report, folder / "theory.json")
+    plot(report, folder / "theory.png")
+    return report
 
 
 def plot(report: TheoryReport, path: Path) -> None:
@@ -83,34 +137,3 @@ def _plot_boosting(axis: Axes, found: Sequence[Boosting]) -> None:
         ylabel="SNR, dB",
         title="Boosting a bilateral filter",
     )
-
-
-def markdown(report: TheoryReport) -> str:
-    """The numbers behind the picture."""
-    found = report.lipschitz
-    lines = ["**Softmax: estimates by number of logits N**", ""]
-    lines += [_row(["estimate", *map(str, found.sizes), "a", "b", "R²", "slope"])]
-    lines += [_row(["---"] * (len(found.sizes) + 5))]
-    for name, fit in found.fits.items():
-        values = [f"{value:.4f}" for value in getattr(found, name)]
-        fitted = [f"{fit.a:.3f}", f"{fit.b:.3f}", f"{fit.r2:.4f}", f"{fit.exponent:.2f}"]
-        lines += [_row([name, *values, *fitted])]
-    lines += [_row(["worst", *(f"{value:.4f}" for value in found.worst), "", "", "", ""])]
-
-    sizes = report.perturbations[0].sizes
-    lines += ["", "**Noise on tokens: scores (RMS, logits), weights (TV), outputs (relative)**", ""]
-    lines += [_row(["kernels", "what", *map(str, sizes)]), _row(["---"] * (len(sizes) + 2))]
-    for run in report.perturbations:
-        for what in ("scores", "weights", "outputs"):
-            values = [f"{value:.4f}" for value in getattr(run, what)]
-            lines += [_row([run.kernels, what, *values])]
-
-    count = len(report.boosting[0].snr)
-    lines += ["", "**SNR in dB by applications of the filter**", ""]
-    lines += [_row(["scheme", *map(str, range(count))]), _row(["---"] * (count + 1))]
-    lines += [_row([run.scheme, *(f"{v:.2f}" for v in run.snr)]) for run in report.boosting]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

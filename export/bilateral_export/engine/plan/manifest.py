@@ -137,7 +137,7 @@ class PlanManifest(_Record):
 
 def manifest_path(plan: Path) -> Path:
     """Return the path of a plan's manifest: `model.plan` has `model.plan.json`."""
-    return plan.with_name(plan.name + SUFFIX)
+    return plan.parent / (plan.name + SUFFIX)  # "." has no name to replace
 
 
 def describe_file(path: Path) -> FileRecord:

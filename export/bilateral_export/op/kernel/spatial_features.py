@@ -9,7 +9,7 @@ column; any other is split into three of type T whose sum it is to 24 bits or mo
 that matter in float32 become columns. Positions on a grid are held by T, so that 3 columns are
 enough for a coordinate and 12 for the whole, prefix included; other positions take 6 and 15 (18).
 Up to 16 are one step of a 16-bit matrix instruction, where the exact form costs 2 C + 1 operations
-for every weight (`python -m bilateral_benchmarks.kernel.instructions`).
+for every weight (benchmarks/results/kernel_instructions.md).
 
 The price is cancellation: the error of a logit is at most about 2^-22 (d / sigma)^2, d the diameter
 of the positions, where `spatial_kernel="gaussian"` has none. Bandwidth and positions are constants

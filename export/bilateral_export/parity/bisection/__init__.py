@@ -1,1 +1,1 @@
-"""The search for the first node of a graph whose error exceeds its budget."""
+"""Bisection: the search for the first node of a graph whose error exceeds its budget."""

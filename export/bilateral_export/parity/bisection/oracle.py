@@ -1,4 +1,4 @@
-"""What PyTorch computes at each node of the graph: the value there, by the node's own name."""
+"""Reference values from PyTorch at each node of the graph, by the node's own name."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Oracle:
         self._widened = widened
 
     def values(self, arrays: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
-        """What the model computes at the named ONNX values, as float64 where they are floating.
+        """Return what the model computes at the named ONNX values, in float64 where it is floating.
 
         Args:
             arrays: The model's inputs.

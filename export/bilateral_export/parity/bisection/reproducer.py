@@ -1,4 +1,4 @@
-"""The smallest thing that shows a fault: one node, what it read, what it should have made."""
+"""The reproducer of a fault: one node, its inputs, and the output it should have."""
 
 from __future__ import annotations
 

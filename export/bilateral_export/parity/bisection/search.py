@@ -1,4 +1,4 @@
-"""Find the first node of a graph whose output breaks its budget."""
+"""The search for the first node of a graph whose output breaks its budget."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from onnx.reference import ReferenceEvaluator
 
 from bilateral_export.errors import UserError
 from bilateral_export.graph.provenance import MODULE_KEY, SOURCE_KEY
-from bilateral_export.lowering.token_major_layout import held_tensors, to_matrix
+from bilateral_export.graph.token_matrices import held_tensors, to_matrix
 from bilateral_export.metadata import Precision
 from bilateral_export.parity.bisection.oracle import Oracle
 from bilateral_export.parity.bisection.windows import OpenRunner, Window, WindowedRun, extract
 from bilateral_export.parity.measure import TIES
+from bilateral_export.parity.report.document import NodeError
 from bilateral_export.parity.scores import decided
 from bilateral_export.precision import DTYPES
 from bilateral_export.tensors import Array
@@ -28,34 +29,6 @@ NODE_FACTOR = 4.0
 
 # A node, what it read without weights, and what it made.
 Ran: TypeAlias = "tuple[onnx.NodeProto, dict[str, Array], dict[str, Array]]"
-
-
-@dataclass(frozen=True)
-class NodeError:
-    """One value of the graph against FP64.
-
-    Attributes:
-        node: The node's name.
-        operator: Its operator.
-        module: Path of the torch module it came from; may be empty.
-        source: File and line of the torch code; may be empty.
-        error: Relative error of its output.
-        eager_error: That of eager PyTorch in the same precision, at the same place.
-        limit: What the error may be.
-    """
-
-    node: str
-    operator: str
-    module: str
-    source: str
-    error: float
-    eager_error: float
-    limit: float
-
-    @property
-    def broken(self) -> bool:
-        """Whether the error is beyond the limit."""
-        return not self.error <= self.limit
 
 
 @dataclass(frozen=True)
@@ -80,8 +53,8 @@ class Culprit:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What came of walking a graph.
+class NodeErrors:
+    """The errors at the nodes of a graph.
 
     Attributes:
         nodes: The errors at the nodes that PyTorch has a value for, in graph order.
@@ -105,10 +78,11 @@ def bisect(
     factor: float = NODE_FACTOR,
     to_the_end: bool = False,
     budgets: Mapping[str, float] | None = None,
-) -> Walk:
-    """Walk a graph in windows until a node's output is further from FP64 than its budget.
+) -> NodeErrors:
+    """Return the errors at a graph's nodes, up to the first that is beyond its budget.
 
-    A lowered file's matrices are compared with the tensors that they hold (tokens_first.py).
+    A lowered file's matrices are compared with the tensors that they hold
+    (`graph.token_matrices`).
     Between two values that PyTorch knows there may be nodes it does not (a linear layer is two
     nodes, one torch operation). Where the later value is broken and the earlier is not, the nodes
     between are compared with the traced graph, evaluated in float64.
@@ -175,13 +149,14 @@ def bisect(
                 ]
         if culprit is not None and not to_the_end:
             break
-    return Walk(tuple(errors.values()), culprit, run.peak_bytes)
+    return NodeErrors(tuple(errors.values()), culprit, run.peak_bytes)
 
 
 def distance(got: Array, reference: Array) -> float:
-    """Relative Euclidean distance of two tensors; infinite where they are not finite alike.
+    """Return the relative Euclidean distance of two tensors; infinite where one is not finite.
 
-    Of whole numbers and truth values it is the share that differs.
+    NaN and infinity must be in the same places. Of integers and truth values it is the share that
+    differs.
     """
     if got.shape != reference.shape:
         return float("inf")
@@ -202,7 +177,7 @@ def _blame(
     truths: Mapping[str, Array],
     broken: NodeError,
 ) -> Culprit:
-    """The first broken node among the suspects; at least the last, whose value is known."""
+    """Return the first broken node among the suspects; at least the last, whose value is known."""
     for node, read, made in suspects:
         known = {name: distance(made[name], truths[name]) for name in made if name in truths}
         if not known:
@@ -224,7 +199,7 @@ def _blame(
 
 
 def _suspects(pending: Sequence[Ran]) -> list[Ran]:
-    """Those that the last one depends on, and itself, in order."""
+    """Return those that the last one depends on, and itself, in order."""
     last, _, _ = pending[-1]
     wanted, found = set(last.input), [pending[-1]]
     for ran in reversed(pending[:-1]):
@@ -241,7 +216,7 @@ def _values(
     names: Collection[str],
     held: Mapping[str, str],
 ) -> dict[str, Array]:
-    """An oracle's values by the graph's own names, as the graph has them."""
+    """Return an oracle's values by the graph's own names, as the graph has them."""
     tensors = {name: held.get(name, name) for name in names}
     values = oracle.values(inputs, set(tensors.values()))
     return {
@@ -256,7 +231,7 @@ def _evaluate(
     reference: Oracle,
     held: Mapping[str, str],
 ) -> dict[str, Array]:
-    """The traced graph's own values at nodes that no torch operation stands for, in float64."""
+    """Return the traced graph's values at nodes that no torch operation stands for, in float64."""
     wanted = {held.get(name, name) for node, _, _ in suspects for name in node.output}
     graph = reference.graph.graph
     healthy: list[onnx.NodeProto] = []

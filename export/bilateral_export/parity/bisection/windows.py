@@ -1,4 +1,4 @@
-"""Run a few nodes of a graph at a time, with every value between them exposed."""
+"""Windowed execution of a graph: a few nodes at a time, every value between them exposed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class WindowedRun:
     peak_bytes: int = field(default=0, init=False)
 
     def windows(self, inputs: Mapping[str, Array]) -> Iterator[Window]:
-        """Run from the inputs on; stop asking to stop running.
+        """Yield the windows from the inputs on; the run stops with the iteration.
 
         Raises:
             UserError: The runtime cannot run one of the nodes.
@@ -123,7 +123,7 @@ def extract(
     given: Mapping[str, Array],
     outputs: Sequence[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Make a model of a few nodes.
+    """Return a model of a few nodes.
 
     Args:
         model: What they are from; its functions and versions are kept.
@@ -148,19 +148,19 @@ def extract(
 
 
 def inferred_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Types of the values that nodes make, as far as shape inference finds them."""
+    """Return the types of the values that nodes make, as far as shape inference finds them."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: value for value in [*graph.value_info, *graph.output]}
 
 
 def array_type(name: str, array: Array) -> onnx.ValueInfoProto:
-    """The type of a value that is at hand."""
+    """Return the type of an array, as a value of the graph."""
     kind = helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype)
     return helper.make_tensor_value_info(name, kind, array.shape)
 
 
 def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """What nodes read and do not make themselves, each once, in order."""
+    """Return what nodes read and do not make themselves, each once, in order."""
     made = {name for node in nodes for name in node.output}
     names = (name for node in nodes for name in node.input if name and name not in made)
     return list(dict.fromkeys(names))

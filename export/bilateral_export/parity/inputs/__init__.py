@@ -1,1 +1,1 @@
-"""Inputs for parity: random, real, extreme, and adversarial."""
+"""Inputs of a parity check: random, real, extreme, and adversarial."""

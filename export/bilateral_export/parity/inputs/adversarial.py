@@ -1,4 +1,4 @@
-"""Search for the inputs on which a runner is further from the reference than anywhere else."""
+"""The adversarial search: inputs on which a runner is furthest from the reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Box = Mapping[str, tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Found:
-    """What a search ended with.
+    """The result of a search.
 
     Attributes:
         sample: The population, worst item first.
@@ -58,7 +58,7 @@ class Found:
 def box_of(
     model: Family, preprocessing: Preprocessing | None, seed: int = 0
 ) -> dict[str, tuple[Array, Array]]:
-    """Between what values the floating-point inputs of a search stay, lowest and highest.
+    """Return the lowest and the highest values that a search gives floating-point inputs.
 
     An image: of what preprocessing makes of black and white, per channel. Anything else: of a draw.
     """
@@ -87,7 +87,7 @@ def search(
     box: Box | None = None,
     forward: Forward | None = None,
 ) -> Found:
-    """Climb to inputs with a larger error.
+    """Return inputs with a larger error, reached by gradient ascent and by proposals.
 
     Half the population does projected gradient ascent (Madry et al., 2018, arXiv:1706.06083) with
     the sign of the gradient, and a step that halves whenever it fails: errors are those of the real
@@ -176,7 +176,7 @@ def gradient(
     *,
     padded: bool = False,
 ) -> tuple[dict[str, Array], dict[str, Exchanges]]:
-    """Gradient of `|c(x) - r(x)| / |r(x)|`, summed over items and floating-point outputs.
+    """Return the gradient of `|c(x) - r(x)| / |r(x)|`, summed over items and floating outputs.
 
     c and r themselves are the measured answers; only their Jacobians are taken from `forward` and
     the reference. The result is therefore exact where `forward` is the runner, but for its
@@ -188,7 +188,7 @@ def gradient(
         arrays: x, one item per row.
         got: c(x).
         truth: r(x).
-        padded: Whether id 0 is padding, which stays and is no exchange.
+        padded: Whether id 0 is padding, which stays and is never an exchange.
 
     Returns:
         One array per floating-point input; what to exchange of each input of token ids.
@@ -259,7 +259,7 @@ class _Lookups(TorchFunctionMode):
 
 
 def _exchanges(tokens: Array, table: Tensor, slope: Tensor, padded: bool) -> Exchanges:
-    """Score every id at every place by its embedding's way along the gradient."""
+    """Return the best exchange at every place: the embedding furthest along the gradient."""
     first = int(padded)
     ids, gains = tokens.copy().reshape(-1), np.full(tokens.size, -np.inf)
     for place, along in enumerate(slope.reshape(tokens.size, -1)):
@@ -274,7 +274,7 @@ def _exchanges(tokens: Array, table: Tensor, slope: Tensor, padded: bool) -> Exc
 def _moved(
     inputs: Mapping[str, Array], slope: Mapping[str, Array], lengths: Reference, box: Box
 ) -> dict[str, Array]:
-    """Each item a step along the sign of its gradient, back inside the box."""
+    """Return each item a step along the sign of its gradient, clipped to the box."""
     moved = {}
     for name in slope.keys() & box.keys():
         low, high = box[name]
@@ -285,7 +285,7 @@ def _moved(
 
 
 def _exchanged(tokens: Array, exchanges: Exchanges, lengths: Reference) -> Array:
-    """Each item with that share of its ids exchanged that promises most, one at least."""
+    """Return each item with the most promising share of its ids exchanged, one at least."""
     moved = tokens.copy()
     for item, length in enumerate(lengths):
         gains = exchanges.gains[item].reshape(-1)
@@ -298,7 +298,7 @@ def _exchanged(tokens: Array, exchanges: Exchanges, lengths: Reference) -> Array
 def _errors(
     runner: Runner, reference: Runner, arrays: dict[str, Array]
 ) -> tuple[Reference, tuple[dict[str, Array], dict[str, Array]]]:
-    """The largest relative error over the outputs, per item, and both answers."""
+    """Return the largest relative error over the outputs, per item, and both answers."""
     got, truth = ({n: a.copy() for n, a in r.run(arrays).items()} for r in (runner, reference))
     each = [item_errors(got[name], truth[name]) for name in truth]
     return np.asarray(np.max(each, axis=0)), (got, truth)
@@ -317,7 +317,7 @@ def _mutated(
     generator: np.random.Generator,
     padded: bool,
 ) -> dict[str, Array]:
-    """Inputs with a few elements replaced by freshly drawn ones."""
+    """Return inputs with a few elements replaced by freshly drawn ones."""
     proposed = {}
     for name, array in inputs.items():
         change = generator.random(array.shape) < _CHANGED * generator.random()

@@ -39,7 +39,7 @@ class DifferentiableGraph:
         if unknown:
             raise UserError(
                 f"no derivative of {', '.join(sorted(unknown))} is known here",
-                "Search without gradients, or add it to parity/differentiable.py.",
+                "Search without gradients, or add it to parity/inputs/differentiable.py.",
             )
         self._weights = {t.name: _tensor(t) for t in graph.initializer}
         self._inputs = [value.name for value in graph.input if value.name not in self._weights]
@@ -47,7 +47,7 @@ class DifferentiableGraph:
         self._nodes = [(node, _attributes(node)) for node in graph.node]
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The graph's outputs, by name, with history where the inputs want gradients.
+        """Return the graph's outputs, by name, with history where the inputs want gradients.
 
         Args:
             tensors: Its inputs, by name.

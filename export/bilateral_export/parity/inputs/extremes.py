@@ -1,4 +1,4 @@
-"""Inputs at the edge of what a model can be given: zeros, saturation, NaN and infinity."""
+"""Extreme inputs: zeros, saturation, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVELS = (1.0, 0.95, 0.9, 0.85)
 
 
 def extreme_samples(model: Family, seed: int = 0) -> list[Sample]:
-    """A few items each: the first and the last are as the family draws them, between are extremes.
+    """Return samples of a few items: extremes between two that the family draws as usual.
 
     Floating-point inputs are set to zero, saturated at a few levels, and given a NaN or an
     infinity.
@@ -35,7 +35,7 @@ def extreme_samples(model: Family, seed: int = 0) -> list[Sample]:
 
 
 def token_extremes(model: Family, seed: int = 0) -> list[Sample]:
-    """The same for token ids: an item has one of the smallest, or of the largest drawn, only."""
+    """Return the same for token ids: an item holds only the smallest, or the largest, drawn."""
     drawn = model.example(len(LEVELS) + 2, np.random.default_rng(seed))
     integers = {name: array for name, array in drawn.items() if array.dtype.kind == "i"}
     if not integers:

@@ -16,7 +16,6 @@ from bilateral_export.models.family import Family
 from bilateral_export.parity.measure import NUMBERS
 from bilateral_export.tensors import Array, TensorSpec
 
-BATCH = "batch"
 # One, several, the largest that `bilateral repository add` lets a server make, and one more.
 DEFAULT_BATCHES = (1, 2, 8, 9)
 DEFAULT_ITEMS = 32
@@ -44,12 +43,12 @@ def random_samples(
     items: int | None = None,
     seed: int = 0,
 ) -> list[Sample]:
-    """Random inputs as the model's family draws them (`Family.example`).
+    """Return random inputs as the model's family draws them (`Family.example`).
 
     Without `lengths`, every batch size and every corner of the other dynamic dimensions
     (`Family.corners`) comes once at least, paired in their order: what is longest comes alone.
     With them, every batch size meets every length. Then usual batches follow until there are enough
-    items for the confidence a verdict needs.
+    items for the confidence that the budget needs.
 
     Args:
         model: The model that the inputs are for.
@@ -73,7 +72,7 @@ def random_samples(
 
 
 def enough_items(model: Family) -> int:
-    """How many items it takes until every output has `measure.NUMBERS` numbers, and 32 at least."""
+    """Return the items it takes until every output has `measure.NUMBERS` numbers; at least 32."""
     usual = model.example(1, np.random.default_rng(0), **model.corners()[-1])
     sizes = {
         name: size
@@ -115,7 +114,7 @@ def _plan(
 def real_samples(
     specs: Sequence[TensorSpec], path: Path, batches: Sequence[int] = DEFAULT_BATCHES
 ) -> list[Sample]:
-    """Preprocessed real inputs out of an `.npz` file with one array per input.
+    """Return preprocessed real inputs out of an `.npz` file with one array per input.
 
     Args:
         specs: The model's inputs.
@@ -130,7 +129,7 @@ def real_samples(
         with np.load(require_file(path, "inputs"), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (TypeError, ValueError, OSError, EOFError) as error:  # TypeError: a lone array
-        raise UserError(f"{path} is no .npz file", "Write it with numpy.savez.") from error
+        raise UserError(f"{path} is not an .npz file", "Write it with numpy.savez.") from error
     names = [spec.name for spec in specs]
     if missing := [name for name in names if name not in arrays]:
         raise UserError(f"{path} has no array {', '.join(missing)}", f"It has {', '.join(arrays)}.")

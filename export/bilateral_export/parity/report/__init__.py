@@ -1,1 +1,1 @@
-"""A comparison's result as JSON and HTML, and against an earlier report."""
+"""The parity report as JSON and HTML, and its comparison with an earlier one."""

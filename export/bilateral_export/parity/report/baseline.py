@@ -1,4 +1,4 @@
-"""What has become worse since an earlier report."""
+"""Regressions of a parity report against an earlier one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from bilateral_export.errors import UserError
 from bilateral_export.parity.report.document import ParityReport, ParityRow
 
 # Rounding is not the same on every machine and with every seed; what is within this factor of the
-# baseline is no regression.
+# baseline is not a regression.
 TOLERANCE = 1.5
 
 
 def regressions(report: ParityReport, baseline: ParityReport) -> list[str]:
-    """List what is worse than in the baseline, in words; empty when nothing is.
+    """Return what is worse than in the baseline, in words; empty when nothing is.
 
     A row has regressed when it passed and does not, when its typical error quotient grew beyond
     what the two confidence intervals and `TOLERANCE` explain, or when fewer decisions agree; a

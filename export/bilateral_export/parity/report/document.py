@@ -1,4 +1,4 @@
-"""What a comparison found, as data: the JSON report, whose schema is report.schema.json."""
+"""The parity report as data, written as JSON; its schema is report.schema.json."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Decision(_Record):
 
 
 class ParityRow(_Record):
-    """The verdict on one output of one stage.
+    """The result of one output of one stage.
 
     Attributes:
         stage: The stage's name.
@@ -123,8 +123,18 @@ class Skipped(_Record):
     reason: str
 
 
-class Node(_Record):
-    """The error at one node of the graph; see `bisection.NodeError`."""
+class NodeError(_Record):
+    """The error of one value of the graph against FP64.
+
+    Attributes:
+        node: The node's name.
+        operator: Its operator.
+        module: Path of the torch module it came from; may be empty.
+        source: File and line of the torch code; may be empty.
+        error: Relative error of its output.
+        eager_error: That of eager PyTorch in the same precision, at the same place.
+        limit: What the error may be.
+    """
 
     node: str
     operator: str
@@ -134,31 +144,51 @@ class Node(_Record):
     eager_error: Number
     limit: Number
 
+    @property
+    def broken(self) -> bool:
+        """Whether the error is beyond the limit."""
+        return not self.error <= self.limit
+
 
 class Bisection(_Record):
     """Where a failing stage goes wrong first.
 
     Attributes:
         stage: The stage.
-        sample: The input it was walked with.
+        sample: The input it was searched with.
         culprit: The first node that breaks its budget; None when no single node does.
         before: Largest error among what that node reads.
         reproducer: Directory with the node alone; empty when none was written.
-        nodes: The errors at the nodes walked, in graph order.
+        nodes: The errors at the nodes compared, in graph order.
         peak_bytes: Most bytes of the graph's values that were held at once.
     """
 
     stage: str
     sample: str
-    culprit: Node | None
+    culprit: NodeError | None
     before: Number
     reproducer: str = ""
-    nodes: tuple[Node, ...]
+    nodes: tuple[NodeError, ...]
     peak_bytes: int
 
 
 class ParityReport(_Record):
-    """All verdicts of one comparison; what `bilateral parity --json` prints."""
+    """All results of one comparison; what `bilateral parity --json` prints.
+
+    Attributes:
+        model: The checkpoint's name.
+        family: Its family.
+        checkpoint_sha256: The checkpoint's hash.
+        factor: The budget of the largest error, as a multiple of eager PyTorch's.
+        typical_budget: The budget of the typical one.
+        ulp_edges: Bin edges of the rows' histograms.
+        samples: The inputs, in order.
+        rows: One per stage and output.
+        checks: Further properties of stages and of the file.
+        skipped: Stages that did not run.
+        bisections: The first faults of failing stages.
+        regressions: What is worse than in the baseline, in words; empty without one.
+    """
 
     schema_version: Literal[2] = SCHEMA_VERSION
     model: str
@@ -172,6 +202,7 @@ class ParityReport(_Record):
     checks: tuple[Check, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     bisections: tuple[Bisection, ...] = ()
+    regressions: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -187,16 +218,16 @@ class ParityReport(_Record):
 
 
 def schema() -> str:
-    """The report's JSON Schema, as it is committed in `report.schema.json`."""
+    """Return the report's JSON Schema, as it is committed in `report.schema.json`."""
     document = ParityReport.model_json_schema(mode="serialization")
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def read_report(path: Path) -> ParityReport:
-    """Read a report that `bilateral parity --json` wrote.
+    """Return a report that `bilateral parity --json` wrote.
 
     Raises:
-        UserError: It is missing, no report, or of another version.
+        UserError: It is missing, not a report, or of another version.
     """
     require_file(path, "baseline")
     try:
@@ -205,11 +236,7 @@ def read_report(path: Path) -> ParityReport:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise UserError(
-            f"{path} is no parity report of schema version {SCHEMA_VERSION}"
+            f"{path} is not a parity report of schema version {SCHEMA_VERSION}"
             f" ({where}: {first['msg']})",
             "Write it with `bilateral parity --json`.",
         ) from error
-
-
-if __name__ == "__main__":
-    SCHEMA_PATH.write_text(schema(), encoding="utf-8")

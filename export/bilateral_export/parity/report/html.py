@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: nothing in it is loaded from anywhere."""
+"""The parity report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_html(path: Path, report: ParityReport, samples: Sequence[Sample]) -> N
 
 
 def render_html(report: ParityReport, samples: Sequence[Sample]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -64,7 +64,7 @@ def render_html(report: ParityReport, samples: Sequence[Sample]) -> str:
 
 
 def _worst(report: ParityReport, samples: Sequence[Sample]) -> list[_Worst]:
-    """The worst input of each row that reads the file, largest share of its budget first."""
+    """Return the worst input of each row that reads the file, by share of its budget."""
     by_name = {sample.origin: sample for sample in samples}
     rows = [row for row in report.rows if not row.stage.startswith("torch")]
     rows.sort(key=lambda row: -row.error / row.budget)
@@ -85,7 +85,7 @@ def _worst(report: ParityReport, samples: Sequence[Sample]) -> list[_Worst]:
 
 
 def _png(image: Array) -> str:
-    """An image `[C, H, W]` stretched to its own range, as a data URL."""
+    """Return an image `[C, H, W]`, stretched to its own range, as a data URL."""
     wide = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = wide.min(), wide.max()
     scaled = (255 * (wide - low) / ((high - low) or 1.0)).astype(np.uint8)

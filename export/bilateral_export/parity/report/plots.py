@@ -1,4 +1,4 @@
-"""The report's plots, as SVG: error at each node, and histograms of units of last place."""
+"""SVG plots of a parity report: error at each node, histograms of units in the last place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from bilateral_export.parity.report.document import Node
+from bilateral_export.parity.report.document import NodeError
 
 WIDTH, HEIGHT = 960, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 28
@@ -31,8 +31,8 @@ class _Scale:
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
-def layer_plot(nodes: Sequence[Node]) -> Markup:
-    """Error against FP64 node by node, with eager PyTorch's and the limit, on a logarithmic axis.
+def layer_plot(nodes: Sequence[NodeError]) -> Markup:
+    """Return the plot of the error at each node, with eager PyTorch's and the limit.
 
     Nodes that are exact lie on the lower edge; infinite errors on the upper one.
     """
@@ -56,7 +56,7 @@ def layer_plot(nodes: Sequence[Node]) -> Markup:
 
 
 def ulp_bars(counts: Sequence[int], edges: Sequence[float]) -> Markup:
-    """A small histogram; bars are as high as the share of elements, by square root."""
+    """Return a small histogram; a bar's height is the square root of the share of elements."""
     total = sum(counts) or 1
     bars = []
     for number, count in enumerate(counts):
@@ -87,8 +87,8 @@ def _grid(scale: _Scale) -> Markup:
     return Markup("").join(lines)
 
 
-def _block_marks(nodes: Sequence[Node], scale: _Scale) -> Markup:
-    """A label where a new top-level part of the model begins, such as `blocks.3`."""
+def _block_marks(nodes: Sequence[NodeError], scale: _Scale) -> Markup:
+    """Return labels where a new top-level part of the model begins, such as `blocks.3`."""
     marks, previous = [], ""
     for number, node in enumerate(nodes):
         names = node.module.split(".")
@@ -112,15 +112,14 @@ def _line(scale: _Scale, errors: Sequence[float], name: str) -> Markup:
     return Markup('<polyline class="{}" points="{}"/>').format(name, points)
 
 
-def _dot(scale: _Scale, number: int, node: Node) -> Markup:
-    broken = not node.error <= node.limit
+def _dot(scale: _Scale, number: int, node: NodeError) -> Markup:
     tip = f"{node.node}: error {node.error:.2e}, eager {node.eager_error:.2e}"
     return Markup(
         '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>'
     ).format(
-        "broken" if broken else "node",
+        "broken" if node.broken else "node",
         scale.x(number),
         scale.y(node.error),
-        4 if broken else 2.5,
+        4 if node.broken else 2.5,
         escape(tip),
     )

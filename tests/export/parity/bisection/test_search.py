@@ -16,7 +16,7 @@ from tests.builders.subjects import Subject
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.lower import lower
 from bilateral_export.parity.bisection.reproducer import write_reproducer
-from bilateral_export.parity.bisection.search import Culprit, Walk, bisect, distance
+from bilateral_export.parity.bisection.search import Culprit, NodeErrors, bisect, distance
 from bilateral_export.parity.bisection.windows import OpenRunner, WindowedRun
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
@@ -30,7 +30,7 @@ def _one_thread(path: Path) -> OnnxRuntimeRunner:
 
 def _walk(
     subject: Subject, open_runner: OpenRunner, **options: bool
-) -> tuple[onnx.ModelProto, Walk]:
+) -> tuple[onnx.ModelProto, NodeErrors]:
     model = onnx.load(subject.onnx)
     FAULT.apply(model)
     arrays = subject.samples[1].arrays
@@ -89,7 +89,7 @@ def test_a_product_of_token_matrices_is_named_in_a_lowered_file(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
     """Between attentions a lowered file has matrices, tokens before items, and PyTorch has not."""
-    subject = subjects["digits"]
+    subject = subjects["deeper digits"]
     lower(subject.onnx, "onnxruntime-cpu", tmp_path / "lowered.onnx", form="mask")
     model, product = onnx.load(tmp_path / "lowered.onnx"), "blocks.1.mlp.fc1/MatMul"
     assert any(node.output[0] == f"{product}.matrix" for node in model.graph.node)

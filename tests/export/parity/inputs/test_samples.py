@@ -53,7 +53,7 @@ def test_real_samples_come_from_a_file_or_are_refused(digits: Checkpoint, tmp_pa
     assert [s.items for s in real_samples(specs, tmp_path / "good.npz")] == [1, 2, 1]
     with pytest.raises(UserError, match="has no array image"):
         real_samples(specs, tmp_path / "other.npz")
-    with pytest.raises(UserError, match=r"is no \.npz file"):
+    with pytest.raises(UserError, match=r"is not an \.npz file"):
         real_samples(specs, tmp_path / "text.npz")
 
 
@@ -71,5 +71,5 @@ def test_every_real_item_is_compared_and_unusable_ones_are_refused(
         with pytest.raises(UserError, match=complaint):
             real_samples(specs, path)
     np.save(tmp_path / "lone.npy", np.zeros(3))
-    with pytest.raises(UserError, match=r"is no \.npz file"):
+    with pytest.raises(UserError, match=r"is not an \.npz file"):
         real_samples(specs, tmp_path / "lone.npy")

@@ -25,12 +25,14 @@ from bilateral_export.op.kernel.launch_config import (
 )
 
 ROOT = Path(__file__).parents[5]
+PATHS = os.pathsep.join(str(ROOT / name) for name in ("export", "serving", "benchmarks", "cli"))
 REPORT = json.loads((ROOT / "benchmarks/results/kernel_build.json").read_text())
 # Triton decides at import whether it compiles; this process may have it as an interpreter.
 COMPILE = """
 import json, sys
 from pathlib import Path
-from bilateral_export.op.kernel.aot.compile import compile_all, problems
+from bilateral_export.op.kernel.aot.compile import compile_all
+from bilateral_export.op.kernel.aot.manifest import problems
 from bilateral_export.op.kernel.aot.specialisation import specialisations
 wanted = [item for item in specialisations() if item.name in sys.argv[2:]]
 assert len(wanted) == len(sys.argv) - 2, wanted
@@ -178,11 +180,13 @@ if __name__ == "__main__":
 
 
 def test_the_interpreter_is_refused_in_one_line(tmp_path: Path) -> None:
-    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(ROOT / "export"))
+    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=PATHS)
     command = [
         sys.executable,
         "-m",
-        "bilateral_export.op.kernel.aot.compile",
+        "bilateral_cli",
+        "kernels",
+        "compile",
         str(tmp_path / "out"),
     ]
     result = subprocess.run(
@@ -194,7 +198,7 @@ def test_the_interpreter_is_refused_in_one_line(tmp_path: Path) -> None:
     )
 
     assert result.returncode == 2
-    assert result.stderr.startswith("error: TRITON_INTERPRET is set")
+    assert result.stderr.startswith("Error: TRITON_INTERPRET is set")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The table of a README, made from a document: runtimes by model, and what became of the goals."""
+"""The README's table of runtimes by model, made from a document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bilateral_benchmarks.experiments.comparison import Comparison
 from bilateral_benchmarks.report.document import Document
-from bilateral_benchmarks.report.tables import goal_notes, number
+from bilateral_benchmarks.report.tables import number
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, write_text
 
@@ -15,7 +15,7 @@ _SUFFIX = ", runtimes"
 
 
 def summary(document: Document) -> str:
-    """Markdown: median ms of every runtime, with its share of the GEMM limit.
+    """Markdown: median ms of every runtime, with its share of the GEMM peak.
 
     Raises:
         UserError: The document compares no runtimes.
@@ -34,7 +34,7 @@ def summary(document: Document) -> str:
         f"| {name} | " + " | ".join(_cell(item, name) for item in found) + " |" for name in names
     ]
     notes = [
-        f"{t}: {note}" for item, t in zip(found, titles, strict=True) for note in goal_notes(item)
+        f"{t}: {note}" for item, t in zip(found, titles, strict=True) for note in item.goal_notes()
     ]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
 

@@ -1,4 +1,4 @@
-"""How many operations a second this machine can do: the fastest library's square matrix product."""
+"""The GEMM peak: operations a second of the fastest library's square matrix product."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Rate(BaseModel):
 
 
 class Goal(BaseModel):
-    """A share of the GEMM limit that a row should reach."""
+    """A share of the GEMM peak that a row should reach."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,13 +78,13 @@ class Product:
         return 2 * self.size**3
 
     def rate(self, blocks: Blocks) -> Rate:
-        """What it reached."""
+        """Return the rate that it reached."""
         gflops = self.flops / blocks.seconds(self.name) / 1e9
         return Rate(library=self.library, size=self.size, gflops=gflops)
 
 
 def qualify() -> list[Product]:
-    """Each installed library's product in the size that suits it, by a short heat."""
+    """Return each installed library's product in its best size, by a few rounds of warm-up."""
     products = [product for size in SIZES for product in _products(size)]
     blocks = interleave({p.name: p.call for p in products}, _ROUNDS, block_s=_BLOCK_S)
     best: dict[Library, Product] = {}
@@ -96,7 +96,7 @@ def qualify() -> list[Product]:
 
 
 def fastest(products: list[Product], blocks: Blocks) -> Product:
-    """The one that sets the limit, by the rounds in which the contenders ran too."""
+    """Return the product that sets the GEMM peak, by the contenders' rounds."""
     return max(products, key=lambda product: product.rate(blocks).gflops)
 
 
@@ -155,7 +155,7 @@ def _openvino(left: Matrix, right: Matrix) -> Callable[[], object]:
 
 
 def _matmul(right: Matrix) -> bytes:
-    """A model of one product with a constant on the right, as a linear layer has."""
+    """Return a model of one product with a constant on the right, as a linear layer has."""
     shape = list(right.shape)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(

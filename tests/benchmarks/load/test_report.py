@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bilateral_benchmarks.load.generator import Conduct
+from bilateral_benchmarks.load.generator import GeneratorHealth
+from bilateral_benchmarks.load.report import Report, summarise
 from bilateral_benchmarks.load.run import Outcome
 from bilateral_benchmarks.load.schedule import Load, Plan
 from bilateral_benchmarks.load.trace import Record, Trace
 from bilateral_benchmarks.load.windows import Measurement, Window
-from bilateral_benchmarks.report.result import Context, Report, summarise
+from bilateral_benchmarks.report.context import Context
 
 
 def reported(late_s: float = 0.0, service_s: float = 0.002, pause_s: float = 0.0) -> Report:
@@ -19,9 +20,9 @@ def reported(late_s: float = 0.0, service_s: float = 0.002, pause_s: float = 0.0
     trace = Trace.of(Record(t, t + late_s, t + late_s + service_s, True) for t in due)
     window = Window(0.0, 5.0, len(trace), service_s)
     measurement = Measurement(trace, (window,), True, True, 100.0, 1.0)
-    conduct = Conduct(pauses_s=(pause_s,), overrun=False, failure=None)
+    health = GeneratorHealth(pauses_s=(pause_s,), overrun=False, failure=None)
     arrays = {"x": np.zeros((1, 2), dtype=np.float32)}
-    outcome = Outcome(measurement, conduct)
+    outcome = Outcome(measurement, health)
     return summarise("served", "x", arrays, Load(rate=100), Plan(), outcome, Context.now())
 
 

@@ -1,4 +1,4 @@
-"""How many floating-point operations a model needs."""
+"""Operation counts: the floating-point operations of a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bilateral_export.op import contract
 
 
 def model_flops(path: Path, batch: int = 1) -> int:
-    """Operations of the matrix products, convolutions and attentions of an exported file.
+    """Return the operations of an exported file's matrix products, convolutions and attentions.
 
     A product-and-sum counts as two. Softmax, norms and other elementwise work count nothing, so
-    that the share of the limit includes their cost.
+    that the share of the peak includes their cost.
 
     Args:
         path: A canonical file (not a lowered one: padding columns are not work).

@@ -1,0 +1,45 @@
+"""Values of options: lists of numbers, and choices from what is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from bilateral_export.errors import UserError
+
+
+def numbers(text: str, *, whole: bool, least: int = 1) -> list[float]:
+    """Read a list such as 1,2,4.
+
+    Args:
+        text: The list.
+        whole: Whether each must be a whole number of at least `least`; else any above 0.
+        least: See above.
+
+    Raises:
+        UserError: It is none, or has a number that is not allowed.
+    """
+    try:
+        found = [float(value) for value in text.split(",") if value.strip()]
+    except ValueError as error:
+        raise UserError(f"'{text}' is not a list of numbers", "Write it as 1,2,4.") from error
+    for value in found:
+        if whole and not (value.is_integer() and value >= least):
+            raise UserError(f"{value:g} in '{text}'", f"Give whole numbers from {least} on.")
+        if not 0 < value < math.inf:
+            raise UserError(f"{value:g} in '{text}'", "Give numbers above 0.")
+    if not found:
+        raise UserError(f"'{text}' has no number", "Write it as 1,2,4.")
+    return found
+
+
+def one_of(option: str, values: Any, known: Any) -> Any:
+    """Return the values of an option, all that are known where none is given.
+
+    Raises:
+        UserError: One is unknown.
+    """
+    for value in values or ():
+        if value not in known:
+            raise UserError(f"{option} {value}", f"Use one of {', '.join(map(str, known))}.")
+    return values or list(known)
