@@ -11,6 +11,7 @@ _COMMANDS = (
     "quickstart",
     "up",
     "down",
+    "new",
     "export",
     "quantize",
     "lower",

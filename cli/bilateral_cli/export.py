@@ -48,7 +48,8 @@ def export(
         typer.Option(
             help="A known model's name, or a JSON configuration or card, for checkpoints that do"
             " not say which model they are; or a JSON document of what the weights do not show,"
-            ' such as {"heads": 6}. `bilateral models` lists the known ones.'
+            ' such as {"heads": 6}. `bilateral models` lists the known ones. Or a model of your'
+            " own, my_model.py:build: this RUNS that file's code (`bilateral new` writes one)."
         ),
     ] = None,
     weights: Annotated[

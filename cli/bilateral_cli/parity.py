@@ -84,7 +84,11 @@ def parity(
         typer.Option(help="An earlier --json report; what is worse than it fails."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="As in `bilateral export`, where the checkpoint needs it.")
+        str | None,
+        typer.Option(
+            help="As in `bilateral export`, where the checkpoint needs it; my_model.py:build runs"
+            " that file's code."
+        ),
     ] = None,
     weights: Annotated[
         str | None,

@@ -7,14 +7,20 @@ from pathlib import Path
 from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.checkpoint.features import with_output
 from bilateral_export.checkpoint.formats.recognise import identify
+from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
+from bilateral_export.models.definition import ModelDefinition
+from bilateral_export.models.user_model import FAMILY as USER_FAMILY
 
 
 def load_exported(
-    path: Path, metadata: ArtifactMetadata, model: str | None = None, weights: str | None = None
+    path: Path,
+    metadata: ArtifactMetadata,
+    model: str | ModelDefinition | None = None,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Return the weights that an artifact was exported from, as it was exported.
 
@@ -28,6 +34,12 @@ def load_exported(
     Raises:
         UserError: As `load_checkpoint`, or the artifact was exported from other weights.
     """
+    if metadata.family == USER_FAMILY and model is None:
+        source = metadata.model.get("source", "my_model.py:build")
+        raise UserError(
+            f"the file was exported from a model of your own, whose code is {printable(source)}",
+            f"Give --model {printable(source)}, with its path; this runs that file's code.",
+        )
     exported = metadata.weights
     if exported is not None and weights not in (None, exported):
         raise UserError(

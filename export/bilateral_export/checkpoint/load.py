@@ -28,17 +28,24 @@ from bilateral_export.checkpoint.homes.wrappers import find_model
 from bilateral_export.checkpoint.known import architecture, card_of, prepared
 from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.checkpoint.sizes import differences
+from bilateral_export.checkpoint.user_model import (
+    card_of_user_model,
+    defined_model,
+    load_weights,
+)
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
+from bilateral_export.models.definition import ModelDefinition
 from bilateral_export.models.family import FamilyConfig
 from bilateral_export.models.registry import MODELS, build, named, parse_config
+from bilateral_export.models.user_code import is_reference
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(
     path: Path,
-    model: str | None = None,
+    model: str | ModelDefinition | None = None,
     weights: str | None = None,
     sha256: str | None = None,
 ) -> Checkpoint:
@@ -49,7 +56,8 @@ def load_checkpoint(
         model: A known model's name, or a JSON file with its configuration or a whole card (which
             brings preprocessing and labels); needed only where the checkpoint does not say. It must
             not contradict what the checkpoint says. A JSON file without a family holds only what
-            the weights do not show, such as the number of heads.
+            the weights do not show, such as the number of heads. Or your own model: a definition,
+            or a function that returns one, such as "my_model.py:build", which runs that file's code.
         weights: Which weights: an entry of a training checkpoint, such as "model_ema", a prefix of
             names, such as "teacher.", or both, "state_dict:teacher.".
         sha256: What the file's SHA-256 must be, 64 hexadecimal digits; compared before the file is
@@ -65,6 +73,8 @@ def load_checkpoint(
     digest = digest or digest_of(path)
     entry, root = _entry_and_root(weights)
     content = _read(path, format, entry)
+    if isinstance(model, ModelDefinition) or (model is not None and is_reference(model)):
+        return _user_checkpoint(path, digest, content, model)
     adopted = None
     if content.card is None:
         content, adopted = _adopted(path, content, model, root)
@@ -107,6 +117,24 @@ def _read(path: Path, format: Format, entry: str | None) -> Content:
     if format == "folder":
         return read_folder(path, lambda file: _read(file, identify(file, part=True), entry))
     return read_native(path, entry) if format == "safetensors" else read_pickled(path, entry)
+
+
+def _user_checkpoint(
+    path: Path, digest: str, content: Content, model: str | ModelDefinition
+) -> Checkpoint:
+    loaded = load_weights(defined_model(model), content, path)
+    card = card_of_user_model(loaded)
+    return Checkpoint(
+        path=path,
+        sha256=digest,
+        card=card,
+        state=content.state,
+        weights=content.weights,
+        other_weights=content.other_weights,
+        preprocessing_source=loaded.config.source if card.preprocessing is not None else "",
+        notes=content.notes,
+        user_model=loaded,
+    )
 
 
 def _checked_digest(path: Path, wanted: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from torch import nn
 
 from bilateral_export import __version__
 from bilateral_export.artifact import OnnxArtifact, read_onnx
@@ -27,9 +26,10 @@ from bilateral_export.graph.postconditions import check_exported
 from bilateral_export.graph.provenance import name_constants, name_nodes
 from bilateral_export.graph.spatial_features import use_spatial_features
 from bilateral_export.graph.translation import translation_table
+from bilateral_export.graph.user_program import conversion_error, traced_program
 from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata, Precision
-from bilateral_export.models.attention import BilateralAttention
 from bilateral_export.models.family import Family, tracing_example
+from bilateral_export.models.user_model import UserModel
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)
@@ -127,14 +127,13 @@ def export_onnx(
     check_bandwidths(model)
     if spatial_features:
         use_spatial_features(model, DTYPES[precision])
-    expected = sum(isinstance(module, BilateralAttention) for module in model.modules())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     external = f"{path.name}.data" if weights >= external_data_bytes else None
     with atomic_file(path) as temporary:
-        graph = trace_onnx(model, opset).model
-        _finish(graph, model, checkpoint, precision)
-        ir.save(graph, temporary, external_data=external)
-        check_exported(temporary, expected)
+        program = trace_onnx(model, opset)
+        _finish(program.model, model, checkpoint, precision)
+        ir.save(program.model, temporary, external_data=external)
+        check_exported(temporary, _attention_calls(program))
     return read_onnx(path)
 
 
@@ -144,6 +143,9 @@ def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProg
     Args:
         model: Any model of this package, in the dtype the graph is to have.
         opset: Version of the standard operators.
+
+    Raises:
+        UserError: A user's own module cannot be traced, or ONNX has no operator for it.
     """
     inputs = model.inputs()
     example = tracing_example(model)
@@ -151,31 +153,49 @@ def trace_onnx(model: Family, opset: int = DEFAULT_OPSET) -> torch.onnx.ONNXProg
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
     )
+    tensors = tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs)
     with _quiet():
-        program = torch.onnx.export(
-            model,
-            tuple(torch.from_numpy(example[spec.name]).contiguous() for spec in inputs),
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            opset_version=opset,
-            input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in model.outputs()],
-            dynamic_shapes=shapes,
-            custom_translation_table=translation_table(),
-        )
+        own = traced_program(model, tensors) if isinstance(model, UserModel) else None
+        try:
+            program = torch.onnx.export(
+                own or model,
+                tensors,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in model.outputs()],
+                dynamic_shapes=shapes,
+                custom_translation_table=translation_table(),
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            if own is None or not isinstance(model, UserModel):
+                raise
+            raise conversion_error(error, own, model) from error
         assert program is not None
         optimise(program.model)
     return program
 
 
-def _finish(
-    graph: ir.Model, model: nn.Module, checkpoint: Checkpoint, precision: Precision
-) -> None:
+def _attention_calls(program: torch.onnx.ONNXProgram) -> int:
+    """How often the traced PyTorch program calls the operator, each on other tensors."""
+    traced = program.exported_program
+    assert traced is not None
+    return len(
+        {
+            (node.args, tuple(node.kwargs.items()))
+            for node in traced.graph.nodes
+            if node.target is torch.ops.bilateral.attention.default
+        }
+    )
+
+
+def _finish(graph: ir.Model, model: Family, checkpoint: Checkpoint, precision: Precision) -> None:
     """Give the traced graph its function bodies, its names and what it says about itself."""
     attach_functions(graph)
-    name_nodes(graph)
-    name_constants(graph, {name for name, _ in [*model.named_parameters(), *model.named_buffers()]})
+    name_nodes(graph, model)
+    name_constants(graph, model)
     graph.metadata_props.clear()
     graph.metadata_props[METADATA_KEY] = _metadata(checkpoint, precision).model_dump_json()
     graph.producer_name, graph.producer_version = "bilateral-serve", __version__

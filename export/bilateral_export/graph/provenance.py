@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Collection
+from pathlib import Path
 
 import onnx_ir as ir
 
+from bilateral_export.models.family import Family
+from bilateral_export.models.user_code import relative
 from bilateral_export.op import contract
 
 MODULE_KEY = "bilateral.module"
@@ -17,19 +19,29 @@ SOURCE_KEY = "bilateral.source"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _STACK = "pkg.torch.onnx.stack_trace"
 _OWN_FRAME = re.compile(r'File "[^"]*?(bilateral_export/[^"]+)", line (\d+)')
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def name_nodes(model: ir.Model) -> None:
+def name_nodes(model: ir.Model, traced: Family) -> None:
     """Rename nodes and their values after the torch modules they come from, in place.
 
     A node gets the name `<module path>/<operator>` (numbered where a module has several), its
     first output the same name, and two metadata properties: the module path and the source line
-    relative to this package. What else the exporter recorded, absolute paths among it, is dropped.
+    relative to this package, or to the directory of a user's model. What else the exporter
+    recorded, absolute paths among it, is dropped.
+
+    Args:
+        model: The graph.
+        traced: The torch model it was traced from.
 
     Ensures: node names are unique; the graph's inputs and outputs keep their names.
     """
     outputs = {value.name for value in model.graph.outputs}
-    provenance = {node: (_module_path(node), _source_line(node)) for node in model.graph}
+    directory = traced.source_directory
+    provenance = {
+        node: (_module_path(node, traced.scope), _source_line(node, directory))
+        for node in model.graph
+    }
     seen: Counter[str] = Counter()
     for node, (module, source) in provenance.items():
         stem = f"{module or 'model'}/{node.op_type}"
@@ -45,18 +57,22 @@ def name_nodes(model: ir.Model) -> None:
             node.metadata_props[SOURCE_KEY] = source
 
 
-def name_constants(model: ir.Model, parameters: Collection[str]) -> None:
+def name_constants(model: ir.Model, traced: Family) -> None:
     """Rename the constants the exporter computed after the first node that uses them, in place.
 
     Requires: nodes have their final names.
 
     Args:
         model: The graph.
-        parameters: Names of the torch module's parameters and buffers; these stay.
+        traced: The torch model it was traced from; names of its parameters and buffers stay.
     """
+    parameters = {name for name, _ in [*traced.named_parameters(), *traced.named_buffers()]}
     for value in list(model.graph.initializers.values()):
         uses = list(value.uses())
-        if value.name in parameters or not uses:
+        if value.name in parameters:
+            value.name = value.name.removeprefix(traced.scope)
+            continue
+        if not uses:
             continue
         node, position = uses[0]
         module = node.metadata_props.get(MODULE_KEY) or "model"
@@ -71,16 +87,22 @@ def name_constants(model: ir.Model, parameters: Collection[str]) -> None:
             value.name = name
 
 
-def _module_path(node: ir.Node) -> str:
+def _module_path(node: ir.Node, scope: str) -> str:
     """Return the module a node was traced in, or its first user's where the exporter made it."""
     path: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     path = [scope for scope in path if not scope.startswith("_empty")]
     if path:
-        return path[-2] if len(path) > 1 else ""  # the last scope is the operator itself
+        module = path[-2] if len(path) > 1 else ""  # the last scope is the operator itself
+        return "" if f"{module}." == scope else module.removeprefix(scope)
     users = [user for output in node.outputs for user, _ in output.uses()]
-    return _module_path(users[0]) if users else ""
+    return _module_path(users[0], scope) if users else ""
 
 
-def _source_line(node: ir.Node) -> str:
-    frames = _OWN_FRAME.findall(node.metadata_props.get(_STACK, ""))
+def _source_line(node: ir.Node, directory: Path | None) -> str:
+    stack = node.metadata_props.get(_STACK, "")
+    if directory is not None:
+        for file, line in reversed(_FRAME.findall(stack)):
+            if place := relative(file, directory):
+                return f"{place}:{line}"
+    frames = _OWN_FRAME.findall(stack)
     return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

@@ -39,7 +39,8 @@ def _gaussian(model: nn.Module) -> Iterator[tuple[BilateralAttention, Tensor]]:
     for name, module in model.named_modules():
         if isinstance(module, BilateralAttention) and module.config.spatial_kernel == "gaussian":
             around = [owner for owner in owners if name.startswith(owner[: -len("positions")])]
-            yield module, owners[max(around, key=len)]
+            if around:
+                yield module, owners[max(around, key=len)]
 
 
 def _is_positions(name: str) -> bool:

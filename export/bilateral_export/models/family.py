@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -101,9 +102,14 @@ class Family(nn.Module):
 
     Attributes:
         decides: Whether the one output is labels `[B, S, S]`, decided from `scores` by `decide`.
+        scope: What the names of an adapter's modules begin with, and an exported file leaves out.
+        source_directory: Where the model's code is, for the source lines of its nodes; None for
+            this package's.
     """
 
     decides: ClassVar[bool] = False
+    scope: ClassVar[str] = ""
+    source_directory: Path | None = None
     config: FamilyConfig
 
     @abstractmethod

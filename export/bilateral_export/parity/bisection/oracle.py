@@ -43,9 +43,8 @@ class Trace:
         known = {n.name for n in exported.graph.nodes if isinstance(n.meta.get("val"), Tensor)}
         traced = [(value, value.name) for node in graph.graph for value in node.outputs]
         attach_functions(graph)
-        name_nodes(graph)
-        parameters = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-        name_constants(graph, parameters)
+        name_nodes(graph, model)
+        name_constants(graph, model)
         self.graph: onnx.ModelProto = ir.serde.serialize_model(graph)
         self.operations: dict[str, str] = {}
         for value, name in traced:

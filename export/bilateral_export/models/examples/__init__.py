@@ -1,0 +1,1 @@
+"""Worked examples of models of your own, and the starting point of `bilateral new`."""
