@@ -57,7 +57,7 @@ def load_checkpoint(
             brings preprocessing and labels); needed only where the checkpoint does not say. It must
             not contradict what the checkpoint says. A JSON file without a family holds only what
             the weights do not show, such as the number of heads. Or your own model: a definition,
-            or a function that returns one, such as "my_model.py:build", which runs that file's code.
+            or a function that returns one ("my_model.py:build"); that runs the file's code.
         weights: Which weights: an entry of a training checkpoint, such as "model_ema", a prefix of
             names, such as "teacher.", or both, "state_dict:teacher.".
         sha256: What the file's SHA-256 must be, 64 hexadecimal digits; compared before the file is

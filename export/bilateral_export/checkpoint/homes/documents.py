@@ -141,6 +141,7 @@ def processor_preprocessing(
             "channels": channels,
             "resize": resize,
             "interpolation": interpolation,
+            "crop": "floor",  # as transformers' center_crop rounds
             "mean": mean,
             "std": std,
         },

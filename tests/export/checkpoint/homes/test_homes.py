@@ -201,6 +201,7 @@ def test_the_image_processor_becomes_the_preprocessing(
         "channels": 3,
         "resize": resize,
         "interpolation": interpolation,
+        "crop": "floor",
         "mean": (0.5, 0.4, 0.3),
         "std": (0.2, 0.3, 0.4),
     }
