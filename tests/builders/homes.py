@@ -3,7 +3,8 @@
 The names were printed by the libraries themselves: transformers 4.57 and 5.24, timm 1.0.31,
 torchvision 0.28; rstrudel/segmenter's from its source. The forward passes are written from each
 library's code, in plain functions on its own names, so that nothing of the package under test is in
-them. `tests/export/checkpoint/homes/test_libraries.py` compares them with the libraries.
+them. `tests/export/checkpoint/homes/test_libraries.py` compares them with transformers, timm and
+torchvision where `make references` has installed these; Segmenter is in no registry.
 """
 
 from __future__ import annotations

@@ -1,0 +1,180 @@
+"""The plain forward passes of `tests/builders/homes.py` are those of the libraries they describe.
+
+In FP64, on the same small random weights. `make references` installs the libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tests.builders.homes import (
+    DEPTH,
+    DIM,
+    HEADS,
+    HIDDEN,
+    Sizes,
+    State,
+    Timm,
+    huggingface_config,
+    huggingface_forward,
+    huggingface_state,
+    timm_forward,
+    timm_state,
+    torchvision_forward,
+    torchvision_state,
+)
+from tests.export.checkpoint.homes.test_homes import KINDS, TIMM, double, images
+
+SIZES = Sizes()
+TOLERANCE = 1e-12
+
+# Operators of torchvision's C++ library, which does not load beside another build of torch; importing
+# torchvision asks for their schemas, and no model here calls them.
+_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_defined: list[torch.library.Library] = []  # its operators exist as long as it is referenced
+
+
+def library(name: str) -> Any:
+    """Import a library; skip the test where it is not installed."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: make references")
+    if importlib.util.find_spec("torchvision") is not None:  # the other two import it
+        _import_torchvision()
+    return importlib.import_module(name)
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # operator torchvision::nms does not exist
+        definitions = torch.library.Library("torchvision", "DEF")
+        for schema in _OPERATORS:
+            definitions.define(schema)
+        _defined.append(definitions)
+        importlib.import_module("torchvision")
+
+
+def agree(model: torch.nn.Module, state: State, wanted: torch.Tensor) -> None:
+    """Load the weights, every one of them and no other, and compare the answers."""
+    model.double().eval().load_state_dict(double(state), strict=True)
+    with torch.no_grad():
+        got = model(images(SIZES))
+    if not isinstance(got, torch.Tensor):
+        got = got.logits if "logits" in got else got.last_hidden_state
+    assert got.shape == wanted.shape
+    assert float((got - wanted).norm() / wanted.norm()) < TOLERANCE
+
+
+_CLASSES = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "dinov2": "Dinov2",
+    "dinov2_with_registers": "Dinov2WithRegisters",
+}
+
+
+def huggingface_model(kind: str, ending: str, **arguments: Any) -> torch.nn.Module:
+    """A model of transformers; its eager attention takes the softmax in float32, this one not."""
+    transformers = library("transformers")
+    document = huggingface_config(kind, SIZES, attn_implementation="sdpa")
+    config = getattr(transformers, f"{_CLASSES[kind]}Config")(**document)
+    if kind.startswith("dinov2"):
+        # Whole numbers only, says its check; its model takes any.
+        object.__setattr__(config, "mlp_ratio", HIDDEN / DIM)
+    model: torch.nn.Module = getattr(transformers, f"{_CLASSES[kind]}{ending}")(config, **arguments)
+    return model
+
+
+def huggingface_version() -> int:
+    """Of the transformers installed, the first number."""
+    return int(library("transformers").__version__.partition(".")[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hugging_face_classifier(kind: str) -> None:
+    state = huggingface_state(kind, huggingface_version(), SIZES)
+    model = huggingface_model(kind, "ForImageClassification")
+    agree(model, state, huggingface_forward(double(state), images(SIZES)))
+
+
+def test_a_hugging_face_deit_with_both_heads() -> None:
+    state = huggingface_state("deit", huggingface_version(), SIZES, head="both")
+    model = huggingface_model("deit", "ForImageClassificationWithTeacher")
+    agree(model, state, huggingface_forward(double(state), images(SIZES)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hugging_face_body(kind: str) -> None:
+    state = huggingface_state(kind, huggingface_version(), SIZES, head="", prefix=False)
+    pools = not kind.startswith("dinov2")
+    if not pools:  # DINOv2 has no pooler
+        state = {name: tensor for name, tensor in state.items() if "pooler" not in name}
+    model = huggingface_model(kind, "Model")
+    agree(model, state, huggingface_forward(double(state), images(SIZES)))
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_a_timm_model(name: str) -> None:
+    kind = TIMM[name]
+    state = timm_state(kind, SIZES)
+    if kind.layer_scale == "gamma_{}":  # DeiT III's repository; timm renames on loading
+        for index in range(DEPTH):
+            for number in (1, 2):
+                scale = state.pop(f"blocks.{index}.gamma_{number}")
+                state[f"blocks.{index}.ls{number}.gamma"] = scale
+    agree(timm_model(kind), state, timm_forward(double(state), images(SIZES), kind))
+
+
+def timm_model(kind: Timm) -> torch.nn.Module:
+    """timm's VisionTransformer with those arguments."""
+    library("timm")
+    module = importlib.import_module(
+        "timm.models.deit" if kind.distilled else "timm.models.vision_transformer"
+    )
+    build = module.VisionTransformerDistilled if kind.distilled else module.VisionTransformer
+    model: torch.nn.Module = build(
+        img_size=(SIZES.height, SIZES.width),
+        patch_size=SIZES.patch,
+        in_chans=SIZES.channels,
+        num_classes=SIZES.classes,
+        embed_dim=DIM,
+        depth=DEPTH,
+        num_heads=HEADS,
+        mlp_ratio=HIDDEN / DIM,
+        class_token=kind.class_token,
+        reg_tokens=kind.registers,
+        no_embed_class=not kind.embed_prefix,
+        init_values=1.0 if kind.layer_scale else None,
+        pre_norm=kind.pre_norm,
+        qk_norm=kind.qk_norm,
+        qkv_bias=kind.qkv_bias,
+        final_norm=kind.final_norm,
+        fc_norm=kind.fc_norm,
+        global_pool=kind.pool,
+        norm_layer=partial(torch.nn.LayerNorm, eps=kind.epsilon),
+    )
+    return model
+
+
+def test_a_torchvision_model() -> None:
+    library("torchvision")
+    transformer = importlib.import_module("torchvision.models.vision_transformer")
+    model = transformer.VisionTransformer(
+        image_size=SIZES.height,
+        patch_size=SIZES.patch,
+        num_layers=DEPTH,
+        num_heads=HEADS,
+        hidden_dim=DIM,
+        mlp_dim=HIDDEN,
+        num_classes=SIZES.classes,
+    )
+    state = torchvision_state(SIZES)
+    agree(model, state, torchvision_forward(double(state), images(SIZES)))
