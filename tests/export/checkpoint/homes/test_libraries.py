@@ -33,8 +33,8 @@ from tests.export.checkpoint.homes.test_homes import KINDS, TIMM, double, images
 SIZES = Sizes()
 TOLERANCE = 1e-12
 
-# Operators of torchvision's C++ library, which does not load beside another build of torch; importing
-# torchvision asks for their schemas, and no model here calls them.
+# Operators of torchvision's C++ library, which does not load beside another build of torch.
+# Importing torchvision asks for their schemas; no model here calls them.
 _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
