@@ -27,6 +27,13 @@ def _error(got: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(got - reference) / np.linalg.norm(reference))
 
 
+def test_openvino_alone_does_not_read_the_canonical_file(digits_onnx: Path) -> None:
+    import openvino
+
+    with pytest.raises(RuntimeError, match="ai.bilateral.BilateralAttention"):
+        openvino.Core().compile_model(str(digits_onnx), "CPU")
+
+
 def test_reads_the_canonical_file_and_computes_in_float32(
     digits_onnx: Path, reference: np.ndarray
 ) -> None:
