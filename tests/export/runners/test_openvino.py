@@ -30,7 +30,7 @@ def _error(got: np.ndarray, reference: np.ndarray) -> float:
 def test_openvino_alone_does_not_read_the_canonical_file(digits_onnx: Path) -> None:
     import openvino
 
-    with pytest.raises(RuntimeError, match="ai.bilateral.BilateralAttention"):
+    with pytest.raises(RuntimeError, match=r"ai\.bilateral\.BilateralAttention"):
         openvino.Core().compile_model(str(digits_onnx), "CPU")
 
 
