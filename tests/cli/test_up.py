@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+from safetensors.torch import save_file
+from tests.builders.homes import Sizes, huggingface_config, huggingface_state
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 from tests.serving.server.live_processes import free_ports
 
 
+def hugging_face_folder(path: Path) -> Path:
+    """A small ViT without a head, as `save_pretrained` of transformers 4 writes it."""
+    sizes = Sizes()
+    path.mkdir()
+    save_file(huggingface_state("vit", 4, sizes, head=""), path / "model.safetensors")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (path / "config.json").write_text(json.dumps(huggingface_config("vit", sizes)))
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    return path
+
+
+@pytest.mark.parametrize("source", ["digits", "hugging face"])
 def test_what_up_prints_works_when_it_is_pasted_until_down(
-    bilateral: Bilateral, tmp_path: Path
+    bilateral: Bilateral, tmp_path: Path, source: str
 ) -> None:
+    features = source != "digits"
+    checkpoint = hugging_face_folder(tmp_path / "vit") if features else DIGITS
     grpc, http = free_ports(2)
     places = ["--repository", tmp_path / "models", "--output", tmp_path / "out"]
     ports = ["--grpc-port", grpc, "--http-port", http, "--metrics-port", 0]
     example = ["--example", CHECKPOINTS / "digits" / "3-0.png"]
-    command = ["up", DIGITS, "--name", "model", *places, *ports, *example]
+    command = ["up", checkpoint, "--name", "model", *places, *ports, *example]
     with subprocess.Popen(
         [sys.executable, "-m", "bilateral_cli", *map(str, command)],
         stdout=subprocess.PIPE,
@@ -43,13 +62,17 @@ def test_what_up_prints_works_when_it_is_pasted_until_down(
             pasted = subprocess.run(
                 [sys.executable, "-"], input=python, text=True, capture_output=True, check=True
             )
-            assert "label='3'" in pasted.stdout.partition("),")[0]
+            if features:
+                assert re.match(r"\[\[ ?-?\d", pasted.stdout)
+            else:
+                assert "label='3'" in pasted.stdout.partition("),")[0]
             if shutil.which("curl"):
                 over_http = subprocess.run(
                     ["bash", "-c", curl], text=True, capture_output=True, check=True
                 )
                 (output,) = json.loads(over_http.stdout)["outputs"]
-                assert np.argmax(output["data"]) == 3
+                assert features or np.argmax(output["data"]) == 3
+                assert output["name"] == ("features" if features else "logits")
 
             stopped = bilateral("down", "--grpc-port", grpc)
             assert (stopped.code, stopped.out) == (0, f"Stopped the server on port {grpc}.\n")
@@ -61,7 +84,9 @@ def test_what_up_prints_works_when_it_is_pasted_until_down(
     assert "no server of this user" in again.err
 
 
-def test_up_refuses_what_is_no_checkpoint_in_one_line(bilateral: Bilateral, tmp_path: Path) -> None:
+def test_up_refuses_what_is_not_a_checkpoint_in_one_line(
+    bilateral: Bilateral, tmp_path: Path
+) -> None:
     places = ("--repository", tmp_path / "models", "--output", tmp_path / "out")
     outcome = bilateral("up", tmp_path / "none.safetensors", *places)
     assert outcome.code == 2

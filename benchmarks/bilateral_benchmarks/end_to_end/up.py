@@ -30,7 +30,7 @@ from bilateral_export.preprocessing import (
     TextPreprocessing,
 )
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
-from bilateral_export.tensors import Array
+from bilateral_export.tensors import FEATURES, Array
 from bilateral_serving import repository
 from bilateral_serving.client.inputs.files import prepare
 from bilateral_serving.client.inputs.segmentation import read_and_cut
@@ -171,6 +171,8 @@ def _ready(
             TextPreprocessing: f"''.join(word.text for word in client.generate("
             f"{streamed(name)!r}, {content}.decode(), max_tokens=12))",
         }.get(type(how), f"client.classify({name!r}, [{content}], k=3)[0]")
+        if checkpoint.build_model().outputs()[0].name == FEATURES:  # there is no head
+            asked = f"client.features({name!r}, [{content}])"
     python = (
         "from bilateral_serving.client import Client\n"
         f"with Client({server.url!r}) as client:\n"

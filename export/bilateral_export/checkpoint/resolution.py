@@ -35,7 +35,7 @@ def at_resolution(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> 
         image_size: Side of a square image, or height and width.
 
     Raises:
-        UserError: The model is no image classifier, or its patches do not tile the new size.
+        UserError: The model is not an image classifier, or its patches do not tile the new size.
     """
     image = checkpoint.card.model.image
     if image is None:

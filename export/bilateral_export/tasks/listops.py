@@ -56,7 +56,7 @@ def solve(expression: str) -> int:
     """The value of an expression such as `[MAX 2 [MIN 4 7 ] 0 ]`.
 
     Raises:
-        ValueError: It is no expression; the message says where.
+        ValueError: It is not an expression; the message says where.
     """
     return evaluate(parse(expression))
 
