@@ -84,7 +84,7 @@ class Upstream:
             logger.warning("requests waited %.1f s for tritonserver", waited_s)
 
     async def _answers(self) -> bool:
-        # The channel's state does not answer that: it is READY for a while after its connection broke.
+        # The channel's state does not say it: it is READY for a while after its connection broke.
         try:
             await self._is_live(b"")
         except grpc.aio.AioRpcError:
