@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from torch import Tensor
 
+from bilateral_export.checkpoint.arguments import TrainingArguments
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
 from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.checkpoint.formats.content import Content
@@ -170,10 +171,11 @@ def _adopted(
     """
     if root is not None and f"took {root!r} off every name" in content.notes:
         root = None
-    documents = read_documents(path if path.is_dir() else path.parent)
     found = find_model(content.state, path, root)
+    folder = path if path.is_dir() else path.parent
     if found is None:
-        if path.is_dir() and (kind := documents.get("config.json", {}).get("model_type")):
+        documents = read_documents(folder) if path.is_dir() else {}
+        if kind := documents.get("config.json", {}).get("model_type"):
             raise UserError(
                 f"checkpoint {path} is a Hugging Face folder with model_type {printable(kind)},"
                 " which is not supported",
@@ -189,8 +191,19 @@ def _adopted(
     if found.home.native and known and not has_unused(found.state):
         notes = (*content.notes, *([f"took {found.root!r} off its names"] if found.root else []))
         return dataclasses.replace(content, state=found.state, notes=notes), None
-    adopted = adopt(path, found, documents, wanted)
+    adopted = adopt(path, found, read_documents(folder), wanted)
+    adopted = _with_arguments(adopted, content.arguments)
     return dataclasses.replace(content, state=adopted.state), adopted
+
+
+def _with_arguments(adopted: Adopted, arguments: TrainingArguments) -> Adopted:
+    """The converted checkpoint with what training arguments say of images."""
+    said, source = arguments.said(), adopted.preprocessing_source
+    if not said or adopted.conversion.run_size is not None:
+        return adopted
+    card, _ = prepared(adopted.card, arguments)
+    source = f"{f'{source}, with ' if source else ''}the training arguments' {', '.join(said)}"
+    return dataclasses.replace(adopted, card=card, preprocessing_source=source)
 
 
 def _wanted(model: str | None, native: bool) -> Wanted:

@@ -5,6 +5,7 @@ In FP64, on small random weights; `tests/builders/homes.py` has names, shapes an
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +329,19 @@ def test_a_name_of_timm_brings_its_preprocessing(
     loaded = load_checkpoint(tmp_path / "c.pth", model=name)
     assert loaded.card.name == name
     assert (loaded.card.preprocessing.mean[0], loaded.card.preprocessing.resize) == (mean, resize)
+
+
+def test_training_arguments_say_how_images_are_prepared(tmp_path: Path) -> None:
+    arguments = {"model": "deit3_small_patch16_LS", "eval_crop_ratio": 1.0, "nb_classes": CLASSES}
+    state = timm_state(TIMM["deit3's repository"], Sizes(224, 224, 16))
+    torch.save({"model": state, "args": argparse.Namespace(**arguments)}, tmp_path / "c.pth")
+    loaded = load_checkpoint(tmp_path / "c.pth")
+    how = loaded.card.preprocessing
+    assert (how.mean[0], how.resize) == (0.485, 224)
+    assert loaded.preprocessing_source == (
+        "timm's default configuration of deit3_small_patch16_LS, with the training arguments'"
+        " crop 1.0"
+    )
 
 
 # --- torchvision and Segmenter ------------------------------------------------------------------
