@@ -105,8 +105,8 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def to_json(value: BaseModel | dict[str, Any] | list[Any], indent: int = 1) -> str:
-    """Return a report or an answer as the text of one JSON document.
+def to_json(value: BaseModel | dict[str, Any] | list[Any], indent: int | None = 1) -> str:
+    """Return a report or an answer as the text of one JSON document, in one line without `indent`.
 
     Raises:
         UserError: A number is NaN or infinite, which JSON does not have; it is named by its path.

@@ -17,7 +17,7 @@ from PIL import Image
 from bilateral_benchmarks.end_to_end.check_answers import streamed
 from bilateral_benchmarks.end_to_end.run_model import TIMEOUT_S, Steps, judged
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
-from bilateral_export.files import atomic_file, write_text
+from bilateral_export.files import atomic_file, to_json, write_text
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.parity.compare import Candidate, truth_of
 from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
@@ -179,7 +179,7 @@ def _ready(
         f"    print({asked})"
     )
     request = folder / f"{name}.request.json"
-    write_text(request, json.dumps(_request(checkpoint, inputs)) + "\n")
+    write_text(request, to_json(_request(checkpoint, inputs)))
     curl = (
         f"curl -s http://{server.http_url}/v2/models/{name}/infer"
         f" -H 'Content-Type: application/json' -d {shlex.quote(f'@{request.absolute()}')}"

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from bilateral_export.errors import UserError
-from bilateral_export.files import disk_errors, require_replaceable
+from bilateral_export.files import disk_errors, require_replaceable, to_json
 
 Key = tuple[str, str, str]
 
@@ -72,7 +72,7 @@ class Journal:
             model, item, sha256 = key
             line = {"model": model, "name": name, "item": item, "sha256": sha256, **answer}
             with disk_errors(Path(self._file.name)):
-                self._file.write(json.dumps(line) + "\n")
+                self._file.write(to_json(line, indent=None))
 
     def _read(self, path: Path) -> int:
         """Read the lines; returns the length of those that are whole."""

@@ -16,6 +16,7 @@ import numpy as np
 from bilateral_benchmarks.evaluation.dataset import Task
 from bilateral_export.artifact import read_onnx
 from bilateral_export.errors import UserError
+from bilateral_export.files import to_json
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import (
     BytesPreprocessing,
@@ -210,7 +211,7 @@ class TorchSubject(Subject):
             license=card.license,
         )
         runner = stack.enter_context(TorchRunner(checkpoint))
-        return _opened(name, "torch", metadata, runner, metadata.model_dump_json())
+        return _opened(name, "torch", metadata, runner, to_json(metadata))
 
 
 class OnnxSubject(Subject):
@@ -301,7 +302,7 @@ def _opened(
             f"model '{name}' does not say how a file becomes its input",
             "Export it with --model CARD.json, a card that has a preprocessing.",
         )
-    said = f"{kind} {depends} {metadata.labels} {metadata.preprocessing.model_dump_json()}"
+    said = f"{kind} {depends} {metadata.labels} {to_json(metadata.preprocessing)}"
     identity = hashlib.sha256(said.encode()).hexdigest()
     described = Description(name, kind, metadata.labels, metadata.preprocessing, identity)
     info = ModelInfo(name, 1, (1,), runner.inputs, runner.outputs, max_batch, metadata)

@@ -22,6 +22,9 @@ from bilateral_export.tensors import TensorSpec
 from bilateral_serving.client import Client
 from bilateral_serving.server import ServerOptions, running
 
+# Windows of half a second must see a request.
+pytestmark = pytest.mark.timing
+
 # After an input above 500 a model answers rightly RIGHT times, which is to the trial request, and
 # then as its name says.
 RIGHT = 1
