@@ -20,55 +20,64 @@ class Fixed:
 
     Attributes:
         epsilon: Of every layer norm.
-        activation: Of every MLP.
         source: Where the code says so.
         resampling: How it interpolates learned positions to another grid.
-        resampling_source: Where.
+        activation: Of every MLP.
     """
 
     epsilon: float
-    activation: str
     source: str
     resampling: Resampling = "bicubic"
-    resampling_source: str = ""
+    activation: str = "gelu"
 
 
 _HF = "transformers 5.24"
 FIXED: dict[str, Fixed] = {
-    "vit": Fixed(1e-12, "gelu", f"{_HF}, ViTConfig"),
-    "deit": Fixed(1e-12, "gelu", f"{_HF}, DeiTConfig"),
-    "dinov2": Fixed(1e-6, "gelu", f"{_HF}, Dinov2Config"),
-    "dinov2_with_registers": Fixed(
-        1e-6, "gelu", f"{_HF}, Dinov2WithRegistersConfig", "bicubic-antialias"
-    ),
-    "timm": Fixed(
-        1e-6, "gelu", "timm 1.0.31, VisionTransformer's default norm_layer", "bicubic-antialias"
-    ),
+    "vit": Fixed(1e-12, f"{_HF}, ViTConfig"),
+    "deit": Fixed(1e-12, f"{_HF}, DeiTConfig"),
+    "dinov2": Fixed(1e-6, f"{_HF}, Dinov2Config"),
+    "dinov2_with_registers": Fixed(1e-6, f"{_HF}, Dinov2WithRegistersConfig", "bicubic-antialias"),
+    "timm": Fixed(1e-6, "timm 1.0.31, VisionTransformer's default norm_layer", "bicubic-antialias"),
     # Every timm vit_*_clip_* has pre_norm, and norm_layer=partial(LayerNorm, eps=1e-5).
-    "timm-clip": Fixed(
-        1e-5, "gelu", "timm 1.0.31, its models with pre_norm (CLIP)", "bicubic-antialias"
-    ),
-    "facebookresearch-dinov2": Fixed(1e-6, "gelu", "dinov2's vision_transformer.py"),
+    "timm-clip": Fixed(1e-5, "timm 1.0.31, its models with pre_norm (CLIP)", "bicubic-antialias"),
+    "facebookresearch-dinov2": Fixed(1e-6, "dinov2's vision_transformer.py"),
     # interpolate_embeddings has align_corners=True.
     "torchvision": Fixed(
-        1e-6, "gelu", "torchvision 0.28, VisionTransformer's norm_layer", "bicubic-corners"
+        1e-6, "torchvision 0.28, VisionTransformer's norm_layer", "bicubic-corners"
     ),
     # nn.LayerNorm(dim) in segm/model/vit.py, blocks.py and decoder.py: torch's default.
-    "segmenter": Fixed(1e-5, "gelu", "rstrudel/segmenter, nn.LayerNorm's default"),
+    "segmenter": Fixed(1e-5, "rstrudel/segmenter, nn.LayerNorm's default"),
 }
 
 # Channels of one head, where they are not 64: ViT-so400m, huge, giant, gigantic (timm's
 # vision_transformer.py, torchvision's vit_h_14, Hugging Face's converted checkpoints).
 HEAD_WIDTHS = {1152: 72, 1280: 80, 1408: 88, 1664: 104}
 HEAD_WIDTH = 64
+# Names of timm whose models have another number: I-JEPA's base, and SigLIP's giantopt.
+_HEADS = {r"^vit_base_patch16_gap_224": 16, r"^vit_giantopt_": 16}
 
 
 def heads_of(dim: int, architecture: str | None = None) -> int | None:
     """Number of heads of every published ViT of this width; None where the rule has no answer."""
-    if architecture is not None and "patch16_gap_224" in architecture and dim == 768:
-        return 16  # timm's vit_base_patch16_gap_224 (I-JEPA)
+    for name, heads in _HEADS.items():
+        if re.search(name, architecture or ""):
+            return heads
     width = HEAD_WIDTHS.get(dim, HEAD_WIDTH)
     return dim // width if dim % width == 0 else None
+
+
+# Names of timm 1.0.31 whose models have another activation.
+_ACTIVATIONS = {
+    r"quickgelu": "quick_gelu",
+    r"^vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_": "gelu_tanh",
+    r"^vit_large_patch16_siglip_(gap_)?512$": "gelu_tanh",
+}
+
+
+def timm_activation(architecture: str | None) -> str | None:
+    """The activation that the name of an architecture tells; None: that of the others."""
+    names = _ACTIVATIONS.items()
+    return next((kind for name, kind in names if re.search(name, architecture or "")), None)
 
 
 _HALF = (0.5, 0.5, 0.5)

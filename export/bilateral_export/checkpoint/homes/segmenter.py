@@ -107,7 +107,7 @@ def convert(source: Source) -> Conversion:
         {
             "heads": "64 channels a head, in the encoder and the decoder",
             "layer_norm_epsilon": fixed.source,
-            "activation": fixed.source,
+            "activation": "nn.GELU in segm/model/blocks.py",
         },
     )
     return Conversion(

@@ -29,7 +29,13 @@ from bilateral_export.checkpoint.homes.documents import (
     size_of,
     whole,
 )
-from bilateral_export.checkpoint.homes.facts import FIXED, Fixed, heads_of, timm_preprocessing
+from bilateral_export.checkpoint.homes.facts import (
+    FIXED,
+    Fixed,
+    heads_of,
+    timm_activation,
+    timm_preprocessing,
+)
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import ImagePreprocessing
 
@@ -174,7 +180,7 @@ def _values(
         )
     pooling, why = _pooling(config, shown)
     fixed = _fixed(shown)
-    quick = "quickgelu" in (architecture or "")
+    named = timm_activation(architecture)
     values: dict[str, Any] = {
         "family": "image-classifier",
         "image_size": size,
@@ -188,7 +194,7 @@ def _values(
         "num_classes": classes,
         "pooling": pooling,
         "layer_norm_epsilon": fixed.epsilon,
-        "activation": "quick_gelu" if quick else fixed.activation,
+        "activation": named or fixed.activation,
         "output": "logits" if classes else ("cls" if pooling == "cls" else "pooled"),
     }
     assumed = {
@@ -198,7 +204,7 @@ def _values(
         if architecture
         else "64 channels a head, but for the widths of huge and giant models",
         "layer_norm_epsilon": fixed.source,
-        "activation": f"the name {architecture}" if quick else fixed.source,
+        "activation": f"the name {architecture}" if named else "timm's default",
     }
     if why:
         assumed["pooling"] = why

@@ -73,7 +73,7 @@ def convert(source: Source) -> Conversion:
         {
             "heads": "torchvision's vit_b, vit_l and vit_h",
             "layer_norm_epsilon": fixed.source,
-            "activation": fixed.source,
+            "activation": "nn.GELU in its MLPBlock",
         },
     )
     name = _NAMES.get((dim, patch), "VisionTransformer")

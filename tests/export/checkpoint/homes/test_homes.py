@@ -33,6 +33,7 @@ from tests.builders.homes import (
     torchvision_state,
 )
 
+from bilateral_export.checkpoint.homes.facts import heads_of, timm_activation
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 
 SIZES = Sizes()
@@ -440,3 +441,37 @@ def test_what_the_weights_do_not_show_can_be_given(tmp_path: Path) -> None:
     assert model.dim == DIM
     assert loaded.conversion is not None
     assert "heads 4: --model" in loaded.conversion.assumptions
+
+
+@pytest.mark.parametrize(
+    ("architecture", "activation"),
+    [
+        ("vit_base_patch32_clip_quickgelu_224", "quick_gelu"),
+        ("vit_so400m_patch16_siglip_256", "gelu_tanh"),
+        ("vit_large_patch16_siglip_gap_512", "gelu_tanh"),
+        ("vit_base_patch16_siglip_224", None),
+        ("vit_small_patch16_224", None),
+        (None, None),
+    ],
+)
+def test_names_of_timm_tell_another_activation(
+    architecture: str | None, activation: str | None
+) -> None:
+    assert timm_activation(architecture) == activation
+
+
+@pytest.mark.parametrize(
+    ("dim", "architecture", "heads"),
+    [
+        (768, None, 12),
+        (768, "vit_base_patch16_gap_224", 16),
+        (1536, "vit_giantopt_patch16_siglip_256", 16),
+        (1408, None, 16),
+        (1152, "vit_so400m_patch14_siglip_224", 16),
+        (100, None, None),
+    ],
+)
+def test_published_models_have_a_known_number_of_heads(
+    dim: int, architecture: str | None, heads: int | None
+) -> None:
+    assert heads_of(dim, architecture) == heads
