@@ -76,6 +76,17 @@ def quadrants(path: Path, *, batch: int | str = "batch", gain: float = 8.0, **ch
     )
 
 
+def features(path: Path) -> Path:
+    """Features of a 2x2 image: its pixels, as they are."""
+    return save(
+        path,
+        [helper.make_node("Flatten", ["pixel_values"], ["features"])],
+        {"pixel_values": (TensorProto.FLOAT, ["batch", 1, 2, 2])},
+        {"features": (TensorProto.FLOAT, ["batch", 4])},
+        about=metadata(labels=()),
+    )
+
+
 def sum_and_product(path: Path) -> Path:
     """Two inputs of any length and two outputs; without metadata."""
     shape = ["batch", "length"]

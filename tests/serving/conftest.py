@@ -36,6 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         )
     one = Settings(threads=1)
     repository.add("arithmetic", models.sum_and_product(files / "a.onnx"), served, settings=one)
+    repository.add("features", models.features(files / "e.onnx"), served, settings=one)
     repository.add("fixed", models.quadrants(files / "f.onnx", batch=1), served, settings=one)
     repository.add("copies", models.copies(files / "c.onnx"), served, settings=one)
     alone = Settings(max_batch_size=1, threads=1)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from bilateral_export.errors import UserError
 from bilateral_serving.client import Client, connection
 from bilateral_serving.client.aio import AsyncClient
+from bilateral_serving.client.answers import Featured, answer_files
 from bilateral_serving.client.deadline import Deadline
 from bilateral_serving.client.errors import pause_before_retry
 from bilateral_serving.server import RunningServer
@@ -173,6 +175,23 @@ def wait_for_inferences(server: RunningServer, model: str, wanted: int) -> None:
     assert inferences(server, model) == wanted
 
 
+class TestFeatures:
+    def test_are_those_of_each_file(self, client: Client) -> None:
+        files = [png(quadrant) for quadrant in (3, 0, 2)]
+        assert client.features("features", files).argmax(-1).tolist() == [3, 0, 2]
+
+    def test_refuses_a_model_with_classes(self, client: Client) -> None:
+        with pytest.raises(UserError, match="returns logits, no features"):
+            client.features("quadrants", [png(0)])
+
+    def test_are_an_answer_about_files(self, client: Client, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(png(2))
+        (answer,) = answer_files(client, "features", [tmp_path / "a.png"])
+        assert isinstance(answer, Featured)
+        assert answer.classes == [("features 4", 1.0)]
+        assert answer.document["features"] == [0.0, 0.0, 1.0, 0.0]
+
+
 class TestClassify:
     def test_names_the_brightest_quadrant(self, client: Client) -> None:
         files = [png(quadrant) for quadrant in (3, 0, 2, 1, 3)]  # more than one batch of 4
@@ -191,6 +210,10 @@ class TestClassify:
     def test_refuses_a_model_that_takes_no_images(self, client: Client) -> None:
         with pytest.raises(UserError, match="'arithmetic' does not say how a file"):
             client.classify("arithmetic", [png(0)])
+
+    def test_refuses_a_model_without_a_head(self, client: Client) -> None:
+        with pytest.raises(UserError, match="returns features, which are no classes"):
+            client.classify("features", [png(0)])
 
     def test_refuses_no_images_and_no_classes(self, client: Client) -> None:
         with pytest.raises(UserError, match="no input to classify"):

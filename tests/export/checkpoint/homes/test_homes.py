@@ -35,6 +35,7 @@ from tests.builders.homes import (
 
 from bilateral_export.checkpoint.homes.facts import heads_of, timm_activation
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.errors import UserError
 
 SIZES = Sizes()
 TOLERANCE = 1e-6
@@ -475,3 +476,24 @@ def test_published_models_have_a_known_number_of_heads(
     dim: int, architecture: str | None, heads: int | None
 ) -> None:
     assert heads_of(dim, architecture) == heads
+
+
+def test_a_configuration_keeps_the_epsilon_of_the_home(tmp_path: Path) -> None:
+    sizes = Sizes(512, 512, 16, classes=150)
+    state = segmenter_state(sizes)
+    torch.save({"model": state}, tmp_path / "c.pth")
+    name = {"family": "segmenter", "dim": DIM, "heads": HEADS, "depth": 2, "mlp_ratio": 0.75}
+    (tmp_path / "mine.json").write_text(json.dumps(name))
+    loaded = load_checkpoint(tmp_path / "c.pth", model=str(tmp_path / "mine.json"))
+    assert loaded.card.model.layer_norm_epsilon == 1e-5  # Segmenter's own, not this package's
+    assert loaded.card.name == "mine"
+
+
+def test_what_contradicts_another_home_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(huggingface_state("vit", 4, SIZES), path)
+    with pytest.raises(UserError, match="positions for 16 patches, and images of 224x224"):
+        load_checkpoint(path, model="deit_tiny_patch16_224")
+    (tmp_path / "given.json").write_text('{"dim": 192}')
+    with pytest.raises(UserError, match="has dim 128, and --model says 192"):
+        load_checkpoint(path, model=str(tmp_path / "given.json"))

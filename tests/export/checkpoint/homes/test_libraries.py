@@ -1,6 +1,7 @@
 """The plain forward passes of `tests/builders/homes.py` are those of the libraries they describe.
 
-In FP64, on the same small random weights. `make references` installs the libraries.
+In FP64, on the same small random weights; positions at other sizes, and what the names of timm's
+models tell, are compared too. `make references` installs the libraries.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,12 @@ from tests.builders.homes import (
     torchvision_state,
 )
 from tests.export.checkpoint.homes.test_homes import KINDS, TIMM, double, images
+
+from bilateral_export.checkpoint.homes.conversion import Source
+from bilateral_export.checkpoint.homes.timm import convert
+from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.checkpoint.resolution import at_resolution
+from bilateral_export.models.classifier import ImageClassifierConfig
 
 SIZES = Sizes()
 TOLERANCE = 1e-12
@@ -133,7 +141,7 @@ def test_a_timm_model(name: str) -> None:
     agree(timm_model(kind), state, timm_forward(double(state), images(SIZES), kind))
 
 
-def timm_model(kind: Timm) -> torch.nn.Module:
+def timm_model(kind: Timm, **more: Any) -> torch.nn.Module:
     """timm's VisionTransformer with those arguments."""
     library("timm")
     module = importlib.import_module(
@@ -160,6 +168,7 @@ def timm_model(kind: Timm) -> torch.nn.Module:
         fc_norm=kind.fc_norm,
         global_pool=kind.pool,
         norm_layer=partial(torch.nn.LayerNorm, eps=kind.epsilon),
+        **more,
     )
     return model
 
@@ -178,3 +187,61 @@ def test_a_torchvision_model() -> None:
     )
     state = torchvision_state(SIZES)
     agree(model, state, torchvision_forward(double(state), images(SIZES)))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (48, 48)])
+def test_positions_at_another_size_are_timms(tmp_path: Path, size: tuple[int, int]) -> None:
+    kind = Timm(registers=2)
+    state = timm_state(kind, SIZES)
+    theirs = timm_model(kind, dynamic_img_size=True).double().eval()
+    theirs.load_state_dict(double(state))
+    torch.save(state, tmp_path / "c.pth")
+    ours = at_resolution(load_checkpoint(tmp_path / "c.pth"), size).build_model().double()
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        wanted, got = theirs(image), ours(image)
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-6  # interpolated in float32
+
+
+def test_positions_at_another_size_are_torchvisions(tmp_path: Path) -> None:
+    library("torchvision")
+    module = importlib.import_module("torchvision.models.vision_transformer")
+    state = torchvision_state(SIZES)
+    torch.save(state, tmp_path / "c.pth")
+    ours = at_resolution(load_checkpoint(tmp_path / "c.pth"), 48).state["pos_embed"]
+    theirs = module.interpolate_embeddings(48, SIZES.patch, dict(state))["encoder.pos_embedding"]
+    assert float((ours - theirs).abs().max()) < 1e-6
+
+
+# Of timm's architectures, those that are none of a plain ViT's: refused by their names.
+_OTHERS = ("siglip_224", "siglip_256", "siglip_384", "siglip_512", "18x2", "xp_", "rpn", "radio")
+_OTHERS += ("vit_dlittle", "vit_dwee", "vit_dpwee")  # differential attention
+_ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+
+
+def test_the_names_of_timms_models_bring_what_their_weights_do_not_show(tmp_path: Path) -> None:
+    timm = library("timm")
+    names = [n for m in ("vision_transformer", "deit") for n in timm.list_models(module=m)]
+    checked = 0
+    for name in names:
+        known = name.startswith(("vit_tiny", "vit_small", "vit_base", "deit")) or "_gap_" in name
+        if not known or any(part in name for part in _OTHERS):
+            continue
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        block = model.blocks[0]
+        if not hasattr(block, "attn"):
+            continue  # parallel blocks
+        state = {n: torch.empty(1).expand(t.shape) for n, t in model.state_dict().items()}
+        found = convert(Source(tmp_path, state, architecture=name)).config
+        assert isinstance(found, ImageClassifierConfig)
+        norm = model.norm if hasattr(model.norm, "eps") else model.fc_norm
+        assert (name, found.heads, found.layer_norm_epsilon, found.activation, found.pooling) == (
+            name,
+            block.attn.num_heads,
+            norm.eps,
+            _ACTIVATIONS[type(block.mlp.act).__name__],
+            "cls" if model.global_pool == "token" else "mean",
+        )
+        checked += 1
+    assert checked > 60

@@ -91,6 +91,14 @@ def test_the_centre_of_the_shorter_side_is_kept() -> None:
     np.testing.assert_allclose(tensor[0, 0] * 255, [40, 60, 80, 100], atol=1e-4)
 
 
+def test_a_height_and_a_width_do_not_keep_the_aspect_ratio() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    squashed = np.asarray(image.resize((6, 8), Image.Resampling.BICUBIC), dtype=np.float32)
+    got = preprocess(image, how(size=4, resize=(8, 6)))
+    assert np.allclose(got, squashed[2:6, 1:5].transpose(2, 0, 1) / 255, atol=1e-6)
+
+
 def test_a_crop_smaller_than_the_resized_image() -> None:
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     tensor = preprocess(Image.fromarray(pixels), how(1, resize=8))
