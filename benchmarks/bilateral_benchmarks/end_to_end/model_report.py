@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.end_to_end.check_answers import Answer, check_answers
-from bilateral_benchmarks.end_to_end.run_model import TIMEOUT_S, Say, Steps, run_model
+from bilateral_benchmarks.end_to_end.run_model import (
+    BATCHES,
+    TIMEOUT_S,
+    Say,
+    Steps,
+    items_for,
+    run_model,
+)
 from bilateral_benchmarks.experiments.contenders import checkpoint_of
 from bilateral_benchmarks.experiments.isolated import status_mib
 from bilateral_benchmarks.report.files import write_json
@@ -25,17 +31,13 @@ from bilateral_export.engine.plan.manifest import AttentionPath
 from bilateral_export.errors import UserError
 from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.models.registry import MODELS, build
-from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
+from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.text import END, UNKNOWN, Tokenizer
 from bilateral_serving.client import Client
 from bilateral_serving.server import RunningServer
 
-BATCHES = (1, 2)
-# Random inputs that parity is judged on. Where FP64 takes seconds for each, few must do.
-ITEMS, ITEMS_LARGE = DEFAULT_ITEMS, 4
-LARGE = 1_000_000  # parameters
 # What TensorRT for RTX builds for; a full TensorRT builds for the GPU it runs on.
 TARGETS = (86, 120)
 
@@ -115,9 +117,6 @@ def report_on(name: str, checkpoints: Path, folder: Path) -> ModelReport:
     def load(_: Say) -> Checkpoint:
         return checkpoint_for(name, checkpoints, folder)
 
-    def samples_of(checkpoint: Checkpoint) -> Sequence[Sample]:
-        return _samples(checkpoint, parameters)
-
     def build_it(exported: Path) -> None:
         with steps("build", "Building a TensorRT plan"):
             plans.append(_build(exported, folder / f"{name}.plan"))
@@ -131,7 +130,7 @@ def report_on(name: str, checkpoints: Path, folder: Path) -> ModelReport:
 
     models = folder / "models"
     with run_model(
-        name, load, samples_of, check, folder=folder, models=models, steps=steps, build=build_it
+        name, load, _samples, check, folder=folder, models=models, steps=steps, build=build_it
     ) as run:
         server_mib = _peak_of(run.server)
     counterpart = _counterpart(name)
@@ -177,15 +176,14 @@ def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, card=card)
 
 
-def _samples(checkpoint: Checkpoint, parameters: int) -> list[Sample]:
+def _samples(checkpoint: Checkpoint) -> list[Sample]:
     """Return random inputs; documents as long as the model allows, and an eighth of it."""
     model = checkpoint.build_model()
     lengths = {}
     if model.config.pads:
         longest = model.corners()[0]["length"]
         lengths = {"length": (longest, longest // 8)}
-    items = ITEMS_LARGE if parameters > LARGE else ITEMS
-    return random_samples(model, BATCHES, lengths, items)
+    return random_samples(model, BATCHES, lengths, items_for(model))
 
 
 def _build(exported: Path, target: Path) -> Plan:

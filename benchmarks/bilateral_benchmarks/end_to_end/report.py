@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bilateral_benchmarks.end_to_end.model_report import ITEMS, ITEMS_LARGE, LARGE, ModelReport
+from bilateral_benchmarks.end_to_end.model_report import ModelReport
+from bilateral_benchmarks.end_to_end.run_model import ITEMS, ITEMS_LARGE, LARGE
 from bilateral_benchmarks.report.machine import Machine
 from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table

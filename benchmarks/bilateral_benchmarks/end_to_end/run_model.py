@@ -1,4 +1,4 @@
-"""One model from its checkpoint to a checked answer over gRPC: quickstart and pipeline do this."""
+"""One model from its checkpoint to a checked answer over gRPC: quickstart, pipeline and `up`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.artifact import OnnxArtifact
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.models.family import Family
 from bilateral_export.parity.compare import Candidate, Truth, judge, outputs_of, report_of, truth_of
-from bilateral_export.parity.inputs.samples import Sample
+from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample
 from bilateral_export.parity.report.document import ParityReport, ParityRow
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_serving import repository
@@ -22,6 +23,10 @@ from bilateral_serving.client.runner import TritonRunner
 from bilateral_serving.config import Settings
 from bilateral_serving.server import RunningServer, ServerOptions, running
 
+BATCHES = (1, 2)
+# Random inputs that parity is judged on. Where FP64 takes seconds for each, few must do.
+ITEMS, ITEMS_LARGE = DEFAULT_ITEMS, 4
+LARGE = 1_000_000  # parameters
 TIMEOUT_S = 600.0
 Say = Callable[[str], None]
 
@@ -94,23 +99,12 @@ def run_model(
     Raises:
         UserError: A file, a package or a port is missing, or a step refuses the model.
     """
-    with steps("load", "Loading the checkpoint") as say:
-        checkpoint = load(say)
-    with steps("export", "Exporting to ONNX") as say:
-        export = export_onnx(checkpoint, folder / f"{name}.onnx")
-        say(f"{export.path}, {export.attention_nodes} BilateralAttention nodes")
-    with steps("parity", "Comparing ONNX Runtime with FP64 PyTorch") as say:
-        samples = samples_of(checkpoint)
-        candidate = Candidate(OnnxRuntimeRunner(export.path), "fp32")
-        truth = truth_of(checkpoint, candidate.reference_spec, samples)
-        rows = judged(candidate, truth, samples, say)
-    build(export.path)
+    exported = export_model(name, load, samples_of, folder=folder, steps=steps)
+    build(exported.file.path)
     with steps("deploy", "Writing the model repository") as say:
-        names: dict[str, Settings | None] = {name: None}
-        if checkpoint.card.model.generative:
-            names[streamed(name)] = Settings(stream=True)
+        names = served_names(name, exported.checkpoint)
         for served, settings in names.items():
-            say(str(_deploy(served, export.path, models, settings)))
+            say(str(_deploy(served, exported.file.path, models, settings)))
     options = ServerOptions(
         models, tuple(names), grpc_port=free_port(), http_port=None, metrics_port=None
     )
@@ -118,14 +112,85 @@ def run_model(
         with steps("serve", "Starting tritonserver") as say:
             server = stack.enter_context(running(options))
             say(f"tritonserver answers at {server.url}")
-        check(server, checkpoint)
-        with steps("served parity", "Comparing the served model with FP64 PyTorch") as say:
-            candidate = Candidate(TritonRunner(name, server.url, timeout_s=TIMEOUT_S), "fp32")
-            rows += judged(candidate, truth, samples, say)
-        yield ModelRun(server, export, report_of(checkpoint, samples, rows))
+        check(server, exported.checkpoint)
+        rows = [*exported.rows, *judge_served(name, server, exported, steps)]
+        report = report_of(exported.checkpoint, exported.samples, rows)
+        yield ModelRun(server, exported.file, report)
 
 
-def judged(
+@dataclass(frozen=True)
+class ExportedModel:
+    """A checkpoint, its ONNX file, and the verdict of parity on the file.
+
+    Attributes:
+        checkpoint: The weights.
+        file: The ONNX file.
+        samples: The inputs that parity was judged on.
+        truth: What FP64 PyTorch makes of them.
+        rows: Verdicts on ONNX Runtime.
+    """
+
+    checkpoint: Checkpoint
+    file: OnnxArtifact
+    samples: Sequence[Sample]
+    truth: Truth
+    rows: Sequence[ParityRow]
+
+
+def export_model(
+    name: str,
+    load: Callable[[Say], Checkpoint],
+    samples_of: Callable[[Checkpoint], Sequence[Sample]],
+    *,
+    folder: Path,
+    steps: Steps,
+) -> ExportedModel:
+    """Load, export and judge a model; see `run_model`.
+
+    Raises:
+        UserError: A file is missing, or a step refuses the model.
+    """
+    with steps("load", "Loading the checkpoint") as say:
+        checkpoint = load(say)
+    with steps("export", "Exporting to ONNX") as say:
+        file = export_onnx(checkpoint, folder / f"{name}.onnx")
+        say(f"{file.path}, {file.attention_nodes} BilateralAttention nodes")
+    with steps("parity", "Comparing ONNX Runtime with FP64 PyTorch") as say:
+        samples = samples_of(checkpoint)
+        candidate = Candidate(OnnxRuntimeRunner(file.path), "fp32")
+        truth = truth_of(checkpoint, candidate.reference_spec, samples)
+        rows = _judged(candidate, truth, samples, say)
+    return ExportedModel(checkpoint, file, samples, truth, rows)
+
+
+def served_names(name: str, checkpoint: Checkpoint) -> dict[str, Settings | None]:
+    """Return the names a model is served under, with their settings: two for a language model."""
+    names: dict[str, Settings | None] = {name: None}
+    if checkpoint.card.model.generative:
+        names[streamed(name)] = Settings(stream=True)
+    return names
+
+
+def judge_served(
+    name: str, server: RunningServer, exported: ExportedModel, steps: Steps
+) -> list[ParityRow]:
+    """Return the verdicts on the served model, on the same inputs as those on the file.
+
+    Raises:
+        UserError: The server does not answer.
+    """
+    with steps("served parity", "Comparing the served model with FP64 PyTorch") as say:
+        candidate = Candidate(TritonRunner(name, server.url, timeout_s=TIMEOUT_S), "fp32")
+        return _judged(candidate, exported.truth, exported.samples, say)
+
+
+def items_for(model: Family) -> int:
+    """Return how many random inputs of each size parity is judged on."""
+    large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+    return ITEMS_LARGE if large else ITEMS
+
+
+def _judged(
     candidate: Candidate, truth: Truth, samples: Sequence[Sample], say: Say
 ) -> list[ParityRow]:
     """Return the verdicts on a runner, and say each."""

@@ -15,12 +15,19 @@ import numpy as np
 from PIL import Image
 
 from bilateral_benchmarks.end_to_end.check_answers import streamed
-from bilateral_benchmarks.end_to_end.run_model import TIMEOUT_S, Steps, judged
+from bilateral_benchmarks.end_to_end.run_model import (
+    BATCHES,
+    Say,
+    Steps,
+    export_model,
+    items_for,
+    judge_served,
+    served_names,
+)
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import atomic_file, to_json, write_text
-from bilateral_export.graph.export import export_onnx
-from bilateral_export.parity.compare import Candidate, truth_of
-from bilateral_export.parity.inputs.samples import DEFAULT_ITEMS, Sample, random_samples
+from bilateral_export.models.family import Family
+from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.preprocessing import (
     ImagePreprocessing,
     ListOpsPreprocessing,
@@ -29,20 +36,14 @@ from bilateral_export.preprocessing import (
     SegmentationPreprocessing,
     TextPreprocessing,
 )
-from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.tensors import FEATURES, Array
 from bilateral_serving import repository
 from bilateral_serving.client.inputs.files import prepare
 from bilateral_serving.client.inputs.segmentation import read_and_cut
-from bilateral_serving.client.runner import TritonRunner
 from bilateral_serving.config import Settings, served
 from bilateral_serving.datatypes import triton_name
 from bilateral_serving.repository import Entry
 from bilateral_serving.server import RunningServer, ServerOptions, serve
-
-# Random inputs that parity is judged on. Where FP64 takes seconds for each, few must do.
-ITEMS_LARGE = 4
-LARGE = 1_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -93,35 +94,26 @@ def up(
     Raises:
         UserError: A step refuses the model, or the server cannot start.
     """
-    with steps("load", "Loading the checkpoint") as say:
+    name = name or checkpoint.stem
+
+    def load(say: Say) -> Checkpoint:
         loaded = load_checkpoint(checkpoint, model=model, weights=weights)
-        name = name or checkpoint.stem
         say(loaded.card.name)
-    with steps("export", "Exporting to ONNX") as say:
-        exported = export_onnx(loaded, folder / f"{name}.onnx")
-        say(f"{exported.path}, {exported.attention_nodes} BilateralAttention nodes")
-    with steps("parity", "Comparing ONNX Runtime with FP64 PyTorch") as say:
-        samples = _samples(loaded)
-        candidate = Candidate(OnnxRuntimeRunner(exported.path), "fp32")
-        truth = truth_of(loaded, candidate.reference_spec, samples)
-        rows = judged(candidate, truth, samples, say)
-    if not all(row.passed for row in rows):
+        return loaded
+
+    exported = export_model(name, load, _samples, folder=folder, steps=steps)
+    if not all(row.passed for row in exported.rows):
         return False
     with steps("add", "Lowering for this machine and adding to the repository") as say:
-        names: dict[str, Settings | None] = {name: None}
-        if loaded.card.model.generative:
-            names[streamed(name)] = Settings(stream=True)
+        names = served_names(name, exported.checkpoint)
         for each, settings in names.items():
-            entry = added(each, exported.path, options.repository, settings)
+            entry = added(each, exported.file.path, options.repository, settings)
             say("; ".join([str(entry.versions[-1].directory), *entry.remarks]))
 
     def judge(server: RunningServer) -> None:
-        with steps("served parity", "Comparing the served model with FP64 PyTorch") as say:
-            served = Candidate(TritonRunner(name, server.url, timeout_s=TIMEOUT_S), "fp32")
-            rows = judged(served, truth, samples, say)
-        if not all(row.passed for row in rows):
+        if not all(row.passed for row in judge_served(name, server, exported, steps)):
             raise _NotPassedError
-        on_ready(_ready(server, name, loaded, folder, example))
+        on_ready(_ready(server, name, exported.checkpoint, folder, example))
 
     steps.on_step("serve", "Starting tritonserver")
     try:
@@ -137,8 +129,7 @@ class _NotPassedError(Exception):
 
 def _samples(checkpoint: Checkpoint) -> list[Sample]:
     model = checkpoint.build_model()
-    large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
-    return random_samples(model, (1, 2), {}, ITEMS_LARGE if large else DEFAULT_ITEMS)
+    return random_samples(model, BATCHES, {}, items_for(model))
 
 
 def added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
@@ -157,21 +148,21 @@ def _ready(
     server: RunningServer, name: str, checkpoint: Checkpoint, folder: Path, example: Path | None
 ) -> Ready:
     """Write what the two commands send, and return them."""
-    how = checkpoint.card.preprocessing
+    how, model = checkpoint.card.preprocessing, checkpoint.build_model()
     inputs: Mapping[str, Array]
     if how is None:
-        inputs = checkpoint.build_model().example(1, np.random.default_rng(0))
+        inputs = model.example(1, np.random.default_rng(0))
         asked = f"client.model_metadata({name!r})"
     else:
         source = example or _example(how, folder / name)
-        inputs = _inputs(checkpoint, how, source)
+        inputs = _inputs(model, how, source, checkpoint.card.name)
         content = f"open({str(source.absolute())!r}, 'rb').read()"
         asked = {
             SegmentationPreprocessing: f"client.segment({name!r}, [{content}])[0]",
             TextPreprocessing: f"''.join(word.text for word in client.generate("
             f"{streamed(name)!r}, {content}.decode(), max_tokens=12))",
         }.get(type(how), f"client.classify({name!r}, [{content}], k=3)[0]")
-        if checkpoint.build_model().outputs()[0].name == FEATURES:  # there is no head
+        if model.outputs()[0].name == FEATURES:  # there is no head
             asked = f"client.features({name!r}, [{content}])"
     python = (
         "from bilateral_serving.client import Client\n"
@@ -179,7 +170,7 @@ def _ready(
         f"    print({asked})"
     )
     request = folder / f"{name}.request.json"
-    write_text(request, to_json(_request(checkpoint, inputs)))
+    write_text(request, to_json(_request(model, inputs)))
     curl = (
         f"curl -s http://{server.http_url}/v2/models/{name}/infer"
         f" -H 'Content-Type: application/json' -d {shlex.quote(f'@{request.absolute()}')}"
@@ -204,19 +195,18 @@ def _example(how: Preprocessing, stem: Path) -> Path:
     return path
 
 
-def _inputs(checkpoint: Checkpoint, how: Preprocessing, source: Path) -> Mapping[str, Array]:
-    """The tensors of one input."""
-    model = checkpoint.build_model()
+def _inputs(model: Family, how: Preprocessing, source: Path, name: str) -> Mapping[str, Array]:
+    """Return the tensors of one input."""
     if isinstance(how, TextPreprocessing):
         return model.example(1, np.random.default_rng(0))
     if isinstance(how, SegmentationPreprocessing):
         return {model.inputs()[0].name: read_and_cut(source, how).pixels[:1]}
     each: Sequence[Path] = [source] * getattr(how, "documents", 1)
-    return {model.inputs()[0].name: prepare(each, how, checkpoint.card.name)}
+    return {model.inputs()[0].name: prepare(each, how, name)}
 
 
-def _request(checkpoint: Checkpoint, inputs: Mapping[str, Array]) -> dict[str, Any]:
-    """The body of a KServe v2 inference request."""
+def _request(model: Family, inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """Return the body of a KServe v2 inference request."""
     return {
         "inputs": [
             {
@@ -226,6 +216,6 @@ def _request(checkpoint: Checkpoint, inputs: Mapping[str, Array]) -> dict[str, A
                 # The shortest decimal of a float32 that is read back as the same number.
                 "data": [json.loads(str(value)) for value in inputs[spec.name].ravel()],
             }
-            for spec in checkpoint.build_model().inputs()
+            for spec in model.inputs()
         ]
     }
