@@ -8,27 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from pydantic_core import from_json
-from torch import Tensor
 
 from bilateral_export.checkpoint.arguments import TrainingArguments
 from bilateral_export.checkpoint.card import CheckpointCard, describe, parse_card
 from bilateral_export.checkpoint.checkpoint import Checkpoint
+from bilateral_export.checkpoint.fit import check_fit
 from bilateral_export.checkpoint.formats.content import Content
 from bilateral_export.checkpoint.formats.folder import digest_of, read_folder
 from bilateral_export.checkpoint.formats.native import read_native
 from bilateral_export.checkpoint.formats.pickled import read_pickled
 from bilateral_export.checkpoint.formats.recognise import Format, identify
-from bilateral_export.checkpoint.formats.text import listed, printable, read_document
+from bilateral_export.checkpoint.formats.text import listed, printable, read_document, read_json
 from bilateral_export.checkpoint.homes.adopt import Adopted, Wanted, adopt
 from bilateral_export.checkpoint.homes.documents import read_documents
 from bilateral_export.checkpoint.homes.segmenter import has_unused
 from bilateral_export.checkpoint.homes.wrappers import find_model
 from bilateral_export.checkpoint.known import architecture, card_of, prepared
 from bilateral_export.checkpoint.resolution import at_resolution
-from bilateral_export.checkpoint.sizes import differences
 from bilateral_export.checkpoint.user_model import (
     card_of_user_model,
     defined_model,
@@ -38,7 +35,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.models.definition import ModelDefinition
 from bilateral_export.models.family import FamilyConfig
-from bilateral_export.models.registry import MODELS, build, named, parse_config
+from bilateral_export.models.registry import MODELS, named, parse_config
 from bilateral_export.models.user_code import is_reference
 
 __all__ = ["Checkpoint", "load_checkpoint"]
@@ -87,7 +84,7 @@ def load_checkpoint(
         card, source = _card(path, content, model)
     else:
         card, source = adopted.card, adopted.preprocessing_source
-    _check_fit(content.state, card, path)
+    check_fit(content.state, card, path)
     checkpoint = Checkpoint(
         path=path,
         sha256=digest,
@@ -214,7 +211,7 @@ def _wanted(model: str | None, native: bool) -> Wanted:
         if native and model not in MODELS and re.match(r"(vit|deit3?)_", model):
             return Wanted(architecture=model)
         return Wanted(card=card_of(model, named(model)))
-    document = _json(Path(model))
+    document = read_json(Path(model), "configuration")
     if isinstance(document, dict) and not {"family", "schema_version"} & document.keys():
         return Wanted(values=document)
     card, complete = _wanted_card(model)
@@ -263,7 +260,7 @@ def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:
     path = Path(model)
     if path.suffix != ".json":
         return card_of(model, named(model)), False
-    document = _json(path)
+    document = read_json(path, "configuration")
     if isinstance(document, dict) and "schema_version" in document:
         return parse_card(read_document(path, "configuration"), str(path)), True
     try:
@@ -272,16 +269,6 @@ def _wanted_card(model: str) -> tuple[CheckpointCard, bool]:
         raise UserError(
             f"{path} is not a model configuration: {describe(error)}",
             "`bilateral models --json` shows configurations.",
-        ) from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        # Unlike json.loads, this refuses what is nested too deep.
-        return from_json(read_document(path, "configuration"))
-    except ValueError as error:
-        raise UserError(
-            f"configuration {path} is not JSON ({printable(error)})", "Correct it."
         ) from error
 
 
@@ -305,60 +292,3 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
     return flat
-
-
-def _check_fit(state: dict[str, Tensor], card: CheckpointCard, path: Path) -> None:
-    with torch.device("meta"):
-        expected = build(card.model).state_dict()
-    kinds = {
-        "missing": [_shaped(name, expected[name]) for name in expected if name not in state],
-        "unexpected": [_shaped(name, state[name]) for name in state if name not in expected],
-        "of another shape": [
-            f"{name} {list(state[name].shape)}, expected {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
-        "not floating point": [
-            f"{name} is {str(state[name].dtype).removeprefix('torch.')}"
-            for name, tensor in expected.items()
-            if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
-        ],
-    }
-    kinds = {kind: sorted(names) for kind, names in kinds.items() if names}
-    if kinds:
-        raise UserError(
-            f"checkpoint {path} does not fit model {printable(card.name)}: "
-            + _misfit(differences(expected, state), kinds),
-            _misfit_fix(expected, state),
-        )
-    broken = [name for name, tensor in state.items() if not _finite(tensor)]
-    if broken:
-        raise UserError(
-            f"checkpoint {path} has values that are NaN or infinite in {listed(broken)}",
-            "The training run diverged; take an earlier checkpoint.",
-        )
-
-
-def _shaped(name: str, tensor: Tensor) -> str:
-    return f"{name} {list(tensor.shape)}"
-
-
-def _misfit(sizes: list[str], kinds: Mapping[str, list[str]]) -> str:
-    """In whole sizes where there are any, from which many tensors follow; else by kind."""
-    if not sizes:
-        return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items())
-    count = sum(map(len, kinds.values()))
-    kind, names = next(iter(kinds.items()))
-    some = f"{count} tensor{'s do' if count > 1 else ' does'} not fit, such as {kind}:"
-    return f"the configuration has {'; '.join(sizes)} ({some} {printable(names[0])})"
-
-
-def _misfit_fix(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    first = {name.partition(".")[0] for name in state}
-    if len(first) == 1 and not any(name.startswith(f"{min(first)}.") for name in expected):
-        return f"All its names begin with '{printable(min(first))}': save that module's state_dict."
-    return "Give the configuration it was trained with."
-
-
-def _finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe
+from bilateral_export.checkpoint.fit import by_kind, check_finite, misfits
 from bilateral_export.checkpoint.formats.content import Content
 from bilateral_export.checkpoint.formats.state_dict import named_weights
-from bilateral_export.checkpoint.formats.text import listed, printable
+from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.errors import UserError
 from bilateral_export.models.definition import ModelDefinition
 from bilateral_export.models.user_code import call_function
@@ -115,32 +116,19 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 def _check(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, source: str
 ) -> None:
-    kinds = {
-        "missing": [f"{n} {list(t.shape)}" for n, t in expected.items() if n not in state],
-        "unexpected": [f"{n} {list(t.shape)}" for n, t in state.items() if n not in expected],
-        "of another shape": [
-            f"{name} {list(state[name].shape)}, the module has {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
+    kinds = misfits(state, expected, "the module has") | {
         "of another kind": [
             f"{name} is {str(state[name].dtype).removeprefix('torch.')}"
             for name, tensor in expected.items()
             if name in state and state[name].is_floating_point() != tensor.is_floating_point()
-        ],
+        ]
     }
     if found := {kind: sorted(names) for kind, names in kinds.items() if names}:
-        said = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items())
         raise UserError(
-            f"checkpoint {path} does not fit the module of {printable(source)}: {said}",
+            f"checkpoint {path} does not fit the module of {printable(source)}: {by_kind(found)}",
             "Build the module with the sizes and the names that were trained.",
         )
-    broken = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if broken:
-        raise UserError(
-            f"checkpoint {path} has values that are NaN or infinite in {listed(broken)}",
-            "The training run diverged; take an earlier checkpoint.",
-        )
+    check_finite(state, path)
 
 
 def copied(model: UserModel) -> UserModel:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bilateral_export.checkpoint import load
+from bilateral_export.checkpoint import fit, load
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
@@ -40,7 +40,7 @@ def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(_config: object) -> object:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(load, "build", build)
+    monkeypatch.setattr(fit, "build", build)
 
 
 def document(**changes: Any) -> Document:

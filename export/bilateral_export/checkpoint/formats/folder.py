@@ -20,7 +20,10 @@ WEIGHTS = (
     *("model.safetensors", f"model.safetensors{INDEX}"),
     *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
 )
-_DOCUMENTS = ("config.json", "preprocessor_config.json")
+# JSON documents beside the weights that belong to the model.
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+DOCUMENTS = (CONFIG, PROCESSOR)
 _WHOLE = "Download every file of one revision again."
 
 
@@ -33,7 +36,7 @@ def weights_in(folder: Path) -> Path | None:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    documented = (folder / _DOCUMENTS[0]).is_file()
+    documented = (folder / CONFIG).is_file()
     others = sorted(folder.glob("*.safetensors")) if documented else []
     if len(others) > 1:
         raise UserError(
@@ -51,16 +54,19 @@ def digest_of(path: Path) -> str:
     """
     if path.is_file() and not path.name.endswith(INDEX):
         return sha256(path)
-    folder, files = files_of(path)
-    lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(files)]
+    files = sorted(files_of(path))
+    folder = files[0].parent
+    lines = [f"{sha256(file)}  {file.name}\n" for file in files]
     lines += [
-        f"{sha256(folder / name)}  {name}\n" for name in _DOCUMENTS if (folder / name).is_file()
+        f"{sha256(folder / name)}  {name}\n" for name in DOCUMENTS if (folder / name).is_file()
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def files_of(path: Path) -> tuple[Path, list[Path]]:
-    """The folder, and the files that hold the weights of a folder or an index.
+def files_of(path: Path) -> dict[Path, set[str] | None]:
+    """Return the files with a folder's or an index's weights, and what each is said to hold.
+
+    Without an index nothing is said.
 
     Raises:
         UserError: There are none, or the index is broken or names a missing part.
@@ -68,8 +74,9 @@ def files_of(path: Path) -> tuple[Path, list[Path]]:
     found = weights_in(path) if path.is_dir() else path
     assert found is not None, "recognise.py has refused a folder without weights"
     if not found.name.endswith(INDEX):
-        return found.parent, [found]
-    parts = sorted(set(_weight_map(found).values()))
+        return {found: None}
+    promised = _weight_map(found)
+    parts = sorted(set(promised.values()))
     missing = [name for name in parts if not (found.parent / name).is_file()]
     if missing:
         raise UserError(
@@ -77,7 +84,10 @@ def files_of(path: Path) -> tuple[Path, list[Path]]:
             f" {'are' if len(missing) > 1 else 'is'} missing: {listed(missing)}",
             _WHOLE,
         )
-    return found.parent, [found.parent / name for name in parts]
+    return {
+        found.parent / part: {name for name, where in promised.items() if where == part}
+        for part in parts
+    }
 
 
 def read_folder(path: Path, read: Callable[[Path], Content]) -> Content:
@@ -90,16 +100,12 @@ def read_folder(path: Path, read: Callable[[Path], Content]) -> Content:
     Raises:
         UserError: A part is missing, or does not hold what the index says it does.
     """
-    found = weights_in(path) if path.is_dir() else path
-    assert found is not None, "recognise.py has refused a folder without weights"
-    _, files = files_of(path)
-    if not found.name.endswith(INDEX):
-        return read(files[0])
+    files = files_of(path)
     state: dict[str, Tensor] = {}
-    promised = _weight_map(found)
-    for file in files:
+    for file, wanted in files.items():
         content = read(file)
-        wanted = {name for name, part in promised.items() if part == file.name}
+        if wanted is None:
+            return content
         absent, extra = wanted - content.state.keys(), content.state.keys() - wanted
         if absent or extra:
             what = f"does not hold {listed(sorted(absent))}" if absent else ""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
@@ -33,6 +36,18 @@ def listed(names: Collection[object], separator: str = ", ", longest: int = _LON
 def has_control_character(text: str) -> bool:
     """Whether a text holds a character that a terminal would act on."""
     return any(unicodedata.category(character) == "Cc" for character in text)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a small JSON file.
+
+    Raises:
+        UserError: As `read_document`, or it is not JSON, or nested too deep.
+    """
+    try:
+        return from_json(read_document(path, what))  # json.loads takes any depth
+    except ValueError as error:
+        raise UserError(f"{what} {path} is not JSON ({printable(error)})", "Correct it.") from error
 
 
 def read_document(path: Path, what: str) -> str:

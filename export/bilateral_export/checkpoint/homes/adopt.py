@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bilateral_export.checkpoint.card import CheckpointCard, describe
+from bilateral_export.checkpoint.formats.folder import CONFIG
 from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.homes.conversion import (
     Conversion,
     Source,
     resized_preprocessing,
 )
-from bilateral_export.checkpoint.homes.documents import CONFIG
 from bilateral_export.checkpoint.homes.wrappers import Found
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing

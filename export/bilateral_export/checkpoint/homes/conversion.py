@@ -244,10 +244,55 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def mlp_ratio(hidden: int, dim: int) -> float:
-    """The ratio whose product with `dim`, cut to a whole number, is `hidden`."""
+def visible_sizes(
+    source: Source, tensors: Mapping[str, Tensor], depth: int, inner: str = ""
+) -> dict[str, Any]:
+    """Return the fields of a configuration that a ViT's tensors show: patch, channels, widths.
+
+    Args:
+        source: For messages.
+        tensors: By this package's names.
+        depth: Number of blocks.
+        inner: What the names of the ViT begin with, such as "encoder.".
+
+    Raises:
+        UserError: Its patches are not square.
+    """
+    dim, channels, patch, patch_width = tensors[f"{inner}patch_embed.proj.weight"].shape
+    if patch != patch_width:
+        raise UserError(
+            f"checkpoint {source.path} has patches of {patch}x{patch_width} pixels",
+            "Only square patches are supported.",
+        )
+    hidden = tensors[f"{inner}blocks.0.mlp.fc1.weight"].shape[0]
     ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+    return {
+        "patch_size": patch,
+        "channels": channels,
+        "dim": dim,
+        "depth": depth,
+        # The ratio whose product with `dim`, cut to a whole number, is `hidden`.
+        "mlp_ratio": ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf),
+    }
+
+
+def check_heads(source: Source, heads: int | None, dim: int, also: str = "Give") -> None:
+    """Check that the number of heads is known, or given by the user.
+
+    Args:
+        source: Its `chosen` values may have it.
+        heads: What the home's rule or its documents say.
+        dim: The width, for the message.
+        also: Begins what to do: another remedy, and "give".
+
+    Raises:
+        UserError: It is not.
+    """
+    if heads is None and "heads" not in source.chosen:
+        raise UserError(
+            f"checkpoint {source.path} does not show how many heads its width of {dim} has",
+            f'{also} --model a JSON document: {{"heads": NUMBER}}.',
+        )
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from bilateral_export.checkpoint.card import describe
-from bilateral_export.checkpoint.formats.text import printable, read_document
+from bilateral_export.checkpoint.formats.folder import CONFIG, DOCUMENTS, PROCESSOR
+from bilateral_export.checkpoint.formats.text import printable, read_json
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import ImagePreprocessing
 
-CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
-_NAMES = (CONFIG, PROCESSOR)
 # PIL's resampling filters, as image processors number them.
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 # These resize to height and width whatever the aspect ratio, also where `size` is one number.
@@ -31,16 +28,11 @@ def read_documents(folder: Path) -> dict[str, dict[str, Any]]:
         UserError: One is not a JSON object.
     """
     found = {}
-    for name in _NAMES:
+    for name in DOCUMENTS:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            document = from_json(read_document(path, "configuration"))
-        except ValueError as error:
-            raise UserError(
-                f"configuration {path} is not JSON ({printable(error)})", "Correct it."
-            ) from error
+        document = read_json(path, "configuration")
         if not isinstance(document, dict):
             raise UserError(f"configuration {path} is not a JSON object", "Correct it.")
         found[name] = document

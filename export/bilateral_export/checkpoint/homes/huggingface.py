@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from bilateral_export.checkpoint.formats.folder import CONFIG, PROCESSOR
 from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.homes.conversion import (
     Conversion,
     Ledger,
     Source,
+    check_heads,
     configured,
     depth_of,
     image_size,
-    mlp_ratio,
+    visible_sizes,
 )
 from bilateral_export.checkpoint.homes.documents import (
-    CONFIG,
-    PROCESSOR,
     labels_of,
     processor_preprocessing,
     size_of,
@@ -192,24 +192,15 @@ def _values(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration's fields, and which of them the weights do not show, with their source."""
     config, tensors, fixed = source.documents.get(CONFIG, {}), ledger.tensors, FIXED[kind]
-    projection = tensors["patch_embed.proj.weight"]
-    dim, channels, patch, patch_width = projection.shape
-    if patch != patch_width:
-        raise UserError(
-            f"checkpoint {source.path} has patches of {patch}x{patch_width} pixels",
-            "Only square patches are supported.",
-        )
+    seen = visible_sizes(source, tensors, depth)
+    dim, patch = seen["dim"], seen["patch_size"]
     prefix = 1 + shown["registers"] + shown["distilled"]
     patches = tensors["pos_embed"].shape[1] - prefix
     size, assumed_size = image_size(source, patches, patch, size_of(config.get("image_size")))
     heads, by_rule = whole(config, "num_attention_heads"), False
     if heads is None:
         heads, by_rule = heads_of(dim), True
-    if heads is None and "heads" not in source.chosen:
-        raise UserError(
-            f"checkpoint {source.path} does not show how many heads its width of {dim} has",
-            f'Put its {CONFIG} beside it, or give --model a JSON document: {{"heads": NUMBER}}.',
-        )
+    check_heads(source, heads, dim, f"Put its {CONFIG} beside it, or give")
     activation = _ACTIVATIONS.get(config.get("hidden_act", "gelu"))
     if activation is None:
         raise UserError(
@@ -223,12 +214,8 @@ def _values(
     values: dict[str, Any] = {
         "family": "image-classifier",
         "image_size": size,
-        "patch_size": patch,
-        "channels": channels,
-        "dim": dim,
-        "depth": depth,
+        **seen,
         "heads": heads,
-        "mlp_ratio": mlp_ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], dim),
         **shown,
         "pooling": pooling,
         "layer_scale": "blocks.0.ls1.gamma" in tensors,

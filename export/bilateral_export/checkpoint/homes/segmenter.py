@@ -15,10 +15,11 @@ from bilateral_export.checkpoint.homes.conversion import (
     Conversion,
     Ledger,
     Source,
+    check_heads,
     configured,
     depth_of,
     image_size,
-    mlp_ratio,
+    visible_sizes,
 )
 from bilateral_export.checkpoint.homes.facts import FIXED, heads_of
 from bilateral_export.errors import UserError
@@ -70,23 +71,24 @@ def convert(source: Source) -> Conversion:
     left = ledger.left_over(known)
 
     tensors = ledger.tensors
-    dim, channels, patch, _ = tensors[f"{inner}patch_embed.proj.weight"].shape
+    seen = visible_sizes(source, tensors, depth, inner)
+    channels = seen.pop("channels")  # a Segmenter's images are in colour
     prefix = 1 + distilled
-    size, _ = image_size(source, tensors[f"{inner}pos_embed"].shape[1] - prefix, patch, None)
-    heads = heads_of(dim)
-    if (heads is None and "heads" not in source.chosen) or not isinstance(size, int):
+    patches = tensors[f"{inner}pos_embed"].shape[1] - prefix
+    size, _ = image_size(source, patches, seen["patch_size"], None)
+    if not isinstance(size, int):
         raise UserError(
-            f"checkpoint {source.path} does not show how many heads its width of {dim} has",
-            'Give --model a JSON document: {"heads": NUMBER}.',
+            f"checkpoint {source.path}: a Segmenter's windows are square, not of"
+            f" {size[0]}x{size[1]} pixels",
+            'Give --model a JSON document with one number: {"image_size": PIXELS}.',
         )
+    heads = heads_of(seen["dim"])
+    check_heads(source, heads, seen["dim"])
     values: dict[str, Any] = {
         "family": "segmenter" if masks else "image-classifier",
         "image_size": size,
-        "patch_size": patch,
-        "dim": dim,
-        "depth": depth,
+        **seen,
         "heads": heads,
-        "mlp_ratio": mlp_ratio(tensors[f"{inner}blocks.0.mlp.fc1.weight"].shape[0], dim),
         "layer_norm_epsilon": fixed.epsilon,
         "activation": fixed.activation,
     }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilateral_export.checkpoint.formats.folder import CONFIG
 from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.homes.conversion import (
     Conversion,
@@ -20,11 +21,10 @@ from bilateral_export.checkpoint.homes.conversion import (
     configured,
     depth_of,
     image_size,
-    mlp_ratio,
     square_grid,
+    visible_sizes,
 )
 from bilateral_export.checkpoint.homes.documents import (
-    CONFIG,
     pretrained_cfg_preprocessing,
     size_of,
     whole,
@@ -158,18 +158,14 @@ def _values(
     source: Source, ledger: Ledger, depth: int, shown: Mapping[str, Any], positions: Tensor
 ) -> tuple[dict[str, Any], dict[str, str]]:
     config, tensors = source.documents.get(CONFIG, {}), ledger.tensors
-    dim, channels, patch, patch_width = tensors["patch_embed.proj.weight"].shape
-    if patch != patch_width:
-        raise UserError(
-            f"checkpoint {source.path} has patches of {patch}x{patch_width} pixels",
-            "Only square patches are supported.",
-        )
+    seen = visible_sizes(source, tensors, depth)
+    patch = seen["patch_size"]
     prefix = shown["class_token"] + shown["distilled"] + shown["registers"]
     said = _said_size(config)
     rows, guessed = _placed(source, positions, prefix, shown, patch, said)
     tensors["pos_embed"] = rows
     size, assumed_size = image_size(source, rows.shape[1] - prefix, patch, said)
-    heads, architecture = _heads(source, dim, tensors)
+    heads, architecture = _heads(source, seen["dim"], tensors)
     head = tensors.get("head.weight")
     classes = 0 if head is None else head.shape[0]
     if classes and "num_classes" in config and whole(config, "num_classes") != classes:
@@ -184,12 +180,8 @@ def _values(
     values: dict[str, Any] = {
         "family": "image-classifier",
         "image_size": size,
-        "patch_size": patch,
-        "channels": channels,
-        "dim": dim,
-        "depth": depth,
+        **seen,
         "heads": heads,
-        "mlp_ratio": mlp_ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], dim),
         **shown,
         "num_classes": classes,
         "pooling": pooling,

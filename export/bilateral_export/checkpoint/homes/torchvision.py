@@ -11,13 +11,13 @@ from bilateral_export.checkpoint.homes.conversion import (
     Conversion,
     Ledger,
     Source,
+    check_heads,
     configured,
     depth_of,
     image_size,
-    mlp_ratio,
+    visible_sizes,
 )
 from bilateral_export.checkpoint.homes.facts import FIXED, heads_of, torchvision_preprocessing
-from bilateral_export.errors import UserError
 
 SIGNATURE = r"^(?P<root>.*?)conv_proj[.]weight$"
 _LAYERS = "encoder.layers.encoder_layer_"
@@ -44,24 +44,17 @@ def convert(source: Source) -> Conversion:
         ledger.linear("heads.head", "head")
     left = ledger.left_over({})
     tensors = ledger.tensors
-    dim, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    seen = visible_sizes(source, tensors, depth)
+    dim, patch = seen["dim"], seen["patch_size"]
     size, _ = image_size(source, tensors["pos_embed"].shape[1] - 1, patch, None)
     heads = heads_of(dim)
-    if heads is None and "heads" not in source.chosen:
-        raise UserError(
-            f"checkpoint {source.path} does not show how many heads its width of {dim} has",
-            'Give --model a JSON document: {"heads": NUMBER}.',
-        )
+    check_heads(source, heads, dim)
     head = tensors.get("head.weight")
     values: dict[str, Any] = {
         "family": "image-classifier",
         "image_size": size,
-        "patch_size": patch,
-        "channels": channels,
-        "dim": dim,
-        "depth": depth,
+        **seen,
         "heads": heads,
-        "mlp_ratio": mlp_ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], dim),
         "num_classes": 0 if head is None else head.shape[0],
         "layer_norm_epsilon": fixed.epsilon,
         "activation": fixed.activation,

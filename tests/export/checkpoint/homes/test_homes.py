@@ -369,6 +369,14 @@ def test_a_published_segmenter(tmp_path: Path, distilled: bool) -> None:
     assert "encoder.head.weight" in loaded.conversion.left_over
 
 
+def test_a_segmenter_of_windows_that_are_not_square_is_refused(tmp_path: Path) -> None:
+    path, given = tmp_path / "segmenter.pth", tmp_path / "given.json"
+    torch.save({"model": segmenter_state(SIZES)}, path)
+    given.write_text('{"image_size": [16, 64]}')  # as many patches as the table has
+    with pytest.raises(UserError, match="windows are square, not of 16x64 pixels"):
+        load_checkpoint(path, model=str(given))
+
+
 def test_a_segmenter_without_a_mask_decoder_gives_features(tmp_path: Path) -> None:
     state = segmenter_state(SIZES, masks=False)
     torch.save({"model": state}, tmp_path / "c.pth")
