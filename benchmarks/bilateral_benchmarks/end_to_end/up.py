@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from bilateral_export.preprocessing import (
 )
 from bilateral_export.tensors import FEATURES, Array
 from bilateral_serving import repository
-from bilateral_serving.client.inputs.files import prepare
+from bilateral_serving.client.inputs.files import documents, prepare
 from bilateral_serving.client.inputs.segmentation import read_and_cut
 from bilateral_serving.config import Settings, served
 from bilateral_serving.datatypes import triton_name
@@ -201,8 +201,7 @@ def _inputs(model: Family, how: Preprocessing, source: Path, name: str) -> Mappi
         return model.example(1, np.random.default_rng(0))
     if isinstance(how, SegmentationPreprocessing):
         return {model.inputs()[0].name: read_and_cut(source, how).pixels[:1]}
-    each: Sequence[Path] = [source] * getattr(how, "documents", 1)
-    return {model.inputs()[0].name: prepare(each, how, name)}
+    return {model.inputs()[0].name: prepare([source] * documents(how), how, name)}
 
 
 def _request(model: Family, inputs: Mapping[str, Array]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import to_json
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import (
-    BytesPreprocessing,
     ImagePreprocessing,
     PixelsPreprocessing,
     Preprocessing,
@@ -29,7 +28,7 @@ from bilateral_export.preprocessing import (
 from bilateral_export.tensors import Array, TensorSpec
 from bilateral_export.text import Reader, Tokenizer, score
 from bilateral_serving.client import Client, requests
-from bilateral_serving.client.inputs.files import prepare
+from bilateral_serving.client.inputs.files import batched, documents, prepare_one
 from bilateral_serving.client.inputs.segmentation import Classes, Windows, read_and_cut, stitch
 from bilateral_serving.client.requests import DEFAULT_URL, ModelInfo
 from bilateral_serving.client.runner import TritonRunner
@@ -82,8 +81,7 @@ class Description:
     @property
     def documents(self) -> int:
         """How many files make one input."""
-        how = self.preprocessing
-        return how.documents if isinstance(how, BytesPreprocessing) else 1
+        return documents(self.preprocessing)
 
 
 class Subject(ABC):
@@ -125,18 +123,18 @@ class Subject(ABC):
 
     def logits(self, items: Sequence[Sequence[bytes]]) -> list[Array | UserError]:
         """Return a row `[classes]` for each item, or why it cannot be read."""
+        how, name = self.description.preprocessing, self.description.name
         answers: list[Array | UserError] = []
-        good = []
+        good: list[Array] = []
         for item in items:
             try:
-                self._prepare(item)
+                good += [prepare_one(source, how, name) for source in item]
             except UserError as error:
                 answers.append(error)
             else:
-                good.append(item)
                 answers.append(np.empty(0))
         if good:
-            batch = self._prepare([source for item in good for source in item])
+            batch = batched(good, how)
             source = requests.classifier_input(self._info)
             target = requests.classifier_output(self._info)
             rows = iter(
@@ -176,9 +174,6 @@ class Subject(ABC):
         _, depth, heads, _, dim = self._runner.inputs[2].shape
         shape = (1, int(depth), int(heads), 0, int(dim))
         return score(Reader(step, shape, how.context), tokenizer.encode(text), tokenizer.end)
-
-    def _prepare(self, sources: Sequence[bytes]) -> Array:
-        return prepare(list(sources), self.description.preprocessing, self.description.name)
 
 
 class TorchSubject(Subject):

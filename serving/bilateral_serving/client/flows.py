@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -132,26 +132,32 @@ class Flows:
     ) -> Flow[list[tuple[Prediction, ...]]]:
         """Return the most probable classes of each input."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
-        source, target = requests.classifier_input(info), requests.classifier_output(info)
-        batch = yield Compute(partial(requests.input_batch, info, inputs))
-        answers = yield Gather(
-            [
-                self.infer(model, piece, version, [target], timeout_s)
-                for piece in requests.pieces(info, {source: batch})
-            ]
-        )
-        return requests.predictions(info, np.concatenate([answer[target] for answer in answers]), k)
+        output_of = requests.classifier_output
+        logits = yield from self._answers(info, inputs, output_of, version, timeout_s)
+        return requests.predictions(info, logits, k)
 
     def features(
         self, model: str, inputs: Sequence[Source], version: int | None, timeout_s: float | None
     ) -> Flow[Array]:
         """Return the features of each input, `[inputs, ...]`."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
-        source, target = requests.classifier_input(info), requests.features_output(info)
+        output_of = requests.features_output
+        return (yield from self._answers(info, inputs, output_of, version, timeout_s))
+
+    def _answers(
+        self,
+        info: ModelInfo,
+        inputs: Sequence[Source],
+        output_of: Callable[[ModelInfo], str],
+        version: int | None,
+        timeout_s: float | None,
+    ) -> Flow[Array]:
+        """Return one output of a model with one input, a row for each of the files."""
+        source, target = requests.classifier_input(info), output_of(info)
         batch = yield Compute(partial(requests.input_batch, info, inputs))
         answers = yield Gather(
             [
-                self.infer(model, piece, version, [target], timeout_s)
+                self.infer(info.name, piece, version, [target], timeout_s)
                 for piece in requests.pieces(info, {source: batch})
             ]
         )

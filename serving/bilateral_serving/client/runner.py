@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 
 import numpy as np
 
-from bilateral_export.tensors import Array, TensorSpec
+from bilateral_export.runners.base import BaseRunner
+from bilateral_export.tensors import Array
 from bilateral_serving.client import Client, requests
 from bilateral_serving.client.requests import DEFAULT_TIMEOUT_S, DEFAULT_URL, ModelInfo
 
 
-class TritonRunner:
+class TritonRunner(BaseRunner[tuple[Client, ModelInfo]]):
     """Runs a model on a Triton server.
 
     Arrays with more rows than the model's largest batch are sent in several requests.
@@ -32,15 +32,13 @@ class TritonRunner:
         version: int | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        self.name = f"triton {model}" + (f":{version}" if version else "")
+        super().__init__(f"triton {model}" + (f":{version}" if version else ""), model)
         self._model = model
         self._url = url
         self._version = version
         self._timeout_s = timeout_s
-        self._client: Client | None = None
-        self._info: ModelInfo | None = None
 
-    def __enter__(self) -> TritonRunner:
+    def _open(self) -> tuple[Client, ModelInfo]:
         """Connect and ask what the model takes.
 
         Raises:
@@ -48,44 +46,26 @@ class TritonRunner:
         """
         client = Client(self._url, timeout_s=self._timeout_s)
         try:
-            self._info = client.model_metadata(self._model, version=self._version)
+            info = client.model_metadata(self._model, version=self._version)
         except BaseException:
             client.close()
             raise
-        self._client = client
-        return self
+        self.inputs, self.outputs = info.inputs, info.outputs
+        return client, info
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._client is not None:
-            self._client.close()
-        self._client = None
+    def _close(self, loaded: tuple[Client, ModelInfo]) -> None:
+        client, _ = loaded
+        client.close()
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` takes."""
-        return self._described().inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` returns."""
-        return self._described().outputs
-
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; see `Runner.run`. NaN and infinity come back too: parity judges them."""
-        assert self._client is not None, "use the runner as a context manager"
+    def _run(
+        self, loaded: tuple[Client, ModelInfo], arrays: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Run once. NaN and infinity come back too: parity judges them."""
+        client, info = loaded
         answers = [
-            self._client.infer(self._model, piece, version=self._version, check_finite=False)
-            for piece in requests.pieces(self._described(), arrays)
+            client.infer(self._model, piece, version=self._version, check_finite=False)
+            for piece in requests.pieces(info, arrays)
         ]
         if len(answers) == 1:
             return answers[0]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-
-    def _described(self) -> ModelInfo:
-        assert self._info is not None, "use the runner as a context manager"
-        return self._info

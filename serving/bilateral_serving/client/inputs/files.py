@@ -45,23 +45,45 @@ def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
     """
     if not inputs:
         raise UserError("no input to classify", "Give at least one file.")
+    if documents(how) == 2 and len(inputs) % 2:
+        raise UserError(
+            f"model '{model}' compares two documents and was given {len(inputs)}",
+            "Give them in pairs.",
+        )
+    return batched([prepare_one(one, how, model) for one in inputs], how)
+
+
+def documents(how: Preprocessing) -> int:
+    """Return how many files make one item of a model's batch."""
+    return how.documents if isinstance(how, BytesPreprocessing) else 1
+
+
+def batched(arrays: Sequence[Array], how: Preprocessing) -> Array:
+    """Make one batch of inputs that `prepare_one` returned; see `prepare`."""
+    if isinstance(how, ImagePreprocessing | PixelsPreprocessing):
+        return np.stack(arrays)
+    rows = _padded(arrays)
+    return rows if documents(how) == 1 else rows.reshape(len(rows) // 2, 2, -1)
+
+
+def prepare_one(source: Source, how: Preprocessing, model: str) -> Array:
+    """Read one input; see `prepare`.
+
+    Returns:
+        float32 `[C, H, W]` for an image; int64 `[N]` for tokens.
+
+    Raises:
+        UserError: It cannot be read, or is not what the model takes.
+    """
     match how:
         case ImagePreprocessing():
-            return np.stack([preprocess(read_image(one), how) for one in inputs])
+            return preprocess(read_image(source), how)
         case PixelsPreprocessing():
-            return np.stack([pixels(read_image(one), how) for one in inputs])
+            return pixels(read_image(source), how)
         case ListOpsPreprocessing():
-            return _padded([expression(one, how.length) for one in inputs])
-        case BytesPreprocessing(documents=1):
-            return _padded([text_bytes(one, how.length) for one in inputs])
+            return expression(source, how.length)
         case BytesPreprocessing():
-            if len(inputs) % 2:
-                raise UserError(
-                    f"model '{model}' compares two documents and was given {len(inputs)}",
-                    "Give them in pairs.",
-                )
-            texts = _padded([text_bytes(one, how.length) for one in inputs])
-            return texts.reshape(len(inputs) // 2, 2, -1)
+            return text_bytes(source, how.length)
     raise UserError(
         f"model '{model}' is not a classifier: it takes {how.kind}",
         "For a language model use generate or score, for a segmenter segment.",
@@ -116,7 +138,7 @@ def expression(source: Source, length: int) -> NDArray[np.int64]:
     return listops.encode(symbols)
 
 
-def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _padded(rows: Sequence[Array]) -> NDArray[np.int64]:
     padded = np.full((len(rows), max(map(len, rows))), PADDING, dtype=np.int64)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
