@@ -32,7 +32,8 @@ def doctor(
         str | None,
         typer.Option(
             metavar="VERSION",
-            help="TensorRT of a container whose release is not known: 10.14.1.",
+            help="TensorRT version of the container, if its release is not in the table, "
+            "such as 10.14.1.",
         ),
     ] = None,
     tritonserver: Annotated[

@@ -48,7 +48,7 @@ def mistaken(source: Path, target: Path, **changes: Any) -> Path:
 
 
 def colours(path: Path, order: str = "RGB") -> Path:
-    """Tells red, green and blue pictures apart; as trained on channels in this order."""
+    """Classify pictures as red, green or blue, as if trained on channels in this order."""
     how = ImagePreprocessing(
         height=4,
         width=4,

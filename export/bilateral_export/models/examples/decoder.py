@@ -1,4 +1,4 @@
-"""A GPT-like decoder of any length, whose attention sees near words more than far ones."""
+"""A GPT-like decoder of any length whose attention favours nearby words."""
 
 from __future__ import annotations
 
