@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from tests.serving.server.kept_server import KeptServer, kept
 from tests.serving.server.live_processes import management
 
 from bilateral_benchmarks.experiments.breakdown import measure_breakdown
@@ -29,7 +30,7 @@ from bilateral_serving import repository
 from bilateral_serving.client import Client
 from bilateral_serving.client.shared_memory import abandoned
 from bilateral_serving.config import Settings
-from bilateral_serving.server import RunningServer, ServerOptions, running
+from bilateral_serving.server import RunningServer, ServerOptions
 
 # What it measures is wrong while something else keeps the cores busy.
 pytestmark = pytest.mark.timing
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[RunningServer]:
+def shared(folder: Path) -> Iterator[KeptServer]:
     exported = folder / "digits.onnx"
     export_onnx(load_checkpoint(CHECKPOINT), exported)
     for name, settings in SETTINGS.items():
@@ -57,8 +58,13 @@ def server(folder: Path) -> Iterator[RunningServer]:
     options = ServerOptions(
         folder / "models", grpc_port=free_port(), http_port=None, metrics_port=None
     )
-    with running(options) as ready:
-        yield ready
+    with kept(options) as found:
+        yield found
+
+
+@pytest.fixture
+def server(shared: KeptServer) -> RunningServer:
+    return shared.ready()
 
 
 @pytest.fixture(scope="module")
