@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
@@ -37,7 +38,8 @@ _MOST_THREADS = 64
 MOST_LATE = 64
 # How long closing waits for calls that still run, and then for the server to unmap the regions.
 CLOSING_S = 5.0
-_UNMAPPING_S = 2.0
+_UNMAPPING_S, _UNMAPPING_POLL_S = 5.0, 0.01
+_IN_USE = "currently in use"  # how Triton refuses to forget a region that a request reads
 # How long a fork waits for calls under way.
 _FORK_S = 5.0
 
@@ -167,19 +169,28 @@ class Connection:
                 len(running),
                 CLOSING_S,
             )
-        forgotten = {
-            self._start(
-                "SystemSharedMemoryUnregister",
-                pb.SystemSharedMemoryUnregisterRequest(name=region.name),
-                None,
-            )
-            for region in self.regions.every()
-        }
-        wait(forgotten, _UNMAPPING_S)
+        self._unmap([region.name for region in self.regions.every()])
         self._channel.close()
         self.regions.close()
         for _ in range(self._threads):
             self._jobs.put(None)
+
+    def _unmap(self, regions: list[str]) -> None:
+        """Let the server forget regions; it may use one for a moment after it has answered."""
+        end = time.monotonic() + _UNMAPPING_S
+        while regions and (left_s := end - time.monotonic()) > 0:
+            calls = {
+                self._start(
+                    "SystemSharedMemoryUnregister",
+                    pb.SystemSharedMemoryUnregisterRequest(name=name),
+                    None,
+                ): name
+                for name in regions
+            }
+            done = wait(calls, left_s).done
+            regions = [calls[call] for call in done if _IN_USE in str(call.exception())]
+            if regions:
+                time.sleep(_UNMAPPING_POLL_S)
 
     def _start(self, method: str, request: Any, on_end: OnEnd | None) -> Call:
         call = begin()
