@@ -90,7 +90,8 @@ def development_files(directory: Path, hosts: tuple[str, ...] = ()) -> TlsFiles:
     """Make an authority, and a certificate each for the server and for a caller; valid 90 days.
 
     `ca.pem` is what callers trust, `client.pem` and `client.key` what they may show. The
-    authority's own key is not kept. Files that are there and still valid stay as they are.
+    authority's own key is not kept. A certificate that is there, still valid and for these hosts
+    stays as it is.
 
     Args:
         directory: Where the files go; made for this user only.
@@ -152,22 +153,32 @@ def development_files(directory: Path, hosts: tuple[str, ...] = ()) -> TlsFiles:
             raise UserError(
                 f"{made.certificate} is no certificate", "Name another directory with --tls-dev."
             ) from error
-        if found.not_valid_after_utc > datetime.datetime.now(datetime.timezone.utc):
+        if found.issuer != name(_AUTHORITY):
+            raise UserError(
+                f"{made.certificate} was not made by --tls-dev",
+                "Name another directory with --tls-dev.",
+            )
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        is_valid = found.not_valid_after_utc > datetime.datetime.now(datetime.timezone.utc)
+        if is_valid and set(_names(hosts)) <= set(names):
             return made
     key = ec.generate_private_key(ec.SECP256R1())
     _, authority = signed(_AUTHORITY, None)
     files = {"ca.pem": authority.public_bytes(serialization.Encoding.PEM)}
     for who, usage in (
-        ("server", ExtendedKeyUsageOID.SERVER_AUTH),
         ("client", ExtendedKeyUsageOID.CLIENT_AUTH),
+        ("server", ExtendedKeyUsageOID.SERVER_AUTH),
     ):
         own, certificate = signed(f"bilateral {who}", usage)
-        files[f"{who}.pem"] = certificate.public_bytes(serialization.Encoding.PEM)
         files[f"{who}.key"] = pem_key(own)
+        files[f"{who}.pem"] = certificate.public_bytes(serialization.Encoding.PEM)
     with disk_errors(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The server's certificate comes last: where it is, all is.
+        made.certificate.unlink(missing_ok=True)
         for file, content in files.items():
-            descriptor = os.open(directory / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            (directory / file).unlink(missing_ok=True)
+            descriptor = os.open(directory / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(content)
     return made

@@ -55,6 +55,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a method; what is not open to all is closed without the token."""
         handler = self._handlers.get(call.method)
+        if handler is not None and call.method not in requests.HEALTH:
+            try:
+                self._caller(call.invocation_metadata)
+            except RefusedError as error:
+                # As a stream, of which nothing is read: a stranger's message fills no memory.
+                return grpc.stream_unary_rpc_method_handler(_stranger(str(error)))
         if handler is not None or call.method == requests.WATCH:
             return handler
         if self.may_manage(call.invocation_metadata):
@@ -72,7 +78,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         async def call(request: bytes, context: Any) -> bytes:
             metadata, again = _passed_on(context.invocation_metadata()), repeatable
-            owner = None if method in requests.HEALTH else self._caller(context)
+            shown = context.invocation_metadata()
+            owner = None if method in requests.HEALTH else self._caller(shown)
             if method == requests.INFER:
                 self._guard.spend(owner, len(request))
                 again = not requests.is_of_sequence(await self._check(request, context))
@@ -89,13 +96,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         return handle
 
-    def _caller(self, context: Any) -> Caller | None:
+    def _caller(self, metadata: Metadata) -> Caller | None:
         """Return who calls; whoever may manage the server needs no other token.
 
         Raises:
             RefusedError: It shows no token of this server.
         """
-        metadata = context.invocation_metadata()
         if self.may_manage(metadata):
             return None
         return self._guard.caller(str(dict(metadata).get(BEARER, "")))
@@ -117,12 +123,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _pass_stream(self, context: Any) -> None:
         caller, metadata = context.peer(), _passed_on(context.invocation_metadata())
-        owner = self._caller(context)
         await self._upstream.wait_until_connected(self._upstream.patience())
         await self._streams.enter(caller)
 
         async def check(request: bytes) -> None:
-            self._guard.spend(owner, len(request))
+            # Of each request: a stream may outlive its token.
+            self._guard.spend(self._caller(context.invocation_metadata()), len(request))
             await self._check(request, context)
 
         stream = Stream(
@@ -164,6 +170,13 @@ async def _or_abort(context: Any, answer: Awaitable[Answer], full: str) -> Answe
 async def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
     await context.abort(code, text)
     raise AssertionError("unreachable")
+
+
+def _stranger(text: str) -> Callable[[Any, Any], Coroutine[Any, Any, bytes]]:
+    async def refuse(_requests: Any, context: Any) -> bytes:
+        await _abort(context, Code.UNAUTHENTICATED, text)
+
+    return refuse
 
 
 def _refusal(name: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:

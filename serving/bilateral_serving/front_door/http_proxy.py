@@ -11,6 +11,8 @@ import asyncio
 import ipaddress
 import logging
 import re
+import socket
+import ssl
 from http import HTTPStatus
 from typing import Any
 
@@ -83,14 +85,23 @@ class HttpProxy:
         """
         runner = web.ServerRunner(self._server)
         await runner.setup()
-        context = None
-        if (files := self._options.tls) is not None:
-            context = http_context(files)
-            self._following = asyncio.create_task(follow(context, files))
-        site = web.TCPSite(
-            runner, self._host.strip("[]"), int(self._port), ssl_context=context, reuse_port=False
-        )
+        host, files = self._host.strip("[]"), self._options.tls
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, int(self._port)), family=family)
+        context = None if files is None else http_context(files)
+        site = web.SockSite(runner, listening, ssl_context=context)
         await site.start()
+
+        async def renew(context: ssl.SSLContext) -> None:
+            nonlocal listening, site
+            # The same socket, so that no caller finds it closed.
+            old, listening = site, listening.dup()
+            site = web.SockSite(runner, listening, ssl_context=context)
+            await site.start()
+            await old.stop()
+
+        if files is not None:
+            self._following = asyncio.create_task(follow(files, renew))
         return runner, f"{self._host}:{runner.addresses[0][1]}"
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Awaitable, Callable
 
 import grpc
 
@@ -60,15 +61,26 @@ def grpc_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
 
 def http_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the context of an HTTPS server; new connections follow `follow`."""
+    """Return the context of an HTTPS server.
+
+    Raises:
+        ssl.SSLError: The files do not belong together.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(context, files)
+    context.load_cert_chain(files.certificate, files.key)
+    if files.client_ca is not None:
+        context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-async def follow(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Load the files again whenever they change; runs until it is cancelled."""
+async def follow(files: TlsFiles, renew: Callable[[ssl.SSLContext], Awaitable[None]]) -> None:
+    """Give `renew` a new context whenever the files change; runs until it is cancelled.
+
+    The old context would do for a new certificate, but would go on to trust an authority that
+    was withdrawn, and the sessions of its callers.
+    """
     seen = _state(files)
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -77,14 +89,7 @@ async def follow(context: ssl.SSLContext, files: TlsFiles) -> None:
             continue
         try:
             files.check()
-            _load(context, files)
+            await renew(http_context(files))
             seen = state
         except (UserError, ssl.SSLError, OSError) as error:
             logger.warning("%s; the certificate of before stays", error)
-
-
-def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
-    context.load_cert_chain(files.certificate, files.key)
-    if files.client_ca is not None:
-        context.load_verify_locations(files.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED

@@ -1,7 +1,8 @@
-"""What the front door costs a request, against the same server without one; prints its figures."""
+"""What the front door, TLS and a token cost a request, against the same server; prints it."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,11 @@ from tritonclient.grpc import service_pb2_grpc
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.graph.export import export_onnx
 from bilateral_serving import repository
+from bilateral_serving.certificates import development_files
 from bilateral_serving.config import Settings
+from bilateral_serving.credentials import Credentials, open_channel
 from bilateral_serving.server import ServerOptions, running
+from bilateral_serving.tokens import make_token
 
 DIGITS = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_bilateral.safetensors"
 ONE = request("digits", image=np.zeros((1, 1, 8, 8), dtype=np.float32))
@@ -40,8 +44,22 @@ class Cost:
     eight_per_s: float
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to the same models: what it is, where, and what a caller shows."""
+
+    name: str
+    url: str
+    credentials: Credentials
+
+    def channel(self) -> grpc.Channel:
+        """Return a connection of its own."""
+        opened: grpc.Channel = open_channel(self.url, LIMITS, self.credentials)
+        return opened
+
+
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
     root = tmp_path_factory.mktemp("cost")
     export_onnx(load_checkpoint(DIGITS), root / "digits.onnx")
     one = Settings(threads=1)
@@ -55,36 +73,49 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     )
     repository.add("wide", wide, root / "models", settings=one)
     (port,) = free_ports(1)
-    options = ServerOptions(root / "models", grpc_port=port, http_port=None, metrics_port=None)
-    with running(options) as direct, front_door(root / "models") as door:
-        yield direct.url, door.url
+    options = ServerOptions(
+        root / "models", grpc_port=port, http_port=None, metrics_port=None, direct=True
+    )
+    ca, tls = root / "tls" / "ca.pem", development_files(root / "tls")
+    token = make_token("caller", root / "tokens.txt")
+    with contextlib.ExitStack() as stack:
+        direct = stack.enter_context(running(options)).url
+        plain, encrypted, asked = (
+            stack.enter_context(front_door(root / "models", **given)).url
+            for given in ({}, {"tls": tls}, {"tls": tls, "tokens": root / "tokens.txt"})
+        )
+        yield [
+            Way("direct", direct, Credentials()),
+            Way("front door", plain, Credentials()),
+            Way("with TLS", encrypted, Credentials(ca=ca)),
+            Way("with TLS and token", asked, Credentials(ca=ca, token=token)),
+        ]
 
 
 def milliseconds(
-    stubs: list[service_pb2_grpc.GRPCInferenceServiceStub],
-    message: pb.ModelInferRequest,
-    count: int,
+    ways: list[Way], channels: list[grpc.Channel], message: pb.ModelInferRequest, count: int
 ) -> list[float]:
-    """The median of each stub's calls, which alternate."""
+    """The median of the calls over each connection, which alternate."""
+    stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
     took = np.zeros((count, len(stubs)))
     for row in took:
-        for column, stub in enumerate(stubs):
+        for column, (way, stub) in enumerate(zip(ways, stubs, strict=True)):
             began = time.perf_counter()
-            stub.ModelInfer(message, timeout=60)
+            stub.ModelInfer(message, metadata=way.credentials.metadata, timeout=60)
             row[column] = 1e3 * (time.perf_counter() - began)
     return list(np.median(took, axis=0))
 
 
-def per_second(url: str, seconds: float) -> float:
+def per_second(way: Way, seconds: float) -> float:
     """Answers a second for eight callers, each with a connection of its own."""
     end = time.monotonic() + seconds
 
     def call(_number: int) -> int:
         count = 0
-        with grpc.insecure_channel(url, options=OWN_CONNECTION) as channel:
+        with way.channel() as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while time.monotonic() < end:
-                stub.ModelInfer(ONE, timeout=60)
+                stub.ModelInfer(ONE, metadata=way.credentials.metadata, timeout=60)
                 count += 1
         return count
 
@@ -94,25 +125,23 @@ def per_second(url: str, seconds: float) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timing
-def test_what_the_front_door_costs(
-    urls: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    channels = [grpc.insecure_channel(url, options=LIMITS) for url in urls]
-    stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
-    milliseconds(stubs, ONE, 200)
-    ones = milliseconds(stubs, ONE, 3000)
-    megabytes = milliseconds(stubs, MEGABYTES, 100)
-    rates = np.mean([[per_second(url, 2) for url in urls] for _ in range(4)], axis=0)
-    direct, door = map(Cost, ones, megabytes, rates)
+def test_what_the_front_door_costs(ways: list[Way], capsys: pytest.CaptureFixture[str]) -> None:
+    channels = [way.channel() for way in ways]
+    milliseconds(ways, channels, ONE, 200)
+    ones = milliseconds(ways, channels, ONE, 3000)
+    megabytes = milliseconds(ways, channels, MEGABYTES, 100)
+    rates = np.mean([[per_second(way, 2) for way in ways] for _ in range(4)], axis=0)
+    costs = list(map(Cost, ones, megabytes, rates))
     for channel in channels:
         channel.close()
     with capsys.disabled():
         print()
-        for name, cost in (("direct", direct), ("front door", door)):
+        for way, cost in zip(ways, costs, strict=True):
             print(
-                f"{name}: one caller {cost.one_ms:.2f} ms, 4.8 MB {cost.megabytes_ms:.2f} ms, "
+                f"{way.name}: one caller {cost.one_ms:.2f} ms, 4.8 MB {cost.megabytes_ms:.2f} ms, "
                 f"eight callers {cost.eight_per_s:.0f}/s"
             )
     # Several times what was measured: a fault in kind, a copy for each byte, say.
-    assert door.one_ms - direct.one_ms < 5
-    assert door.megabytes_ms - direct.megabytes_ms < 100
+    for cost in costs[1:]:
+        assert cost.one_ms - costs[0].one_ms < 5
+        assert cost.megabytes_ms - costs[0].megabytes_ms < 100

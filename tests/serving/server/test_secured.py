@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from tests.builders import tiny_models as models
+from tests.builders.certificates import Authority
 from tests.serving.server.live_processes import free_ports
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -292,3 +293,19 @@ def test_development_files_are_made_once_and_for_this_user(tmp_path: Path) -> No
     assert any(str(ip) == "192.0.2.7" for ip in names.get_values_for_type(x509.IPAddress))
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     assert 80 < left.days <= 90
+
+
+def test_development_files_are_made_anew_for_another_host_and_never_over_others(
+    tmp_path: Path,
+) -> None:
+    made = development_files(tmp_path / "made")
+    first = made.certificate.read_bytes()
+    (tmp_path / "elsewhere").write_bytes(b"mine")
+    made.key.unlink()
+    made.key.symlink_to(tmp_path / "elsewhere")
+    development_files(tmp_path / "made", ("192.0.2.7",)).check()
+    assert made.certificate.read_bytes() != first
+    assert (tmp_path / "elsewhere").read_bytes() == b"mine"
+    Authority.of("ours").sign(tmp_path, "server", days=-1)
+    with pytest.raises(UserError, match="not made by --tls-dev"):
+        development_files(tmp_path)
