@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 
 # Each adds its commands to the group when it is imported. The order is that of --help.
-for _module in (
+_MODULES = (
     "measure",
     "suite",
     "pipeline",
     "runtimes",
     "scenarios",
     "raw_input",
+    "capacity",
     "documents",
     "kernel",
-):
+)
+for _module in _MODULES:
     importlib.import_module(f"bilateral_cli.bench.{_module}")
