@@ -45,7 +45,7 @@ ROOMS = {
     "bilateral_serving": {
         "client": set(),
         "front_door": set(),
-        "python_backend": set(),
+        "python_backend": {"client"},
         "repository": set(),
         "server": {"front_door", "repository"},
         "doctor": {"repository", "server"},

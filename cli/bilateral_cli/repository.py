@@ -98,6 +98,14 @@ def add(
             help="Serve a language model as a stream of words instead of as tensors.",
         ),
     ] = None,
+    raw: Annotated[
+        bool | None,
+        typer.Option(
+            "--raw",
+            help="Take files too (encoded images, texts), so that clients prepare nothing: labels,"
+            " a mask or the likelihoods of words come back.",
+        ),
+    ] = None,
     interface: Annotated[
         Path | None,
         typer.Option(help="For target tensorrt: the ONNX file that the plan was built from."),
@@ -126,6 +134,7 @@ def add(
         runtime=runtime,
         spinning=spinning,
         stream=stream,
+        raw=raw,
     )
     with notes.status(f"Adding {model}"):
         entry = repositories.add(
@@ -198,6 +207,7 @@ def show(
     ]
     rows += [("input", tensor) for tensor in entry.inputs]
     rows += [("output", tensor) for tensor in entry.outputs]
+    rows += [("files", f"in input {entry.raw}")] if entry.raw else []
     for version in entry.versions:
         about = version.metadata
         said = f", {about.name} {version.precision}, weights {about.license}" if about else ""

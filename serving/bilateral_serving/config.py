@@ -18,6 +18,7 @@ from bilateral_export.metadata import METADATA_KEY, ArtifactMetadata
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.runners.registry import DEFAULT, RUNTIMES, SERVED
 from bilateral_export.tensors import TensorSpec
+from bilateral_serving import raw
 from bilateral_serving.datatypes import from_triton
 
 Target = Literal["python", "onnxruntime", "tensorrt"]
@@ -60,6 +61,8 @@ class Settings:
             slower where other processes want them too.
         stream: Whether a language model is served as text in, words out (Triton's decoupled mode)
             instead of as tensors.
+        raw: Whether the model takes files too (encoded images, texts) and gives labels, a mask or
+            the likelihoods of words; tensors are taken as without it.
     """
 
     max_batch_size: int | None = None
@@ -73,6 +76,7 @@ class Settings:
     runtime: str = DEFAULT
     spinning: bool = True
     stream: bool = False
+    raw: bool = False
 
     def __post_init__(self) -> None:
         least = {
@@ -215,15 +219,19 @@ def version_directories(model: Path) -> dict[int, Path]:
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return inputs and outputs as the graph has them: with the batch axis if Triton batches."""
+    """Return inputs and outputs as the graph has them: with the batch axis if Triton batches.
+
+    What the raw form of a model takes and gives beside them is left out.
+    """
     batch = [-1] if config.max_batch_size else []
+    inputs, outputs = raw.of_graph(config)
 
     def spec(tensor: Any) -> TensorSpec:
         datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
         sizes = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
         return from_triton(tensor.name, datatype, [*batch, *sizes], bool(batch))
 
-    return tuple(map(spec, config.input)), tuple(map(spec, config.output))
+    return tuple(map(spec, inputs)), tuple(map(spec, outputs))
 
 
 def check_interface(config: pb.ModelConfig, artifact: Artifact) -> None:

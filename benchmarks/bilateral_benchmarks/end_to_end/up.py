@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 import json
@@ -42,6 +43,7 @@ from bilateral_serving.client.inputs.files import documents, prepare
 from bilateral_serving.client.inputs.segmentation import read_and_cut
 from bilateral_serving.config import Settings, served
 from bilateral_serving.datatypes import triton_name
+from bilateral_serving.raw import INPUT
 from bilateral_serving.repository import Entry
 from bilateral_serving.server import RunningServer, ServerOptions, serve
 from bilateral_serving.server.preflight import check_callers
@@ -108,6 +110,9 @@ def up(
         return False
     with steps("add", "Lowering for this machine and adding to the repository") as say:
         names = served_names(name, exported.checkpoint)
+        is_new = not (options.repository / name).exists()  # else it is served as it was
+        if is_new and repository.takes_files(exported.file):
+            names[name] = Settings(raw=True)
         for each, settings in names.items():
             entry = added(each, exported.file.path, options.repository, settings)
             say("; ".join([str(entry.versions[-1].directory), *entry.remarks]))
@@ -115,7 +120,8 @@ def up(
     def judge(server: RunningServer) -> None:
         if not all(row.passed for row in judge_served(name, server, exported, steps)):
             raise _NotPassedError
-        on_ready(_ready(server, name, exported.checkpoint, folder, example))
+        raw = bool(repository.show(name, options.repository).raw)
+        on_ready(_ready(server, name, exported.checkpoint, folder, example, raw))
 
     steps.on_step("serve", "Starting tritonserver")
     try:
@@ -147,17 +153,24 @@ def added(name: str, model: Path, models: Path, settings: Settings | None) -> En
 
 
 def _ready(
-    server: RunningServer, name: str, checkpoint: Checkpoint, folder: Path, example: Path | None
+    server: RunningServer,
+    name: str,
+    checkpoint: Checkpoint,
+    folder: Path,
+    example: Path | None,
+    raw: bool,
 ) -> Ready:
     """Write what the two commands send, and return them."""
     how, model = checkpoint.card.preprocessing, checkpoint.build_model()
-    inputs: Mapping[str, Array]
     if how is None:
-        inputs = model.example(1, np.random.default_rng(0))
+        asking = _request(model, model.example(1, np.random.default_rng(0)))
         asked = f"client.model_metadata({name!r})"
     else:
         source = example or _example(how, folder / name)
-        inputs = _inputs(model, how, source, checkpoint.card.name)
+        if raw:
+            asking = _file_request(source, how)
+        else:
+            asking = _request(model, _inputs(model, how, source, checkpoint.card.name))
         content = f"open({str(source.absolute())!r}, 'rb').read()"
         asked = {
             SegmentationPreprocessing: f"client.segment({name!r}, [{content}])[0]",
@@ -172,7 +185,7 @@ def _ready(
         f"    print({asked})"
     )
     request = folder / f"{name}.request.json"
-    write_text(request, to_json(_request(model, inputs)))
+    write_text(request, to_json(asking))
     curl = (
         f"curl -s http://{server.http_url}/v2/models/{name}/infer"
         f" -H 'Content-Type: application/json' -d {shlex.quote(f'@{request.absolute()}')}"
@@ -204,6 +217,17 @@ def _inputs(model: Family, how: Preprocessing, source: Path, name: str) -> Mappi
     if isinstance(how, SegmentationPreprocessing):
         return {model.inputs()[0].name: read_and_cut(source, how).pixels[:1]}
     return {model.inputs()[0].name: prepare([source] * documents(how), how, name)}
+
+
+def _file_request(source: Path, how: Preprocessing) -> dict[str, Any]:
+    """Return the body of a request that brings a file as it is: a text, or an image's data URL."""
+    content = source.read_bytes()
+    if isinstance(how, (ImagePreprocessing, PixelsPreprocessing, SegmentationPreprocessing)):
+        data = f"data:;base64,{base64.b64encode(content).decode()}"
+    else:
+        data = content.decode()
+    tensor = {"name": INPUT, "shape": [1, documents(how)], "datatype": "BYTES"}
+    return {"inputs": [tensor | {"data": [data] * documents(how)}]}
 
 
 def _request(model: Family, inputs: Mapping[str, Array]) -> dict[str, Any]:

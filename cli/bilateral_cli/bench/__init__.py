@@ -11,6 +11,7 @@ _MODULES = (
     "pipeline",
     "runtimes",
     "scenarios",
+    "raw_input",
     "capacity",
     "documents",
     "kernel",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
+from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_export.tensors import Array
-from bilateral_serving import language, values
+from bilateral_serving import language, raw, values
 from bilateral_serving.client import errors, requests, shared_memory
 from bilateral_serving.client.connection import Connection, OnEnd, process
 from bilateral_serving.client.deadline import Deadline
@@ -110,6 +113,7 @@ class Flows:
         if info is None:
             info = yield from self.describe(model, version, deadline)
             self._known[model, version] = info
+        info = info.taking(inputs)
         try:
             requests.check_inputs(info, inputs)
             region = yield from self._region(info, inputs, deadline)
@@ -156,13 +160,22 @@ class Flows:
     ) -> Flow[Array]:
         """Return one output of a model with one input, a row for each of the files."""
         source, target = requests.classifier_input(info), output_of(info)
-        batch = yield Compute(partial(requests.input_batch, info, inputs))
-        answers = yield Gather(
-            [
-                self.infer(info.name, piece, version, [target], timeout_s)
-                for piece in requests.pieces(info, {source: batch})
-            ]
-        )
+        prepare = partial(requests.input_batch, info, inputs)
+        if info.raw:
+            arrays = yield Compute(partial(requests.file_batch, info, inputs))
+        else:
+            arrays = {source: (yield Compute(prepare))}
+        try:
+            answers = yield Gather(
+                [
+                    self.infer(info.name, piece, version, [target], timeout_s)
+                    for piece in requests.pieces(info, arrays)
+                ]
+            )
+        except UserError:
+            if info.raw:  # prepared here too, a file that is at fault is named
+                yield Compute(prepare)
+            raise
         return np.concatenate([answer[target] for answer in answers])
 
     def segment(
@@ -174,6 +187,9 @@ class Flows:
         source, target = info.inputs[0].name, info.outputs[0].name
         maps = []
         for image in images:
+            if info.raw:
+                maps.append((yield from self._mask(info, image, how, version, timeout_s)))
+                continue
             windows = yield Compute(partial(segmentation.read_and_cut, image, how))
             answers = yield Gather(
                 [
@@ -184,6 +200,26 @@ class Flows:
             classes = np.concatenate([answer[target] for answer in answers])
             maps.append(segmentation.stitch(classes, windows))
         return maps
+
+    def _mask(
+        self,
+        info: ModelInfo,
+        image: Source,
+        how: SegmentationPreprocessing,
+        version: int | None,
+        timeout_s: float | None,
+    ) -> Flow[Classes]:
+        """Return the class of every pixel of an image that the server prepares."""
+        file = yield Compute(partial(requests.file_batch, info, [image]))
+        try:
+            answer = yield from self.infer(info.name, file, version, [raw.MASK], timeout_s)
+        except UserError:  # prepared here too, a file that is at fault is named
+            yield Compute(partial(segmentation.read_and_cut, image, how))
+            raise
+        classes: Classes = yield Compute(
+            lambda: np.asarray(Image.open(io.BytesIO(answer[raw.MASK].item())))
+        )
+        return classes
 
     def _connection(self) -> Connection:
         """Return the connection of this process; a forked child gets one of its own."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import serialize_byte_tensor
 
 from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_export.tensors import FEATURES, Array, TensorSpec, check_arrays
+from bilateral_serving import raw
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.client.inputs.files import Source, prepare
+from bilateral_serving.client.inputs.files import Source, check_count, documents, prepare
 from bilateral_serving.client.shared_memory import Region, layout
 from bilateral_serving.config import read_metadata
 from bilateral_serving.datatypes import from_triton, triton_name
@@ -39,6 +42,7 @@ class ModelInfo:
         outputs: Outputs, batch axis included.
         max_batch_size: Largest batch of one request; 0 if Triton does not batch the model.
         metadata: What the artifact says of itself, or None for a model from elsewhere.
+        raw: How it takes files as they are, if it does; the inputs and outputs are its graph's.
     """
 
     name: str
@@ -48,6 +52,22 @@ class ModelInfo:
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int
     metadata: ArtifactMetadata | None
+    raw: RawForm | None = None
+
+    def taking(self, names: Collection[str]) -> ModelInfo:
+        """Return what the model takes and gives where these are the inputs: files or tensors."""
+        if self.raw is None or set(names) != {self.raw.input.name}:
+            return self
+        outputs = (*self.outputs, *self.raw.outputs)
+        return dataclasses.replace(self, inputs=(self.raw.input,), outputs=outputs, raw=None)
+
+
+@dataclass(frozen=True)
+class RawForm:
+    """How a model takes files as they are: an input of bytes, and outputs beside its graph's."""
+
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -64,14 +84,20 @@ def model_info(metadata: Any, config: Any, version: int | None) -> ModelInfo:
     versions = tuple(sorted(int(number) for number in metadata.versions))
     described = version or versions[-1]
     batched = config.max_batch_size > 0
+    file, graph = raw.input_name(config), raw.of_graph(config)
+    here, there = ({tensor.name for tensor in tensors} for tensors in graph)
+    specs = {tensor.name: _spec(tensor, batched) for tensor in metadata.inputs}
+    given = tuple(_spec(tensor, batched) for tensor in metadata.outputs)
+    added = tuple(spec for spec in given if spec.name not in there)
     return ModelInfo(
         name=metadata.name,
         version=described,
         versions=versions,
-        inputs=tuple(_spec(tensor, batched) for tensor in metadata.inputs),
-        outputs=tuple(_spec(tensor, batched) for tensor in metadata.outputs),
+        inputs=tuple(spec for name, spec in specs.items() if name in here),
+        outputs=tuple(spec for spec in given if spec.name in there),
         max_batch_size=config.max_batch_size,
         metadata=read_metadata(config, described),
+        raw=RawForm(specs[file], added) if file else None,
     )
 
 
@@ -114,10 +140,11 @@ def to_request(
         UserError: The model has no such output.
     """
     known = [spec.name for spec in info.outputs]
+    every = known + [spec.name for spec in (info.raw.outputs if info.raw else ())]
     for name in outputs:
-        if name not in known:
+        if name not in every:
             raise UserError(
-                f"model '{info.name}' has no output '{name}'", f"It gives {', '.join(known)}."
+                f"model '{info.name}' has no output '{name}'", f"It gives {', '.join(every)}."
             )
     request = pb.ModelInferRequest(model_name=info.name, model_version=version_text(version))
     request.parameters["timeout"].int64_param = round(deadline.left_s * 1e6)
@@ -152,7 +179,7 @@ def _encoded(spec: TensorSpec, array: Array) -> bytes:
 
 def pieces(info: ModelInfo, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
     """Cut inputs of any number of rows into requests of at most the model's largest batch."""
-    check_arrays(info.inputs, inputs, info.name)
+    check_arrays(info.taking(inputs).inputs, inputs, info.name)
     size = info.max_batch_size
     if not size:
         return [dict(inputs)]
@@ -169,6 +196,23 @@ def input_batch(info: ModelInfo, inputs: Sequence[Source]) -> Array:
     how = info.metadata.preprocessing
     assert how is not None
     return prepare(inputs, how, info.name)
+
+
+def file_batch(info: ModelInfo, inputs: Sequence[Source]) -> dict[str, Array]:
+    """Return files as the raw form of a model takes them: one batch of any size.
+
+    Raises:
+        UserError: There is no input, one is missing or empty, or they make no whole pairs.
+    """
+    assert info.raw is not None
+    assert info.metadata is not None
+    assert info.metadata.preprocessing is not None
+    check_count(inputs, info.metadata.preprocessing, info.name)
+    files = np.empty(len(inputs), dtype=object)
+    for number, one in enumerate(inputs):
+        content = one if isinstance(one, bytes) else require_file(one, "input").read_bytes()
+        files[number] = content
+    return {info.raw.input.name: files.reshape(-1, documents(info.metadata.preprocessing))}
 
 
 def segmenter_preprocessing(info: ModelInfo) -> SegmentationPreprocessing:
@@ -255,13 +299,9 @@ def features_output(info: ModelInfo) -> str:
 
 def predictions(info: ModelInfo, logits: Array, k: int) -> list[tuple[Prediction, ...]]:
     """Return the `k` most probable classes of each row of `logits` `[N, classes]`, best first."""
-    if k < 1:
-        raise UserError(f"top-k {k}", "It must be at least 1.")
     labels = info.metadata.labels if info.metadata else ()
-    wide = logits.astype(np.float64)
-    exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
+    probabilities = raw.probabilities_of(logits)
+    best = raw.best(probabilities, raw.check_top_k(k))
     return [
         tuple(
             Prediction(labels[i] if i < len(labels) else str(i), int(i), float(row[i]))

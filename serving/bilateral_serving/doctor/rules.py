@@ -13,6 +13,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bilateral_serving import raw
 from bilateral_serving.config import CONFIG_FILE
 from bilateral_serving.doctor.findings import NOT_ANSWERED, NOT_LOADED, Finding, error
 
@@ -155,7 +156,7 @@ def _warmups(config: pb.ModelConfig, gpus: int) -> Iterator[Refusal]:
                         f" {_described(given)}",
                         "Give what the input takes",
                     )
-        required = [tensor.name for tensor in config.input if not tensor.optional]
+        required = [tensor.name for tensor in raw.required(config)]
         missing = [name for name in required if name not in warmup.inputs]
         if missing or len(required) > len(set(required)):
             listed = ", ".join(missing or required)

@@ -1,6 +1,7 @@
 """Any exported model, behind Triton's Python backend. Every model uses this same file.
 
-It lies beside `model.onnx` in the version directory and needs numpy and the runtime, nothing else.
+It lies beside `model.onnx` in the version directory and needs numpy and the runtime, nothing else;
+a model that takes files (the parameter `raw`) needs the installed package, too.
 What it must know comes from config.pbtxt: the names of the tensors, whether Triton batches, and
 the parameters `runtime` and `threads`. A language model served as a stream of words (stream.py) is
 declared decoupled there.
@@ -62,12 +63,14 @@ class TritonPythonModel:
             parameters.get("spinning", "1") == "1",
         )
         self._not_finite = NotFinite(args["model_name"], args["model_version"])
-        self._streamer = None
+        self._streamer = self._raw = None
         if pb_utils.using_decoupled_model_transaction_policy(config):
             from stream import Streamer
 
             about = parameters[f"bilateral/{args['model_version']}"]
             self._streamer = Streamer(self._run, version_directory, about, self._not_finite.count)
+        elif "raw" in parameters:
+            self._raw = open_raw(self._run, config, version_directory, self._not_finite.count)
 
     def finalize(self) -> None:
         """End the streams under way."""
@@ -82,6 +85,9 @@ class TritonPythonModel:
         if self._streamer is not None:
             self._streamer.submit(requests)
             return None
+        if self._raw is not None:
+            answers: list[Any] = self._raw.execute(requests)
+            return answers
         try:
             feeds = [self._feed(request) for request in requests]
             if self._batching and len(feeds) > 1 and stackable(feeds):
@@ -118,6 +124,19 @@ class TritonPythonModel:
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in self._inputs
         }
+
+
+def open_raw(run: Run, config: Any, directory: Path, count: Callable[..., None]) -> Any:
+    """Return what answers requests of files; the installed package prepares them."""
+    try:
+        from bilateral_serving.python_backend.raw import RawModel
+    except ImportError as error:
+        raise ValueError(
+            f"a model that was added with --raw needs bilateral-serve in the Python that runs it"
+            f" ({sys.executable}): {error}"
+        ) from error
+    instances = sum(group["count"] for group in config["instance_group"])
+    return RawModel(run, config, directory, share_of_cores(instances), count)
 
 
 def check_files(directory: Path, provenance: str) -> None:

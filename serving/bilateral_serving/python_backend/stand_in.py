@@ -35,6 +35,9 @@ class _Request:
     def requested_output_names(self) -> list[str]:
         return self.outputs
 
+    def parameters(self) -> str:
+        return "{}"
+
 
 class _Response:
     def __init__(self, output_tensors: Any = (), error: Any = None) -> None:

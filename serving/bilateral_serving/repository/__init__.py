@@ -8,3 +8,4 @@ from bilateral_serving.repository.entries import list_names as list_names
 from bilateral_serving.repository.entries import remove as remove
 from bilateral_serving.repository.entries import show as show
 from bilateral_serving.repository.notes import notes_on as notes_on
+from bilateral_serving.repository.raw_form import takes_files as takes_files

@@ -20,6 +20,7 @@ from bilateral_serving.config import (
     version_policy,
 )
 from bilateral_serving.datatypes import triton_name
+from bilateral_serving.repository.raw_form import add_raw
 
 DEFAULT_BATCH = 8
 # The size that warm-up requests take for a free axis other than the batch.
@@ -70,6 +71,8 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
         config.parameters[key].string_value = value
     if settings.warmup:
         config.model_warmup.extend(_warmup(artifact, batch))
+    if settings.raw:
+        add_raw(config, artifact)
     return config
 
 

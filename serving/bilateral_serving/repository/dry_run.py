@@ -22,6 +22,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.runners.registry import RUNTIMES, SERVED
+from bilateral_serving import raw
 from bilateral_serving.config import runtime_of, wants_gpu
 from bilateral_serving.datatypes import TRITON_NAMES, from_triton
 from bilateral_serving.installation import has_gpu
@@ -168,7 +169,7 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
                     "inputs": inputs,
                 }
             )
-    free = any(size < 0 for tensor in config.input for size in tensor.dims)
+    free = any(size < 0 for tensor in raw.required(config) for size in tensor.dims)
     if config.model_warmup or not free:  # which sizes would be right is not known
         inputs = {
             tensor.name: {
@@ -179,7 +180,7 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
                 ],
                 "random": False,
             }
-            for tensor in config.input
+            for tensor in raw.required(config)
         }
         rows = [min(2, config.max_batch_size)] if batched else []
         name = f"a request of {rows[0]} rows" if rows else "a request"

@@ -20,6 +20,7 @@ from bilateral_export.files import disk_errors
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.tensors import TensorSpec
 from bilateral_serving import config as configs
+from bilateral_serving import raw
 from bilateral_serving.config import CONFIG_FILE
 from bilateral_serving.repository.lock import writing
 from bilateral_serving.repository.provenance import Provenance, read_provenance
@@ -73,6 +74,7 @@ class Entry:
         threads: Threads of one instance; 0 for an even share of the cores.
         max_queue_delay_us: How long a request may wait for others, in microseconds.
         device: "gpu" if an instance asks for one, else "cpu".
+        raw: The input for files as they are; "" where it takes tensors only.
         remarks: What `add` has to say of the file, one line each; empty from `show`.
     """
 
@@ -87,6 +89,7 @@ class Entry:
     threads: int
     max_queue_delay_us: int
     device: str
+    raw: str = ""
     remarks: tuple[str, ...] = ()
 
     @property
@@ -101,6 +104,7 @@ class Entry:
             "threads": self.threads,
             "max_queue_delay_us": self.max_queue_delay_us,
             "device": self.device,
+            "raw": self.raw,
             "inputs": [str(tensor) for tensor in self.inputs],
             "outputs": [str(tensor) for tensor in self.outputs],
             "versions": [version.document for version in self.versions],
@@ -234,4 +238,5 @@ def _entry(directory: Path) -> Entry:
         threads=int(threads.string_value) if threads and threads.string_value.isdecimal() else 0,
         max_queue_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
         device="gpu" if configs.wants_gpu(config) else "cpu",
+        raw=raw.input_name(config),
     )

@@ -79,7 +79,7 @@ def check(options: ServerOptions) -> Checked:
         failed,
     )
     if found.in_python:
-        check_python(installation, found.libpython)
+        check_python(installation, found.libpython, any(entry.raw for entry in entries))
         check_shared_memory()
     ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
     check_ports(options.host, ports)
@@ -196,18 +196,19 @@ def check_entry(entry: Entry, installation: Installation, gpu: bool) -> None:
         )
 
 
-def check_python(installation: Installation, libpython: Path | None) -> None:
+def check_python(installation: Installation, libpython: Path | None, raw: bool = False) -> None:
     """Check what the Python backend needs: its stub, libpython, numpy and onnxruntime.
 
     Args:
         installation: The server.
         libpython: What `find_libpython` found; used with the wheel only.
+        raw: Whether a model takes files, for which it needs this package too.
 
     Raises:
         UserError: One of them is missing or of a version that does not work.
     """
     if not installation.is_wheel:
-        _check_system_python()
+        _check_system_python(raw)
         return
     check_stub(installation)
     check_libpython(libpython)
@@ -333,13 +334,15 @@ def _refusals(
             return
 
 
-def _check_system_python() -> None:
+def _check_system_python(raw: bool) -> None:
     python = shutil.which("python3")
-    probe = [python, "-c", "import numpy, onnxruntime"] if python else ["false"]
+    packages = "numpy, onnxruntime" + (", bilateral_serving.client.inputs.files" if raw else "")
+    probe = [python, "-c", f"import {packages}"] if python else ["false"]
     result = subprocess.run(probe, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["there is no python3"])[-1]
         raise UserError(
             f"Triton's Python backend cannot run the model: {last}",
-            "Install it in this machine's Python: `python3 -m pip install numpy onnxruntime`.",
+            "Install it in this machine's Python: `python3 -m pip install numpy onnxruntime"
+            f"{' bilateral-serve' if raw else ''}`.",
         )

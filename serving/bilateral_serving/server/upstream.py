@@ -16,7 +16,7 @@ import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from bilateral_serving import language
+from bilateral_serving import language, raw
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.transport import TRITON_CHANNEL
 
@@ -120,9 +120,7 @@ class Upstream:
 def _zeros(config: pb.ModelConfig) -> service_pb2.ModelInferRequest:
     """Return the smallest request for a model: one row of zeros, each free dimension 1."""
     request = service_pb2.ModelInferRequest(model_name=config.name)
-    for tensor in config.input:
-        if tensor.optional:
-            continue
+    for tensor in raw.required(config):
         sizes = [max(1, size) for size in tensor.dims]
         shape = [1, *sizes] if config.max_batch_size > 0 else sizes
         kind = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
@@ -131,6 +129,6 @@ def _zeros(config: pb.ModelConfig) -> service_pb2.ModelInferRequest:
         # An empty string is four bytes, its length.
         width = {"BYTES": 4, "BOOL": 1}.get(kind) or int(kind.lstrip("UINTBFP")) // 8
         request.raw_input_contents.append(bytes(width * math.prod(shape)))
-    for tensor in config.output[:1]:
+    for tensor in raw.of_graph(config)[1][:1]:
         request.outputs.add(name=tensor.name)
     return request

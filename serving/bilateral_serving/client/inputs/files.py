@@ -43,6 +43,16 @@ def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
     Raises:
         UserError: There is no input, one cannot be read, or it is not what the model takes.
     """
+    check_count(inputs, how, model)
+    return batched([prepare_one(one, how, model) for one in inputs], how)
+
+
+def check_count(inputs: Sequence[Source], how: Preprocessing, model: str) -> None:
+    """Refuse no inputs, and half a pair of documents; see `prepare`.
+
+    Raises:
+        UserError: There is no input, or one is left over.
+    """
     if not inputs:
         raise UserError("no input to classify", "Give at least one file.")
     if documents(how) == 2 and len(inputs) % 2:
@@ -50,7 +60,6 @@ def prepare(inputs: Sequence[Source], how: Preprocessing, model: str) -> Array:
             f"model '{model}' compares two documents and was given {len(inputs)}",
             "Give them in pairs.",
         )
-    return batched([prepare_one(one, how, model) for one in inputs], how)
 
 
 def documents(how: Preprocessing) -> int:
@@ -66,8 +75,10 @@ def batched(arrays: Sequence[Array], how: Preprocessing) -> Array:
     return rows if documents(how) == 1 else rows.reshape(len(rows) // 2, 2, -1)
 
 
-def prepare_one(source: Source, how: Preprocessing, model: str) -> Array:
-    """Read one input; see `prepare`.
+def prepare_one(
+    source: Source, how: Preprocessing, model: str, formats: tuple[str, ...] | None = None
+) -> Array:
+    """Read one input; see `prepare`, and for `formats` `read_image`.
 
     Returns:
         float32 `[C, H, W]` for an image; int64 `[N]` for tokens.
@@ -77,9 +88,9 @@ def prepare_one(source: Source, how: Preprocessing, model: str) -> Array:
     """
     match how:
         case ImagePreprocessing():
-            return preprocess(read_image(source), how)
+            return preprocess(read_image(source, formats), how)
         case PixelsPreprocessing():
-            return pixels(read_image(source), how)
+            return pixels(read_image(source, formats), how)
         case ListOpsPreprocessing():
             return expression(source, how.length)
         case BytesPreprocessing():

@@ -23,7 +23,7 @@ _INDIRECT = {"LAB": "RGB", "La": "LA"}
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED, _WHITE_IS_ZERO = 258, 262, 339, 2, 0
 
 
-def read_image(source: Path | bytes) -> Image.Image:
+def read_image(source: Path | bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Decode a PNG, JPEG or other file that Pillow reads, turned upright by its EXIF orientation.
 
     Of an animation or a file of several pages, the first picture; colour profiles are ignored, as
@@ -31,6 +31,7 @@ def read_image(source: Path | bytes) -> Image.Image:
 
     Args:
         source: A file, or the bytes of one.
+        formats: Pillow's names of those that are read; None: all.
 
     Returns:
         An image of 8 bits a channel.
@@ -42,11 +43,12 @@ def read_image(source: Path | bytes) -> Image.Image:
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else require_file(source, "image").read_bytes()
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats)
         image.load()
         return _eight_bits(ImageOps.exif_transpose(image), image, name)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is not an image", "Give a PNG or JPEG file.") from error
+        known = ", ".join(formats or ("PNG", "JPEG"))
+        raise UserError(f"{name} is not an image", f"Give a file of {known}.") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} has too many pixels", "Make it smaller first.") from error
     except (OSError, SyntaxError, ValueError) as error:

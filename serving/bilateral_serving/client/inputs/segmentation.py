@@ -40,13 +40,15 @@ class Windows:
     original: tuple[int, int]
 
 
-def read_and_cut(source: Path | bytes, how: SegmentationPreprocessing) -> Windows:
-    """Decode an image file, or the bytes of one, and cut it.
+def read_and_cut(
+    source: Path | bytes, how: SegmentationPreprocessing, formats: tuple[str, ...] | None = None
+) -> Windows:
+    """Decode an image file, or the bytes of one, and cut it; `formats` as in `read_image`.
 
     Raises:
         UserError: It is not an image.
     """
-    return cut(read_image(source), how)
+    return cut(read_image(source, formats), how)
 
 
 def cut(image: Image.Image, how: SegmentationPreprocessing) -> Windows:
