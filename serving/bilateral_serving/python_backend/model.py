@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class TritonPythonModel:
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
             parameters.get("spinning", "1") == "1",
         )
+        self._watch = Watch(args["model_name"], args["model_version"], parameters)
         self._not_finite = NotFinite(args["model_name"], args["model_version"])
         self._streamer = None
         if pb_utils.using_decoupled_model_transaction_policy(config):
@@ -73,6 +75,7 @@ class TritonPythonModel:
         """End the streams under way."""
         if self._streamer is not None:
             self._streamer.close()
+        self._watch.close()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer every request, in order, with its outputs or with its own error.
@@ -82,6 +85,7 @@ class TritonPythonModel:
         if self._streamer is not None:
             self._streamer.submit(requests)
             return None
+        self._watch.begin()
         try:
             feeds = [self._feed(request) for request in requests]
             if self._batching and len(feeds) > 1 and stackable(feeds):
@@ -92,7 +96,9 @@ class TritonPythonModel:
 
     def _run_batch(self, requests: list[Any], feeds: list[Arrays]) -> list[Any]:
         batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
+        self._watch.prepared()
         outputs = self._run(batch, self._outputs)
+        self._watch.computed()
         sizes = [len(feed[self._inputs[0]]) for feed in feeds]
         if any(len(output) != sum(sizes) for output in outputs):
             raise ValueError("an output does not have one row per row of the input")
@@ -104,13 +110,20 @@ class TritonPythonModel:
 
     def _run_alone(self, request: Any) -> Any:
         try:
-            return self._respond(request, self._run(self._feed(request), self._outputs))
+            feed = self._feed(request)
+            self._watch.prepared()
+            outputs = self._run(feed, self._outputs)
+            self._watch.computed()
+            return self._respond(request, outputs)
         except Exception as error:
+            self._watch.answered(request, "error")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
     def _respond(self, request: Any, arrays: Sequence[Array]) -> Any:
         self._not_finite.count(arrays)
-        return respond(request, self._outputs, arrays)
+        response = respond(request, self._outputs, arrays)
+        self._watch.answered(request, "ok", arrays)
+        return response
 
     def _feed(self, request: Any) -> Arrays:
         # A view of Triton's shared memory: nothing is copied.
@@ -118,6 +131,62 @@ class TritonPythonModel:
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in self._inputs
         }
+
+
+class Watch:
+    """Times the stages of requests, for metrics and traces.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+        parameters: Those of its configuration.
+    """
+
+    def __init__(self, model: str, version: str, parameters: dict[str, str]) -> None:
+        from metrics import Metrics
+
+        self._metrics, self._tracing = Metrics(model, version, parameters), None
+        if endpoint := os.environ.get("BILATERAL_OTLP"):
+            from tracing import Tracing
+
+            self._tracing = Tracing(endpoint, model, version)
+        self._began = self._prepared = self._computed = 0
+
+    def begin(self) -> None:
+        """Note that Triton has handed over requests."""
+        self._began = self._prepared = self._computed = time.monotonic_ns()
+
+    def prepared(self) -> None:
+        """Note that the input of the next run is ready."""
+        self._prepared = time.monotonic_ns()
+
+    def computed(self) -> None:
+        """Note that it has run."""
+        self._computed = time.monotonic_ns()
+
+    def answered(self, request: Any, status: str, outputs: Sequence[Array] = ()) -> None:
+        """Count a request that has its answer."""
+        now = time.monotonic_ns()
+        sent = json.loads(request.parameters() or "{}")
+        # The front door says when it took the request; without one nobody does.
+        accepted = int(sent.get("bilateral-accepted", self._began))
+        stages = {"total": (now - accepted) / 1e9}
+        if "bilateral-accepted" in sent:
+            stages["queue"] = (self._began - accepted) / 1e9
+        if status == "ok":
+            stages["preprocess"] = (self._prepared - self._began) / 1e9
+            stages["compute"] = (self._computed - self._prepared) / 1e9
+        self._metrics.observe(stages)
+        self._metrics.answered(status, outputs)
+        if self._tracing is not None and (parent := sent.get("traceparent")):
+            offset = time.time_ns() - now
+            self._tracing.ended(parent, self._began + offset, now + offset, stages)
+
+    def close(self) -> None:
+        """Hand over what is left."""
+        self._metrics.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
 
 def check_files(directory: Path, provenance: str) -> None:
