@@ -32,6 +32,9 @@ class AccessLog:
     Args:
         target: The file, or a descriptor that is open already.
         hashes: The SHA-256 of the model files.
+
+    Raises:
+        OSError: The file cannot be written.
     """
 
     def __init__(self, target: Path | int, hashes: ModelHashes) -> None:
@@ -40,6 +43,7 @@ class AccessLog:
         self._closing = threading.Event()
         self._failed = False
         self.dropped = 0
+        self._write(b"")
         self._thread = threading.Thread(target=self._work, name="access log", daemon=True)
         self._thread.start()
 

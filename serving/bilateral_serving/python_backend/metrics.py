@@ -55,8 +55,8 @@ class Metrics:
     def __init__(self, name: str, version: str, parameters: Mapping[str, str]) -> None:
         self._labels = {"model": name, "version": version}
         about = json.loads(parameters.get(f"bilateral/{version}", "{}"))
-        is_classifier = about.get("family") in ("image_classifier", "sequence_classifier")
-        self._classes = tuple(map(str, about.get("labels", ()))) if is_classifier else ()
+        # What has one logit for each label decides; a segmenter's outputs have further axes.
+        self._classes = tuple(map(str, about.get("labels", ())))
         self._families = {
             metric: pb_utils.MetricFamily(
                 name=metric, description=text, kind=pb_utils.MetricFamily.COUNTER

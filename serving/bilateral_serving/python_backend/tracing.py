@@ -13,7 +13,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-_EXPORT_MS = 1000
+# Of an export, retries included: the end of a process waits for the last one.
+_EXPORT_MS, _TIMEOUT_S = 1000, 2
 
 
 class Tracing:
@@ -29,7 +30,9 @@ class Tracing:
         resource = Resource({"service.name": "bilateral"}).merge(Resource.create())
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint), schedule_delay_millis=_EXPORT_MS)
+            BatchSpanProcessor(
+                OTLPSpanExporter(endpoint, timeout=_TIMEOUT_S), schedule_delay_millis=_EXPORT_MS
+            )
         )
         self._tracer = self._provider.get_tracer("bilateral_serving.python_backend")
         self._name = f"model {model}"

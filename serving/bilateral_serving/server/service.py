@@ -124,7 +124,7 @@ class Service:
             checked.gpu,
         )
         self._environment = environment(checked.installation, checked.libpython, checked.gpu)
-        self._environment |= observing_environment(options, checked.installation)
+        self._environment |= observing_environment(options, checked.installation, listen)
         self._starts = 0
         # Triton 2.51 can die when several models fail to warm up at once.
         self._one_by_one = False
@@ -263,6 +263,10 @@ class Service:
     def _launch(self) -> None:
         self._starts += 1
         self._id = f"{self._scratch.name}-{self._starts}"
+        # Triton 2.51 does not start where one that was killed has left its socket.
+        for left in (self._listen.http_socket, self._listen.metrics_socket):
+            if left is not None:
+                left.unlink(missing_ok=True)
         self._triton = TritonProcess(
             [
                 *self._command,

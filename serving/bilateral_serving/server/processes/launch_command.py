@@ -214,12 +214,16 @@ def environment(installation: Installation, libpython: Path | None, gpu: bool) -
     return variables
 
 
-def observing_environment(options: ServerOptions, installation: Installation) -> dict[str, str]:
+def observing_environment(
+    options: ServerOptions, installation: Installation, listen: Listen
+) -> dict[str, str]:
     """Return what the models' code reads of the server that it runs in."""
     version = installation.version
     if version is None and installation.is_wheel:
         version = f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
-    found = {"TRITON_SERVER_VERSION": version} if version else {}
+    found = {"BILATERAL_FRONT_DOOR": "0" if listen.directory is None else "1"}
+    if version:
+        found["TRITON_SERVER_VERSION"] = version
     return found | ({"BILATERAL_OTLP": options.otlp} if options.otlp else {})
 
 
