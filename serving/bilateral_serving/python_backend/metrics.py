@@ -1,9 +1,9 @@
 """The metrics of one instance of a model, in Triton's own page. It lies beside `model.py`.
 
-Handing one number to Triton costs some 17 us, as much as a small model's whole answer may take. So
-they are added up here and handed over twice a second, by a thread: a histogram is a family of
-counters `_bucket`, `_sum` and `_count`, which is what Prometheus makes of every histogram, and
-`histogram_quantile` reads it as one. All instances of a version count into the same numbers.
+Handing one number to Triton is a message between two processes, which the next request would wait
+for. Numbers are therefore added up here and handed over twice a second, by a thread: a histogram is
+a family of counters `_bucket`, `_sum` and `_count`, which is what Prometheus makes of every
+histogram, and `histogram_quantile` reads it as one. All instances of a version count into the same.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Cost:
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
     root = tmp_path_factory.mktemp("cost")
     export_onnx(load_checkpoint(DIGITS), root / "digits.onnx")
     one = Settings(threads=1)
@@ -56,8 +56,13 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     repository.add("wide", wide, root / "models", settings=one)
     (port,) = free_ports(1)
     options = ServerOptions(root / "models", grpc_port=port, http_port=None, metrics_port=None)
-    with running(options) as direct, front_door(root / "models") as door:
-        yield direct.url, door.url
+    models_root = root / "models"
+    with (
+        running(options) as direct,
+        front_door(models_root) as door,
+        front_door(models_root, access_log=root / "log", repository=models_root) as logged,
+    ):
+        yield direct.url, door.url, logged.url
 
 
 def milliseconds(
@@ -95,7 +100,7 @@ def per_second(url: str, seconds: float) -> float:
 @pytest.mark.slow
 @pytest.mark.timing
 def test_what_the_front_door_costs(
-    urls: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    urls: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     channels = [grpc.insecure_channel(url, options=LIMITS) for url in urls]
     stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
@@ -103,12 +108,13 @@ def test_what_the_front_door_costs(
     ones = milliseconds(stubs, ONE, 3000)
     megabytes = milliseconds(stubs, MEGABYTES, 100)
     rates = np.mean([[per_second(url, 2) for url in urls] for _ in range(4)], axis=0)
-    direct, door = map(Cost, ones, megabytes, rates)
+    direct, door, logged = map(Cost, ones, megabytes, rates)
     for channel in channels:
         channel.close()
     with capsys.disabled():
         print()
-        for name, cost in (("direct", direct), ("front door", door)):
+        named = {"direct": direct, "front door": door, "front door, access log": logged}
+        for name, cost in named.items():
             print(
                 f"{name}: one caller {cost.one_ms:.2f} ms, 4.8 MB {cost.megabytes_ms:.2f} ms, "
                 f"eight callers {cost.eight_per_s:.0f}/s"
@@ -116,3 +122,4 @@ def test_what_the_front_door_costs(
     # Several times what was measured: a fault in kind, a copy for each byte, say.
     assert door.one_ms - direct.one_ms < 5
     assert door.megabytes_ms - direct.megabytes_ms < 100
+    assert logged.one_ms - door.one_ms < 2

@@ -32,11 +32,13 @@ from tests.serving.server.otlp_receiver import receiving
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from bilateral_export.errors import UserError
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
 from bilateral_serving.front_door.calls import DRAINING
 from bilateral_serving.front_door.metrics import BUCKETS_S
 from bilateral_serving.process_status import children
+from bilateral_serving.server import ServerOptions, serve
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[3]
@@ -316,6 +318,23 @@ def test_the_readiness_file_is_away_while_tritonserver_is(watched: Watched) -> N
     eventually(watched.ready_file.exists)
     with watched.stub() as stub:
         stub.ModelInfer(request("quadrants", pixel_values=BRIGHT))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"direct": True, "access_log": Path("log")}, "--access-log is the front door's"),
+        ({"direct": True, "otlp": "http://localhost:1"}, "--otlp is the front door's"),
+        ({"access_log": Path("/nowhere/log")}, "/nowhere/log does not exist"),
+        ({"ready_file": Path("/nowhere/ready")}, "/nowhere/ready cannot be written"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_anything_starts(
+    watched: Watched, options: dict[str, Any], problem: str
+) -> None:
+    root = watched.access_log.parent / "models"
+    with pytest.raises(UserError, match=problem):
+        serve(ServerOptions(root, grpc_port=free_ports(1)[0], metrics_port=None, **options))
 
 
 def slow(turns: int) -> pb.ModelInferRequest:
