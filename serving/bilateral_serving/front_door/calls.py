@@ -13,6 +13,7 @@ from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.upstream import Upstream
 
 _POLL_S = 0.02
+_LINGER_S = 0.5
 logger = logging.getLogger(__name__)
 
 AWAY = "tritonserver is away: it is being restarted, or has ended"
@@ -134,9 +135,13 @@ class Calls:
 
     async def drain(self, seconds: float) -> None:
         """Wait for what is under way, whether its callers are still there or not."""
-        end = time.monotonic() + seconds
+        end, busy = time.monotonic() + seconds, bool(self._accepted or self._tasks)
         while (self._accepted or self._tasks) and time.monotonic() < end:
             await asyncio.sleep(_POLL_S)
+        if busy:
+            # Who got the last answers may ask again at once: gRPC ends a call that comes while its
+            # server stops with CANCELLED, which does not say that it may be sent again.
+            await asyncio.sleep(min(_LINGER_S, max(0.0, end - time.monotonic())))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
