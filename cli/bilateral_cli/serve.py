@@ -19,6 +19,14 @@ from bilateral_cli.listening import (
     TokensOption,
     tls_files,
 )
+from bilateral_cli.observing import (
+    AccessLogOption,
+    JsonDisplay,
+    LogFormat,
+    LogFormatOption,
+    OtlpOption,
+    ReadyFileOption,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -70,6 +78,10 @@ def serve(
         float,
         typer.Option(min=0.0, help="Seconds that running requests get to finish at the end."),
     ] = 30.0,
+    ready_file: ReadyFileOption = None,
+    access_log: AccessLogOption = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    otlp: OtlpOption = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the server's whole log.")
     ] = False,
@@ -78,6 +90,11 @@ def serve(
 
     Python, ports and models are checked before the server starts. It is ready when the last line
     says so, is restarted if it crashes or stops answering, and leaves no process behind.
+    Ctrl-C and SIGTERM drain it: it is not ready any more, refuses new requests with UNAVAILABLE and
+    answers those that it has accepted, for --stop-timeout seconds at most.
+
+    Exit codes: 0 stopped as told, 2 wrong options or repository, or it could not be started, or
+    not started again.
 
     Example: bilateral serve digits
     """
@@ -99,10 +116,14 @@ def serve(
         tls=tls_files(tls_cert, tls_key, client_ca, tls_dev, host),
         tokens=tokens,
         insecure=insecure,
+        ready_file=ready_file,
+        access_log=Path(access_log) if access_log not in (None, "-") else None,
+        access_log_to_output=access_log == "-",
+        otlp=otlp,
     )
 
     with signals_counted() as signals, progress() as bar:
-        display = _Display(bar, verbose)
+        display = _Display(bar, verbose) if log_format is LogFormat.TEXT else JsonDisplay(verbose)
         serve_models(
             options,
             signals=signals,
@@ -111,7 +132,7 @@ def serve(
             on_ready=display.ready,
             on_event=display.event,
         )
-        notes.print("Stopped.")
+        display.stopped()
 
 
 class _Display:
@@ -132,6 +153,9 @@ class _Display:
         loaded, total = len(done.loaded), done.total
         text = f"Loading {loaded} of {total} models"
         self._bar.update(self._task, description=text, completed=loaded, total=total)
+
+    def stopped(self) -> None:
+        notes.print("Stopped.")
 
     def ready(self, server: RunningServer) -> None:
         self._bar.stop()

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import time
 
 # gRPC reads it when it is imported; what goes wrong is said here, in one line.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -18,9 +19,11 @@ from pydantic import ValidationError
 
 from bilateral_export.errors import UserError
 from bilateral_serving._launch import end_with
+from bilateral_serving.front_door.call_record import Observers
 from bilateral_serving.front_door.calls import Calls
 from bilateral_serving.front_door.grpc_proxy import GrpcProxy
 from bilateral_serving.front_door.guard import Guard
+from bilateral_serving.front_door.observing import observed
 from bilateral_serving.front_door.options import FrontDoorOptions, Listening
 from bilateral_serving.front_door.tls import grpc_credentials
 from bilateral_serving.front_door.upstream import Upstream
@@ -61,20 +64,36 @@ async def _run(options: FrontDoorOptions) -> None:
     upstream = Upstream(options.upstream, options.hold_s, options.message_bytes)
     calls = Calls(options, upstream)
     guard = Guard(None if options.tokens is None else Tokens(options.tokens))
-    server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls, guard))
+    async with observed(options) as observers:
+        await _serve(options, upstream, calls, guard, observers, stop)
+
+
+async def _serve(
+    options: FrontDoorOptions,
+    upstream: Upstream,
+    calls: Calls,
+    guard: Guard,
+    observers: Observers,
+    stop: asyncio.Event,
+) -> None:
+    proxy = GrpcProxy(options, upstream, calls, guard, observers)
+    server, grpc_address = await _listen(options, proxy)
     http, http_address = None, None
     try:
         if options.http_listen is not None:
             # aiohttp comes with the server, not with the client.
             from bilateral_serving.front_door.http_proxy import HttpProxy
 
-            http, http_address = await HttpProxy(options, calls, guard).listen()
+            http, http_address = await HttpProxy(options, calls, guard, observers).listen()
         print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
         await stop.wait()
     finally:
-        # New requests are refused; those under way are answered.
-        await asyncio.gather(server.stop(options.drain_s), *([http.cleanup()] if http else []))
+        # Nobody is ready any more and new requests are refused, on connections that stay; those
+        # that were accepted are answered.
+        end, calls.draining = time.monotonic() + options.drain_s, True
         await calls.drain(options.drain_s)
+        left_s = max(0.0, end - time.monotonic())
+        await asyncio.gather(server.stop(left_s), *([http.cleanup()] if http else []))
         await upstream.channel.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,10 +12,17 @@ from bilateral_serving.front_door.fair_queue import FairQueue
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.upstream import Upstream
 
+_POLL_S = 0.02
+_LINGER_S = 0.5
 logger = logging.getLogger(__name__)
 
 AWAY = "tritonserver is away: it is being restarted, or has ended"
+DRAINING = "the server is ending and takes no new requests: ask another one"
 FULL = "too many requests of this connection wait already: send fewer at once"
+
+
+class DrainingError(Exception):
+    """The server is ending, and the request was not taken."""
 
 
 class BrokenError(Exception):
@@ -47,6 +55,9 @@ class Calls:
             options.waiting,
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._accepted = 0
+        self.draining = False
+        """Whether the server is ending: new calls are refused, those that were accepted go on."""
 
     async def make(
         self,
@@ -69,9 +80,33 @@ class Calls:
 
         Raises:
             AwayError: Triton did not come back in time.
+            DrainingError: The server is ending.
             FullError: Too many wait already.
             Exception: The error of a call that broke and is not sent again.
         """
+        self.accept()
+        self._accepted += 1
+        try:
+            return await self._make(caller, call, held, repeatable)
+        finally:
+            self._accepted -= 1
+
+    def accept(self) -> None:
+        """Return if a new call may begin.
+
+        Raises:
+            DrainingError: The server is ending.
+        """
+        if self.draining:
+            raise DrainingError
+
+    async def _make(
+        self,
+        caller: str,
+        call: Callable[[], Coroutine[Any, Any, Any]],
+        held: bool,
+        repeatable: bool,
+    ) -> Any:
         end = self._upstream.patience()
         while True:
             if held:
@@ -100,8 +135,13 @@ class Calls:
 
     async def drain(self, seconds: float) -> None:
         """Wait for what is under way, whether its callers are still there or not."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+        end, busy = time.monotonic() + seconds, bool(self._accepted or self._tasks)
+        while (self._accepted or self._tasks) and time.monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+        if busy:
+            # Who got the last answers may ask again at once: gRPC ends a call that comes while its
+            # server stops with CANCELLED, which does not say that it may be sent again.
+            await asyncio.sleep(min(_LINGER_S, max(0.0, end - time.monotonic())))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -12,7 +14,15 @@ from bilateral_serving import access
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.credentials import BEARER
 from bilateral_serving.front_door import requests
-from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
+from bilateral_serving.front_door.call_record import CallRecord, Observers
+from bilateral_serving.front_door.calls import (
+    AWAY,
+    DRAINING,
+    FULL,
+    BrokenError,
+    Calls,
+    DrainingError,
+)
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
@@ -24,6 +34,9 @@ from bilateral_serving.transport import has_broken, was_not_sent
 Metadata = Iterable[tuple[str, "str | bytes"]]
 Answer = TypeVar("Answer")
 Code = grpc.StatusCode
+
+_NOT_PASSED_ON = ("user-agent", METADATA_KEY, BEARER)
+_STATUSES = {code.value[0]: code.name for code in Code if code is not Code.OK}
 
 FULL_OF_STREAMS = "too many streams of this connection are open already"
 CLOSED = "{} needs the token of the server's start, in the metadata " + METADATA_KEY
@@ -37,12 +50,18 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         upstream: The connection to Triton.
         calls: The calls under way.
         guard: Who may call.
+        observers: Who is told of each call.
     """
 
     def __init__(
-        self, options: FrontDoorOptions, upstream: Upstream, calls: Calls, guard: Guard
+        self,
+        options: FrontDoorOptions,
+        upstream: Upstream,
+        calls: Calls,
+        guard: Guard,
+        observers: Observers,
     ) -> None:
-        self._guard = guard
+        self._guard, self._observers = guard, observers
         self._token, self._upstream, self._calls = options.token, upstream, calls
         self._streams = FairQueue(options.streams, options.streams_per_caller, 0, 0)
         self._open_stream = upstream.channel.stream_stream(requests.STREAM)
@@ -60,12 +79,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self._caller(call.invocation_metadata)
             except RefusedError as error:
                 # As a stream, of which nothing is read: a stranger's message fills no memory.
-                return grpc.stream_unary_rpc_method_handler(_stranger(str(error)))
+                return grpc.stream_unary_rpc_method_handler(self._stranger(call.method, str(error)))
         if handler is not None or call.method == requests.WATCH:
             return handler
         if self.may_manage(call.invocation_metadata):
             return grpc.unary_unary_rpc_method_handler(self._unary(call.method))
-        return grpc.unary_unary_rpc_method_handler(_refusal(call.method.rpartition("/")[2]))
+        return grpc.unary_unary_rpc_method_handler(self._refusal(call.method))
 
     def may_manage(self, metadata: Metadata) -> bool:
         """Return whether a call shows the token."""
@@ -76,25 +95,67 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         send = self._upstream.channel.unary_unary(method)
         repeatable, held = method in requests.OPEN, method not in requests.HEALTH
 
-        async def call(request: bytes, context: Any) -> bytes:
-            metadata, again = _passed_on(context.invocation_metadata()), repeatable
+        async def call(request: bytes, context: Any, record: CallRecord) -> bytes:
+            again = repeatable
+            self._calls.accept()
             shown = context.invocation_metadata()
             owner = None if method in requests.HEALTH else self._caller(shown)
+            record.caller = owner.name if owner else None
             if method == requests.INFER:
                 self._guard.spend(owner, len(request))
-                again = not requests.is_of_sequence(await self._check(request, context))
-            answer: bytes = await self._calls.make(
-                context.peer(),
-                lambda: _send(send, request, metadata),
-                held=held,
-                repeatable=again,
-            )
+                around = await self._check(request, context)
+                again = not requests.is_of_sequence(around)
+                if self._observers.any:
+                    record.model, record.version, record.id = requests.named(around)
+            metadata = _passed_on(shown, record)
+
+            def begin() -> Coroutine[Any, Any, bytes]:
+                record.sent_ns = record.sent_ns or time.monotonic_ns()
+                return _send(send, request, metadata)
+
+            answer: bytes = await self._calls.make(record.peer, begin, held=held, repeatable=again)
+            record.answer_bytes = len(answer)
+            if method == requests.INFER and self._observers.any:
+                record.version = requests.answering_version(answer) or record.version
             return answer
 
         async def handle(request: bytes, context: Any) -> bytes:
-            return await _or_abort(context, call(request, context), FULL)
+            if self._calls.draining and method in requests.WHILE_DRAINING:
+                return requests.WHILE_DRAINING[method]
+            with self._record(method, context, len(request)) as record:
+                return await _or_abort(context, call(request, context, record), FULL)
 
         return handle
+
+    @contextlib.contextmanager
+    def _record(self, method: str, context: Any, size: int = 0) -> Iterator[CallRecord]:
+        """Yield the record of a call; who observes is told, of questions about health apart."""
+        record = CallRecord("grpc", method, context.peer(), request_bytes=size)
+        if method in requests.HEALTH:
+            yield record
+            return
+        with self._observers.call(record, dict(context.invocation_metadata())):
+            record.status = "OK"
+            try:
+                yield record
+            except Exception:
+                record.status = _status_name(context.code())
+                raise
+
+    def _refusal(self, method: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
+        async def refuse(request: bytes, context: Any) -> bytes:
+            with self._record(method, context, len(request)):
+                text = CLOSED.format(method.rpartition("/")[2])
+                await _abort(context, Code.PERMISSION_DENIED, text)
+
+        return refuse
+
+    def _stranger(self, method: str, text: str) -> Callable[[Any, Any], Coroutine[Any, Any, bytes]]:
+        async def refuse(_requests: Any, context: Any) -> bytes:
+            with self._record(method, context):
+                await _abort(context, Code.UNAUTHENTICATED, text)
+
+        return refuse
 
     def _caller(self, metadata: Metadata) -> Caller | None:
         """Return who calls; whoever may manage the server needs no other token.
@@ -119,17 +180,24 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         return around
 
     async def _stream(self, _requests: Any, context: Any) -> None:
-        await _or_abort(context, self._pass_stream(context), FULL_OF_STREAMS)
+        with self._record(requests.STREAM, context) as record:
+            await _or_abort(context, self._pass_stream(context, record), FULL_OF_STREAMS)
 
-    async def _pass_stream(self, context: Any) -> None:
-        caller, metadata = context.peer(), _passed_on(context.invocation_metadata())
+    async def _pass_stream(self, context: Any, record: CallRecord) -> None:
+        self._calls.accept()
+        caller, metadata = record.peer, _passed_on(context.invocation_metadata(), record)
         await self._upstream.wait_until_connected(self._upstream.patience())
         await self._streams.enter(caller)
 
         async def check(request: bytes) -> None:
             # Of each request: a stream may outlive its token.
-            self._guard.spend(self._caller(context.invocation_metadata()), len(request))
-            await self._check(request, context)
+            owner = self._caller(context.invocation_metadata())
+            record.caller = owner.name if owner else None
+            self._guard.spend(owner, len(request))
+            around = await self._check(request, context)
+            record.request_bytes += len(request)
+            if self._observers.any and not record.model:
+                record.model, record.version, record.id = requests.named(around)
 
         stream = Stream(
             lambda: self._open_stream(metadata=metadata), context, self._calls.start, check
@@ -156,6 +224,8 @@ async def _or_abort(context: Any, answer: Awaitable[Answer], full: str) -> Answe
         return await answer
     except AwayError:
         await _abort(context, Code.UNAVAILABLE, AWAY)
+    except DrainingError:
+        await _abort(context, Code.UNAVAILABLE, DRAINING)
     except FullError:
         await _abort(context, Code.RESOURCE_EXHAUSTED, full)
     except grpc.aio.AioRpcError as error:
@@ -172,20 +242,14 @@ async def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def _stranger(text: str) -> Callable[[Any, Any], Coroutine[Any, Any, bytes]]:
-    async def refuse(_requests: Any, context: Any) -> bytes:
-        await _abort(context, Code.UNAUTHENTICATED, text)
-
-    return refuse
-
-
-def _refusal(name: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
-    async def refuse(_request: bytes, context: Any) -> bytes:
-        await _abort(context, Code.PERMISSION_DENIED, CLOSED.format(name))
-
-    return refuse
+def _passed_on(metadata: Metadata, record: CallRecord) -> tuple[tuple[str, str | bytes], ...]:
+    """Return a caller's metadata without gRPC's own and its tokens, and what the record adds."""
+    ours = record.passed_on
+    kept = (item for item in metadata if item[0] not in _NOT_PASSED_ON and item[0] not in ours)
+    return (*kept, *ours.items())
 
 
-def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    """Return a caller's metadata without gRPC's own and its tokens."""
-    return tuple(item for item in metadata if item[0] not in ("user-agent", METADATA_KEY, BEARER))
+def _status_name(code: Any) -> str:
+    """Return the name of a status, which gRPC gives as a number once a call was aborted."""
+    name: str = code.name if isinstance(code, Code) else _STATUSES.get(code, "UNKNOWN")
+    return name

@@ -8,11 +8,14 @@ sent with one length on a connection of its own, which is never aborted. Streams
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import json
 import logging
 import re
 import socket
 import ssl
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -23,7 +26,15 @@ from yarl import URL
 from bilateral_serving import access
 from bilateral_serving.credentials import BEARER
 from bilateral_serving.front_door import json_body
-from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
+from bilateral_serving.front_door.call_record import CallRecord, Observers
+from bilateral_serving.front_door.calls import (
+    AWAY,
+    DRAINING,
+    FULL,
+    BrokenError,
+    Calls,
+    DrainingError,
+)
 from bilateral_serving.front_door.fair_queue import FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
@@ -34,6 +45,8 @@ _MODEL = r"/v2/models/(?!stats\b)[\w.-]+(/versions/\d+)?"
 _HEALTH = re.compile(rf"/v2/health/(live|ready)|{_MODEL}/ready", re.ASCII)
 _DESCRIPTION = re.compile(rf"/v2/?|{_MODEL}(/config)?", re.ASCII)
 _INFER = re.compile(rf"{_MODEL}/infer", re.ASCII)
+_NAMED = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?", re.ASCII)
+_VERSION = re.compile(rb'"model_version"\s*:\s*"(\d+)"')
 _GENERATE = re.compile(rf"{_MODEL}/generate", re.ASCII)
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _PASSED_ON = ("Accept-Encoding", "Content-Type", "traceparent", "tracestate")
@@ -69,10 +82,14 @@ class HttpProxy:
         options: The limits and the token.
         calls: The calls under way.
         guard: Who may call.
+        observers: Who is told of each call.
     """
 
-    def __init__(self, options: FrontDoorOptions, calls: Calls, guard: Guard) -> None:
+    def __init__(
+        self, options: FrontDoorOptions, calls: Calls, guard: Guard, observers: Observers
+    ) -> None:
         self._options, self._calls, self._guard = options, calls, guard
+        self._observers = observers
         self._following: asyncio.Task[None] | None = None
         self._host, _, self._port = (options.http_listen or "").rpartition(":")
         self._server = _Server(self._answer)
@@ -106,8 +123,22 @@ class HttpProxy:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self._server.silent.discard(request.protocol)
+        path = request.raw_path.partition("?")[0]
+        peer = "http:{}:{}".format(*request.transport.get_extra_info("peername")[:2])  # type: ignore[union-attr]
+        record = CallRecord("http", f"{request.method} {path}", peer)
+        if _HEALTH.fullmatch(path):
+            return await self._answer_or_refusal(request, path, record)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        with self._observers.call(record, headers):
+            answer = await self._answer_or_refusal(request, path, record)
+            record.status = str(answer.status)
+        return answer
+
+    async def _answer_or_refusal(
+        self, request: web.BaseRequest, path: str, record: CallRecord
+    ) -> web.StreamResponse:
         try:
-            return await self._checked_answer(request)
+            return await self._checked_answer(request, path, record)
         except (_RefusedError, RefusedError) as error:
             status = _status(error)
             refusal = web.json_response({"error": str(error)}, status=status)
@@ -116,9 +147,10 @@ class HttpProxy:
             refusal.force_close()  # what is left of the body is not read
             return refusal
 
-    async def _checked_answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _checked_answer(
+        self, request: web.BaseRequest, path: str, record: CallRecord
+    ) -> web.StreamResponse:
         self._check_sender(request)
-        path = request.raw_path.partition("?")[0]
         get, post = request.method == "GET", request.method == "POST"
         is_health, is_infer = bool(_HEALTH.fullmatch(path)), bool(_INFER.fullmatch(path))
         is_open = (get and (is_health or _DESCRIPTION.fullmatch(path))) or (
@@ -133,10 +165,19 @@ class HttpProxy:
                 + access.HTTP_HEADER,
             )
         caller = None
+        if is_health and self._calls.draining:
+            if path == "/v2/health/live":
+                return web.Response()
+            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, DRAINING)
         if not is_health and not may_manage:
             caller = self._guard.caller(request.headers.get(BEARER, ""))
+        record.caller = caller.name if caller else None
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers |= record.passed_on
         body = await self._body(request)
+        record.request_bytes = len(body)
+        if self._observers.any and is_open:
+            _name(record, path, body)
         if post:
             self._guard.spend(caller, len(body))
         size = self._json_size(request, body) if is_infer else len(body)
@@ -144,7 +185,7 @@ class HttpProxy:
             headers[_JSON_LENGTH] = str(size)
         await self._check_json(body[:size], may_manage)
         repeatable = bool(is_open) and b"sequence_" not in body[:size]
-        return await self._forward(request, headers, body, repeatable, held=not is_health)
+        return await self._forward(request, record, headers, body, repeatable, held=not is_health)
 
     def _check_sender(self, request: web.BaseRequest) -> None:
         """Refuse what a web page of another origin sends, under whatever name it knows this one."""
@@ -223,14 +264,14 @@ class HttpProxy:
     async def _forward(
         self,
         request: web.BaseRequest,
+        record: CallRecord,
         headers: dict[str, str],
         body: bytes,
         repeatable: bool,
         held: bool,
     ) -> web.Response:
-        caller = "http:{}:{}".format(*request.transport.get_extra_info("peername")[:2])  # type: ignore[union-attr]
-
         async def send() -> web.Response:
+            record.sent_ns = record.sent_ns or time.monotonic_ns()
             try:
                 return await self._send(request.method, request.raw_path, headers, body)
             except aiohttp.ClientError as error:
@@ -238,12 +279,18 @@ class HttpProxy:
 
         try:
             answer: web.Response = await self._calls.make(
-                caller, send, held=held, repeatable=repeatable
+                record.peer, send, held=held, repeatable=repeatable
             )
         except FullError:
             raise _RefusedError(HTTPStatus.TOO_MANY_REQUESTS, FULL) from None
+        except DrainingError:
+            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, DRAINING) from None
         except (AwayError, aiohttp.ClientError) as error:
             raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, AWAY) from error
+        if self._observers.any and isinstance(answer.body, bytes):
+            record.answer_bytes = len(answer.body)
+            found = _VERSION.search(answer.body[:512])
+            record.version = found[1].decode() if found else record.version
         return answer
 
     async def _send(
@@ -302,6 +349,18 @@ class _Server(web.Server):
 class _Closed(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+def _name(record: CallRecord, path: str, body: bytes) -> None:
+    """Write into a record which model and version a path names, and which id a small body."""
+    named = _NAMED.match(path)
+    if named is None:
+        return
+    record.model, record.version = named[1], named[2] or ""
+    if b'"id"' in body[:_SMALL] and len(body) <= _SMALL:
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(body)
+            record.id = str(found.get("id", "")) if isinstance(found, dict) else ""
 
 
 def _is_own(name: str, request: web.BaseRequest) -> bool:

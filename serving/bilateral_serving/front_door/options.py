@@ -22,6 +22,12 @@ class FrontDoorOptions(BaseModel):
         tls: The certificate to answer with; None: connections are not encrypted.
         tokens: File of the bearer tokens that callers need (`bilateral_serving.tokens`); None:
             they need none.
+        metrics_listen: Address of the metrics page; None: there is none.
+        metrics_upstream: Path of the socket of Triton's own page.
+        access_log: File that gets one line for each call; None: there is none.
+        access_log_fd: The same, open already.
+        otlp: Where spans are sent; None: none are made.
+        repository: Where the configurations of the models are, for their hashes.
         parent: Process whose end ends the front door; None: nobody's does.
         hold_s: Seconds that a request waits for a server that is away.
         drain_s: Seconds that requests under way get to end when the front door stops.
@@ -46,6 +52,12 @@ class FrontDoorOptions(BaseModel):
     token: str = Field(repr=False, min_length=16)
     tls: TlsFiles | None = None
     tokens: Path | None = None
+    metrics_listen: str | None = None
+    metrics_upstream: str | None = None
+    access_log: Path | None = None
+    access_log_fd: int | None = None
+    otlp: str | None = None
+    repository: Path | None = None
     parent: int | None = None
     hold_s: float = Field(20.0, ge=0)
     drain_s: float = Field(30.0, ge=0)

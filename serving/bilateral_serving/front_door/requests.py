@@ -29,6 +29,14 @@ OPEN = HEALTH | DESCRIPTION | {INFER}
 # gRPC's clients take UNIMPLEMENTED as "this server does not report changes", and Triton does not.
 WATCH = "/grpc.health.v1.Health/Watch"
 
+# What is answered while the server ends: live, not ready, and NOT_SERVING.
+WHILE_DRAINING = {
+    LIVE: b"\x08\x01",
+    _SERVICE + "ServerReady": b"",
+    _SERVICE + "ModelReady": b"",
+    "/grpc.health.v1.Health/Check": b"\x08\x02",
+}
+
 _RAW_CONTENTS = 7  # of inference.ModelInferRequest
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
@@ -94,6 +102,26 @@ def refers_to_shared_memory(around: bytes) -> bool:
 def is_of_sequence(around: bytes) -> bool:
     """Return whether a request, given by its `envelope`, may change the state of a sequence."""
     return b"sequence_" in around
+
+
+def named(around: bytes) -> tuple[str, str, str]:
+    """Return the model, the version and the id of a request, given by its `envelope`.
+
+    Raises:
+        ValueError: It is not a ModelInferRequest.
+    """
+    request = _parse(around)
+    return request.model_name, request.model_version, request.id
+
+
+def answering_version(answer: bytes) -> str:
+    """Return the version that Triton's ModelInferResponse names; empty if it begins otherwise."""
+    # Triton writes the fields in order: 1, the model's name, and 2, its version.
+    for tag in (0x0A, 0x12):
+        if len(answer) < 2 or answer[0] != tag or answer[1] >= 0x80:
+            return ""
+        value, answer = answer[2 : 2 + answer[1]], answer[2 + answer[1] : 512]
+    return value.decode(errors="replace")
 
 
 def words_request(request: bytes) -> pb.ModelInferRequest | None:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class TritonPythonModel:
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
             parameters.get("spinning", "1") == "1",
         )
+        self._watch = Watch(args["model_name"], args["model_version"], parameters)
         self._not_finite = NotFinite(args["model_name"], args["model_version"])
         self._streamer = self._raw = None
         if pb_utils.using_decoupled_model_transaction_policy(config):
@@ -70,12 +72,15 @@ class TritonPythonModel:
             about = parameters[f"bilateral/{args['model_version']}"]
             self._streamer = Streamer(self._run, version_directory, about, self._not_finite.count)
         elif "raw" in parameters:
-            self._raw = open_raw(self._run, config, version_directory, self._not_finite.count)
+            self._raw = open_raw(
+                self._run, config, version_directory, self._watch, self._not_finite.count
+            )
 
     def finalize(self) -> None:
         """End the streams under way."""
         if self._streamer is not None:
             self._streamer.close()
+        self._watch.close()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer every request, in order, with its outputs or with its own error.
@@ -85,6 +90,7 @@ class TritonPythonModel:
         if self._streamer is not None:
             self._streamer.submit(requests)
             return None
+        self._watch.begin()
         if self._raw is not None:
             answers: list[Any] = self._raw.execute(requests)
             return answers
@@ -98,7 +104,9 @@ class TritonPythonModel:
 
     def _run_batch(self, requests: list[Any], feeds: list[Arrays]) -> list[Any]:
         batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
+        self._watch.prepared()
         outputs = self._run(batch, self._outputs)
+        self._watch.computed()
         sizes = [len(feed[self._inputs[0]]) for feed in feeds]
         if any(len(output) != sum(sizes) for output in outputs):
             raise ValueError("an output does not have one row per row of the input")
@@ -110,13 +118,20 @@ class TritonPythonModel:
 
     def _run_alone(self, request: Any) -> Any:
         try:
-            return self._respond(request, self._run(self._feed(request), self._outputs))
+            feed = self._feed(request)
+            self._watch.prepared()
+            outputs = self._run(feed, self._outputs)
+            self._watch.computed()
+            return self._respond(request, outputs)
         except Exception as error:
+            self._watch.answered(request, "error")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
     def _respond(self, request: Any, arrays: Sequence[Array]) -> Any:
         self._not_finite.count(arrays)
-        return respond(request, self._outputs, arrays)
+        response = respond(request, self._outputs, arrays)
+        self._watch.answered(request, "ok", arrays)
+        return response
 
     def _feed(self, request: Any) -> Arrays:
         # A view of Triton's shared memory: nothing is copied.
@@ -126,7 +141,9 @@ class TritonPythonModel:
         }
 
 
-def open_raw(run: Run, config: Any, directory: Path, count: Callable[..., None]) -> Any:
+def open_raw(
+    run: Run, config: Any, directory: Path, watch: Watch, count: Callable[..., None]
+) -> Any:
     """Return what answers requests of files; the installed package prepares them."""
     try:
         from bilateral_serving.python_backend.raw import RawModel
@@ -136,7 +153,67 @@ def open_raw(run: Run, config: Any, directory: Path, count: Callable[..., None])
             f" ({sys.executable}): {error}"
         ) from error
     instances = sum(group["count"] for group in config["instance_group"])
-    return RawModel(run, config, directory, share_of_cores(instances), count)
+    return RawModel(run, config, directory, share_of_cores(instances), watch, count)
+
+
+class Watch:
+    """Times the stages of requests, for metrics and traces.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+        parameters: Those of its configuration.
+    """
+
+    def __init__(self, model: str, version: str, parameters: dict[str, str]) -> None:
+        from metrics import Metrics
+
+        self._metrics, self._tracing = Metrics(model, version, parameters), None
+        if endpoint := os.environ.get("BILATERAL_OTLP"):
+            from tracing import Tracing
+
+            self._tracing = Tracing(endpoint, model, version)
+        self._behind_door = os.environ.get("BILATERAL_FRONT_DOOR") == "1"
+        self._began = self._prepared = self._computed = 0
+
+    def begin(self) -> None:
+        """Note that Triton has handed over requests."""
+        self._began = self._prepared = self._computed = time.monotonic_ns()
+
+    def prepared(self) -> None:
+        """Note that the input of the next run is ready."""
+        self._prepared = time.monotonic_ns()
+
+    def computed(self) -> None:
+        """Note that it has run."""
+        self._computed = time.monotonic_ns()
+
+    def answered(self, request: Any, status: str, outputs: Sequence[Array] = ()) -> None:
+        """Count a request that has its answer."""
+        now = time.monotonic_ns()
+        sent = json.loads(request.parameters() or "{}")
+        # The front door says when it took a request. What it does not know is not a caller's:
+        # warm-up, and the probes of the supervisor. Without one the two look the same.
+        if self._behind_door and "bilateral-accepted" not in sent:
+            return
+        accepted = int(sent.get("bilateral-accepted", self._began))
+        stages = {"total": (now - accepted) / 1e9}
+        if "bilateral-accepted" in sent:
+            stages["queue"] = (self._began - accepted) / 1e9
+        if status == "ok":
+            stages["preprocess"] = (self._prepared - self._began) / 1e9
+            stages["compute"] = (self._computed - self._prepared) / 1e9
+        self._metrics.observe(stages)
+        self._metrics.answered(status, outputs)
+        if self._tracing is not None and (parent := sent.get("traceparent")):
+            offset = time.time_ns() - now
+            self._tracing.ended(parent, self._began + offset, now + offset, stages)
+
+    def close(self) -> None:
+        """Hand over what is left."""
+        self._metrics.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
 
 def check_files(directory: Path, provenance: str) -> None:

@@ -75,6 +75,7 @@ class RawModel:
         config: The model's configuration, as JSON has it.
         directory: The version's directory.
         threads: How many files are decoded at once.
+        watch: Times the stages of requests.
         count: Counts outputs that are not finite.
     """
 
@@ -84,12 +85,13 @@ class RawModel:
         config: dict[str, Any],
         directory: Path,
         threads: int,
+        watch: Any,
         count: Callable[[Sequence[Array]], None],
     ) -> None:
         parameters = {key: entry["string_value"] for key, entry in config["parameters"].items()}
         about = ArtifactMetadata.model_validate_json(parameters[f"bilateral/{directory.name}"])
         assert about.preprocessing is not None
-        self._run, self._count = run, count
+        self._run, self._watch, self._count = run, watch, count
         self._name, self._labels, self._how = config["name"], about.labels, about.preprocessing
         self._file = parameters[raw.PARAMETER]
         self._inputs = [one["name"] for one in config["input"] if one["name"] != self._file]
@@ -112,8 +114,10 @@ class RawModel:
         several = self._pool is not None and len(requests) > 1
         read = self._pool.map(self._read, requests) if several and self._pool else None
         items = list(read if read is not None else map(self._read, requests))
+        self._watch.prepared()
         readable = [item for item in items if isinstance(item, Item)]
         outcomes = iter(self._compute(readable))
+        self._watch.computed()
         return [
             self._respond(request, next(outcomes) if isinstance(item, Item) else item)
             for request, item in zip(requests, items, strict=True)
@@ -267,7 +271,10 @@ class RawModel:
 
     def _respond(self, request: Any, answer: Arrays | Exception) -> Any:
         if isinstance(answer, Exception):
+            self._watch.answered(request, "error")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(answer)))
+        made = [answer[name] for name in self._outputs if name in answer]
+        self._watch.answered(request, "ok", made)
         wanted = set(request.requested_output_names())
         tensors = [pb_utils.Tensor(name, answer[name]) for name in answer if name in wanted]
         return pb_utils.InferenceResponse(tensors)

@@ -45,13 +45,13 @@ class _Response:
 
 
 class _MetricFamily:
-    COUNTER = "counter"
+    COUNTER, GAUGE = "counter", "gauge"
 
     def __init__(self, **_description: Any) -> None:
         pass
 
     def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
-        return types.SimpleNamespace(increment=lambda _amount: None)
+        return types.SimpleNamespace(increment=lambda _amount: None, set=lambda _value: None)
 
 
 def _stand_in() -> Any:
@@ -79,7 +79,8 @@ def _open(task: dict[str, Any]) -> Any:
     sys.dont_write_bytecode = True  # nothing is written beside the model, or taken from there
     sys.pycache_prefix = os.devnull
     sys.modules["triton_python_backend_utils"] = _stand_in()
-    sys.path.insert(0, str(directory))
+    # The second has what versions of older releases lack.
+    sys.path[:0] = [str(directory), str(Path(task["code"]).parent)]
     spec = importlib.util.spec_from_file_location("model", task["code"])
     assert spec is not None
     assert spec.loader is not None

@@ -21,6 +21,8 @@ from bilateral_serving.repository import plan as plans
 Progress = Callable[[int, int], None]
 """Called with the bytes copied so far and the bytes in all."""
 
+# The backend's files of every model.
+ALWAYS = ("model.py", "metrics.py", "tracing.py")
 _CHUNK = 8 << 20
 
 
@@ -115,8 +117,7 @@ def backend_code() -> dict[str, bytes]:
     backend = resources.files("bilateral_serving.python_backend")
     text = resources.files("bilateral_export") / "text.py"
     return {
-        "model.py": (backend / "model.py").read_bytes(),
-        "stream.py": (backend / "stream.py").read_bytes(),
+        **{name: (backend / name).read_bytes() for name in (*ALWAYS, "stream.py")},
         "bilateral_text.py": text.read_bytes(),
     }
 
@@ -124,10 +125,11 @@ def backend_code() -> dict[str, bytes]:
 def backend_files(artifact: Artifact) -> dict[str, bytes]:
     """Return what lies beside a model that the Python backend runs, by name.
 
-    `model.py` always; for a language model its vocabulary and what streams words, too.
+    `model.py` and what observes it always; for a language model its vocabulary and what streams
+    words, too.
     """
     code = backend_code()
     about = artifact.metadata.preprocessing if artifact.metadata else None
     if isinstance(about, TextPreprocessing) and about.vocabulary:
         return code | {VOCABULARY_FILE: "\n".join(about.vocabulary).encode()}
-    return {"model.py": code["model.py"]}
+    return {name: code[name] for name in ALWAYS}

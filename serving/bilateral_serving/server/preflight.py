@@ -81,6 +81,7 @@ def check(options: ServerOptions) -> Checked:
     if found.in_python:
         check_python(installation, found.libpython, any(entry.raw for entry in entries))
         check_shared_memory()
+    check_observing(options, found.direct)
     ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
     check_ports(options.host, ports)
     check_callers(options)
@@ -110,6 +111,40 @@ def check_callers(options: ServerOptions) -> None:
         options.tls.check()
     if options.tokens is not None:
         read_tokens(options.tokens)
+
+
+def check_observing(options: ServerOptions, direct: bool) -> None:
+    """Check that calls can be logged and traced as asked.
+
+    Raises:
+        UserError: Only the front door could, or the packages are missing.
+    """
+    asked = {
+        "--access-log": options.access_log or options.access_log_to_output,
+        "--otlp": options.otlp,
+    }
+    if direct and (names := [name for name, value in asked.items() if value]):
+        raise UserError(
+            f"{names[0]} is the front door's, and with --direct there is none",
+            "Leave out --direct, or give --front-door.",
+        )
+    if options.access_log is not None and not options.access_log.absolute().parent.is_dir():
+        raise UserError(
+            f"the directory of the access log {options.access_log} does not exist",
+            "Make it, or name a file elsewhere with --access-log.",
+        )
+    if options.otlp and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        raise UserError(
+            "OpenTelemetry is not installed",
+            "Install it with `pip install 'bilateral-serve[otel]'`, or leave out --otlp.",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _servable(

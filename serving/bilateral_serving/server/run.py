@@ -12,6 +12,7 @@ from types import FrameType
 from bilateral_serving.server.loading import OnProgress
 from bilateral_serving.server.processes.launch_command import ServerOptions
 from bilateral_serving.server.processes.tritonserver import OnLog
+from bilateral_serving.server.ready_file import ReadyFile
 from bilateral_serving.server.service import RunningServer, opened
 from bilateral_serving.server.supervise import supervise
 
@@ -67,15 +68,20 @@ def serve(
     Raises:
         UserError: As `running`, or the server cannot be started any more.
     """
+    ready = ReadyFile(options.ready_file)
     with (
         contextlib.nullcontext(signals) if signals else signals_counted() as counted,
         opened(options, on_log, counted.second, _HOLD_S) as service,
     ):
         if not service.start(on_progress, counted.first):
             return
-        if on_ready:
-            on_ready(service.description)
-        supervise(service, counted.first, on_event or (lambda _line: None))
+        try:
+            ready.appear()
+            if on_ready:
+                on_ready(service.description)
+            supervise(service, counted.first, on_event or (lambda _line: None), ready)
+        finally:
+            ready.disappear()
 
 
 @dataclass(frozen=True)

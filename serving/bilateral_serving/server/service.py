@@ -29,6 +29,7 @@ from bilateral_serving.server.processes.launch_command import (
     backend_directory,
     command_line,
     environment,
+    observing_environment,
 )
 from bilateral_serving.server.processes.scratch import link_model, scratch_directory
 from bilateral_serving.server.processes.tritonserver import OnLog, TritonProcess
@@ -123,6 +124,7 @@ class Service:
             checked.gpu,
         )
         self._environment = environment(checked.installation, checked.libpython, checked.gpu)
+        self._environment |= observing_environment(options, checked.installation, listen)
         self._starts = 0
         # Triton 2.51 can die when several models fail to warm up at once.
         self._one_by_one = False
@@ -166,7 +168,7 @@ class Service:
         """
         self._began = time.monotonic()
         if self._listen.directory is not None and self._door is None:
-            self._door = DoorProcess(self._door_options(), self._scratch)
+            self._door = self._open_door()
         while not stop.is_set():
             self._launch()
             try:
@@ -208,6 +210,11 @@ class Service:
             return Fault("tritonserver did not describe its models")
         return self._health.fault()
 
+    @property
+    def door_has_ended(self) -> bool:
+        """Whether there was a front door, and it has ended."""
+        return self._door is not None and self._door.how_it_ended() is not None
+
     def mend_door(self) -> str | None:
         """Start the front door again if it has ended, and say so; None if it runs.
 
@@ -216,7 +223,7 @@ class Service:
         """
         if self._door is None or (ended := self._door.how_it_ended()) is None:
             return None
-        self._door = DoorProcess(self._door_options(), self._scratch)
+        self._door = self._open_door()
         self._door.wait_until_listening(self.options.start_timeout_s)
         return ended
 
@@ -256,6 +263,10 @@ class Service:
     def _launch(self) -> None:
         self._starts += 1
         self._id = f"{self._scratch.name}-{self._starts}"
+        # Triton 2.51 does not start where one that was killed has left its socket.
+        for left in (self._listen.http_socket, self._listen.metrics_socket):
+            if left is not None:
+                left.unlink(missing_ok=True)
         self._triton = TritonProcess(
             [
                 *self._command,
@@ -339,6 +350,9 @@ class Service:
         host = hosts.reachable(hosts.numeric(self.options.host))
         places: list[tuple[socket.AddressFamily, str | tuple[str, int]]] = []
         ports = [self.options.metrics_port]
+        if self.options.metrics_port is not None and (at := self._listen.metrics_socket):
+            places.append((socket.AF_UNIX, str(at)))
+            ports = []
         if self.options.http_port is not None:
             if (path := self._listen.http_socket) is not None:
                 places.append((socket.AF_UNIX, str(path)))
@@ -353,10 +367,14 @@ class Service:
                     return False
         return True
 
+    def _open_door(self) -> DoorProcess:
+        to_output = self.options.access_log_to_output
+        return DoorProcess(self._door_options(), self._scratch, to_output)
+
     def _door_options(self) -> FrontDoorOptions:
         options = self.options
         host = hosts.bracketed(options.host)
-        http = options.http_port is not None
+        http, metrics = options.http_port is not None, options.metrics_port is not None
         return FrontDoorOptions.model_validate(
             {
                 "listen": f"{host}:{options.grpc_port}",
@@ -367,6 +385,11 @@ class Service:
                 "token": self._listen.token,
                 "tls": options.tls and options.tls.absolute(),
                 "tokens": options.tokens and options.tokens.absolute(),
+                "metrics_listen": f"{host}:{options.metrics_port}" if metrics else None,
+                "metrics_upstream": str(self._listen.metrics_socket) if metrics else None,
+                "access_log": options.access_log and options.access_log.absolute(),
+                "otlp": options.otlp,
+                "repository": options.repository.absolute(),
                 "parent": os.getpid(),
                 "hold_s": self._hold_s,
                 "drain_s": options.stop_timeout_s,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from bilateral_export.errors import UserError
 from bilateral_serving.server.health import Fault
+from bilateral_serving.server.ready_file import ReadyFile
 from bilateral_serving.server.service import Service
 
 _POLL_S = 0.1
@@ -22,7 +23,7 @@ _DEATHS_OF_A_MODEL = 5
 OnEvent = Callable[[str], None]
 
 
-def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> None:
+def supervise(service: Service, stop: threading.Event, on_event: OnEvent, ready: ReadyFile) -> None:
     """Watch a server that is ready until `stop` is set.
 
     A server that dies, and one of which a model's process has died or is wedged, is started again,
@@ -37,7 +38,10 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
     ready_at = time.monotonic()
     service.watch()
     while not stop.wait(_POLL_S):
+        if service.door_has_ended:
+            ready.disappear()
         if ended := service.mend_door():
+            ready.appear()
             on_event(f"The front door was started again: {ended}.")
         fault = service.fault()
         if fault is None:
@@ -45,6 +49,7 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
         if time.monotonic() - ready_at > _CALM_S:
             in_a_row = 0
             blamed.clear()
+        ready.disappear()
         restarts += 1
         in_a_row += 1
         found_at = time.monotonic()
@@ -59,6 +64,7 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
             return
         ready_at = time.monotonic()
         service.watch()
+        ready.appear()
         on_event(
             f"Restart {restarts}, ready again {ready_at - found_at:.1f} s later: {fault.reason}."
         )

@@ -80,13 +80,19 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
     token = make_token("caller", root / "tokens.txt")
     with contextlib.ExitStack() as stack:
         direct = stack.enter_context(running(options)).url
-        plain, encrypted, asked = (
+        plain, logged, encrypted, asked = (
             stack.enter_context(front_door(root / "models", **given)).url
-            for given in ({}, {"tls": tls}, {"tls": tls, "tokens": root / "tokens.txt"})
+            for given in (
+                {},
+                {"access_log": root / "log", "repository": root / "models"},
+                {"tls": tls},
+                {"tls": tls, "tokens": root / "tokens.txt"},
+            )
         )
         yield [
             Way("direct", direct, Credentials()),
             Way("front door", plain, Credentials()),
+            Way("with an access log", logged, Credentials()),
             Way("with TLS", encrypted, Credentials(ca=ca)),
             Way("with TLS and token", asked, Credentials(ca=ca, token=token)),
         ]

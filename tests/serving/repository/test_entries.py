@@ -54,8 +54,10 @@ def test_add_writes_a_whole_model(onnx_file: Path, root: Path) -> None:
     assert sorted(snapshot(root)) == [
         "quadrants",
         "quadrants/1",
+        "quadrants/1/metrics.py",
         "quadrants/1/model.onnx",
         "quadrants/1/model.py",
+        "quadrants/1/tracing.py",
         "quadrants/config.pbtxt",
         "quadrants/labels.txt",
     ]

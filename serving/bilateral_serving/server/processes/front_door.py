@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import subprocess
@@ -23,9 +24,15 @@ class DoorProcess:
     Args:
         options: What it is told.
         directory: Where it runs: Python must find no foreign module there.
+        log_to_output: Whether its access log goes to this process's standard output.
     """
 
-    def __init__(self, options: FrontDoorOptions, directory: Path) -> None:
+    def __init__(
+        self, options: FrontDoorOptions, directory: Path, log_to_output: bool = False
+    ) -> None:
+        # Its own standard output is a pipe, where it says that it listens.
+        output = os.dup(sys.stdout.fileno()) if log_to_output else None
+        options = options.model_copy(update={"access_log_fd": output})
         self._options = options
         self._listens = False
         self._process = subprocess.Popen(
@@ -34,7 +41,10 @@ class DoorProcess:
             stdout=subprocess.PIPE,
             cwd=directory,
             start_new_session=True,
+            pass_fds=() if output is None else (output,),
         )
+        if output is not None:
+            os.close(output)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(options.model_dump_json().encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -20,7 +21,9 @@ from bilateral_serving.server import hosts
 
 _CLOSED = "shared-memory,model-repository,statistics,trace,logging"
 # The names of its sockets; Triton adds ":1", the port, to that of gRPC.
-_GRPC, _HTTP = "grpc", "http"
+_GRPC, _HTTP, _METRICS = "grpc", "http", "metrics"
+# What the front door adds to a request, which the models' code reads as parameters of it.
+_FORWARDED = "(bilateral-accepted|traceparent)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class ServerOptions:
         tls: The certificate to answer with; None: connections are not encrypted.
         tokens: File of the bearer tokens that callers need; None: they need none.
         insecure: Whether other machines may connect without TLS.
+        ready_file: File that is there while `serve` is ready; None: there is none.
+        access_log: File that gets one line for each call; None: there is none.
+        access_log_to_output: Whether those lines go to this process's standard output instead.
+        otlp: Where spans are sent, by OTLP over HTTP; None: none are made.
         arguments: Further arguments for tritonserver.
     """
 
@@ -62,6 +69,10 @@ class ServerOptions:
     tls: TlsFiles | None = None
     tokens: Path | None = None
     insecure: bool = False
+    ready_file: Path | None = None
+    access_log: Path | None = None
+    access_log_to_output: bool = False
+    otlp: str | None = None
     arguments: tuple[str, ...] = ()
 
 
@@ -88,6 +99,11 @@ class Listen:
         """The socket of its HTTP service, if a front door is before it."""
         return None if self.directory is None else self.directory / _HTTP
 
+    @property
+    def metrics_socket(self) -> Path | None:
+        """The socket of its metrics page, if a front door is before it."""
+        return None if self.directory is None else self.directory / _METRICS
+
     def arguments(self, options: ServerOptions) -> list[str]:
         """Return what tritonserver is told of it."""
         numeric = hosts.numeric(options.host)
@@ -95,8 +111,10 @@ class Listen:
         arguments = [] if http else ["--allow-http=false"]
         if self.directory is not None:
             arguments += [f"--grpc-address=unix:{self.directory}/{_GRPC}", "--grpc-port=1"]
+            arguments.append(f"--grpc-header-forward-pattern={_FORWARDED}")
             if http:
                 arguments += [f"--http-address=unix:{self.directory}/{_HTTP}", "--http-port=1"]
+                arguments.append(f"--http-header-forward-pattern={_FORWARDED}")
             return arguments
         arguments += [
             f"--grpc-address={hosts.bracketed(numeric)}",
@@ -158,6 +176,8 @@ def command_line(
         command += ["--exit-on-error=false", "--strict-readiness=false"]
     if options.metrics_port is None:
         command.append("--allow-metrics=false")
+    elif listen.metrics_socket is not None:
+        command += [f"--metrics-address=unix:{listen.metrics_socket}", "--metrics-port=1"]
     else:
         address = hosts.for_http(hosts.numeric(options.host))
         command += [f"--metrics-address={address}", f"--metrics-port={options.metrics_port}"]
@@ -192,6 +212,19 @@ def environment(installation: Installation, libpython: Path | None, gpu: bool) -
         _prepend(variables, "PATH", [Path(sys.executable).parent])
         _prepend(variables, "PYTHONPATH", _package_directories("numpy", "onnxruntime"))
     return variables
+
+
+def observing_environment(
+    options: ServerOptions, installation: Installation, listen: Listen
+) -> dict[str, str]:
+    """Return what the models' code reads of the server that it runs in."""
+    version = installation.version
+    if version is None and installation.is_wheel:
+        version = f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
+    found = {"BILATERAL_FRONT_DOOR": "0" if listen.directory is None else "1"}
+    if version:
+        found["TRITON_SERVER_VERSION"] = version
+    return found | ({"BILATERAL_OTLP": options.otlp} if options.otlp else {})
 
 
 def _prepend(environment: dict[str, str], variable: str, directories: Sequence[Path]) -> None:
