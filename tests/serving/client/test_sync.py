@@ -27,7 +27,7 @@ from bilateral_serving.client import Client, connection
 from bilateral_serving.client.aio import AsyncClient
 from bilateral_serving.client.answers import Featured, answer_files
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.client.errors import pause_before_retry
+from bilateral_serving.client.errors import may_repeat
 from bilateral_serving.server import RunningServer
 from bilateral_serving.values import check_finite
 
@@ -346,7 +346,7 @@ class TestBadInput:
             confused.infer("quadrants", {"pixel_values": images(1)})
         assert url in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", ":8001", "host:port"])
+    @pytest.mark.parametrize("url", ["localhost", "http://localhost", "ftp://localhost:8001", ":8001", "host:port", ","])
     def test_wrong_address(self, url: str) -> None:
         with pytest.raises(UserError, match="is not the address of a server"):
             Client(url)
