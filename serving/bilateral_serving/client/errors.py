@@ -17,6 +17,8 @@ START_A_SERVER = "Start one with `bilateral serve`, or give its address with --u
 
 # How Triton words an UNAVAILABLE of a request that it did not take.
 _TURNED_AWAY = ("exceeds maximum queue size", "unknown model", "no available versions")
+# How a front door that is ending words one.
+_ENDING = "takes no new requests"
 # How Triton says that the process of a Python model has died.
 _DEAD_MODEL = "is not healthy"
 # Calls that change nothing wherever they got to.
@@ -170,8 +172,10 @@ def lost_region(error: UserError) -> bool:
 
 
 def unsent(error: InferenceServerException) -> bool:
-    """Return whether a call failed because no connection could be made."""
-    return was_not_sent(_status(error), _message(error))
+    """Return whether a call reached no server that takes any: none was there, or it is ending."""
+    status, message = _status(error), _message(error)
+    ending = status == "UNAVAILABLE" and _ENDING in message
+    return ending or was_not_sent(status, message)
 
 
 def _proxy_hint(url: str) -> str | None:

@@ -126,7 +126,7 @@ def test_a_token_is_asked_for(secured: tuple[RunningServer, Credentials]) -> Non
     url, stranger = f"https://{server.http_url}", Credentials(ca=whole.ca, token="none")
     with (
         Client(url, credentials=stranger) as client,
-        pytest.raises(UserError, match="bearer token .* is needed"),
+        pytest.raises(UserError, match=r"bearer token .* is needed"),
     ):
         client.model_metadata("quadrants")
     with (

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from tests.serving.server.live_processes import free_ports
+
+from bilateral_serving.client import Client
+from bilateral_serving.client.connection import Call, Connection
 from bilateral_serving.client.deadline import Deadline
 from bilateral_serving.client.retries import Retries
 
@@ -34,3 +39,17 @@ def test_answers_pay_for_a_tenth() -> None:
         retries.answered()
         made += retries.spend()
     assert 100 <= made <= 111
+
+
+def test_a_client_of_a_dead_server_soon_stops_to_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    start = Connection.start
+
+    def counted(self: Connection, method: str, *rest: Any) -> Call:
+        made.append(method)
+        return start(self, method, *rest)
+
+    monkeypatch.setattr(Connection, "start", counted)
+    with Client(f"localhost:{free_ports(1)[0]}") as client:
+        assert not any(client.is_ready() for _ in range(30))
+    assert len(made) == 30 + 10
