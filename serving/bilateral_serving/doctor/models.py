@@ -18,6 +18,7 @@ from bilateral_serving.doctor.findings import NOT_LOADED, Finding, error, from_r
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.rules import check_rules
 from bilateral_serving.doctor.versions import check_version
+from bilateral_serving.repository.containment import check_contained
 
 _VERSION = re.compile(r"[1-9]\d*")
 
@@ -69,7 +70,17 @@ def check_model(directory: Path, machine: Machine, run: bool) -> tuple[CheckedMo
         findings += found
         if manifest is not None:
             manifests.append(manifest)
+    if not any(finding.severity == "error" for finding in findings):
+        findings += _check_contained(directory)
     return CheckedModel(name, config, tuple(manifests), tuple(served)), findings
+
+
+def _check_contained(directory: Path) -> Iterator[Finding]:
+    try:
+        check_contained(directory)
+    except UserError as refusal:
+        why = "`bilateral serve` does not serve it: a file elsewhere may be anybody's."
+        yield from_refusal(directory.name, refusal, why)
 
 
 def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from bilateral_serving.installation import (
 )
 from bilateral_serving.releases import release_of
 from bilateral_serving.repository import Entry, list_names, show
+from bilateral_serving.repository.containment import check_contained
 from bilateral_serving.server import hosts
 from bilateral_serving.server.processes.launch_command import ServerOptions
 from bilateral_serving.tokens import read_tokens
@@ -171,11 +172,12 @@ def select_models(
 
 
 def check_entry(entry: Entry, installation: Installation, gpu: bool) -> None:
-    """Check that the server has what a model needs: its backend, and a GPU if it asks for one.
+    """Check that the server has what a model needs, and that its files are the repository's own.
 
     Raises:
-        UserError: It has not.
+        UserError: Its backend or a GPU is missing, its name does not do, or a file lies elsewhere.
     """
+    check_contained(entry.directory)
     if not (installation.backends / entry.target).is_dir():
         raise UserError(
             f"model '{entry.name}' needs the backend '{entry.target}', which "
