@@ -97,7 +97,8 @@ class Balancer:
     def learn(self, index: int, outcome: Outcome) -> None:
         """Take note of what a call says of a server."""
         server = self._servers[index]
-        if outcome is Outcome.ANSWERED and not server.silent and server.pause_s == FIRST_PROBE_S:
+        usual = not server.silent and server.pause_s == FIRST_PROBE_S
+        if len(self._servers) == 1 or (outcome is Outcome.ANSWERED and usual):
             return
         with self._lock:
             if outcome is Outcome.ANSWERED:

@@ -208,10 +208,10 @@ class Connection(ABC):
         call = begin()
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
-        if (span := tracing.begin(method, self.url)) is not None:
-            metadata += span[0]
-            call.add_done_callback(span[1])
         try:
+            if (span := tracing.begin(method, self.url)) is not None:
+                metadata += span[0]
+                call.add_done_callback(span[1])
             with self._lock:
                 own = self._idle > 0 or self._threads < _MOST_THREADS
                 if self._idle > 0:
