@@ -1,8 +1,8 @@
 """Credentials of a caller: the TLS files it trusts and shows, and its bearer token.
 
 They are read from the environment where none are given, so that every command and every process
-that a command starts uses the same ones. Without a CA or a certificate a connection is not
-encrypted.
+that a command starts uses the same ones. Without a CA or a certificate a gRPC connection is
+not encrypted; an address with https:// always is.
 """
 
 from __future__ import annotations
