@@ -16,6 +16,7 @@ from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.front_door.routed import RoutedCalls
 from bilateral_serving.front_door.stream import Stream
 from bilateral_serving.front_door.upstream import AwayError, Upstream
 from bilateral_serving.tokens import Caller
@@ -44,6 +45,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self._guard = guard
         self._token, self._upstream, self._calls = options.token, upstream, calls
+        self._routed = RoutedCalls(options.rollouts, calls.start, upstream.patience)
         self._streams = FairQueue(options.streams, options.streams_per_caller, 0, 0)
         self._open_stream = upstream.channel.stream_stream(requests.STREAM)
         self._handlers = {
@@ -73,12 +75,16 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def call(request: bytes, context: Any) -> bytes:
             metadata, again = _passed_on(context.invocation_metadata()), repeatable
             owner = None if method in requests.HEALTH else self._caller(context)
+            around = request
             if method == requests.INFER:
                 self._guard.spend(owner, len(request))
-                again = not requests.is_of_sequence(await self._check(request, context))
+                around = await self._check(request, context)
+                again = not requests.is_of_sequence(around)
             answer: bytes = await self._calls.make(
                 context.peer(),
-                lambda: _send(send, request, metadata),
+                lambda: self._routed.send(
+                    method, around, request, lambda message: _send(send, message, metadata)
+                ),
                 held=held,
                 repeatable=again,
             )
@@ -121,9 +127,9 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         await self._upstream.wait_until_connected(self._upstream.patience())
         await self._streams.enter(caller)
 
-        async def check(request: bytes) -> None:
+        async def check(request: bytes) -> bytes:
             self._guard.spend(owner, len(request))
-            await self._check(request, context)
+            return self._routed.stream_request(await self._check(request, context), request)
 
         stream = Stream(
             lambda: self._open_stream(metadata=metadata), context, self._calls.start, check

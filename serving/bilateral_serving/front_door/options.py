@@ -22,6 +22,8 @@ class FrontDoorOptions(BaseModel):
         tls: The certificate to answer with; None: connections are not encrypted.
         tokens: File of the bearer tokens that callers need (`bilateral_serving.tokens`); None:
             they need none.
+        rollouts: Directory of the routes (`routing.py`) and of the comparisons; None: there are
+            none.
         parent: Process whose end ends the front door; None: nobody's does.
         hold_s: Seconds that a request waits for a server that is away.
         drain_s: Seconds that requests under way get to end when the front door stops.
@@ -46,6 +48,7 @@ class FrontDoorOptions(BaseModel):
     token: str = Field(repr=False, min_length=16)
     tls: TlsFiles | None = None
     tokens: Path | None = None
+    rollouts: Path | None = None
     parent: int | None = None
     hold_s: float = Field(20.0, ge=0)
     drain_s: float = Field(30.0, ge=0)

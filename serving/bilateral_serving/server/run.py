@@ -12,6 +12,7 @@ from types import FrameType
 from bilateral_serving.server.loading import OnProgress
 from bilateral_serving.server.processes.launch_command import ServerOptions
 from bilateral_serving.server.processes.tritonserver import OnLog
+from bilateral_serving.server.rollouts.control import listening
 from bilateral_serving.server.service import RunningServer, opened
 from bilateral_serving.server.supervise import supervise
 
@@ -75,7 +76,8 @@ def serve(
             return
         if on_ready:
             on_ready(service.description)
-        supervise(service, counted.first, on_event or (lambda _line: None))
+        with listening(options.grpc_port) as control:
+            supervise(service, counted.first, on_event or (lambda _line: None), control)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from bilateral_export.errors import UserError
 from bilateral_serving.server.health import Fault
+from bilateral_serving.server.rollouts.control import Control
 from bilateral_serving.server.service import Service
 
 _POLL_S = 0.1
@@ -22,8 +23,8 @@ _DEATHS_OF_A_MODEL = 5
 OnEvent = Callable[[str], None]
 
 
-def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> None:
-    """Watch a server that is ready until `stop` is set.
+def supervise(service: Service, stop: threading.Event, on_event: OnEvent, control: Control) -> None:
+    """Watch a server that is ready until `stop` is set, and carry out the rollouts asked for.
 
     A server that dies, and one of which a model's process has died or is wedged, is started again,
     first at once and then with pauses that double. A model that brings it down five times in a row
@@ -39,6 +40,8 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
     while not stop.wait(_POLL_S):
         if ended := service.mend_door():
             on_event(f"The front door was started again: {ended}.")
+        if service.rollouts.take(control.asked, service, stop):
+            service.watch()
         fault = service.fault()
         if fault is None:
             continue
@@ -51,6 +54,8 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent) -> Non
         # At once: the front door repeats what was under way, also what a dead process has got.
         service.kill_triton()
         if fault.model:
+            if tried := service.rollouts.end_trial(fault.model):
+                on_event(f"Version {tried} of '{fault.model}' is not tried any more.")
             blamed[fault.model] += 1
             if blamed[fault.model] >= _DEATHS_OF_A_MODEL and len(service.models) > 1:
                 service.leave_out(fault.model, fault.reason)
