@@ -95,9 +95,7 @@ def status(name: str, *, grpc_port: int = 8001) -> Outcome:
     return ask(grpc_port, Order(action="status", model=name))
 
 
-def _through_the_gate(
-    order: Order, grpc_port: int, parity: Path | None, unjudged: bool
-) -> Outcome:
+def _through_the_gate(order: Order, grpc_port: int, parity: Path | None, unjudged: bool) -> Outcome:
     repository = Path(ask(grpc_port, Order(action="status", model=order.model)).repository)
     assert order.version is not None
     check_gate(repository, order.model, order.version, parity=parity, unjudged=unjudged)

@@ -52,9 +52,7 @@ class Served:
         self.port = int(self.process.url.rpartition(":")[2])
 
     def promote(self, version: int, **options: bool) -> rollout.commands.Outcome:
-        return rollout.promote(
-            "quadrants", version, grpc_port=self.port, unjudged=True, **options
-        )
+        return rollout.promote("quadrants", version, grpc_port=self.port, unjudged=True, **options)
 
     def status(self) -> rollout.commands.Outcome:
         return rollout.status("quadrants", grpc_port=self.port)
@@ -161,9 +159,7 @@ def test_a_rollback_needs_no_loading(served: Served, callers: list[Callers]) -> 
     assert [one.problems for one in callers] == [[]] * 3
 
 
-def test_with_a_gap_requests_wait_and_none_is_lost(
-    served: Served, callers: list[Callers]
-) -> None:
+def test_with_a_gap_requests_wait_and_none_is_lost(served: Served, callers: list[Callers]) -> None:
     wanted = active(served) % 3 + 1
     served.promote(active(served) % 3 + 1)
     wanted = wanted % 3 + 1  # not loaded: the last two are
@@ -201,9 +197,7 @@ def test_what_cannot_be_loaded_replaces_nothing(served: Served, callers: list[Ca
     assert served.process.lines_so_far() == []
 
 
-def test_a_canary_answers_its_share_and_is_compared(
-    served: Served, callers: list[Callers]
-) -> None:
+def test_a_canary_answers_its_share_and_is_compared(served: Served, callers: list[Callers]) -> None:
     before = active(served)
     rollout.canary("quadrants", 4, 0.25, grpc_port=served.port, unjudged=True)
     start = [Counter(one.answers) for one in callers]

@@ -200,7 +200,7 @@ class Rollouts:
             serving.settle(lambda upstream: upstream.load(name), stop, name)
             serving.settle(lambda upstream: upstream.ask_version(name, version), stop)
         except UserError as error:
-            restore_links(links, before)
+            restore_links(links, before, source, now.loaded)
             try:
                 serving.settle(lambda upstream: upstream.load(name), stop, name)
             except UserError as again:  # the supervisor starts the server again, as it was

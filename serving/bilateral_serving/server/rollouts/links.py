@@ -42,15 +42,19 @@ def link_versions(model: Path, links: Path, versions: Collection[int]) -> str:
     assert config is not None
     config.version_policy.CopyFrom(configs.version_policy(",".join(map(str, sorted(versions)))))
     before = (links / CONFIG_FILE).read_text(encoding="utf-8")
-    for number in versions:
-        if not (links / str(number)).is_symlink():
-            (links / str(number)).symlink_to(there[number].absolute())
-    restore_links(links, configs.write(config))
+    restore_links(links, configs.write(config), model, versions)
     return before
 
 
-def restore_links(links: Path, configuration: str) -> None:
-    """Give the links a configuration, whole or not at all."""
+def restore_links(links: Path, configuration: str, model: Path, versions: Collection[int]) -> None:
+    """Give the links a configuration, whole or not at all, and exactly these versions."""
+    for number in versions:
+        if not (links / str(number)).is_symlink():
+            (links / str(number)).symlink_to((model / str(number)).absolute())
     draft = links / f"{CONFIG_FILE}.draft"
     draft.write_text(configuration, encoding="utf-8")
     draft.replace(links / CONFIG_FILE)
+    # Triton reads no directory of a model of which a link leads nowhere.
+    for link in links.iterdir():
+        if link.name.isdecimal() and int(link.name) not in versions:
+            link.unlink()
