@@ -47,8 +47,8 @@ class Route(BaseModel):
 
     active: int
     candidate: int | None = None
-    share: float = Field(0.0, ge=0, le=1)
-    copied: float = Field(0.0, ge=0, le=1)
+    share: float = Field(default=0.0, ge=0, le=1)
+    copied: float = Field(default=0.0, ge=0, le=1)
     away: bool = False
 
 

@@ -74,9 +74,9 @@ def serve(
     ):
         if not service.start(on_progress, counted.first):
             return
-        if on_ready:
-            on_ready(service.description)
         with listening(options.grpc_port) as control:
+            if on_ready:
+                on_ready(service.description)
             supervise(service, counted.first, on_event or (lambda _line: None), control)
 
 

@@ -27,8 +27,8 @@ class Order(BaseModel):
 
     action: Action
     model: str
-    version: int | None = Field(None, ge=1)
-    share: float = Field(1.0, gt=0, le=1)
+    version: int | None = Field(default=None, ge=1)
+    share: float = Field(default=1.0, gt=0, le=1)
     gap: bool = False
 
 
