@@ -49,6 +49,7 @@ ROOMS = {
         "repository": set(),
         "server": {"front_door", "repository"},
         "doctor": {"repository", "server"},
+        "rollout": {"doctor", "front_door", "repository", "server"},
     },
     "bilateral_benchmarks": {
         "statistics": set(),

@@ -19,6 +19,7 @@ _COMMANDS = (
     "inspect",
     "parity",
     "repository",
+    "rollouts",
     "doctor",
     "serve",
     "token",

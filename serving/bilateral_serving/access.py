@@ -37,7 +37,7 @@ def published_token(grpc_port: int) -> Iterator[str]:
     Raises:
         UserError: The directory of tokens belongs to somebody else, or cannot be written.
     """
-    path, token = _directory() / str(grpc_port), secrets.token_urlsafe(32)
+    path, token = private_directory() / str(grpc_port), secrets.token_urlsafe(32)
     for old in path.parent.iterdir():
         if owner_is_gone((_read(old) or "").partition("\n")[2]):
             old.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def find_token(url: str) -> str | None:
     if not is_loopback(url) or not port.isdecimal():
         return None
     try:
-        return _token(_directory() / port)
+        return _token(private_directory() / port)
     except UserError:
         return None
 
@@ -80,7 +80,7 @@ def serving_processes() -> dict[int, int]:
         UserError: The directory of tokens belongs to somebody else.
     """
     found = {}
-    for path in _directory().iterdir():
+    for path in private_directory().iterdir():
         pid = owner_pid((_read(path) or "").partition("\n")[2])
         if path.name.isdecimal() and pid is not None:
             found[int(path.name)] = pid
@@ -105,8 +105,12 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def _directory() -> Path:
-    """Make the directory of tokens if there is none, and refuse one that others can enter."""
+def private_directory() -> Path:
+    """Make the directory of tokens if there is none, and refuse one that others can enter.
+
+    Raises:
+        UserError: It is somebody else's.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     path = (
         Path(runtime) / "bilateral"

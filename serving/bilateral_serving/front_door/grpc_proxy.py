@@ -26,6 +26,7 @@ from bilateral_serving.front_door.calls import (
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.front_door.routed import RoutedCalls
 from bilateral_serving.front_door.stream import Stream
 from bilateral_serving.front_door.upstream import AwayError, Upstream
 from bilateral_serving.tokens import Caller
@@ -63,6 +64,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self._guard, self._observers = guard, observers
         self._token, self._upstream, self._calls = options.token, upstream, calls
+        self._routed = RoutedCalls(options.rollouts, calls.start, upstream.patience)
         self._streams = FairQueue(options.streams, options.streams_per_caller, 0, 0)
         self._open_stream = upstream.channel.stream_stream(requests.STREAM)
         self._handlers = {
@@ -101,6 +103,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             shown = context.invocation_metadata()
             owner = None if method in requests.HEALTH else self._caller(shown)
             record.caller = owner.name if owner else None
+            around = request
             if method == requests.INFER:
                 self._guard.spend(owner, len(request))
                 around = await self._check(request, context)
@@ -111,7 +114,9 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
             def begin() -> Coroutine[Any, Any, bytes]:
                 record.sent_ns = record.sent_ns or time.monotonic_ns()
-                return _send(send, request, metadata)
+                return self._routed.send(
+                    method, around, request, lambda message: _send(send, message, metadata)
+                )
 
             answer: bytes = await self._calls.make(record.peer, begin, held=held, repeatable=again)
             record.answer_bytes = len(answer)
@@ -189,7 +194,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         await self._upstream.wait_until_connected(self._upstream.patience())
         await self._streams.enter(caller)
 
-        async def check(request: bytes) -> None:
+        async def check(request: bytes) -> bytes:
             # Of each request: a stream may outlive its token.
             owner = self._caller(context.invocation_metadata())
             record.caller = owner.name if owner else None
@@ -198,6 +203,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             record.request_bytes += len(request)
             if self._observers.any and not record.model:
                 record.model, record.version, record.id = requests.named(around)
+            return self._routed.stream_request(around, request)
 
         stream = Stream(
             lambda: self._open_stream(metadata=metadata), context, self._calls.start, check

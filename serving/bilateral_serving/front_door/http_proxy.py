@@ -25,7 +25,7 @@ from yarl import URL
 
 from bilateral_serving import access
 from bilateral_serving.credentials import BEARER
-from bilateral_serving.front_door import json_body
+from bilateral_serving.front_door import json_body, routing
 from bilateral_serving.front_door.call_record import CallRecord, Observers
 from bilateral_serving.front_door.calls import (
     AWAY,
@@ -38,6 +38,7 @@ from bilateral_serving.front_door.calls import (
 from bilateral_serving.front_door.fair_queue import FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.front_door.routing import Router
 from bilateral_serving.front_door.tls import follow, http_context
 from bilateral_serving.front_door.upstream import AwayError
 
@@ -90,6 +91,7 @@ class HttpProxy:
     ) -> None:
         self._options, self._calls, self._guard = options, calls, guard
         self._observers = observers
+        self._router = Router(options.rollouts)
         self._following: asyncio.Task[None] | None = None
         self._host, _, self._port = (options.http_listen or "").rpartition(":")
         self._server = _Server(self._answer)
@@ -273,7 +275,7 @@ class HttpProxy:
         async def send() -> web.Response:
             record.sent_ns = record.sent_ns or time.monotonic_ns()
             try:
-                return await self._send(request.method, request.raw_path, headers, body)
+                return await self._send_routed(request, headers, body, held)
             except aiohttp.ClientError as error:
                 raise BrokenError(error, sent=True) from error
 
@@ -292,6 +294,30 @@ class HttpProxy:
             found = _VERSION.search(answer.body[:512])
             record.version = found[1].decode() if found else record.version
         return answer
+
+    async def _send_routed(
+        self, request: web.BaseRequest, headers: dict[str, str], body: bytes, held: bool
+    ) -> web.Response:
+        """Send to the version that the model's route says; a refused one goes to its successor."""
+        path, _, query = request.raw_path.partition("?")
+        model = routing.path_model(path)
+        if model is None or not self._router.has_routes():
+            return await self._send(request.method, request.raw_path, headers, body)
+        end = time.monotonic() + self._options.hold_s
+        while True:
+            if held:
+                await self._router.wait_until_there(model, end)
+            choice = self._router.choose(model, whole=request.method != "POST")
+            whole = routing.path_with_version(path, choice.version) + (query and f"?{query}")
+            answer = await self._send(request.method, whole, headers, body)
+            text = answer.body if answer.status >= HTTPStatus.BAD_REQUEST else b""
+            if not (
+                isinstance(text, bytes)
+                and routing.is_unloaded(text.decode(errors="replace"))
+                and self._router.route(model) != choice.route
+                and time.monotonic() < end
+            ):
+                return answer
 
     async def _send(
         self, method: str, path: str, headers: dict[str, str], body: bytes

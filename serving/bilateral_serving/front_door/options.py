@@ -28,6 +28,8 @@ class FrontDoorOptions(BaseModel):
         access_log_fd: The same, open already.
         otlp: Where spans are sent; None: none are made.
         repository: Where the configurations of the models are, for their hashes.
+        rollouts: Directory of the routes (`routing.py`) and of the comparisons; None: there are
+            none.
         parent: Process whose end ends the front door; None: nobody's does.
         hold_s: Seconds that a request waits for a server that is away.
         drain_s: Seconds that requests under way get to end when the front door stops.
@@ -58,6 +60,7 @@ class FrontDoorOptions(BaseModel):
     access_log_fd: int | None = None
     otlp: str | None = None
     repository: Path | None = None
+    rollouts: Path | None = None
     parent: int | None = None
     hold_s: float = Field(20.0, ge=0)
     drain_s: float = Field(30.0, ge=0)

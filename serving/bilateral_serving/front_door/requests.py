@@ -13,18 +13,18 @@ _SERVICE = "/inference.GRPCInferenceService/"
 LIVE = _SERVICE + "ServerLive"
 INFER = _SERVICE + "ModelInfer"
 STREAM = _SERVICE + "ModelStreamInfer"
+MODEL_READY = _SERVICE + "ModelReady"
+SERVER_METADATA = _SERVICE + "ServerMetadata"
 # Answered at once or not at all: whoever asks these wants to know how things are now.
 HEALTH = frozenset(
     (
         LIVE,
         _SERVICE + "ServerReady",
-        _SERVICE + "ModelReady",
+        MODEL_READY,
         "/grpc.health.v1.Health/Check",
     )
 )
-DESCRIPTION = frozenset(
-    (_SERVICE + "ServerMetadata", _SERVICE + "ModelMetadata", _SERVICE + "ModelConfig")
-)
+DESCRIPTION = frozenset((SERVER_METADATA, _SERVICE + "ModelMetadata", _SERVICE + "ModelConfig"))
 OPEN = HEALTH | DESCRIPTION | {INFER}
 # gRPC's clients take UNIMPLEMENTED as "this server does not report changes", and Triton does not.
 WATCH = "/grpc.health.v1.Health/Watch"

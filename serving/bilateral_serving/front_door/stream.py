@@ -37,7 +37,7 @@ class Stream:
         open_stream: Opens a stream to Triton.
         context: The caller's.
         start: Starts a task that nothing cancels.
-        check: Checks one request.
+        check: Checks one request and returns it as it is to be sent.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Stream:
         open_stream: Callable[[], Any],
         context: Any,
         start: Start,
-        check: Callable[[bytes], Awaitable[None]],
+        check: Callable[[bytes], Awaitable[bytes]],
     ) -> None:
         self._open_stream, self._context = open_stream, context
         self._start, self._check = start, check
@@ -78,7 +78,7 @@ class Stream:
 
     async def _pass_requests(self) -> None:
         while (request := await self._context.read()) is not grpc.aio.EOF:
-            await self._check(request)
+            request = await self._check(request)
             words = requests.words_request(request)
             if words is not None:
                 request = self._renamed(words)

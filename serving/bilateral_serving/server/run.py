@@ -13,6 +13,7 @@ from bilateral_serving.server.loading import OnProgress
 from bilateral_serving.server.processes.launch_command import ServerOptions
 from bilateral_serving.server.processes.tritonserver import OnLog
 from bilateral_serving.server.ready_file import ReadyFile
+from bilateral_serving.server.rollouts.control import listening
 from bilateral_serving.server.service import RunningServer, opened
 from bilateral_serving.server.supervise import supervise
 
@@ -76,10 +77,12 @@ def serve(
         if not service.start(on_progress, counted.first):
             return
         try:
-            ready.appear()
-            if on_ready:
-                on_ready(service.description)
-            supervise(service, counted.first, on_event or (lambda _line: None), ready)
+            with listening(options.grpc_port) as control:
+                ready.appear()
+                if on_ready:
+                    on_ready(service.description)
+                report = on_event or (lambda _line: None)
+                supervise(service, counted.first, report, ready, control)
         finally:
             ready.disappear()
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bilateral_export.errors import UserError
 from bilateral_serving.access import published_token
@@ -33,6 +34,7 @@ from bilateral_serving.server.processes.launch_command import (
 )
 from bilateral_serving.server.processes.scratch import link_model, scratch_directory
 from bilateral_serving.server.processes.tritonserver import OnLog, TritonProcess
+from bilateral_serving.server.rollouts.carry_out import Rollouts
 from bilateral_serving.server.upstream import NoAnswerError, Upstream
 
 _POLL_S = 0.05
@@ -114,6 +116,7 @@ class Service:
         backends.mkdir()
         for entry in checked.entries:
             link_model(entry.directory, models)
+        self.rollouts = Rollouts(options.repository, models, scratch / "rollouts")
         self._command = command_line(
             options,
             checked.installation,
@@ -191,13 +194,20 @@ class Service:
         """Begin to watch the models that are ready."""
         assert self._triton is not None
         assert self._upstream is not None
+        if self._health is not None:
+            self._health.close()
+            self._health = None
         try:
             probes = {name: self._upstream.probe(name) for name in self._models}
         except NoAnswerError:
             return
         self._health = Health(
             self._triton.pid,
-            self._triton.model_processes(),
+            {
+                pid: model
+                for pid, model in self._triton.model_processes().items()
+                if pid not in self._retired
+            },
             {name: probe for name, probe in probes.items() if probe is not None},
         )
 
@@ -226,6 +236,72 @@ class Service:
         self._door = self._open_door()
         self._door.wait_until_listening(self.options.start_timeout_s)
         return ended
+
+    def is_direct(self) -> bool:
+        """Return whether callers connect to tritonserver itself."""
+        return self._listen.directory is None
+
+    def ready_versions(self, model: str) -> tuple[int, ...]:
+        """Return the versions of a model that answer; none if tritonserver does not."""
+        assert self._upstream is not None
+        try:
+            states = self._upstream.model_states()
+        except NoAnswerError:
+            return ()
+        return tuple(
+            int(state.version) for state in states if state.name == model and not state.reason
+        )
+
+    def processes_of(self, model: str) -> tuple[int, ...]:
+        """Return the processes of a model in Python."""
+        assert self._triton is not None
+        found = self._triton.model_processes()
+        return tuple(pid for pid, name in found.items() if name == model)
+
+    def settle(
+        self,
+        call: Callable[[Upstream], Any],
+        stop: threading.Event,
+        reloads: str | None = None,
+    ) -> None:
+        """Make a call of the supervisor's own to tritonserver and wait for its end.
+
+        Health is not watched any more after it: call `watch`.
+
+        Args:
+            call: Makes it, and returns a future of gRPC.
+            stop: Ends the waiting.
+            reloads: The model whose processes of now end because of it, sooner or later.
+
+        Raises:
+            UserError: It failed, the server ended or is to end, or it takes longer than a start
+                may; tritonserver is ended then.
+        """
+        assert self._triton is not None
+        assert self._upstream is not None
+        if self._health is not None:
+            self._health.close()
+            self._health = None
+        if reloads is not None:
+            self._retired.update(self.processes_of(reloads))
+        end = time.monotonic() + self.options.start_timeout_s
+        try:
+            answer = call(self._upstream)
+        except NoAnswerError as error:
+            raise UserError("tritonserver does not answer", "The server's log says why.") from error
+        while not answer.done():
+            if why := self._triton.how_it_ended():
+                raise UserError(f"tritonserver ended: {'; '.join(why[:3])}", "It starts again.")
+            if time.monotonic() > end:
+                self.kill_triton()
+                raise UserError(
+                    f"it took longer than {self.options.start_timeout_s:g} s",
+                    "Give it longer with --start-timeout.",
+                )
+            if stop.wait(_POLL_S):
+                raise UserError("the server is being stopped", "Start it, and try again.")
+        if (failure := answer.exception()) is not None:
+            raise UserError(self._plain(failure.details() or str(failure)), "The log says more.")
 
     def leave_out(self, model: str, reason: str) -> None:
         """Serve a model no more.
@@ -278,6 +354,7 @@ class Service:
             f"{self._id}-",
             self._on_log,
         )
+        self._retired: set[int] = set()  # processes of models that were loaded anew since
         self._upstream = Upstream(self._listen.target(self.options), self._listen.token)
         self._health = None
 
@@ -390,6 +467,7 @@ class Service:
                 "access_log": options.access_log and options.access_log.absolute(),
                 "otlp": options.otlp,
                 "repository": options.repository.absolute(),
+                "rollouts": self._scratch / "rollouts",
                 "parent": os.getpid(),
                 "hold_s": self._hold_s,
                 "drain_s": options.stop_timeout_s,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from bilateral_export.errors import UserError
 from bilateral_serving.server.health import Fault
 from bilateral_serving.server.ready_file import ReadyFile
+from bilateral_serving.server.rollouts.control import Control
 from bilateral_serving.server.service import Service
 
 _POLL_S = 0.1
@@ -23,8 +24,14 @@ _DEATHS_OF_A_MODEL = 5
 OnEvent = Callable[[str], None]
 
 
-def supervise(service: Service, stop: threading.Event, on_event: OnEvent, ready: ReadyFile) -> None:
-    """Watch a server that is ready until `stop` is set.
+def supervise(
+    service: Service,
+    stop: threading.Event,
+    on_event: OnEvent,
+    ready: ReadyFile,
+    control: Control,
+) -> None:
+    """Watch a server that is ready until `stop` is set, and carry out the rollouts asked for.
 
     A server that dies, and one of which a model's process has died or is wedged, is started again,
     first at once and then with pauses that double. A model that brings it down five times in a row
@@ -43,6 +50,8 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent, ready:
         if ended := service.mend_door():
             ready.appear()
             on_event(f"The front door was started again: {ended}.")
+        if service.rollouts.take(control.asked, service, stop):
+            service.watch()
         fault = service.fault()
         if fault is None:
             continue
@@ -56,6 +65,8 @@ def supervise(service: Service, stop: threading.Event, on_event: OnEvent, ready:
         # At once: the front door repeats what was under way, also what a dead process has got.
         service.kill_triton()
         if fault.model:
+            if tried := service.rollouts.end_trial(fault.model):
+                on_event(f"Version {tried} of '{fault.model}' is not tried any more.")
             blamed[fault.model] += 1
             if blamed[fault.model] >= _DEATHS_OF_A_MODEL and len(service.models) > 1:
                 service.leave_out(fault.model, fault.reason)

@@ -75,6 +75,32 @@ class Upstream:
             for model in answer.models
         )
 
+    def load(self, model: str) -> Any:
+        """Load the versions of a model that its configuration names; a future of gRPC."""
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        return self._service.RepositoryModelLoad.future(request, metadata=self._metadata)
+
+    def unload(self, model: str) -> Any:
+        """Unload all versions of a model; a future of gRPC."""
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        return self._service.RepositoryModelUnload.future(request, metadata=self._metadata)
+
+    def ask_version(self, model: str, version: int) -> Any:
+        """Ask one version for a real inference on zeros; a future of gRPC.
+
+        Raises:
+            NoAnswerError: The server did not describe it.
+        """
+        asked = service_pb2.ModelConfigRequest(name=model, version=str(version))
+        config = self._answer("ModelConfig", asked).config
+        if config.model_transaction_policy.decoupled or config.HasField("sequence_batching"):
+            # Zeros say nothing about these: whether it is ready must do.
+            ready = service_pb2.ModelReadyRequest(name=model, version=str(version))
+            return self._service.ModelReady.future(ready)
+        request = zeros(config)
+        request.model_version = str(version)
+        return self._service.ModelInfer.future(request)
+
     def probe(self, model: str) -> Probe | None:
         """Return a probe by real inference; None for a model that zeros say nothing about.
 

@@ -167,7 +167,12 @@ def command_line(
         str(installation.binary),
         f"--model-repository={models}",
         f"--backend-directory={backends}",
-        "--model-control-mode=none",
+        # Behind the front door who has the token may load models: the supervisor, for rollouts.
+        *(
+            ["--model-control-mode=none"]
+            if listen.directory is None
+            else ["--model-control-mode=explicit", "--load-model=*"]
+        ),
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={max(1, round(options.stop_timeout_s))}",
         *listen.arguments(options),
