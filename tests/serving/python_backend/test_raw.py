@@ -323,4 +323,4 @@ def test_what_cannot_take_files_is_not_added_as_raw(tmp_path: Path) -> None:
         (models.quadrants(tmp_path / "b.onnx", batch=1), "needs batches"),
     ):
         with pytest.raises(UserError, match=reason):
-            repository.add("x", model, tmp_path / "models", settings=RAW)
+            repository.add("x", model, tmp_path / "models", settings=Settings(raw=True))
