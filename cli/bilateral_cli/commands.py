@@ -24,6 +24,7 @@ _COMMANDS = (
     "infer",
     "generate",
     "score",
+    "score_files",
     "evaluate",
     "bench",
     "study",
