@@ -16,6 +16,7 @@ from bilateral_benchmarks.experiments.operator_profile import OperatorProfile
 from bilateral_benchmarks.experiments.overhead import Overhead
 from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
+from bilateral_benchmarks.experiments.score_files import ScoreFiles
 from bilateral_benchmarks.experiments.sweep import Sweep
 from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.report.document import Document
@@ -32,6 +33,7 @@ Item = Annotated[
     | Overhead
     | ScenarioResult
     | OperatorProfile
+    | ScoreFiles
     | Sweep,
     Field(discriminator="kind"),
 ]
