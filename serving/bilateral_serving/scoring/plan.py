@@ -30,8 +30,8 @@ from bilateral_serving.scoring.items import Item
 FOLDER = "_plan"
 # Names as bytes: a file's need not be UTF-8.
 SCHEMA = pa.schema([("path", pa.binary()), ("table", pa.binary()), ("row", pa.int64())])
-SMALLEST_PART, LARGEST_PART = 32, 1000
-_LEAST_PARTS = 64  # smaller parts where there are few items, so that all workers have some
+SMALLEST_PART, LARGEST_PART = 64, 1000
+_LEAST_PARTS = 32  # smaller parts where there are few items, so that all workers have some
 _GROUPS = 1000  # parts in one file of the plan: a Parquet file's footer is read whole
 
 
@@ -151,30 +151,34 @@ def extend_plan(plan: Plan, items: Iterable[Item], limit: int | None = None) -> 
         with written(_path(plan.folder, number)) as temporary:
             table = pa.Table.from_pylist(rows, SCHEMA)
             pq.write_table(table, temporary, row_group_size=size, compression="zstd")
+    _to_disk(plan.folder / FOLDER)  # no part may be there without its plan
     found = read_plan(plan.folder)
     return Plan(plan.folder, found.chunks, found.sizes, sum(found.sizes) - sum(plan.sizes))
 
 
 @contextlib.contextmanager
 def written(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `target`, on the disk when the block ends.
+    """Yield a temporary path that becomes `target`, whose content is on the disk then.
 
-    Unlike `files.atomic_file`, what has its name survives a machine that loses its power.
+    Unlike `files.atomic_file`: what has its name is whole after a power cut, too.
     """
     temporary = target.parent / f".partial-{os.getpid()}-{target.name}"
     with disk_errors(target):
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _to_disk(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would survive a power cut."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _unseen(items: Iterable[Item], known: set[bytes]) -> Iterator[Item]:

@@ -73,12 +73,12 @@ def test_many_items_go_into_several_files(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_part_counts_when_it_is_whole(tmp_path: Path) -> None:
     with writing(tmp_path):
-        plan = extended(tmp_path, items(*range(96)))
-    assert plan.sizes == (32, 32, 32)
+        plan = extended(tmp_path, items(*range(192)))
+    assert plan.sizes == (64, 64, 64)
     assert len(plan.pending()) == 3
-    write(plan, 0, 32)
-    write(plan, 1, 31)
-    torn = write(plan, 2, 32)
+    write(plan, 0, 64)
+    write(plan, 1, 63)
+    torn = write(plan, 2, 64)
     torn.write_bytes(torn.read_bytes()[:-10])  # as a disk may after a power cut
     assert [chunk.group for chunk, _ in plan.pending()] == [1, 2]
 
