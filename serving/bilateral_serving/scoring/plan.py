@@ -32,7 +32,7 @@ FOLDER = "_plan"
 SCHEMA = pa.schema([("path", pa.binary()), ("table", pa.binary()), ("row", pa.int64())])
 SMALLEST_PART, LARGEST_PART = 64, 1000
 _LEAST_PARTS = 32  # smaller parts where there are few items, so that all workers have some
-_GROUPS = 1000  # parts in one file of the plan: a Parquet file's footer is read whole
+_GROUPS = 200  # parts in one file of the plan: a Parquet file's footer is read whole
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,13 @@ def extend_plan(plan: Plan, items: Iterable[Item], limit: int | None = None) -> 
         file = list(itertools.islice(rest, size * _GROUPS))
         if not file:
             break
-        rows = [
-            {"path": os.fsencode(each.path), "table": os.fsencode(each.table), "row": each.row}
-            for each in file
-        ]
+        columns = (
+            [os.fsencode(item.path) for item in file],
+            [os.fsencode(item.table) for item in file],
+            [item.row for item in file],
+        )
         with written(_path(plan.folder, number)) as temporary:
-            table = pa.Table.from_pylist(rows, SCHEMA)
+            table = pa.table(list(columns), schema=SCHEMA)
             pq.write_table(table, temporary, row_group_size=size, compression="zstd")
     _to_disk(plan.folder / FOLDER)  # no part may be there without its plan
     found = read_plan(plan.folder)
