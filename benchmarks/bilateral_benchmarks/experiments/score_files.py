@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,28 +30,49 @@ _DISPATCHED = 3000
 _LISTED = 200_000
 
 
-class Run(BaseModel):
-    """The same files, once by a plain loop and once by `bilateral score-files`.
+class Round(BaseModel):
+    """The same files, once by plain loops and once by `bilateral score-files`, in seconds.
 
     Attributes:
-        workers: Copies of the model on Ray, one thread each; threads of the loop.
-        loop_s: The plain loop, from the first file to the last row.
-        loop_total_s: The same with the start of its process and of the model.
-        scoring_s: `score-files`, from a worker's first chunk to the last.
-        total_s: The same with its process, Ray, a measurement of the memory, and the models.
+        loop: The plain loops, from the first file to the last row.
+        loop_total: The same with the start of their processes and of the model.
+        scoring: `score-files`, from a worker's first chunk to the last.
+        total: The same with its process, Ray, a measurement of the memory, and the models.
         worker_mib: The largest memory of a worker.
-        loop_mib: The loop's.
+        loop_mib: Of a loop.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    loop: float
+    loop_total: float
+    scoring: float
+    total: float
+    worker_mib: float
+    loop_mib: float
+
+
+class Run(BaseModel):
+    """Interleaved rounds with one number of workers.
+
+    Attributes:
+        workers: Copies of the model on Ray, one thread each; and processes of the plain loop, of
+            one thread each too, that share the files.
     """
 
     model_config = ConfigDict(frozen=True)
 
     workers: int
-    loop_s: float
-    loop_total_s: float
-    scoring_s: float
-    total_s: float
-    worker_mib: float
-    loop_mib: float
+    rounds: tuple[Round, ...]
+
+    def median(self, value: Callable[[Round], float]) -> float:
+        """Return the median of something over the rounds."""
+        return statistics.median(map(value, self.rounds))
+
+    @property
+    def share(self) -> float:
+        """Throughput once started, as a share of the loops'."""
+        return self.median(lambda one: one.loop / one.scoring)
 
 
 class ScoreFiles(Result):
@@ -77,50 +99,60 @@ class ScoreFiles(Result):
 
     def _measured(self) -> Table:
         first = self.runs[0]
-        rows = [
-            (
-                f"{run.workers} worker(s)",
-                number(self.items / run.loop_s),
-                number(self.items / run.scoring_s),
-                f"{run.loop_s / run.scoring_s:.2f}",
-                f"{run.loop_total_s / run.total_s:.2f}",
-                number(1000 * (run.scoring_s - run.loop_s) / self.items),
-                number(run.total_s - run.scoring_s),
-                number(run.worker_mib),
-                number(run.loop_mib),
-                f"{first.workers * first.scoring_s / (run.workers * run.scoring_s):.2f}",
+        rows = []
+        for run in self.runs:
+            scoring = run.median(lambda one: one.scoring)
+            loop = run.median(lambda one: one.loop)
+            grown = run.workers / first.workers
+            rows.append(
+                (
+                    str(run.workers),
+                    number(self.items / loop),
+                    number(self.items / scoring),
+                    f"{run.share:.3f}",
+                    f"{run.median(lambda one: one.loop_total / one.total):.2f}",
+                    number(1000 * run.median(lambda one: one.scoring - one.loop) / self.items),
+                    number(run.median(lambda one: one.total - one.scoring)),
+                    number(run.median(lambda one: one.worker_mib)),
+                    number(run.median(lambda one: one.loop_mib)),
+                    f"{first.median(lambda one: one.scoring) / (grown * scoring):.2f}",
+                    f"{first.median(lambda one: one.loop) / (grown * loop):.2f}",
+                )
             )
-            for run in self.runs
-        ]
         columns = (
-            "",
-            ">loop items/s",
-            ">Ray items/s",
-            ">of the loop",
+            ">workers",
+            ">loops' items/s",
+            ">Ray's items/s",
+            ">of the loops",
             ">with all starts",
             ">s more per 1,000",
             ">s to start",
             ">MiB a worker",
-            ">MiB the loop",
+            ">MiB a loop",
             ">of linear",
+            ">the loops",
         )
         return Table(
-            f"score-files: {self.model}, {self.items:,} images",
+            f"score-files: {self.model}, {self.items:,} images, {len(first.rounds)} round(s)",
             columns,
             tuple(rows),
-            (f"The goal is {GOAL} of the loop, which has a thread for each worker.",),
+            (
+                f"The goal is {GOAL} of plain loops: a process of one thread for each worker, which"
+                " share the files. Medians of interleaved rounds.",
+            ),
         )
 
     def _projected(self) -> Table:
         run = self.runs[-1]
-        cost = run.workers * run.scoring_s / self.items
+        cost = run.workers * run.median(lambda one: one.scoring) / self.items
+        start = run.median(lambda one: one.total - one.scoring)
         chunks = _PROJECTED / 1000
         rows = []
         for machines in _MACHINES:
             work = _PROJECTED * cost / (machines * run.workers)
             driver = max(work, chunks * self.dispatch_s)
             plan = self.plan_s * _PROJECTED / 1e6
-            whole = plan + (run.total_s - run.scoring_s) + driver
+            whole = plan + start + driver
             rows.append(
                 (
                     f"{machines} machine(s) of {run.workers} cores",
@@ -142,9 +174,9 @@ class ScoreFiles(Result):
     def invalid(self) -> list[str]:
         """Return the runs that miss the goal once started."""
         return [
-            f"{run.workers} worker(s): {run.loop_s / run.scoring_s:.2f} of the loop, not {GOAL}"
+            f"{run.workers} worker(s): {run.share:.3f} of the loops, not {GOAL}"
             for run in self.runs
-            if run.loop_s / run.scoring_s < GOAL
+            if run.share < GOAL
         ]
 
 
@@ -153,6 +185,7 @@ def measure_score_files(
     items: int,
     workers: Sequence[int],
     *,
+    rounds: int = 3,
     lowered: bool = True,
     on_step: Callable[[str], None] | None = None,
 ) -> ScoreFiles:
@@ -162,6 +195,7 @@ def measure_score_files(
         source: A checkpoint of an image classifier, or a known model's name (random weights).
         items: How many files.
         workers: Numbers of workers, smallest first.
+        rounds: How often, interleaved.
         lowered: Whether both run the file lowered for ONNX Runtime.
         on_step: Called with what is done next.
 
@@ -187,13 +221,17 @@ def measure_score_files(
         say(f"writing {items} images")
         side = how.resize if isinstance(how.resize, int) else how.resize[0]
         write_images(folder / "images", items, side)
-        runs = [_run(folder, model, count, say) for count in workers]
+        found: dict[int, list[Round]] = {count: [] for count in workers}
+        for turn in range(rounds):
+            for count in workers:
+                say(f"round {turn + 1} of {rounds}, {count} worker(s)")
+                found[count].append(_round(folder, model, count))
         say("measuring the driver")
         return ScoreFiles(
             context=Context.now(),
             model=f"{checkpoint.card.name}{', lowered' if lowered else ''}",
             items=items,
-            runs=tuple(runs),
+            runs=tuple(Run(workers=count, rounds=tuple(times)) for count, times in found.items()),
             plan_s=_plan_s(folder),
             dispatch_s=_dispatch_s(),
         )
@@ -217,41 +255,49 @@ def write_images(folder: Path, count: int, side: int) -> None:
         (folder / f"{number_:07}.png").write_bytes(encoded[number_ % len(encoded)])
 
 
-def _run(folder: Path, model: Path, workers: int, say: Callable[[str], None]) -> Run:
-    images, output = folder / "images", folder / f"scores-{workers}"
-    say(f"a plain loop of {workers} thread(s)")
-    loop, loop_total_s = _process("-m", __name__, model, images, workers)
-    say(f"score-files with {workers} worker(s)")
+def _round(folder: Path, model: Path, workers: int) -> Round:
+    images = folder / "images"
+    shares = [["-m", __name__, model, images, number_, workers] for number_ in range(workers)]
+    loops, loop_total = _processes(shares)
+    output = Path(tempfile.mkdtemp(prefix="scores-", dir=folder))
     command = ["score-files", model, images, "--output", output, "--workers", workers]
-    told, total_s = _process("-m", "bilateral_cli", *command, "--threads", 1, "--json")
-    return Run(
-        workers=workers,
-        loop_s=loop["seconds"],
-        loop_total_s=loop_total_s,
-        scoring_s=told["scoring_seconds"],
-        total_s=total_s,
+    (told,), total = _processes([["-m", "bilateral_cli", *command, "--threads", 1, "--json"]])
+    return Round(
+        loop=max(each["end"] for each in loops) - min(each["begin"] for each in loops),
+        loop_total=loop_total,
+        scoring=told["scoring_seconds"],
+        total=total,
         worker_mib=told["worker_mib"],
-        loop_mib=loop["mib"],
+        loop_mib=max(each["mib"] for each in loops),
     )
 
 
-def _process(*arguments: object) -> tuple[dict[str, Any], float]:
-    """Return what a process of Python printed as JSON, and how long it took from its start."""
+def _processes(each: Sequence[Sequence[object]]) -> tuple[list[dict[str, Any]], float]:
+    """Return what processes of Python print as JSON, run at once, and their seconds in all."""
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    seconds = time.perf_counter() - begun
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"{' '.join(map(str, arguments[:3]))} failed: {lines[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found, seconds
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for arguments in each
+    ]
+    found = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=_TIMEOUT_S)
+            if process.returncode:
+                lines = err.strip().splitlines() or [f"exit code {process.returncode}"]
+                raise UserError(f"a process of the benchmark failed: {lines[-1]}")
+            found.append(json.loads(out))
+    finally:
+        for process in started:
+            process.kill()
+    return found, time.perf_counter() - begun
 
 
 def _plan_s(folder: Path) -> float:
@@ -289,8 +335,8 @@ class _Nothing:
         return batch
 
 
-def _loop(path: Path, images: Path, threads: int) -> dict[str, float]:
-    """Score the files one batch after the other, as a script would, and write one Parquet file."""
+def _loop(path: Path, images: Path, number_: int, of: int) -> dict[str, float]:
+    """Score a share of the files, batch after batch, as a script would, into one Parquet file."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -301,11 +347,11 @@ def _loop(path: Path, images: Path, threads: int) -> dict[str, float]:
     from bilateral_serving.scoring.size import peak_bytes
 
     model = load_model(path)
-    files = sorted(images.iterdir())
+    files = sorted(images.iterdir())[number_::of]
     how, name, output = model.preprocessing, model.inputs[0].name, model.output
     found = []
-    with OnnxRuntimeRunner(path, threads=threads) as runner:
-        begun = time.perf_counter()
+    with OnnxRuntimeRunner(path, threads=1) as runner:
+        begin = time.time()
         for start in range(0, len(files), model.batch):
             some = files[start : start + model.batch]
             inputs = batched([prepare_one(file, how, "") for file in some], how)
@@ -313,10 +359,11 @@ def _loop(path: Path, images: Path, threads: int) -> dict[str, float]:
             values = np.exp(logits - logits.max(axis=1, keepdims=True))
             found.append((values / values.sum(axis=1, keepdims=True)).astype(np.float32))
         rows = {"path": list(map(str, files)), "probabilities": list(np.concatenate(found))}
-        pq.write_table(pa.table(rows), images.parent / f"loop-{threads}.parquet")
-        seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "mib": peak_bytes() / 2**20}
+        pq.write_table(pa.table(rows), images.parent / f"loop-{number_}.parquet")
+        return {"begin": begin, "end": time.time(), "mib": peak_bytes() / 2**20}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_loop(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
+    print(
+        json.dumps(_loop(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    )

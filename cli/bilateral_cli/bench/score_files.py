@@ -21,15 +21,16 @@ def score_files(
     ],
     items: Annotated[int, typer.Option(min=1, help="PNG files of digits to score.")] = 10_000,
     workers: Annotated[str, typer.Option(metavar="N,N", help="Numbers of workers.")] = "1,2",
+    rounds: Annotated[int, typer.Option(min=1, help="Of all, interleaved.")] = 3,
     lower: Annotated[
         bool, typer.Option("--lower/--no-lower", help="Run the file lowered for ONNX Runtime.")
     ] = True,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure `bilateral score-files` against a plain loop with the same file on the same cores.
+    """Measure `bilateral score-files` against plain loops with the same file on the same cores.
 
-    Exit code 1 if it has less than 0.9 of the loop's throughput once it has started.
+    Exit code 1 if it has less than 0.9 of the loops' throughput once it has started.
 
     Example: bilateral bench score-files deit_bilateral_tiny_patch16_224 --items 1000
     """
@@ -38,6 +39,11 @@ def score_files(
     counts = [int(value) for value in numbers(workers, whole=True)]
     with experiment() as shown:
         found = measure_score_files(
-            checkpoint, items, sorted(counts), lowered=lower, on_step=shown.step
+            checkpoint,
+            items,
+            sorted(counts),
+            rounds=rounds,
+            lowered=lower,
+            on_step=shown.step,
         )
-    finish(found, "score-files against a plain loop", output, json)
+    finish(found, "score-files against plain loops", output, json)
