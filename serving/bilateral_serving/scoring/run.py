@@ -213,7 +213,12 @@ def _scored(job: Job, chunks: Sequence[Chunk]) -> Iterator[dict[str, float]]:
         fn_constructor_args=(job,),
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=size.workers, initial_size=size.workers
+            min_size=1,
+            max_size=size.workers,
+            initial_size=size.workers,
+            # One waits while one is scored; of more, a worker would have several at the end while
+            # the others have none.
+            max_tasks_in_flight_per_actor=2,
         ),
         num_cpus=size.cpus,
         num_gpus=size.gpus,
