@@ -7,6 +7,7 @@ each written down before: an item during which two such processes ended gets a r
 from __future__ import annotations
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ class Attempts:
 
     def _write(self, at: int | None) -> None:
         said = {"count": self._count, "at": at, "deaths": self._deaths}
-        temporary = self._file.with_suffix(".new")
+        # A worker of a driver that was killed may still be at the same chunk.
+        temporary = self._file.with_name(f".partial-{secrets.token_hex(8)}")
         temporary.write_text(json.dumps(said), encoding="ascii")
         temporary.replace(self._file)

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import itertools
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -64,13 +65,11 @@ class Plan:
         folder: The output folder.
         chunks: In order.
         sizes: Items of each.
-        added: Items that the last call of `extend_plan` added.
     """
 
     folder: Path
     chunks: tuple[Chunk, ...]
     sizes: tuple[int, ...]
-    added: int = 0
 
     def pending(self) -> list[tuple[Chunk, int]]:
         """Return the chunks, and their sizes, whose parts are missing or not whole."""
@@ -99,8 +98,10 @@ def writing(folder: Path) -> Iterator[None]:
                 f"another run is writing {folder}", "Wait for it, or choose another folder."
             ) from error
         clear(folder)
-        yield
-        clear(folder)
+        try:
+            yield
+        finally:
+            clear(folder)
     finally:
         os.close(lock)
 
@@ -153,8 +154,7 @@ def extend_plan(plan: Plan, items: Iterable[Item], limit: int | None = None) -> 
             table = pa.table(list(columns), schema=SCHEMA)
             pq.write_table(table, temporary, row_group_size=size, compression="zstd")
     _to_disk(plan.folder / FOLDER)  # no part may be there without its plan
-    found = read_plan(plan.folder)
-    return Plan(plan.folder, found.chunks, found.sizes, sum(found.sizes) - sum(plan.sizes))
+    return read_plan(plan.folder)
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def written(target: Path) -> Iterator[Path]:
 
     Unlike `files.atomic_file`: what has its name is whole after a power cut, too.
     """
-    temporary = target.parent / f".partial-{os.getpid()}-{target.name}"
+    temporary = target.parent / f".partial-{secrets.token_hex(8)}-{target.name}"
     with disk_errors(target):
         try:
             yield temporary
