@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
@@ -28,6 +29,7 @@ from bilateral_export.errors import UserError
 from bilateral_serving import access
 from bilateral_serving.access import is_loopback
 from bilateral_serving.client.shared_memory import Regions
+from bilateral_serving.credentials import Credentials, open_channel
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ _MOST_THREADS = 64
 MOST_LATE = 64
 # How long closing waits for calls that still run, and then for the server to unmap the regions.
 CLOSING_S = 5.0
-_UNMAPPING_S = 2.0
+_UNMAPPING_S, _UNMAPPING_POLL_S = 5.0, 0.01
+_IN_USE = "currently in use"  # how Triton refuses to forget a region that a request reads
 # How long a fork waits for calls under way.
 _FORK_S = 5.0
 
@@ -72,11 +75,11 @@ def begin() -> Call:
     return call
 
 
-def channel(url: str) -> grpc.Channel:
+def channel(url: str, credentials: Credentials | None) -> grpc.Channel:
     """Open a channel of this process's own; one to a loopback address never uses a proxy.
 
     Raises:
-        UserError: This process cannot use gRPC.
+        UserError: This process cannot use gRPC, or the credentials cannot be read.
     """
     global _used
     _check_usable()
@@ -88,7 +91,7 @@ def channel(url: str) -> grpc.Channel:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0 if is_loopback(url) else 1),
     ]
-    return grpc.insecure_channel(url, options=options)
+    return open_channel(url, options, credentials)
 
 
 class Connection:
@@ -98,14 +101,23 @@ class Connection:
         url: The server's address.
         token: The token of the server's start, if it was given; None: looked up when it is needed.
         shared_memory: Whether it is wanted, as `Regions` takes it.
+        credentials: TLS and the bearer token; None: the environment's.
     """
 
-    def __init__(self, url: str, token: str | None, shared_memory: bool | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        shared_memory: bool | None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        credentials = Credentials.from_environment() if credentials is None else credentials
+        self._metadata = credentials.metadata
         self.regions = Regions(url, shared_memory)
         self._url = url
         self._given = token
         self._token = token
-        self._channel = channel(url)
+        self._channel = channel(url, credentials)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._lock = threading.RLock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -167,26 +179,37 @@ class Connection:
                 len(running),
                 CLOSING_S,
             )
-        forgotten = {
-            self._start(
-                "SystemSharedMemoryUnregister",
-                pb.SystemSharedMemoryUnregisterRequest(name=region.name),
-                None,
-            )
-            for region in self.regions.every()
-        }
-        wait(forgotten, _UNMAPPING_S)
+        self._unmap([region.name for region in self.regions.every()])
         self._channel.close()
         self.regions.close()
         for _ in range(self._threads):
             self._jobs.put(None)
+
+    def _unmap(self, regions: list[str]) -> None:
+        """Let the server forget regions; it may use one for a moment after it has answered."""
+        end = time.monotonic() + _UNMAPPING_S
+        while regions and (left_s := end - time.monotonic()) > 0:
+            calls = {
+                self._start(
+                    "SystemSharedMemoryUnregister",
+                    pb.SystemSharedMemoryUnregisterRequest(name=name),
+                    None,
+                ): name
+                for name in regions
+            }
+            done = wait(calls, left_s).done
+            regions = [calls[call] for call in done if _IN_USE in str(call.exception())]
+            if regions:
+                time.sleep(_UNMAPPING_POLL_S)
 
     def _start(self, method: str, request: Any, on_end: OnEnd | None) -> Call:
         call = begin()
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         # A front door asks for it too when a request reads shared memory.
-        metadata = ((access.METADATA_KEY, self._token),) if self._token else None
+        metadata = self._metadata
+        if self._token:
+            metadata += ((access.METADATA_KEY, self._token),)
         make = getattr(self._stub, method)
         try:
             with self._lock:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,6 +120,28 @@ def test_a_failed_request_gives_its_region_back(server: RunningServer) -> None:
             client.infer("arithmetic", {"a": inputs["a"], "b": inputs["b"][:, 1:]})
         client.infer("arithmetic", inputs)
         assert len(registered(server)) == 1
+
+
+def test_a_region_that_the_server_still_reads_is_given_back_when_it_has_read(
+    server: RunningServer,
+) -> None:
+    size = LARGE * 4
+    client = Client(server.url)
+    client.infer("arithmetic", rows(0))
+    (region,) = registered(server)
+    turns = triton.InferInput("turns", [1, 1], "INT64")
+    turns.set_data_from_numpy(np.array([[1000]]))
+    inputs = [turns]
+    for name in "ab":
+        shared = triton.InferInput(name, [1, LARGE], "FP32")
+        shared.set_shared_memory(region, size)
+        inputs.append(shared)
+    over = threading.Event()
+    with triton.InferenceServerClient(server.url) as raw:
+        raw.async_infer("slow_sum", inputs, lambda **_: over.set(), headers=management(server.url))
+        time.sleep(0.05)  # Triton has it by now; if not, nothing is refused below
+        client.close()
+        assert over.wait(30)
 
 
 def test_a_server_that_lost_the_region_is_sent_the_message_instead(server: RunningServer) -> None:
