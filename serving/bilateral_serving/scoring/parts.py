@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,10 @@ def write_part(
     columns: dict[str, Any] = {
         "path": [os.fsencode(item.path).decode(errors="backslashreplace") for item in items]
     }
-    columns |= _features(scored) if model.gives_features else _decisions(scored, model, top)
+    missing = np.array([one.output is None for one in scored])
+    columns |= _scores(
+        [one.output for one in scored if one.output is not None], missing, model, top
+    )
     columns["error"] = pa.array([one.error or None for one in scored], pa.string())
     for name, value in (
         ("model_sha256", model.sha256),
@@ -61,55 +63,51 @@ def write_part(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _features(scored: Sequence[Scored]) -> dict[str, Any]:
-    return {"features": _lists([one.output for one in scored])}
-
-
-def _decisions(scored: Sequence[Scored], model: Model, top: int) -> dict[str, Any]:
+def _scores(
+    outputs: Sequence[Array], missing: NDArray[np.bool_], model: Model, top: int
+) -> dict[str, Any]:
+    """Return the columns of what was scored, null where an item is missing."""
     labels = model.metadata.labels
-    rows = [None if one.output is None else _softmax(one.output.reshape(-1)) for one in scored]
-    best = [None if row is None else int(row.argmax()) for row in rows]
+    # A model's outputs are of one shape; without any, the columns have their types all the same.
+    rows = np.stack(outputs).reshape(len(outputs), -1) if outputs else np.empty((0, 1))
+    if model.gives_features:
+        return {"features": _lists(rows, missing)}
+    rows = _softmax(rows)
+    best = rows.argmax(axis=1)
+    names = pa.array([_label(labels, int(index)) for index in best], pa.string())
     found: dict[str, Any] = {
-        "decision": pa.array([_label(labels, each) for each in best], pa.string()),
-        "decision_index": pa.array(best, pa.int32()),
-        "probability": pa.array(
-            [None if row is None else float(row.max()) for row in rows], pa.float32()
-        ),
+        "decision": _spread(names, missing),
+        "decision_index": _spread(pa.array(best.astype(np.int32)), missing),
+        "probability": _spread(pa.array(rows.max(axis=1).astype(np.float32)), missing),
     }
     if not top:
-        return found | {"probabilities": _lists(rows)}
-    order = [None if row is None else np.argsort(-row, kind="stable")[:top] for row in rows]
-    kept = [
-        None if row is None or places is None else row[places]
-        for row, places in zip(rows, order, strict=True)
-    ]
-    names = [
-        None if places is None else [_label(labels, int(each)) for each in places]
-        for places in order
-    ]
+        return found | {"probabilities": _lists(rows, missing)}
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
+    kept = pa.array([[_label(labels, int(i)) for i in one] for one in order], pa.list_(pa.string()))
     return found | {
-        "top_labels": pa.array(names, pa.list_(pa.string())),
-        "top_probabilities": _lists(kept),
+        "top_labels": _spread(kept, missing),
+        "top_probabilities": _lists(np.take_along_axis(rows, order, axis=1), missing),
     }
 
 
-def _lists(rows: Sequence[Array | None]) -> pa.Array:
+def _lists(rows: Array, missing: NDArray[np.bool_]) -> pa.Array:
     """Return a column of float32 lists, without a Python object for each number."""
-    sizes = [0 if row is None else math.prod(row.shape) for row in rows]
-    flat = [np.asarray(row, dtype=np.float32).reshape(-1) for row in rows if row is not None]
-    values = pa.array(np.concatenate(flat) if flat else np.empty(0, dtype=np.float32))
-    ends = np.cumsum([0, *sizes], dtype=np.int32)
-    missing = pa.array(np.array([row is None for row in rows]))
-    return pa.ListArray.from_arrays(pa.array(ends), values, mask=missing)
+    ends = np.cumsum(np.concatenate([[0], np.where(missing, 0, rows.shape[1])]))
+    values = pa.array(np.ascontiguousarray(rows, dtype=np.float32).reshape(-1))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values, mask=pa.array(missing))
+
+
+def _spread(values: pa.Array, missing: NDArray[np.bool_]) -> pa.Array:
+    """Return a column with the values in their order, and null where one is missing."""
+    places = np.cumsum(~missing) - 1
+    return values.take(pa.array(places, mask=missing))
 
 
 def _softmax(logits: Array) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
-    exponentials = np.exp(wide - wide.max())
-    return np.asarray(exponentials / exponentials.sum())
+    exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def _label(labels: Sequence[str], index: int | None) -> str | None:
-    if index is None:
-        return None
+def _label(labels: Sequence[str], index: int) -> str:
     return labels[index] if index < len(labels) else str(index)

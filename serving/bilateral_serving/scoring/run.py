@@ -18,7 +18,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import to_json, write_text
 from bilateral_serving.scoring.attempts import Attempts
 from bilateral_serving.scoring.cluster import connected
-from bilateral_serving.scoring.items import Source, list_items
+from bilateral_serving.scoring.items import Item, Source, list_items
 from bilateral_serving.scoring.model import Model
 from bilateral_serving.scoring.parts import write_part
 from bilateral_serving.scoring.plan import Chunk, extend_plan, read_plan, writing
@@ -125,16 +125,10 @@ def score_files(
     output = output.absolute()
     said = {**model.identity, "content": source.content, "top": top}
     _check_folder(output, said)
-    items = list_items(source, model.endings)
-    first = list(islice(items, 1))
-    if not first:
-        raise UserError(
-            f"{source.data} has no item for model '{model.metadata.name}'",
-            f"It takes files that end in {', '.join(model.endings)}, or rows of Parquet.",
-        )
+    items = _some_items(source, model)
     with writing(output):
         write_text(output / RUN_FILE, to_json(said))
-        plan = extend_plan(read_plan(output), chain(first, items), limit)
+        plan = extend_plan(read_plan(output), items, limit)
         pending, total = plan.pending(), sum(plan.sizes)
         done = total - sum(size for _, size in pending)
         report = on_progress or (lambda done, total: None)
@@ -142,26 +136,45 @@ def score_files(
         found = Summary(output=str(output), items=total, **_about(model))
         if not pending:
             return found
+        results = []
         with connected(address) as has:
             size = choose_size(model, wanted, has, _measured(model, batch_of(model, wanted)))
             job = Job(model, output, size, source.content, top)
-            results = []
             for result in _scored(job, [chunk for chunk, _ in pending]):
                 results.append(result)
                 done += int(result["items"])
                 report(done, total)
-    return found.model_copy(
-        update={
-            "scored": sum(int(each["items"]) for each in results),
-            "failed": sum(int(each["failed"]) for each in results),
-            "seconds": time.monotonic() - begun,
-            "scoring_seconds": max(e["end"] for e in results) - min(e["begin"] for e in results),
-            "workers": size.workers,
-            "threads": size.threads,
-            "batch": size.batch,
-            "worker_mib": max(each["memory"] for each in results) / 2**20,
-        }
-    )
+    ended = {**_totals(results, size), "seconds": time.monotonic() - begun}
+    return found.model_copy(update=ended)
+
+
+def _some_items(source: Source, model: Model) -> Iterator[Item]:
+    """Return a source's items.
+
+    Raises:
+        UserError: It has none.
+    """
+    items = list_items(source, model.endings)
+    first = list(islice(items, 1))
+    if not first:
+        raise UserError(
+            f"{source.data} has no item for model '{model.metadata.name}'",
+            f"It takes files that end in {', '.join(model.endings)}, or rows of Parquet.",
+        )
+    return chain(first, items)
+
+
+def _totals(results: Sequence[dict[str, float]], size: Size) -> dict[str, float]:
+    """Return what a summary says of the chunks that were scored."""
+    return {
+        "scored": sum(int(each["items"]) for each in results),
+        "failed": sum(int(each["failed"]) for each in results),
+        "scoring_seconds": max(e["end"] for e in results) - min(e["begin"] for e in results),
+        "worker_mib": max(each["memory"] for each in results) / 2**20,
+        "workers": size.workers,
+        "threads": size.threads,
+        "batch": size.batch,
+    }
 
 
 class Worker:
@@ -243,15 +256,18 @@ def _measured(model: Model, batch: int) -> int:
 
 
 def _of_worker(error: BaseException) -> BaseException:
-    """Return what was raised in a worker, without Ray's wrappings."""
+    """Return what a worker raised, without Ray's wrappings, or what became of Ray in one line."""
+    from ray.exceptions import RayError, RayTaskError
+
     seen: BaseException | None = error
     while seen is not None:
-        for each in (seen, getattr(seen, "cause", None)):
-            if type(each) is UserError or (
-                isinstance(each, UserError) and not hasattr(each, "cause")
-            ):
-                return each
+        if isinstance(seen, UserError) and not isinstance(seen, RayError):
+            return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        return UserError(f"Ray gave up: {reason}", "The same command again goes on.")
     return error
 
 

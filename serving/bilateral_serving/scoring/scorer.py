@@ -20,6 +20,8 @@ from bilateral_serving.client.inputs.files import batched, prepare_one
 from bilateral_serving.scoring.items import Item
 from bilateral_serving.scoring.model import Model
 
+_NOT_FINITE = "the model's answer holds NaN or infinity"
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -125,11 +127,10 @@ class Scorer:
         missing = max(0, self.model.fixed_batch - len(batch))
         batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         found = self._runner.run({self.model.inputs[0].name: batch})[self.model.output]
-        for row in found[: len(inputs)]:
-            if np.isfinite(row).all():
-                yield Scored(row)
-            else:
-                yield Scored(error="the model's answer holds NaN or infinity")
+        found = found[: len(inputs)]
+        finite = np.isfinite(found).reshape(len(found), -1).all(axis=1)
+        for row, good in zip(found, finite, strict=True):
+            yield Scored(row) if good else Scored(error=_NOT_FINITE)
 
     def _prepared(self, contents: Iterator[_Content]) -> Iterator[Array | str]:
         if self._pool is None:
