@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,20 @@ def test_wrong_calls_are_one_line_and_write_nothing(
         assert message in outcome.err
         assert outcome.err.strip().splitlines()[-1].startswith("Error:")
         assert not new.exists()
+
+
+def test_an_address_without_a_cluster_is_one_line(
+    bilateral: Bilateral, digits_onnx: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: the extra [ray]")
+    (tmp_path / "photo.png").write_bytes(b"any")
+    with socket.socket() as unused:  # bound, and not listening
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        to = ("--output", tmp_path / "scores", "--address", address)
+        outcome = bilateral("score-files", digits_onnx, tmp_path / "photo.png", *to)
+    assert outcome.code == 2
+    assert f"no Ray cluster answers at {address}" in outcome.err
 
 
 @pytest.mark.parametrize("package", ["pyarrow"])

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from bilateral_export.errors import UserError
 from bilateral_serving.scoring.size import Resources
 
 _PREFIX = "bilateral-ray-"  # the path of a Unix socket, below it, has 107 bytes
+_CONNECT_S = 10.0
 _STORE_BYTES = 100 << 20  # chunks' numbers and results go through it, never a picture
 
 
@@ -32,6 +34,8 @@ def connected(address: str = "") -> Iterator[Resources]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
     import ray
 
+    if address:
+        _require_listening(address)
     if ray.is_initialized():
         yield _resources()
         return
@@ -54,7 +58,7 @@ def connected(address: str = "") -> Iterator[Resources]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"Ray cannot be started{f' at {address}' if address else ''}: {error}",
-                "Check the address: host:6379 of `ray start --head`, or ray://host:10001.",
+                "Ray's own message says why; `ray status` shows a cluster.",
             ) from error
         yield _resources()
     finally:
@@ -73,6 +77,18 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _require_listening(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray itself tries it for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}: {error}",
+            "Give host:6379 of `ray start --head`, or ray://host:10001.",
+        ) from error
 
 
 def _resources() -> Resources:
