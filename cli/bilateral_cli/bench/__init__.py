@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 
 # Each adds its commands to the group when it is imported. The order is that of --help.
-for _module in (
+_MODULES = (
     "measure",
     "suite",
     "pipeline",
     "runtimes",
     "scenarios",
+    "capacity",
     "documents",
     "kernel",
     "score_files",
-):
+)
+for _module in _MODULES:
     importlib.import_module(f"bilateral_cli.bench.{_module}")
