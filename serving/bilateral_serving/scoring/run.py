@@ -182,24 +182,35 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        size = job.size
-        self._scorer = Scorer(job.model, size.threads, size.batch, size.readers, job.content)
-        self._scorer.__enter__()
+        self._scorer: Scorer | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score chunks of the plan and write their parts."""
-        told = [
-            self.score(Chunk(int(file), int(group)))
-            for file, group in zip(batch["file"], batch["group"], strict=True)
-        ]
-        return {name: np.array([each[name] for each in told]) for name in told[0]}
+        """Score the chunk of a batch of one and write its part, or return why it cannot be done.
+
+        Ray Data does not pass on what its functions raise.
+        """
+        chunk = Chunk(int(batch["file"][0]), int(batch["group"][0]))
+        try:
+            told = {"refused": "", "fix": "", **self.score(chunk)}
+        except UserError as error:
+            told = {"refused": error.problem, "fix": error.fix}
+        return {name: np.array([value]) for name, value in told.items()}
+
+    def _opened(self) -> Scorer:
+        if self._scorer is None:
+            size = self._job.size
+            made = Scorer(
+                self._job.model, size.threads, size.batch, size.readers, self._job.content
+            )
+            self._scorer = made.__enter__()
+        return self._scorer
 
     def score(self, chunk: Chunk) -> dict[str, float]:
         """Score one chunk, write its part, and return how it went."""
-        begin, folder = time.time(), self._job.folder
+        scorer, folder, begin = self._opened(), self._job.folder, time.time()
         attempts = Attempts(folder, chunk.part)
         items = chunk.read(folder)
-        scored = attempts.score(self._scorer, items)
+        scored = attempts.score(scorer, items)
         write_part(folder / chunk.part, items, scored, self._job.model, self._job.top)
         attempts.end()
         return {
@@ -238,7 +249,12 @@ def _scored(job: Job, chunks: Sequence[Chunk]) -> Iterator[dict[str, float]]:
         memory=size.memory_bytes,
     )
     try:
-        yield from scored.iter_rows()
+        for told in scored.iter_rows():
+            if told["refused"]:
+                raise UserError(told["refused"], told["fix"])
+            yield told
+    except UserError:
+        raise
     except Exception as error:
         raise _of_worker(error) from error
 
