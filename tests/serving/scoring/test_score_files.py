@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.builders import tiny_models
 from tests.builders.exported import exported
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'bilateral-serve[ray]'")
@@ -29,6 +30,8 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
+
+from bilateral_export.preprocessing import BytesPreprocessing
 
 CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 DAMAGED = 40  # every so many rows hold half a picture
@@ -177,3 +180,27 @@ def test_one_row_an_item_whenever_it_is_killed(seed: int, digits: Path, tmp_path
     with scoring(*asked) as process:
         ended(process)
     check_rows(folder, 12_000, digits)
+
+
+@pytest.mark.slow
+def test_a_model_that_runs_on_nothing_is_one_line(tmp_path: Path) -> None:
+    """The reason comes from a worker, through Ray."""
+    how = BytesPreprocessing(length=2)
+    model = tiny_models.save(
+        tmp_path / "m.onnx",
+        [
+            tiny_models.helper.make_node("Gather", ["table", "ids"], ["wide"]),
+            tiny_models.helper.make_node("Squeeze", ["wide", "axis"], ["logits"]),
+        ],
+        {"ids": (tiny_models.TensorProto.INT64, ["batch", "length"])},
+        {"logits": (tiny_models.TensorProto.FLOAT, ["batch", "length"])},
+        {"table": np.zeros((20, 1), dtype=np.float32), "axis": np.array([2])},
+        tiny_models.metadata(preprocessing=how, labels=("first", "second")),
+    )
+    pq.write_table(pa.table({"text": ["zz"] * 200}), tmp_path / "texts.parquet")
+    told = ("--content", "text", "--output", tmp_path / "scores")
+    with scoring(model, tmp_path / "texts.parquet", *told) as process:
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert err.strip().count("\n") == 0
+    assert "cannot run" in err
