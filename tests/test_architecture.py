@@ -44,6 +44,7 @@ ROOMS = {
     },
     "bilateral_serving": {
         "client": set(),
+        "scoring": {"client"},
         "front_door": set(),
         "python_backend": {"client"},
         "repository": set(),

@@ -26,6 +26,7 @@ _COMMANDS = (
     "infer",
     "generate",
     "score",
+    "score_files",
     "evaluate",
     "bench",
     "study",

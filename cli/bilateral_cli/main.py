@@ -32,6 +32,8 @@ _EXTRAS = {
     "triton": "kernel",
     "art": "robustness",
     "matplotlib": "robustness",
+    "ray": "ray",
+    "pyarrow": "ray",
 }
 
 _signals: list[int] = []  # those that came

@@ -8,7 +8,16 @@ import pytest
 from tests.cli.conftest import CHECKPOINTS, DIGITS, Bilateral
 
 COMMANDS = [
-    *("export", "parity", "repository", "repository add", "serve", "infer", "models"),
+    *(
+        "export",
+        "parity",
+        "repository",
+        "repository add",
+        "serve",
+        "infer",
+        "models",
+        "score-files",
+    ),
     *("study theory", "study build-matrix", "check plugin", "check schema", "kernels compile"),
 ]
 

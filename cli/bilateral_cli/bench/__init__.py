@@ -15,6 +15,7 @@ _MODULES = (
     "capacity",
     "documents",
     "kernel",
+    "score_files",
 )
 for _module in _MODULES:
     importlib.import_module(f"bilateral_cli.bench.{_module}")

@@ -27,6 +27,7 @@ TYPES: dict[str, type[Document] | type[Result]] = {
     "kernel_skipping": TileSkipping,
     "pipeline": Pipeline,
     "robustness": RobustnessReport,
+    "score_files": BenchDocument,
     "tensorrt-build-matrix": BuildMatrix,
     "theory": TheoryReport,
 }
