@@ -49,6 +49,7 @@ ROOMS = {
         "repository": set(),
         "server": {"front_door", "repository"},
         "doctor": {"repository", "server"},
+        "deploy": {"repository"},
     },
     "bilateral_benchmarks": {
         "statistics": set(),
