@@ -21,6 +21,7 @@ _COMMANDS = (
     "repository",
     "doctor",
     "serve",
+    "token",
     "deploy",
     "infer",
     "generate",

@@ -41,7 +41,16 @@ def export(
         ),
     ] = "fp32",
     opset: Annotated[
-        int | None, typer.Option(help="Version of the standard operators (default 22).")
+        int | None,
+        typer.Option(help="Version of the standard operators (default 21; 22 for bf16)."),
+    ] = None,
+    for_triton: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RELEASE",
+            help="A Triton release that is to load the file, such as 24.10: takes the newest opset"
+            " that its ONNX Runtime loads.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -111,18 +120,23 @@ def export(
     Example: bilateral export export/checkpoints/digits_bilateral.safetensors digits.onnx
     """
     from bilateral_export.explain.graph import explain_onnx, require_image
-    from bilateral_export.graph.export import DEFAULT_OPSET, export_checkpoint
+    from bilateral_export.graph.export import export_checkpoint
+    from bilateral_serving.releases import opset_for
 
     def accept(loaded: Checkpoint) -> None:
         if explain:
             require_image(loaded.card.model, checkpoint)
 
+    if for_triton is not None:
+        if opset is not None:
+            raise UserError("--opset and --for-triton were both given", "Give one of them.")
+        opset = opset_for(for_triton, precision)
     with notes.status(f"Exporting {checkpoint}"):
         exported, loaded = export_checkpoint(
             checkpoint,
             onnx,
             precision=precision,
-            opset=opset or DEFAULT_OPSET,
+            opset=opset,
             model=model,
             weights=weights,
             sha256=sha256,

@@ -83,6 +83,14 @@ def add(
             "--lower/--no-lower", help="On a CPU, serve the model lowered for its runtime."
         ),
     ] = True,
+    for_triton: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RELEASE",
+            help="For target onnxruntime, the Triton release that will serve, such as 24.10:"
+            " refuses a file that its ONNX Runtime cannot load.",
+        ),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -129,6 +137,7 @@ def add(
             settings=settings,
             interface=interface,
             lower=lower,
+            for_triton=for_triton,
         )
     if json:
         print_json(entry.document | {"remarks": entry.remarks})

@@ -9,6 +9,16 @@ import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_REPOSITORY, RepositoryOption, notes, out, progress
+from bilateral_cli.listening import (
+    ClientCaOption,
+    HostOption,
+    InsecureOption,
+    TlsCertOption,
+    TlsDevOption,
+    TlsKeyOption,
+    TokensOption,
+    tls_files,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -25,15 +35,18 @@ def serve(
         list[str] | None, typer.Argument(help="The models to serve; all of them if none is named.")
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on; 0.0.0.0 and :: listen on all interfaces."),
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
     http_port: Annotated[int, typer.Option(help="Port of the HTTP service; 0 turns it off.")] = 0,
     metrics_port: Annotated[
         int, typer.Option(help="Port of the Prometheus metrics; 0 turns them off.")
     ] = 8002,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    client_ca: ClientCaOption = None,
+    tls_dev: TlsDevOption = None,
+    tokens: TokensOption = None,
+    insecure: InsecureOption = False,
     tritonserver: Annotated[
         Path | None,
         typer.Option(
@@ -83,6 +96,9 @@ def serve(
         strict=strict,
         start_timeout_s=start_timeout,
         stop_timeout_s=stop_timeout,
+        tls=tls_files(tls_cert, tls_key, client_ca, tls_dev, host),
+        tokens=tokens,
+        insecure=insecure,
     )
 
     with signals_counted() as signals, progress() as bar:

@@ -16,6 +16,7 @@ from bilateral_cli.console import (
     progress,
     styled,
 )
+from bilateral_cli.listening import HostOption, InsecureOption
 
 if TYPE_CHECKING:
     from bilateral_benchmarks.end_to_end.up import Ready
@@ -41,12 +42,13 @@ def up(
     weights: Annotated[
         str | None, typer.Option(help="As in `bilateral export`: which weights to take.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service.")] = 8001,
     http_port: Annotated[int, typer.Option(help="Port of the HTTP service.")] = 8000,
     metrics_port: Annotated[
         int, typer.Option(help="Port of the Prometheus metrics; 0 turns them off.")
     ] = 8002,
+    insecure: InsecureOption = False,
 ) -> None:
     """Export, check, lower, add and serve a checkpoint; then print how to ask it.
 
@@ -65,6 +67,7 @@ def up(
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port or None,
+        insecure=insecure,
     )
     with progress() as bar:
         task = bar.add_task("", total=None)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bilateral_export.errors import UserError
+from bilateral_serving.credentials import Credentials
 from bilateral_serving.process_status import owner_is_gone, owner_name, owner_pid
 
 METADATA_KEY = "triton-grpc-protocol-bilateral-token"
@@ -87,9 +88,12 @@ def serving_processes() -> dict[int, int]:
 
 
 def call_metadata(url: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of a call that manages the server at `url`; empty without a token."""
+    """Return the metadata of a call to the server at `url`: its token, if it is to be found.
+
+    The bearer token that the environment names comes with it.
+    """
     token = find_token(url)
-    return ((METADATA_KEY, token),) if token else ()
+    return (*Credentials.from_environment().metadata, *(((METADATA_KEY, token),) if token else ()))
 
 
 def is_loopback(url: str) -> bool:

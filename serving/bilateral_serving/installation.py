@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import sys
 import sysconfig
@@ -17,8 +16,6 @@ from bilateral_export.errors import UserError
 CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
-# The first release after the second of the two steps named in `needs_front_door`.
-_BEARS_CANCELLATION = (2, 57)
 
 
 @dataclass(frozen=True)
@@ -94,17 +91,6 @@ def describe(binary: Path) -> Installation:
         stubs=stubs if stubs.is_dir() else None,
         libraries=(libraries,) if libraries.is_dir() else (),
     )
-
-
-def needs_front_door(version: str | None) -> bool:
-    """Return whether a server of this version dies of calls that are cancelled or late.
-
-    Seen to die: 2.51, the wheel's. Triton's developers mended what they found of it in two steps,
-    the second in March 2025 (triton-inference-server/server, pull requests 7840 and 8078). Newer
-    versions were not tried here; an unknown one is taken for one that dies.
-    """
-    numbers = [int(number) for number in re.findall(r"\d+", version or "")[:2]]
-    return tuple(numbers) < _BEARS_CANCELLATION
 
 
 def find_libpython(directories: Iterable[Path] | None = None) -> Path | None:

@@ -26,7 +26,7 @@ def test_export_says_what_it_wrote(bilateral: Bilateral, tmp_path: Path) -> None
     target = tmp_path / "digits.onnx"
     outcome = bilateral("export", DIGITS, target, "--precision", "fp16")
     assert outcome.code == 0
-    assert "digits_bilateral, fp16, opset 22, 4 attention nodes" in outcome.out
+    assert "digits_bilateral, fp16, opset 21, 4 attention nodes" in outcome.out
     assert "image float32[batch, 1, 8, 8]" in outcome.out
     assert target.exists()
 

@@ -44,6 +44,7 @@ from bilateral_serving.config import Settings, served
 from bilateral_serving.datatypes import triton_name
 from bilateral_serving.repository import Entry
 from bilateral_serving.server import RunningServer, ServerOptions, serve
+from bilateral_serving.server.preflight import check_callers
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def up(
         UserError: A step refuses the model, or the server cannot start.
     """
     name = name or checkpoint.stem
+    check_callers(options)
 
     def load(say: Say) -> Checkpoint:
         loaded = load_checkpoint(checkpoint, model=model, weights=weights)

@@ -27,6 +27,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 from bilateral_serving.access import call_metadata
 from bilateral_serving.client.shared_memory import Region
+from bilateral_serving.credentials import open_channel
 
 _SERVICE = "/inference.GRPCInferenceService"
 _NOWHERE = "no-such-model"
@@ -119,7 +120,7 @@ def measure_breakdown(
     shared = is_shared(url, arrays, None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_answering(url))
-        channel = stack.enter_context(grpc.insecure_channel(url, options=_OPTIONS))
+        channel = stack.enter_context(open_channel(url, _OPTIONS))
         region = stack.enter_context(registered(url, offsets_of(arrays)[1])) if shared else None
         metadata = call_metadata(url)
         infer = partial(channel.unary_unary(f"{_SERVICE}/ModelInfer"), metadata=metadata)

@@ -20,6 +20,7 @@ from bilateral_benchmarks.report.context import Context
 from bilateral_export.tensors import Array
 from bilateral_serving.access import call_metadata
 from bilateral_serving.client import Client
+from bilateral_serving.credentials import open_channel
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -126,7 +127,7 @@ class GrpcTarget:
 
     async def __aenter__(self) -> Send:
         """Open a channel; what it returns sends the request once."""
-        channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL)
+        channel = open_channel(self.url, _CHANNEL, module=grpc.aio)
         self._closing.push_async_callback(channel.close)
         await channel.channel_ready()
         infer = channel.unary_unary(_INFER)

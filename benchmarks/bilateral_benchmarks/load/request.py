@@ -14,6 +14,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array, TensorSpec
 from bilateral_serving.access import call_metadata, is_loopback
 from bilateral_serving.client.shared_memory import Region, layout
+from bilateral_serving.credentials import open_channel
 
 _SERVICE = "/inference.GRPCInferenceService"
 _PATIENCE_S = 10.0
@@ -83,7 +84,7 @@ def registered(url: str, size: int) -> Iterator[Region]:
         region = Region(size)
     except OSError as error:
         raise UserError(f"no shared memory: {error}", fix) from error
-    with contextlib.closing(region), grpc.insecure_channel(url) as channel:
+    with contextlib.closing(region), open_channel(url) as channel:
         try:
             channel.unary_unary(
                 f"{_SERVICE}/SystemSharedMemoryRegister",

@@ -33,7 +33,8 @@ from bilateral_export.models.user_model import UserModel
 from bilateral_export.precision import DTYPES, check_bandwidths, to_precision
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)
-DEFAULT_OPSET = 22
+# The newest that every Triton release of the last two years loads (bilateral_serving.releases).
+DEFAULT_OPSET = 21
 BF16_OPSET = 22
 # Protobuf refuses messages of 2 GiB; weights go to a file of their own well before that.
 EXTERNAL_DATA_BYTES = 3 << 29
@@ -44,7 +45,7 @@ def export_checkpoint(
     path: Path,
     *,
     precision: Precision = "fp32",
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     model: str | None = None,
     weights: str | None = None,
     sha256: str | None = None,
@@ -92,7 +93,7 @@ def export_onnx(
     path: Path,
     *,
     precision: Precision = "fp32",
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     spatial_features: bool = False,
 ) -> OnnxArtifact:
@@ -104,7 +105,7 @@ def export_onnx(
         checkpoint: A loaded checkpoint.
         path: The file to write; weights of `external_data_bytes` and more go to `<path>.data`.
         precision: The type of weights and activations.
-        opset: Version of the standard operators.
+        opset: Version of the standard operators; None: `DEFAULT_OPSET`, for bf16 `BF16_OPSET`.
         external_data_bytes: From this size on, weights go to a file of their own.
         spatial_features: Write Gaussian spatial kernels as features where they are exact enough
             for the precision: what the fused kernel computes fastest (spatial_features.py).
@@ -114,6 +115,8 @@ def export_onnx(
             conversion, or the file cannot be written.
         PostconditionError: The exporter made something else than promised (a defect).
     """
+    if opset is None:
+        opset = BF16_OPSET if precision == "bf16" else DEFAULT_OPSET
     if opset not in OPSETS:
         raise UserError(
             f"opset {opset} is not supported", f"Choose one of {', '.join(map(str, OPSETS))}."

@@ -152,7 +152,9 @@ class AsyncClient(BaseClient):
         self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
     ) -> AsyncGenerator[Word, None]:
         await self._run(self._flows.check_stream(model, version, deadline))
-        stream = streams.read_async(self.url, model, text, options, version, deadline)
+        stream = streams.read_async(
+            self.url, model, text, options, version, deadline, self.credentials
+        )
         async with contextlib.aclosing(stream) as words:
             async for word in words:
                 yield word

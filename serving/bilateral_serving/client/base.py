@@ -6,6 +6,7 @@ import weakref
 
 from bilateral_serving.client.flows import Flows
 from bilateral_serving.client.requests import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL
+from bilateral_serving.credentials import Credentials
 
 
 class BaseClient:
@@ -29,6 +30,7 @@ class BaseClient:
             this machine, and one line is logged if it does not work; False, never.
         token: What the server asks of who shares memory with it; None: the token of a server that
             this user started on this machine is found (see `access`).
+        credentials: TLS and the bearer token; None: what the environment names (see `credentials`).
 
     Raises:
         UserError: From every method, when no server answers, the deadline passes, the model is not
@@ -43,8 +45,10 @@ class BaseClient:
         retries: int = DEFAULT_RETRIES,
         shared_memory: bool | None = None,
         token: str | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.url = url
-        self._flows = Flows(url, timeout_s, retries, shared_memory, token)
+        self.credentials = credentials
+        self._flows = Flows(url, timeout_s, retries, shared_memory, token, credentials)
         # A client that is not closed must not cancel its calls by the end of the process either.
         weakref.finalize(self, self._flows.close)

@@ -29,6 +29,7 @@ from bilateral_export.errors import UserError
 from bilateral_serving import access
 from bilateral_serving.access import is_loopback
 from bilateral_serving.client.shared_memory import Regions
+from bilateral_serving.credentials import Credentials, open_channel
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +75,11 @@ def begin() -> Call:
     return call
 
 
-def channel(url: str) -> grpc.Channel:
+def channel(url: str, credentials: Credentials | None) -> grpc.Channel:
     """Open a channel of this process's own; one to a loopback address never uses a proxy.
 
     Raises:
-        UserError: This process cannot use gRPC.
+        UserError: This process cannot use gRPC, or the credentials cannot be read.
     """
     global _used
     _check_usable()
@@ -90,7 +91,7 @@ def channel(url: str) -> grpc.Channel:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0 if is_loopback(url) else 1),
     ]
-    return grpc.insecure_channel(url, options=options)
+    return open_channel(url, options, credentials)
 
 
 class Connection:
@@ -100,14 +101,23 @@ class Connection:
         url: The server's address.
         token: The token of the server's start, if it was given; None: looked up when it is needed.
         shared_memory: Whether it is wanted, as `Regions` takes it.
+        credentials: TLS and the bearer token; None: the environment's.
     """
 
-    def __init__(self, url: str, token: str | None, shared_memory: bool | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        shared_memory: bool | None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        credentials = Credentials.from_environment() if credentials is None else credentials
+        self._metadata = credentials.metadata
         self.regions = Regions(url, shared_memory)
         self._url = url
         self._given = token
         self._token = token
-        self._channel = channel(url)
+        self._channel = channel(url, credentials)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._lock = threading.RLock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -197,7 +207,9 @@ class Connection:
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         # A front door asks for it too when a request reads shared memory.
-        metadata = ((access.METADATA_KEY, self._token),) if self._token else None
+        metadata = self._metadata
+        if self._token:
+            metadata += ((access.METADATA_KEY, self._token),)
         make = getattr(self._stub, method)
         try:
             with self._lock:

@@ -75,6 +75,17 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
     lower = message.lower()
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in lower:
         return late(url, deadline, what)
+    if status == "UNAVAILABLE" and "handshake failed" in lower:
+        why = message.rpartition("OPENSSL_internal:")[2].partition(":")[0]
+        return UserError(
+            f"no TLS connection to {url}: {why}",
+            "Give the authority of the server's certificate with --tls-ca.",
+        )
+    if status == "UNAVAILABLE" and "failed to connect" in lower and "socket closed" in lower:
+        return UserError(
+            f"{url} closes connections at once",
+            "It may answer over TLS (--tls-ca), or want a certificate (--tls-cert, --tls-key).",
+        )
     if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
         return UserError(f"no Triton server answers at {url}", _proxy_hint(url) or START_A_SERVER)
     if has_broken(status, message):
@@ -82,6 +93,8 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
             f"{what}: the connection to {url} broke before the answer came",
             "Look whether the server still runs; the request may or may not have been executed.",
         )
+    if status == "UNAUTHENTICATED":
+        return UserError(f"{what}: {message}", "Give a token of the server with --token-file.")
     if status == "NOT_FOUND" or "unknown model" in lower or "is not found" in lower:
         return UserError(
             f"{what} is not served at {url}",

@@ -22,6 +22,7 @@ from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import ModelInfo, Prediction
 from bilateral_serving.client.shared_memory import Region
 from bilateral_serving.client.steps import Compute, Flow, Gather, Pause, Wait
+from bilateral_serving.credentials import Credentials
 
 
 class Flows:
@@ -34,12 +35,13 @@ class Flows:
         retries: int,
         shared_memory: bool | None,
         token: str | None,
+        credentials: Credentials | None,
     ) -> None:
         self.url = errors.check_url(url)
         self.timeout_s = timeout_s
         self.retries = retries
         self._known: dict[tuple[str, int | None], ModelInfo] = {}
-        self._connect = partial(Connection, url, token, shared_memory)
+        self._connect = partial(Connection, url, token, shared_memory, credentials)
         self._connections: dict[tuple[int, int], Connection] = {}  # by process
 
     def close(self) -> None:

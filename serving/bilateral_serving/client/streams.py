@@ -26,6 +26,7 @@ from bilateral_export.errors import UserError
 from bilateral_serving import language
 from bilateral_serving.client import connection, errors, requests
 from bilateral_serving.client.deadline import Deadline
+from bilateral_serving.credentials import Credentials
 from bilateral_serving.language import Sampling, Word
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,13 @@ _PATIENCE_S = 5.0
 
 
 def read(
-    url: str, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
+    url: str,
+    model: str,
+    text: str,
+    options: Sampling,
+    version: int | None,
+    deadline: Deadline,
+    credentials: Credentials | None,
 ) -> Generator[Word, None, None]:
     """Ask a model for words and yield each as it comes; closing the iterator stops the model.
 
@@ -46,7 +53,7 @@ def read(
         UserError: The server's error, or that the deadline has passed.
     """
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    exchange = _Exchange(url, model, text, options, version, deadline, answers.put)
+    exchange = _Exchange(url, model, text, options, version, deadline, credentials, answers.put)
     try:
         while True:
             exchange.check_process()
@@ -63,7 +70,13 @@ def read(
 
 
 async def read_async(
-    url: str, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
+    url: str,
+    model: str,
+    text: str,
+    options: Sampling,
+    version: int | None,
+    deadline: Deadline,
+    credentials: Credentials | None,
 ) -> AsyncGenerator[Word, None]:
     """Yield the same for asyncio."""
     answers: asyncio.Queue[Answer] = asyncio.Queue()
@@ -73,7 +86,7 @@ async def read_async(
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(answers.put_nowait, answer)
 
-    exchange = _Exchange(url, model, text, options, version, deadline, deliver)
+    exchange = _Exchange(url, model, text, options, version, deadline, credentials, deliver)
     # Timers, not asyncio.wait_for, which can swallow a cancellation (before Python 3.12).
     late = loop.call_later(deadline.left_s, answers.put_nowait, _late())
     ended = False
@@ -104,6 +117,7 @@ class _Exchange:
         options: How words are drawn.
         version: The model's version.
         deadline: When the last answer must be there.
+        credentials: As `Client` takes them.
         deliver: Takes each answer, in the exchange's own thread.
     """
 
@@ -115,6 +129,7 @@ class _Exchange:
         options: Sampling,
         version: int | None,
         deadline: Deadline,
+        credentials: Credentials | None,
         deliver: Callable[[Answer], None],
     ) -> None:
         self._url, self._deadline, self._deliver = url, deadline, deliver
@@ -125,11 +140,14 @@ class _Exchange:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._outgoing.put(self._request)
         self._process = connection.process()
-        self._channel = connection.channel(url)
+        credentials = Credentials.from_environment() if credentials is None else credentials
+        self._channel = connection.channel(url, credentials)
         self._under_way = connection.begin()
         # gRPC's own deadline cancels, too: it is the last resort.
         self._call = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer(
-            iter(self._outgoing.get, None), timeout=deadline.left_s + _PATIENCE_S
+            iter(self._outgoing.get, None),
+            timeout=deadline.left_s + _PATIENCE_S,
+            metadata=credentials.metadata,
         )
         self._thread = threading.Thread(target=self._receive, name="stream of words")
         self._thread.start()

@@ -186,7 +186,7 @@ class Client(BaseClient):
     ) -> Generator[Word, None, None]:
         utf8("text", text)  # refused here, not when the first word is asked for
         self._run(self._flows.check_stream(model, version, deadline))
-        return streams.read(self.url, model, text, options, version, deadline)
+        return streams.read(self.url, model, text, options, version, deadline, self.credentials)
 
     def _run(self, flow: Flow[Result]) -> Result:
         """Take a flow's steps one after the other."""

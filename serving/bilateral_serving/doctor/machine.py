@@ -19,8 +19,8 @@ from bilateral_export.engine.installation.plugin import (
 )
 from bilateral_export.errors import UserError
 from bilateral_export.runners.registry import RUNTIMES, SERVED
-from bilateral_serving.doctor.containers import tensorrt_of
 from bilateral_serving.installation import Installation, find, find_libpython
+from bilateral_serving.releases import Release, release
 
 _NVINFER = ("libnvinfer.so.11", "libnvinfer.so.10")
 
@@ -38,6 +38,7 @@ class Machine:
         triton: Its version, or that of the wheel it comes from.
         in_container: The server is another machine's container: what is installed here, and the
             GPU that is here, say nothing about it.
+        release: The release of that container, if it was named.
         numpy: Its version in this Python.
         libpython: This Python's shared library.
         plugin: The plugin library that would be given to the server.
@@ -51,6 +52,7 @@ class Machine:
     tritonserver: Installation | None = None
     triton: str | None = None
     in_container: bool = False
+    release: Release | None = None
     numpy: str | None = None
     libpython: Path | None = None
     plugin: Path | None = None
@@ -74,7 +76,7 @@ class Machine:
             "TensorRT": self.tensorrt or "none",
             "TensorRT for RTX": self.tensorrt_rtx or "none",
             **{RUNTIMES[name].title: self.runtimes.get(name) or "none" for name in SERVED},
-            "tritonserver": "in a container"
+            "tritonserver": _described(self.release)
             if self.in_container
             else (f"{self.triton or 'version unknown'}, {server.binary}" if server else "none"),
             "numpy": self.numpy or "none",
@@ -95,23 +97,26 @@ def read_machine(
         tritonserver: The server's executable; None to search for it.
         plugin: The plugin library; None for the installation's.
         tensorrt: Version of TensorRT in the container that will serve; None to serve here.
-        container: Release of NVIDIA's Triton container that will serve, in place of `tensorrt`.
+        container: Release of NVIDIA's Triton container that will serve; `tensorrt` is then for a
+            release whose TensorRT is not known.
 
     Raises:
-        UserError: The release is not known or the version not written as one, both were given, or
-            a file that was named is not there or not what it should be.
+        UserError: The release is not known or the version not written as one, or a file that was
+            named is not there or not what it should be.
     """
-    if container is not None and tensorrt is not None:
-        raise UserError("--container and --tensorrt were both given", "Give one of them.")
-    if container is not None:
-        tensorrt = tensorrt_of(container)
+    serves = None if container is None else release(container)
+    in_container = serves is not None or tensorrt is not None
     if tensorrt is not None and not re.fullmatch(r"\d+(\.\d+)+", tensorrt):
         raise UserError(f"{tensorrt!r} is not a version of TensorRT", "Write it as 10.14.1.")
     library, contents = _found_plugin() if plugin is None else _named_plugin(plugin)
-    server = None if tensorrt else _found_server() if tritonserver is None else find(tritonserver)
+    if serves is not None:
+        tensorrt = tensorrt or serves.tensorrt
+    server = (
+        None if in_container else _found_server() if tritonserver is None else find(tritonserver)
+    )
     return Machine(
         driver=read_driver(),
-        tensorrt=tensorrt or _installed_tensorrt(),
+        tensorrt=tensorrt if in_container else _installed_tensorrt(),
         tensorrt_rtx=_version("tensorrt-rtx-cu13") or _version("tensorrt-rtx"),
         runtimes={
             name: next(filter(None, map(_version, RUNTIMES[name].distributions)), None)
@@ -119,11 +124,21 @@ def read_machine(
         },
         tritonserver=server,
         triton=_triton_version(server) if server is not None else None,
-        in_container=tensorrt is not None,
+        in_container=in_container,
+        release=serves,
         numpy=_version("numpy"),
         libpython=find_libpython(),
         plugin=library,
         plugin_contents=contents,
+    )
+
+
+def _described(release: Release | None) -> str:
+    if release is None:
+        return "in a container"
+    return (
+        f"{release.server}, in the container {release.name}, with ONNX Runtime"
+        f" {release.onnxruntime} and Python {release.python}"
     )
 
 

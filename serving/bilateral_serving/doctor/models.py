@@ -18,6 +18,7 @@ from bilateral_serving.doctor.findings import NOT_LOADED, Finding, error, from_r
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.rules import check_rules
 from bilateral_serving.doctor.versions import check_version
+from bilateral_serving.repository.containment import check_contained
 
 _VERSION = re.compile(r"[1-9]\d*")
 
@@ -59,6 +60,11 @@ def check_model(directory: Path, machine: Machine, run: bool) -> tuple[CheckedMo
         return CheckedModel(name, None), [error(name, problem, NOT_LOADED, "Add the model again.")]
 
     devices = machine.driver.devices if machine.driver else ()
+    try:
+        check_contained(directory)
+    except UserError as refusal:
+        why = "`bilateral serve` does not serve it: a file elsewhere may be anybody's."
+        return CheckedModel(name, config), [from_refusal(name, refusal, why)]
     findings = [*_check_config(directory, config), *check_rules(name, config, len(devices))]
     run = run and not any(finding.why == NOT_LOADED for finding in findings)
     manifests: list[PlanManifest] = []

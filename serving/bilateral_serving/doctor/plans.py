@@ -61,6 +61,16 @@ def check_plan(
 def _check_fit(subject: str, manifest: PlanManifest, machine: Machine) -> Iterator[Finding]:
     if manifest.library == "tensorrt_rtx":
         yield _rtx(subject)
+    elif machine.tensorrt is None and machine.release is not None:
+        image = f"nvcr.io/nvidia/tritonserver:{machine.release.name}-py3"
+        yield warning(
+            subject,
+            f"the plan is of TensorRT {manifest.version}, and what TensorRT the container"
+            f" {machine.release.name} has is not known here",
+            "TensorRT refuses plans of another version.",
+            "Ask the image, and say it with --tensorrt VERSION:"
+            f' docker run --rm {image} bash -c "dpkg -l | grep tensorrt"',
+        )
     elif machine.tensorrt is None:
         yield info(
             subject,

@@ -8,7 +8,7 @@ from typing import cast
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_export.artifact import Artifact
+from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file, sha256
@@ -75,6 +75,7 @@ def check_version(
     if artifact is not None:
         if target == "python":
             findings += _check_backend_files(subject, version, config, artifact)
+        findings += _check_opset(subject, artifact, machine) if target == "onnxruntime" else []
         findings += _check_description(subject, int(version.name), config, artifact)
         findings += _check_interface(subject, config, artifact)
         intact = not any(finding.severity == "error" for finding in changed)
@@ -126,6 +127,20 @@ def _run(
         yield judge(subject, f"does not run: {tried.failed}", NOT_ANSWERED, fix)
     elif tried.skipped:
         yield info(subject, f"was not run: {tried.skipped}", "Whether it loads is not known.")
+
+
+def _check_opset(subject: str, artifact: Artifact, machine: Machine) -> Iterator[Finding]:
+    """Yield whether the release's ONNX Runtime, which is not the one here, loads the file."""
+    release = machine.release
+    if release is None or not isinstance(artifact, OnnxArtifact) or artifact.opset <= release.opset:
+        return
+    yield error(
+        subject,
+        f"{artifact.path.name} has opset {artifact.opset}, and the ONNX Runtime"
+        f" {release.onnxruntime} of Triton {release.name} is known to load {release.opset} at most",
+        NOT_LOADED,
+        f"Export it again: bilateral export CHECKPOINT OUT.onnx --for-triton {release.name}",
+    )
 
 
 def _unreadable(subject: str, path: Path, failure: OSError) -> Finding:

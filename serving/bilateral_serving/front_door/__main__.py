@@ -16,11 +16,15 @@ import grpc
 import grpc.aio
 from pydantic import ValidationError
 
+from bilateral_export.errors import UserError
 from bilateral_serving._launch import end_with
 from bilateral_serving.front_door.calls import Calls
 from bilateral_serving.front_door.grpc_proxy import GrpcProxy
+from bilateral_serving.front_door.guard import Guard
 from bilateral_serving.front_door.options import FrontDoorOptions, Listening
+from bilateral_serving.front_door.tls import grpc_credentials
 from bilateral_serving.front_door.upstream import Upstream
+from bilateral_serving.tokens import Tokens
 
 _MANY = 1_000_000
 # Seconds until a connection has said that it speaks HTTP/2; until one that is silent is asked
@@ -44,7 +48,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         asyncio.run(_run(options))
-    except OSError as error:
+    except (OSError, UserError) as error:
         logging.error("%s", error)
         return 2
     return 0
@@ -56,14 +60,15 @@ async def _run(options: FrontDoorOptions) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     upstream = Upstream(options.upstream, options.hold_s, options.message_bytes)
     calls = Calls(options, upstream)
-    server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls))
+    guard = Guard(None if options.tokens is None else Tokens(options.tokens))
+    server, grpc_address = await _listen(options, GrpcProxy(options, upstream, calls, guard))
     http, http_address = None, None
     try:
         if options.http_listen is not None:
             # aiohttp comes with the server, not with the client.
             from bilateral_serving.front_door.http_proxy import HttpProxy
 
-            http, http_address = await HttpProxy(options, calls).listen()
+            http, http_address = await HttpProxy(options, calls, guard).listen()
         print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
         await stop.wait()
     finally:
@@ -100,7 +105,11 @@ async def _listen(options: FrontDoorOptions, proxy: GrpcProxy) -> tuple[grpc.aio
         ],
     )
     try:
-        port = server.add_insecure_port(options.listen)
+        port = (
+            server.add_insecure_port(options.listen)
+            if options.tls is None
+            else server.add_secure_port(options.listen, grpc_credentials(options.tls))
+        )
     except RuntimeError as error:
         raise OSError(f"cannot listen on {options.listen}: {error}") from error
     await server.start()

@@ -10,12 +10,15 @@ import grpc.aio
 
 from bilateral_serving import access
 from bilateral_serving.access import METADATA_KEY
+from bilateral_serving.credentials import BEARER
 from bilateral_serving.front_door import requests
 from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
+from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.stream import Stream
 from bilateral_serving.front_door.upstream import AwayError, Upstream
+from bilateral_serving.tokens import Caller
 from bilateral_serving.transport import has_broken, was_not_sent
 
 Metadata = Iterable[tuple[str, "str | bytes"]]
@@ -33,9 +36,13 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         options: The limits and the token.
         upstream: The connection to Triton.
         calls: The calls under way.
+        guard: Who may call.
     """
 
-    def __init__(self, options: FrontDoorOptions, upstream: Upstream, calls: Calls) -> None:
+    def __init__(
+        self, options: FrontDoorOptions, upstream: Upstream, calls: Calls, guard: Guard
+    ) -> None:
+        self._guard = guard
         self._token, self._upstream, self._calls = options.token, upstream, calls
         self._streams = FairQueue(options.streams, options.streams_per_caller, 0, 0)
         self._open_stream = upstream.channel.stream_stream(requests.STREAM)
@@ -65,7 +72,9 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         async def call(request: bytes, context: Any) -> bytes:
             metadata, again = _passed_on(context.invocation_metadata()), repeatable
+            owner = None if method in requests.HEALTH else self._caller(context)
             if method == requests.INFER:
+                self._guard.spend(owner, len(request))
                 again = not requests.is_of_sequence(await self._check(request, context))
             answer: bytes = await self._calls.make(
                 context.peer(),
@@ -79,6 +88,17 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             return await _or_abort(context, call(request, context), FULL)
 
         return handle
+
+    def _caller(self, context: Any) -> Caller | None:
+        """Return who calls; whoever may manage the server needs no other token.
+
+        Raises:
+            RefusedError: It shows no token of this server.
+        """
+        metadata = context.invocation_metadata()
+        if self.may_manage(metadata):
+            return None
+        return self._guard.caller(str(dict(metadata).get(BEARER, "")))
 
     async def _check(self, request: bytes, context: Any) -> bytes:
         """Return an inference request's envelope; the call ends here if it is not allowed.
@@ -97,10 +117,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _pass_stream(self, context: Any) -> None:
         caller, metadata = context.peer(), _passed_on(context.invocation_metadata())
+        owner = self._caller(context)
         await self._upstream.wait_until_connected(self._upstream.patience())
         await self._streams.enter(caller)
 
         async def check(request: bytes) -> None:
+            self._guard.spend(owner, len(request))
             await self._check(request, context)
 
         stream = Stream(
@@ -132,6 +154,9 @@ async def _or_abort(context: Any, answer: Awaitable[Answer], full: str) -> Answe
         await _abort(context, Code.RESOURCE_EXHAUSTED, full)
     except grpc.aio.AioRpcError as error:
         await _abort(context, error.code(), error.details() or "")
+    except RefusedError as error:
+        code = Code.UNAUTHENTICATED if error.is_unknown else Code.RESOURCE_EXHAUSTED
+        await _abort(context, code, str(error))
     except ValueError as error:
         await _abort(context, Code.INVALID_ARGUMENT, str(error))
 
@@ -149,5 +174,5 @@ def _refusal(name: str) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
 
 
 def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    """Return a caller's metadata without gRPC's own and the token."""
-    return tuple(item for item in metadata if item[0] not in ("user-agent", METADATA_KEY))
+    """Return a caller's metadata without gRPC's own and its tokens."""
+    return tuple(item for item in metadata if item[0] not in ("user-agent", METADATA_KEY, BEARER))

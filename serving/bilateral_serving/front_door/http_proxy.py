@@ -19,10 +19,13 @@ from aiohttp import web
 from yarl import URL
 
 from bilateral_serving import access
+from bilateral_serving.credentials import BEARER
 from bilateral_serving.front_door import json_body
 from bilateral_serving.front_door.calls import AWAY, FULL, BrokenError, Calls
 from bilateral_serving.front_door.fair_queue import FullError
+from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.front_door.tls import follow, http_context
 from bilateral_serving.front_door.upstream import AwayError
 
 _MODEL = r"/v2/models/(?!stats\b)[\w.-]+(/versions/\d+)?"
@@ -51,16 +54,24 @@ class _RefusedError(Exception):
         self.status = status
 
 
+def _status(error: _RefusedError | RefusedError) -> HTTPStatus:
+    if isinstance(error, _RefusedError):
+        return error.status
+    return HTTPStatus.UNAUTHORIZED if error.is_unknown else HTTPStatus.TOO_MANY_REQUESTS
+
+
 class HttpProxy:
     """Answers HTTP requests with Triton's answers.
 
     Args:
         options: The limits and the token.
         calls: The calls under way.
+        guard: Who may call.
     """
 
-    def __init__(self, options: FrontDoorOptions, calls: Calls) -> None:
-        self._options, self._calls = options, calls
+    def __init__(self, options: FrontDoorOptions, calls: Calls, guard: Guard) -> None:
+        self._options, self._calls, self._guard = options, calls, guard
+        self._following: asyncio.Task[None] | None = None
         self._host, _, self._port = (options.http_listen or "").rpartition(":")
         self._server = _Server(self._answer)
 
@@ -72,7 +83,13 @@ class HttpProxy:
         """
         runner = web.ServerRunner(self._server)
         await runner.setup()
-        site = web.TCPSite(runner, self._host.strip("[]"), int(self._port), reuse_port=False)
+        context = None
+        if (files := self._options.tls) is not None:
+            context = http_context(files)
+            self._following = asyncio.create_task(follow(context, files))
+        site = web.TCPSite(
+            runner, self._host.strip("[]"), int(self._port), ssl_context=context, reuse_port=False
+        )
         await site.start()
         return runner, f"{self._host}:{runner.addresses[0][1]}"
 
@@ -80,8 +97,11 @@ class HttpProxy:
         self._server.silent.discard(request.protocol)
         try:
             return await self._checked_answer(request)
-        except _RefusedError as error:
-            refusal = web.json_response({"error": str(error)}, status=error.status)
+        except (_RefusedError, RefusedError) as error:
+            status = _status(error)
+            refusal = web.json_response({"error": str(error)}, status=status)
+            if status == HTTPStatus.UNAUTHORIZED:
+                refusal.headers["WWW-Authenticate"] = "Bearer"
             refusal.force_close()  # what is left of the body is not read
             return refusal
 
@@ -101,8 +121,13 @@ class HttpProxy:
                 f"{request.method} {path} needs the token of the server's start, in the header "
                 + access.HTTP_HEADER,
             )
+        caller = None
+        if not is_health and not may_manage:
+            caller = self._guard.caller(request.headers.get(BEARER, ""))
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         body = await self._body(request)
+        if post:
+            self._guard.spend(caller, len(body))
         size = self._json_size(request, body) if is_infer else len(body)
         if size != len(body):
             headers[_JSON_LENGTH] = str(size)
@@ -119,7 +144,8 @@ class HttpProxy:
                 HTTPStatus.MISDIRECTED_REQUEST, f"Host '{host}' is not an address of this server"
             )
         origin = request.headers.get("Origin")
-        if origin is not None and origin != f"http://{host}":
+        scheme = "http" if self._options.tls is None else "https"
+        if origin is not None and origin != f"{scheme}://{host}":
             raise _RefusedError(
                 HTTPStatus.FORBIDDEN, f"requests of web pages ({origin}) are not answered"
             )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from bilateral_serving.certificates import TlsFiles
 
 
 class FrontDoorOptions(BaseModel):
@@ -15,6 +19,9 @@ class FrontDoorOptions(BaseModel):
         http_upstream: Path of the socket of Triton's HTTP service.
         http_hosts: Names under which HTTP callers know this machine, besides its addresses.
         token: What a caller that manages the server must show (`access.METADATA_KEY`).
+        tls: The certificate to answer with; None: connections are not encrypted.
+        tokens: File of the bearer tokens that callers need (`bilateral_serving.tokens`); None:
+            they need none.
         parent: Process whose end ends the front door; None: nobody's does.
         hold_s: Seconds that a request waits for a server that is away.
         drain_s: Seconds that requests under way get to end when the front door stops.
@@ -37,6 +44,8 @@ class FrontDoorOptions(BaseModel):
     http_upstream: str | None = None
     http_hosts: tuple[str, ...] = ()
     token: str = Field(repr=False, min_length=16)
+    tls: TlsFiles | None = None
+    tokens: Path | None = None
     parent: int | None = None
     hold_s: float = Field(20.0, ge=0)
     drain_s: float = Field(30.0, ge=0)

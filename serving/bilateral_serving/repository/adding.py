@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bilateral_export.artifact import Artifact
+from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.errors import UserError
 from bilateral_export.files import disk_errors, require_file, sha256
 from bilateral_serving import config as configs
 from bilateral_serving.config import CONFIG_FILE, LABELS_FILE, MODEL_FILES, Settings, Target
+from bilateral_serving.releases import RELEASES, release
 from bilateral_serving.repository import config_builder, lowering
 from bilateral_serving.repository import plan as plans
 from bilateral_serving.repository.dry_run import dry_run
@@ -38,6 +39,7 @@ def add(
     settings: Settings | None = None,
     interface: Path | None = None,
     lower: bool = True,
+    for_triton: str | None = None,
     on_progress: Progress | None = None,
 ) -> Entry:
     """Add a model file as a version of `name`.
@@ -57,6 +59,8 @@ def add(
             the inputs and outputs are. None: the manifest that `bilateral build` left beside the
             plan, else the file of the plan's name that ends in .onnx.
         lower: Whether to serve the lowered form, where there is one. OpenVINO reads no other.
+        for_triton: For target onnxruntime, the Triton release that is to load the file ("24.10").
+            None: a file that an older release of `RELEASES` does not load gets a remark.
         on_progress: Called while files are copied.
 
     Raises:
@@ -70,6 +74,7 @@ def add(
             f"target {target} was given an interface", "Leave it out: an ONNX file says its own."
         )
     artifact = _read(model, target, interface)
+    loads = _check_release(artifact, target, for_triton)
     directory = repository / name
     # Refused now rather than after the lowering, which can take long.
     config, _ = _configure(name, artifact, target, settings, version, directory)
@@ -93,8 +98,35 @@ def add(
         set_provenance(config, number, provenance)
         untried = _try(artifact, staged, config)
         _put(staged, directory, config, artifact, staging)
-    said = (*remarks(artifact), lowered.note, untried)
+    said = (*remarks(artifact), lowered.note, untried, loads)
     return dataclasses.replace(show(name, repository), remarks=tuple(filter(None, said)))
+
+
+def _check_release(artifact: Artifact, target: Target, name: str | None) -> str:
+    """Return which releases load the file, if not all do; "" for a target of another runtime.
+
+    Raises:
+        UserError: The release is not known, or does not load the file.
+    """
+    wanted = None if name is None else release(name)
+    if target != "onnxruntime" or not isinstance(artifact, OnnxArtifact):
+        if name is not None:
+            raise UserError(
+                f"target {target} was given a Triton release",
+                "Leave --for-triton out: only target onnxruntime depends on it.",
+            )
+        return ""
+    loading = [release.name for release in RELEASES if artifact.opset <= release.opset]
+    since = f"from {loading[0]} on" if loading else "none that is known here"
+    if wanted is not None and wanted.name not in loading:
+        raise UserError(
+            f"{artifact.path} has opset {artifact.opset}, and Triton {name} loads {wanted.opset} at"
+            " most",
+            f"Export it with --for-triton {name}.",
+        )
+    if wanted is None and len(loading) < len(RELEASES):
+        return f"opset {artifact.opset} is loaded by these Triton releases: {since}"
+    return ""
 
 
 def _check_name(name: str) -> None:

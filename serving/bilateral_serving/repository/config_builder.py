@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, get_args
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -11,7 +12,14 @@ from bilateral_export.artifact import Artifact
 from bilateral_export.errors import UserError
 from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.tensors import TensorSpec
-from bilateral_serving.config import LABELS_FILE, MODEL_FILES, Settings, Target, version_policy
+from bilateral_serving.config import (
+    LABELS_FILE,
+    MODEL_FILES,
+    Device,
+    Settings,
+    Target,
+    version_policy,
+)
 from bilateral_serving.datatypes import triton_name
 
 DEFAULT_BATCH = 8
@@ -27,11 +35,12 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
     """
     if target not in get_args(Target):
         raise UserError(f"unknown target '{target}'", f"Use one of {', '.join(get_args(Target))}.")
+    _check_honoured(target, settings)
     if target == "tensorrt" and settings.device == "cpu":
         settings = dataclasses.replace(settings, device="gpu")
     if settings.stream:
         return _build_stream(name, artifact, target, settings)
-    _check_datatypes(artifact, target)
+    _check_datatypes(artifact, target, settings.device)
     batch = _max_batch_size(artifact, settings.max_batch_size)
 
     config = pb.ModelConfig(
@@ -119,6 +128,24 @@ def _build_stream(
     return config
 
 
+# What only the Python backend reads; TensorRT has no threads of its own either.
+_NOT_HONOURED: dict[Target, tuple[str, ...]] = {
+    "python": (),
+    "onnxruntime": ("runtime", "spinning"),
+    "tensorrt": ("runtime", "spinning", "threads"),
+}
+
+
+def _check_honoured(target: Target, settings: Settings) -> None:
+    default = Settings()
+    for name in _NOT_HONOURED[target]:
+        if getattr(settings, name) != getattr(default, name):
+            raise UserError(
+                f"target {target} cannot honour {name} {getattr(settings, name)}",
+                "Leave it out, or use target python.",
+            )
+
+
 def _describe(tensor: Any, spec: TensorSpec, batch: int) -> None:
     tensor.name = spec.name
     tensor.data_type = pb.DataType.Value(f"TYPE_{triton_name(spec)}")
@@ -135,7 +162,7 @@ def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return (spec.sizes[1:] or (1,)) if batch else spec.sizes
 
 
-def _check_datatypes(artifact: Artifact, target: Target) -> None:
+def _check_datatypes(artifact: Artifact, target: Target, device: Device) -> None:
     for spec in artifact.tensors:
         if spec.dtype == "bfloat16" and target == "python":
             raise UserError(
@@ -143,6 +170,11 @@ def _check_datatypes(artifact: Artifact, target: Target) -> None:
                 "target python cannot pass on",
                 "Export the model with float32 inputs and outputs.",
             )
+    if artifact.precision == "bf16" and target == "onnxruntime" and device == "cpu":
+        raise UserError(
+            f"{artifact.path} is bf16, and ONNX Runtime has no bfloat16 operators on a CPU",
+            "Export it as fp32 or fp16, or serve it on a GPU with target tensorrt.",
+        )
 
 
 def _max_batch_size(artifact: Artifact, wanted: int | None) -> int:
@@ -182,8 +214,10 @@ def _parameters(target: Target, settings: Settings) -> dict[str, str]:
             "threads": str(settings.threads),
             "spinning": str(int(settings.spinning)),
         }
-    if target == "onnxruntime" and settings.threads:
-        return {"intra_op_thread_count": str(settings.threads)}
+    if target == "onnxruntime" and settings.device == "cpu":
+        # Its own default gives every instance all cores.
+        shared = max(1, (os.cpu_count() or 1) // settings.instances)
+        return {"intra_op_thread_count": str(settings.threads or shared)}
     return {}
 
 

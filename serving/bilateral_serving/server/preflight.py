@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import importlib.util
+import ipaddress
 import re
 import shutil
 import socket
@@ -20,11 +21,13 @@ from bilateral_serving.installation import (
     find,
     find_libpython,
     has_gpu,
-    needs_front_door,
 )
+from bilateral_serving.releases import release_of
 from bilateral_serving.repository import Entry, list_names, show
+from bilateral_serving.repository.containment import check_contained
 from bilateral_serving.server import hosts
 from bilateral_serving.server.processes.launch_command import ServerOptions
+from bilateral_serving.tokens import read_tokens
 
 # Triton's Python backend passes tensors through shared memory; a container gets 64 MiB by default.
 _LEAST_SHARED_MEMORY = 16 << 20
@@ -65,12 +68,12 @@ def check(options: ServerOptions) -> Checked:
     """
     installation = find(options.tritonserver)
     gpu = has_gpu() if options.gpu is None else options.gpu
-    direct = options.direct
+    direct = False if options.tls or options.tokens else options.direct
     entries, failed = _servable(options, installation, gpu)
     found = Checked(
         installation,
         gpu,
-        not needs_front_door(installation.version) if direct is None else direct,
+        release_of(installation.version).bears_cancellation if direct is None else direct,
         find_libpython() if installation.is_wheel else None,
         entries,
         failed,
@@ -80,7 +83,33 @@ def check(options: ServerOptions) -> Checked:
         check_shared_memory()
     ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
     check_ports(options.host, ports)
+    check_callers(options)
     return found
+
+
+def check_callers(options: ServerOptions) -> None:
+    """Check who may call: other machines only over TLS, unless it is said twice.
+
+    Raises:
+        UserError: They could without, the files of certificates or tokens do not do, or the front
+            door, which answers over TLS and asks for tokens, is left out.
+    """
+    found = map(ipaddress.ip_address, hosts.addresses(options.host))
+    is_own = all(address.is_loopback for address in found)
+    if not is_own and options.tls is None and not options.insecure:
+        raise UserError(
+            f"other machines can reach {options.host}, and connections would not be encrypted",
+            "Give a certificate (--tls-cert, --tls-key) or --tls-dev DIRECTORY; or say --insecure,"
+            " where a proxy or a network of your own protects it.",
+        )
+    if options.direct and (options.tls or options.tokens):
+        raise UserError(
+            "TLS and tokens are the front door's, and --direct leaves it out", "Leave --direct out."
+        )
+    if options.tls is not None:
+        options.tls.check()
+    if options.tokens is not None:
+        read_tokens(options.tokens)
 
 
 def _servable(
@@ -143,11 +172,12 @@ def select_models(
 
 
 def check_entry(entry: Entry, installation: Installation, gpu: bool) -> None:
-    """Check that the server has what a model needs: its backend, and a GPU if it asks for one.
+    """Check that the server has what a model needs, and that its files are the repository's own.
 
     Raises:
-        UserError: It has not.
+        UserError: Its backend or a GPU is missing, its name does not do, or a file lies elsewhere.
     """
+    check_contained(entry.directory)
     if not (installation.backends / entry.target).is_dir():
         raise UserError(
             f"model '{entry.name}' needs the backend '{entry.target}', which "

@@ -365,6 +365,8 @@ class Service:
                 "http_hosts": (options.host, socket.gethostname()),
                 "http_upstream": str(self._listen.http_socket) if http else None,
                 "token": self._listen.token,
+                "tls": options.tls and options.tls.absolute(),
+                "tokens": options.tokens and options.tokens.absolute(),
                 "parent": os.getpid(),
                 "hold_s": self._hold_s,
                 "drain_s": options.stop_timeout_s,

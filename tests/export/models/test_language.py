@@ -146,6 +146,7 @@ def test_the_exported_graph_takes_any_length_and_any_cache(
                 np.testing.assert_allclose(got[name], array, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_the_wikitext_model_exports_at_its_real_size(tmp_path: Path) -> None:
     config = named("wikitext103_bilateral_small")
     assert isinstance(config, LanguageModelConfig)

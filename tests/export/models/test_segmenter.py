@@ -97,6 +97,7 @@ def test_the_exported_graph_gives_the_same_classes(
     assert len(graph.functions) == (1 if decoder is None else 2)
 
 
+@pytest.mark.slow
 def test_the_real_size_exports_and_agrees(tmp_path: Path) -> None:
     config = named("segmenter_bilateral_tiny")
     assert isinstance(config, SegmenterConfig)

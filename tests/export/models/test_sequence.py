@@ -99,7 +99,10 @@ def test_the_exported_graph_agrees_at_every_length(
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=() if task == "image" else pytest.mark.slow) for task in TASKS],
+)
 def test_every_task_of_the_benchmark_exports_at_its_real_length(task: str, tmp_path: Path) -> None:
     config = named(f"lra_bilateral_{task}")
     assert isinstance(config, SequenceClassifierConfig)

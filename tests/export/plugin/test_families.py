@@ -41,8 +41,18 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [
+        pytest.param(
+            family,
+            precision,
+            marks=pytest.mark.slow if family == "segmenter" and precision != "fp32" else (),
+        )
+        for family in FAMILIES
+        for precision in ("fp32", "fp16", "bf16")
+    ],
+)
 def test_family(family: str, precision: str, plugin_build: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     library = load_library("tensorrt_rtx")

@@ -43,7 +43,9 @@ def _verdicts(
         ("digits_bilateral", "fp32", {}),
         ("digits_bilateral", "fp16", {}),
         ("listops_bilateral", "fp32", {"length": (24,)}),  # with a key bias
-        ("pydoc_bilateral", "fp32", {"length": (8,), "past": (4,)}),  # causal, more keys
+        pytest.param(  # causal, more keys
+            "pydoc_bilateral", "fp32", {"length": (8,), "past": (4,)}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_configuration_passes_as_its_body_does(

@@ -185,6 +185,7 @@ class TestRunning:
             http_port=http,
             metrics_port=metrics,
             direct=direct,
+            insecure=True,
         )
         with running(options) as server:
             assert server.metrics_url is not None

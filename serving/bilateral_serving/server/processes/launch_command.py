@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilateral_serving.access import HTTP_HEADER
+from bilateral_serving.certificates import TlsFiles
 from bilateral_serving.config import MODEL_FILES
 from bilateral_serving.installation import STUB, Installation
+from bilateral_serving.releases import release_of
 from bilateral_serving.repository import Entry
 from bilateral_serving.repository.plan import launch_arguments
 from bilateral_serving.server import hosts
@@ -39,6 +41,9 @@ class ServerOptions:
         strict: Whether a model that cannot be served is an error although others can.
         start_timeout_s: Seconds until it must be ready.
         stop_timeout_s: Seconds that requests under way get to finish when it stops.
+        tls: The certificate to answer with; None: connections are not encrypted.
+        tokens: File of the bearer tokens that callers need; None: they need none.
+        insecure: Whether other machines may connect without TLS.
         arguments: Further arguments for tritonserver.
     """
 
@@ -54,6 +59,9 @@ class ServerOptions:
     strict: bool = False
     start_timeout_s: float = 300.0
     stop_timeout_s: float = 30.0
+    tls: TlsFiles | None = None
+    tokens: Path | None = None
+    insecure: bool = False
     arguments: tuple[str, ...] = ()
 
 
@@ -155,6 +163,8 @@ def command_line(
         command += [f"--metrics-address={address}", f"--metrics-port={options.metrics_port}"]
     if not gpu:
         command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+    if release_of(installation.version).asks_for_client_memory:
+        command.append("--allow-client-shm=true")
     command += launch_arguments(
         version.directory / MODEL_FILES["tensorrt"]
         for entry in entries
