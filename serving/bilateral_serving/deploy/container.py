@@ -100,6 +100,7 @@ def grace_s(values: Values) -> int:
 
 def serve_command(facts: Facts, values: Values, models: str) -> list[str]:
     """Return how our own image serves the model."""
+    tls = [f"--tls-cert={TLS}/tls.crt", f"--tls-key={TLS}/tls.key"]
     return [
         "bilateral",
         "serve",
@@ -111,6 +112,10 @@ def serve_command(facts: Facts, values: Values, models: str) -> list[str]:
         f"--metrics-port={METRICS}",
         "--strict",
         f"--stop-timeout={values.stop_s}",
+        # Without a certificate the gateway ends TLS, and the network policy says who may connect.
+        *(tls if values.tls_secret else ["--insecure"]),
+        *([f"--client-ca={TLS}/ca.crt"] if values.client_ca else []),
+        *([f"--tokens={TOKENS}/tokens"] if values.tokens_secret else []),
     ]
 
 
@@ -187,12 +192,19 @@ def _probes(facts: Facts, values: Values) -> Document:
 
     In our own image they ask the front door, and its supervisor sends each model a real inference
     a second. NVIDIA's image runs only backends in C++ here, which have no process that could die
-    unseen.
+    unseen. A node has no certificate: where every caller needs one, it asks whether the port is
+    open, which it is while the front door runs.
     """
+    own_tls = facts.own_image and values.tls_secret is not None
 
     def probe(path: str, seconds: int, failures: int) -> Document:
+        asked: Document = {"httpGet": {"path": path, "port": "http"}}
+        if own_tls:
+            asked["httpGet"]["scheme"] = "HTTPS"
+        if own_tls and values.client_ca:
+            asked = {"tcpSocket": {"port": "grpc"}}
         return {
-            "httpGet": {"path": path, "port": "http"},
+            **asked,
             "periodSeconds": seconds,
             "timeoutSeconds": 5,
             "failureThreshold": failures,

@@ -48,8 +48,7 @@ class TestTheImage:
     def test_of_a_version_compatible_plan_may_be_newer(self, tmp_path: Path) -> None:
         plan = make_plan(tmp_path / "m.plan", version_compatible=True)
         repository.add("newer", plan, tmp_path / "r", target="tensorrt")
-        found, values = facts(tmp_path / "r", "newer")
-        assert found.release.name == "26.07"
+        assert facts(tmp_path / "r", "newer")[0].release.name == "26.07"
         command = server(tmp_path / "r", "newer")["command"]
         assert "--backend-config=tensorrt,version-compatible=true" in command
 
