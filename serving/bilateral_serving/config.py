@@ -263,6 +263,21 @@ def check_batch(config: pb.ModelConfig, artifact: Artifact) -> None:
         )
 
 
+def check_precision(config: pb.ModelConfig, artifact: Artifact) -> None:
+    """Check that what runs the model computes in the precision of the file.
+
+    Raises:
+        UserError: The file is bf16, and ONNX Runtime would run it on a CPU.
+    """
+    if artifact.precision != "bf16" or config.backend == "tensorrt" or wants_gpu(config):
+        return
+    if runtime_of(config) == "onnxruntime":
+        raise UserError(
+            f"{artifact.path} is bf16, and ONNX Runtime has no bfloat16 operators on a CPU",
+            "Export it as fp32 or fp16, or serve it on a GPU with target tensorrt.",
+        )
+
+
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(map(str, specs))
 

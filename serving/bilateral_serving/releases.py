@@ -1,8 +1,10 @@
 """Triton's releases: what each one contains, and what that changes for a model repository.
 
 Server and ONNX Runtime are those of `build.py` at the tags v2.50.0 to v2.71.0 and the branch r26.08
-of triton-inference-server/server, Python that of its compatibility matrix. Where the TensorRT is
-from is said in doctor/README.md; None is not known. Run here: 2.51, which nvidia-pytriton carries.
+of triton-inference-server/server. Its docs/introduction/compatibility.md names the same ONNX
+Runtimes (for 25.08 as 1.23.0+1d1712fdaf) and the Python, which is that of the images with vLLM.
+Where the TensorRT is from is said in doctor/README.md; None is not known. Run here: 2.51, which
+nvidia-pytriton carries.
 """
 
 from __future__ import annotations

@@ -42,7 +42,12 @@ settings = st.builds(
     max_queue_size=st.integers(0, 100),
     versions=st.sampled_from(["latest", "latest:3", "all", "2,5"]),
     warmup=st.booleans(),
-)
+).filter(lambda chosen: chosen.max_batch_size != 0 or not queues(chosen))
+
+
+def queues(chosen: Settings) -> bool:
+    """Whether the settings ask for what only batching has."""
+    return bool(chosen.max_queue_delay_us or chosen.max_queue_size)
 
 
 @given(artifacts(), settings)

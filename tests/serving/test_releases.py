@@ -98,3 +98,20 @@ def test_the_doctor_takes_every_release(name: str) -> None:
     assert machine.in_container
     assert machine.tensorrt == release(name).tensorrt
     assert name in machine.facts["tritonserver"]
+
+
+def test_bf16_is_refused_where_onnx_runtime_would_run_it_on_a_cpu(
+    newer: Path, tmp_path: Path
+) -> None:
+    bf16 = tmp_path / "bf16.onnx"
+    export_onnx(load_checkpoint(CHECKPOINT), bf16, precision="bf16")
+    root = tmp_path / "repository"
+    for target in ("python", "onnxruntime"):
+        with pytest.raises(UserError, match="no bfloat16 operators on a CPU"):
+            repository.add("m", bf16, root, target=target)
+    assert not root.exists()
+    # Nor beside a version whose configuration it would take.
+    repository.add("m", newer, root, target="onnxruntime")
+    with pytest.raises(UserError, match="no bfloat16 operators on a CPU"):
+        repository.add("m", bf16, root, target="onnxruntime")
+    assert [version.number for version in repository.show("m", root).versions] == [1]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bilateral_benchmarks.experiments.breakdown import Breakdown
+from bilateral_benchmarks.experiments.capacity import Capacity
 from bilateral_benchmarks.experiments.comparison import Comparison
 from bilateral_benchmarks.experiments.crossover import Crossover
 from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
@@ -29,6 +30,7 @@ Item = Annotated[
     | GeneratorLimit
     | Scaling
     | Breakdown
+    | Capacity
     | Overhead
     | ScenarioResult
     | OperatorProfile

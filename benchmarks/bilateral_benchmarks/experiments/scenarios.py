@@ -40,7 +40,7 @@ _REQUESTS_PER_PROBE = 1000
 # Neither makes a measurement last longer.
 _LONGEST_S = 45.0
 # After so long the search for a rate ends with what it has.
-_SEARCH_S = 150.0
+SEARCH_S = 150.0
 
 
 class ScenarioResult(Result):
@@ -106,6 +106,7 @@ def run_scenario(
     warmup_s: float = 2.0,
     bound_ms: float = 50.0,
     max_batch: int = 8,
+    search_s: float = SEARCH_S,
     on_progress: OnProgress | None = None,
     on_measurement: Callable[[str, float], None] | None = None,
 ) -> ScenarioResult:
@@ -120,6 +121,7 @@ def run_scenario(
         warmup_s: Warm-up before each.
         bound_ms: Server: what the p99 latency must not exceed.
         max_batch: Offline: samples in one request.
+        search_s: Server: seconds after which no further rate is tried.
         on_progress: Called about ten times a second.
         on_measurement: Called before each measurement with its load and its planned seconds.
 
@@ -174,7 +176,7 @@ def run_scenario(
     # No rate can be answered faster than one request at a time.
     if (alone.p50_ms or 0.0) <= bound_ms:
         first = measure(1, Load(concurrency=2)).throughput / 2
-        best, probes = highest_rate(at_rate, first, within(bound_ms), budget_s=_SEARCH_S)
+        best, probes = highest_rate(at_rate, first, within(bound_ms), budget_s=search_s)
     value = best.load.rate if best else None
     metric = f"requests/s with p99 latency at most {bound_ms:g} ms"
     return ScenarioResult(

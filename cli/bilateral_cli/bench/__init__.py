@@ -5,5 +5,15 @@ from __future__ import annotations
 import importlib
 
 # Each adds its commands to the group when it is imported. The order is that of --help.
-for _module in ("measure", "suite", "pipeline", "runtimes", "scenarios", "documents", "kernel"):
+_MODULES = (
+    "measure",
+    "suite",
+    "pipeline",
+    "runtimes",
+    "scenarios",
+    "capacity",
+    "documents",
+    "kernel",
+)
+for _module in _MODULES:
     importlib.import_module(f"bilateral_cli.bench.{_module}")

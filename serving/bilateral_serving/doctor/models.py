@@ -60,11 +60,6 @@ def check_model(directory: Path, machine: Machine, run: bool) -> tuple[CheckedMo
         return CheckedModel(name, None), [error(name, problem, NOT_LOADED, "Add the model again.")]
 
     devices = machine.driver.devices if machine.driver else ()
-    try:
-        check_contained(directory)
-    except UserError as refusal:
-        why = "`bilateral serve` does not serve it: a file elsewhere may be anybody's."
-        return CheckedModel(name, config), [from_refusal(name, refusal, why)]
     findings = [*_check_config(directory, config), *check_rules(name, config, len(devices))]
     run = run and not any(finding.why == NOT_LOADED for finding in findings)
     manifests: list[PlanManifest] = []
@@ -75,7 +70,17 @@ def check_model(directory: Path, machine: Machine, run: bool) -> tuple[CheckedMo
         findings += found
         if manifest is not None:
             manifests.append(manifest)
+    if not any(finding.severity == "error" for finding in findings):
+        findings += _check_contained(directory)
     return CheckedModel(name, config, tuple(manifests), tuple(served)), findings
+
+
+def _check_contained(directory: Path) -> Iterator[Finding]:
+    try:
+        check_contained(directory)
+    except UserError as refusal:
+        why = "`bilateral serve` does not serve it: a file elsewhere may be anybody's."
+        yield from_refusal(directory.name, refusal, why)
 
 
 def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:

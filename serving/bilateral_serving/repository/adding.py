@@ -186,6 +186,7 @@ def _configure(
             "Name a version that is there with --versions, or say 'latest'.",
         )
     configs.check_batch(config, artifact)
+    configs.check_precision(config, artifact)
     configs.set_metadata(config, number, artifact.metadata)
     text = configs.write(config)
     configs.check_interface(configs.parse(text, directory / CONFIG_FILE), artifact)

@@ -15,7 +15,6 @@ from bilateral_export.tensors import TensorSpec
 from bilateral_serving.config import (
     LABELS_FILE,
     MODEL_FILES,
-    Device,
     Settings,
     Target,
     version_policy,
@@ -35,13 +34,16 @@ def build(name: str, artifact: Artifact, target: Target, settings: Settings) -> 
     """
     if target not in get_args(Target):
         raise UserError(f"unknown target '{target}'", f"Use one of {', '.join(get_args(Target))}.")
-    _check_honoured(target, settings)
+    fix = "Leave it out, or use target python."
+    _refuse(settings, _NOT_HONOURED[target], f"target {target}", fix)
     if target == "tensorrt" and settings.device == "cpu":
         settings = dataclasses.replace(settings, device="gpu")
     if settings.stream:
         return _build_stream(name, artifact, target, settings)
-    _check_datatypes(artifact, target, settings.device)
+    _check_datatypes(artifact, target)
     batch = _max_batch_size(artifact, settings.max_batch_size)
+    if not batch:
+        _refuse(settings, _OF_BATCHING, "a model without batching", "Leave it out.")
 
     config = pb.ModelConfig(
         name=name,
@@ -115,6 +117,7 @@ def _build_stream(
             " that ends a stream has to reach the process that writes it",
             "Leave the instances out; one answers eight streams at once.",
         )
+    _refuse(settings, _OF_BATCHING, "a stream of words", "Leave it out; streams are not batched.")
     config = pb.ModelConfig(
         name=name,
         backend=target,
@@ -134,16 +137,15 @@ _NOT_HONOURED: dict[Target, tuple[str, ...]] = {
     "onnxruntime": ("runtime", "spinning"),
     "tensorrt": ("runtime", "spinning", "threads"),
 }
+# Triton keeps both in dynamic_batching, which a model without a batch cannot have.
+_OF_BATCHING = ("max_queue_delay_us", "max_queue_size")
 
 
-def _check_honoured(target: Target, settings: Settings) -> None:
+def _refuse(settings: Settings, names: tuple[str, ...], what: str, fix: str) -> None:
     default = Settings()
-    for name in _NOT_HONOURED[target]:
+    for name in names:
         if getattr(settings, name) != getattr(default, name):
-            raise UserError(
-                f"target {target} cannot honour {name} {getattr(settings, name)}",
-                "Leave it out, or use target python.",
-            )
+            raise UserError(f"{what} cannot honour {name} {getattr(settings, name)}", fix)
 
 
 def _describe(tensor: Any, spec: TensorSpec, batch: int) -> None:
@@ -162,7 +164,7 @@ def _dims(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return (spec.sizes[1:] or (1,)) if batch else spec.sizes
 
 
-def _check_datatypes(artifact: Artifact, target: Target, device: Device) -> None:
+def _check_datatypes(artifact: Artifact, target: Target) -> None:
     for spec in artifact.tensors:
         if spec.dtype == "bfloat16" and target == "python":
             raise UserError(
@@ -170,11 +172,6 @@ def _check_datatypes(artifact: Artifact, target: Target, device: Device) -> None
                 "target python cannot pass on",
                 "Export the model with float32 inputs and outputs.",
             )
-    if artifact.precision == "bf16" and target == "onnxruntime" and device == "cpu":
-        raise UserError(
-            f"{artifact.path} is bf16, and ONNX Runtime has no bfloat16 operators on a CPU",
-            "Export it as fp32 or fp16, or serve it on a GPU with target tensorrt.",
-        )
 
 
 def _max_batch_size(artifact: Artifact, wanted: int | None) -> int:
@@ -214,9 +211,9 @@ def _parameters(target: Target, settings: Settings) -> dict[str, str]:
             "threads": str(settings.threads),
             "spinning": str(int(settings.spinning)),
         }
-    if target == "onnxruntime" and settings.device == "cpu":
+    if target == "onnxruntime" and (settings.threads or settings.device == "cpu"):
         # Its own default gives every instance all cores.
-        shared = max(1, (os.cpu_count() or 1) // settings.instances)
+        shared = max(1, len(os.sched_getaffinity(0)) // settings.instances)
         return {"intra_op_thread_count": str(settings.threads or shared)}
     return {}
 

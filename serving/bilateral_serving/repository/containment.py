@@ -33,7 +33,8 @@ def check_contained(directory: Path) -> None:
             )
     root = directory.parent.resolve()
     for found in (directory, *directory.rglob("*")):
-        if not found.resolve().is_relative_to(root):
+        # A link to nothing is no file, which is said elsewhere.
+        if found.exists() and not found.resolve().is_relative_to(root):
             raise UserError(
                 f"{found} is a link that leads out of the repository, to {found.resolve()}",
                 "Copy the file into the repository.",

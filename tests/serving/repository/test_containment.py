@@ -32,7 +32,7 @@ def refused_everywhere(model: Path, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(ServerOptions(model.parent, metrics_port=None))
     found = diagnose(model.parent, read_machine(), run=False).findings
-    assert [finding.subject for finding in found if finding.severity == "error"] == ["m"]
+    assert "m" in {finding.subject.split()[0] for finding in found if finding.severity == "error"}
 
 
 def test_what_add_writes_is_contained(model: Path) -> None:
