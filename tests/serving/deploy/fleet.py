@@ -186,5 +186,7 @@ def main(scratch: Path, command: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    ip("netns", "list")
+    # The names of namespaces are files: these go with this process, too.
+    Path("/run/netns").mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/run/netns"], check=True)
     print(json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]))))
