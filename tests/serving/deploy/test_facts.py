@@ -120,6 +120,15 @@ class TestTheMachine:
         assert not facts(tmp_path / "r", "greedy", cpu="2")[0].remarks
 
 
+def test_values_that_an_image_does_not_know_are_remarked_on(served: Path) -> None:
+    given = {"otlp": "http://collector:4318", "tokens_secret": "tokens"}
+    (ours,), (theirs,) = (
+        facts(served, name, **given)[0].remarks for name in ("quadrants", "graph")
+    )
+    assert "otlp" in ours
+    assert "tokens_secret" in theirs
+
+
 def test_a_changed_model_begins_a_rollout(tmp_path: Path) -> None:
     stamps = []
     for gain in (1.0, 2.0):

@@ -43,3 +43,5 @@ def test_no_request_fails_while_servers_come_and_go(
     for phase, outcome in outcomes.items():
         assert outcome["failed"] == 0, f"{phase}: {outcome['errors']}"
         assert outcome["answered"] > 0, phase
+        # What the killed server had, one request of each caller at most.
+        assert outcome["repeated"] <= (fleet.CALLERS if phase == "one killed" else 0), phase
