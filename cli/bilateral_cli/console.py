@@ -91,6 +91,14 @@ UrlOption = Annotated[
     str,
     typer.Option("--url", metavar="HOST:PORT", help="gRPC address of the Triton server."),
 ]
+ServersOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        metavar="HOST:PORT",
+        help="gRPC address of the Triton server, or http(s)://HOST:PORT; several with commas.",
+    ),
+]
 RepositoryOption = Annotated[
     str,
     typer.Option("--repository", metavar="DIRECTORY", help="Triton's model repository."),

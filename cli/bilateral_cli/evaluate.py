@@ -11,7 +11,7 @@ from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import (
     DEFAULT_URL,
     JsonOption,
-    UrlOption,
+    ServersOption,
     out,
     print_json,
     progress,
@@ -42,7 +42,7 @@ def evaluate(
             " .jsonl file of files or texts and their labels."
         ),
     ],
-    url: UrlOption = DEFAULT_URL,
+    url: ServersOption = DEFAULT_URL,
     max_drop: Annotated[
         float | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bilateral_cli.app import app
-from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
+from bilateral_cli.console import DEFAULT_URL, JsonOption, ServersOption, out, print_json, table
 
 
 @app.command()
@@ -21,7 +21,7 @@ def infer(
             " texts per input for a model that compares documents."
         ),
     ],
-    url: UrlOption = DEFAULT_URL,
+    url: ServersOption = DEFAULT_URL,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each input.")] = 5,
     overlay: Annotated[
         Path | None,

@@ -11,7 +11,7 @@ from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import (
     DEFAULT_URL,
     JsonOption,
-    UrlOption,
+    ServersOption,
     notes,
     out,
     print_json,
@@ -34,7 +34,7 @@ def parity(
         str | None,
         typer.Option(metavar="NAME", help="Compare the served model of this name as well."),
     ] = None,
-    url: UrlOption = DEFAULT_URL,
+    url: ServersOption = DEFAULT_URL,
     plan: Annotated[
         Path | None,
         typer.Option(help="Compare this TensorRT plan as well; needs the GPU it was built for."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bilateral_cli.app import app
-from bilateral_cli.console import DEFAULT_URL, JsonOption, UrlOption, out, print_json, table
+from bilateral_cli.console import DEFAULT_URL, JsonOption, ServersOption, out, print_json, table
 
 if TYPE_CHECKING:
     from bilateral_serving.language import Score
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def score(
     name: Annotated[str, typer.Argument(help="The served language model.")],
     files: Annotated[list[Path], typer.Argument(help="UTF-8 text files of any length.")],
-    url: UrlOption = DEFAULT_URL,
+    url: ServersOption = DEFAULT_URL,
     timeout: Annotated[float, typer.Option(help="Deadline of each text, in seconds.")] = 60.0,
     json: JsonOption = False,
 ) -> None:

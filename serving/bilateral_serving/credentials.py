@@ -1,13 +1,14 @@
 """Credentials of a caller: the TLS files it trusts and shows, and its bearer token.
 
 They are read from the environment where none are given, so that every command and every process
-that a command starts uses the same ones. Without a CA or a certificate a connection is not
-encrypted.
+that a command starts uses the same ones. Without a CA or a certificate a gRPC connection is
+not encrypted; an address with https:// always is.
 """
 
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,15 +62,37 @@ class Credentials:
         """What each call carries."""
         return ((BEARER, f"Bearer {self.token}"),) if self.token else ()
 
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return what HTTPS connects with; without a CA the system's authorities are trusted.
+
+        Raises:
+            UserError: A file cannot be read, is not PEM, or belongs to no pair.
+        """
+        self._check_pair()
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(str(path) for path in (self.ca, self.certificate, self.key) if path)
+            raise UserError(
+                f"TLS files cannot be used ({files}): {error.strerror or error}",
+                "Give PEM files that this user can read, and the key of the certificate.",
+            ) from error
+        return context
+
     def _tls(self) -> grpc.ChannelCredentials | None:
         if self.ca is None and self.certificate is None:
             return None
+        self._check_pair()
+        files = (self.ca, self.key, self.certificate)
+        return grpc.ssl_channel_credentials(*(path and _read(path) for path in files))
+
+    def _check_pair(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise UserError(
                 "of a certificate and its key only one was given", "Give both, or neither."
             )
-        files = (self.ca, self.key, self.certificate)
-        return grpc.ssl_channel_credentials(*(path and _read(path) for path in files))
 
 
 def open_channel(

@@ -1,4 +1,4 @@
-"""The asyncio gRPC client, with the interface of `bilateral_serving.client.Client`.
+"""The asyncio client, with the interface of `bilateral_serving.client.Client`.
 
     async with AsyncClient("localhost:8001") as client:
         outputs = await client.infer("digits", {"pixel_values": images})
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class AsyncClient(BaseClient):
-    """A connection to one Triton server, for one event loop; see `BaseClient`."""
+    """Connections to Triton servers, for one event loop; see `BaseClient`."""
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -152,9 +152,8 @@ class AsyncClient(BaseClient):
         self, model: str, text: str, options: Sampling, version: int | None, deadline: Deadline
     ) -> AsyncGenerator[Word, None]:
         await self._run(self._flows.check_stream(model, version, deadline))
-        stream = streams.read_async(
-            self.url, model, text, options, version, deadline, self.credentials
-        )
+        place = self._flows.stream()
+        stream = streams.read_async(place, model, text, options, version, deadline)
         async with contextlib.aclosing(stream) as words:
             async for word in words:
                 yield word

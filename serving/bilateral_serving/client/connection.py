@@ -1,4 +1,4 @@
-"""One process's gRPC channel to a server. No call on it is ever cancelled or given a deadline.
+"""One process's connection to a server. No call on it is ever cancelled or given a deadline.
 
 Triton 2.51 can die of a unary call that its client cancels, which gRPC does itself when a deadline
 passes. Each call is therefore made by a thread that waits for its end; whoever asked for it waits
@@ -15,21 +15,18 @@ import os
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any, TypeAlias
 
-import grpc
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
-from tritonclient.grpc._utils import get_error_grpc
 
 from bilateral_export.errors import UserError
-from bilateral_serving import access
-from bilateral_serving.access import is_loopback
+from bilateral_serving.client import tracing
+from bilateral_serving.client.call_metadata import Metadata, Pairs, pairs
 from bilateral_serving.client.shared_memory import Regions
-from bilateral_serving.credentials import Credentials, open_channel
 
 logger = logging.getLogger(__name__)
 
@@ -75,57 +72,68 @@ def begin() -> Call:
     return call
 
 
-def channel(url: str, credentials: Credentials | None) -> grpc.Channel:
-    """Open a channel of this process's own; one to a loopback address never uses a proxy.
+def use_grpc() -> None:
+    """Note that this process makes a gRPC channel.
 
     Raises:
-        UserError: This process cannot use gRPC, or the credentials cannot be read.
+        UserError: It cannot use gRPC.
     """
     global _used
     _check_usable()
     _used = True
-    options = [
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        # Otherwise a forked child's channel would use its parent's connection.
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0 if is_loopback(url) else 1),
-    ]
-    return open_channel(url, options, credentials)
 
 
-class Connection:
-    """A channel, the calls on it, and the shared memory that they use.
+class Connection(ABC):
+    """Calls to one server, the threads that make them, and the shared memory that they use.
+
+    What a way to a server writes is `_make`, `_disconnect` and, if it has it, `_make_later`.
 
     Args:
         url: The server's address.
-        token: The token of the server's start, if it was given; None: looked up when it is needed.
         shared_memory: Whether it is wanted, as `Regions` takes it.
-        credentials: TLS and the bearer token; None: the environment's.
+        metadata: What every call carries.
+        given: What the caller adds to that.
     """
 
     def __init__(
-        self,
-        url: str,
-        token: str | None,
-        shared_memory: bool | None,
-        credentials: Credentials | None = None,
+        self, url: str, shared_memory: bool | None, metadata: Pairs, given: Metadata | None
     ) -> None:
-        credentials = Credentials.from_environment() if credentials is None else credentials
-        self._metadata = credentials.metadata
+        self.url = url
         self.regions = Regions(url, shared_memory)
-        self._url = url
-        self._given = token
-        self._token = token
-        self._channel = channel(url, credentials)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._fixed, self._given_metadata = metadata, given
         self._lock = threading.RLock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = 0
-        self._idle = 0
+        self._idle = 0  # less the jobs that wait for a thread
         self._calls: set[Call] = set()
         self._late: set[Call] = set()
         self._closed = False
+
+    @abstractmethod
+    def _make(self, method: str, request: Any, metadata: Pairs) -> Any:
+        """Make a call and return the answer.
+
+        Raises:
+            InferenceServerException: The call failed; its status is gRPC's.
+        """
+
+    def _make_later(
+        self, method: str, request: Any, metadata: Pairs, finish: Callable[[Any], None]
+    ) -> bool:
+        """Begin a call without a thread of its own; False if there is no such way.
+
+        `finish` is then called at its end, with what gives the answer or raises its error.
+        """
+        del method, request, metadata, finish
+        return False
+
+    @abstractmethod
+    def _disconnect(self) -> None:
+        """Close the connection, which cancels what still runs."""
+
+    def find_token(self) -> bool:
+        """Look the server's token up again; whether it is another one than before."""
+        return False
 
     def start(self, method: str, request: Any, on_end: OnEnd | None = None) -> Call:
         """Make a call of Triton's gRPC service that runs until it ends by itself.
@@ -140,10 +148,10 @@ class Connection:
         """
         try:
             if self._closed:
-                raise UserError(f"the client of {self._url} is closed", "Make a new one.")
+                raise UserError(f"the client of {self.url} is closed", "Make a new one.")
             if len(self._late) >= MOST_LATE:
                 raise UserError(
-                    f"{len(self._late)} calls to {self._url} that nobody waits for still run",
+                    f"{len(self._late)} calls to {self.url} that nobody waits for still run",
                     "Send less, raise the timeout, or look whether the server still answers.",
                 )
             return self._start(method, request, on_end)
@@ -158,13 +166,6 @@ class Connection:
             self._late.add(call)
             call.add_done_callback(self._late.discard)
 
-    def find_token(self) -> bool:
-        """Look the server's token up again; whether it is another one than before."""
-        before = self._token
-        if self._given is None and is_loopback(self._url):
-            self._token = access.find_token(self._url)
-        return self._token not in (None, before)
-
     def close(self) -> None:
         """Wait for the calls that run, give the shared memory back and close the channel."""
         with self._lock:
@@ -175,12 +176,12 @@ class Connection:
         if running:
             logger.warning(
                 "%s: %d calls did not end within %g s; they are cancelled",
-                self._url,
+                self.url,
                 len(running),
                 CLOSING_S,
             )
         self._unmap([region.name for region in self.regions.every()])
-        self._channel.close()
+        self._disconnect()
         self.regions.close()
         for _ in range(self._threads):
             self._jobs.put(None)
@@ -203,30 +204,30 @@ class Connection:
                 time.sleep(_UNMAPPING_POLL_S)
 
     def _start(self, method: str, request: Any, on_end: OnEnd | None) -> Call:
+        metadata = self._fixed + pairs(self._given_metadata)
         call = begin()
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
-        # A front door asks for it too when a request reads shared memory.
-        metadata = self._metadata
-        if self._token:
-            metadata += ((access.METADATA_KEY, self._token),)
-        make = getattr(self._stub, method)
         try:
+            if (span := tracing.begin(method, self.url)) is not None:
+                metadata += span[0]
+                call.add_done_callback(span[1])
             with self._lock:
                 own = self._idle > 0 or self._threads < _MOST_THREADS
-                if self._idle:
+                if self._idle > 0:
                     self._idle -= 1
                 elif own:
-                    threading.Thread(target=self._work, name="grpc call", daemon=True).start()
+                    threading.Thread(target=self._work, name="server call", daemon=True).start()
                     self._threads += 1
-            if own:
-                made = partial(make, request, metadata=metadata)
-                self._jobs.put(partial(self._finish, call, made, on_end, True))
-            else:
-                future = make.future(request, metadata=metadata)
-                future.add_done_callback(
-                    lambda future: self._finish(call, future.result, on_end, False)
-                )
+            if not own:
+                if self._make_later(
+                    method, request, metadata, lambda made: self._finish(call, made, on_end, False)
+                ):
+                    return call
+                with self._lock:
+                    self._idle -= 1
+            made = partial(self._make, method, request, metadata)
+            self._jobs.put(partial(self._finish, call, made, on_end, True))
         except BaseException:  # no thread can be started, say; nothing was sent
             call.cancel()
             raise
@@ -243,10 +244,8 @@ class Connection:
         answer, error = None, None
         try:
             answer = made()
-        except grpc.RpcError as broken:
-            error = get_error_grpc(broken)
-        except Exception as other:  # the channel was closed
-            error = other.with_traceback(None)
+        except Exception as raised:  # the server's, or that the connection was closed
+            error = raised.with_traceback(None)
         if on_end:
             on_end(error)
         if idle:

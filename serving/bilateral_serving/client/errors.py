@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_serving.access import is_loopback
+from bilateral_serving.client.balance import Outcome
 from bilateral_serving.client.deadline import Deadline
 from bilateral_serving.transport import has_broken, was_not_sent
 
 START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
 
-# Seconds before the first retry; each further one waits twice as long.
-_FIRST_PAUSE_S = 0.1
+# How Triton words an UNAVAILABLE of a request that it did not take.
+_TURNED_AWAY = ("exceeds maximum queue size", "unknown model", "no available versions")
+# How a front door that is ending words one.
+_ENDING = "takes no new requests"
+# How Triton says that the process of a Python model has died.
+_DEAD_MODEL = "is not healthy"
+# Calls that change nothing wherever they got to.
+_READING = ("ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig")
 
 # How gRPC words an UNAVAILABLE of its own; Triton uses the same status for other things.
 _NOT_REACHED = ("failed to connect", "resolving", "resolution", "lookup failed")
 
 
-def check_url(url: str) -> str:
-    """Return `url` if it reads "host:port".
+def check_urls(url: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses in `url`, which are separated by commas, or a sequence.
 
     Raises:
-        UserError: It does not; a scheme such as http:// does not belong there either.
+        UserError: One does not read "host:port" or "http(s)://host:port", or comes twice.
     """
-    host, colon, port = url.rpartition(":")
-    bare_ipv6 = ":" in host and not host.startswith(("[", "unix:"))
-    if not (host and colon and port.isdecimal()) or "//" in url or bare_ipv6:
-        raise UserError(
-            f"'{url}' is not the address of a server",
-            "Give host:port, such as localhost:8001 or [::1]:8001.",
-        )
-    return url
+    urls = tuple(part.strip() for part in url.split(",")) if isinstance(url, str) else tuple(url)
+    for one in urls:
+        address = one.rstrip("/").removeprefix("http://").removeprefix("https://")
+        host, colon, port = address.rpartition(":")
+        bare_ipv6 = ":" in host and not host.startswith(("[", "unix:"))
+        if not (host and colon and port.isdecimal()) or "//" in address or bare_ipv6:
+            raise UserError(
+                f"'{one}' is not the address of a server",
+                "Give host:port of gRPC, such as localhost:8001 or [::1]:8001, or "
+                "http://host:port.",
+            )
+        if urls.count(one) > 1:
+            raise UserError(f"the address {one} is given twice", "Give each server once.")
+    if not urls:
+        raise UserError("no address of a server", "Give host:port, such as localhost:8001.")
+    return tuple(one.rstrip("/") for one in urls)
 
 
 class LateError(UserError):
@@ -48,18 +64,38 @@ def late(url: str, deadline: Deadline, what: str) -> LateError:
     )
 
 
-def pause_before_retry(
-    error: InferenceServerException, attempt: int, retries: int, deadline: Deadline
-) -> float | None:
-    """Return seconds to wait before trying again, or None if the call must not be repeated.
+def may_repeat(error: InferenceServerException, method: str) -> bool:
+    """Return whether a call that failed can be made again without anything being done twice.
 
-    The rule: only a call that never reached a server is repeated, that is, one for which no
-    connection could be made. Whatever may have run once is not run twice.
+    The rule: only what is UNAVAILABLE, and only if nothing was executed: no connection could be
+    made, the server says that it did not take the request, or the call only asks for something.
     """
-    pause = _FIRST_PAUSE_S * 2.0**attempt
-    if attempt >= retries or pause >= deadline.left_s or not _unsent(error):
-        return None
-    return pause
+    if _status(error) != "UNAVAILABLE":
+        return False
+    return unsent(error) or is_turned_away(error) or method in _READING
+
+
+def is_turned_away(error: InferenceServerException) -> bool:
+    """Return whether a server that answers did not take a request, which another one may."""
+    lower = _message(error).lower()
+    return _status(error) == "UNAVAILABLE" and any(sign in lower for sign in _TURNED_AWAY)
+
+
+def outcome(error: BaseException | None) -> Outcome:
+    """Return what the end of a call says of its server."""
+    if not isinstance(error, InferenceServerException):
+        return Outcome.ANSWERED
+    if _status(error) == "UNAVAILABLE" and not is_turned_away(error):
+        return Outcome.AWAY
+    return Outcome.SILENT if _DEAD_MODEL in _message(error) else Outcome.ANSWERED
+
+
+def is_well(error: Exception | None) -> bool:
+    """Return whether the end of a probe is an answer: a model may refuse zeros, too."""
+    if error is None:
+        return True
+    answered = isinstance(error, InferenceServerException) and outcome(error) is Outcome.ANSWERED
+    return answered and not is_turned_away(error) and _status(error) != "NOT_FOUND"
 
 
 def explain(error: InferenceServerException, url: str, deadline: Deadline, what: str) -> UserError:
@@ -131,12 +167,15 @@ def lost_region(error: UserError) -> bool:
     """Return whether a request did not run because a new server lacks its shared memory."""
     cause = error.__cause__
     return isinstance(cause, InferenceServerException) and (
-        _unsent(cause) or "shared memory region" in (refusal(error) or "")
+        unsent(cause) or "shared memory region" in (refusal(error) or "")
     )
 
 
-def _unsent(error: InferenceServerException) -> bool:
-    return was_not_sent(_status(error), _message(error))
+def unsent(error: InferenceServerException) -> bool:
+    """Return whether a call reached no server that takes any: none was there, or it is ending."""
+    status, message = _status(error), _message(error)
+    ending = status == "UNAVAILABLE" and _ENDING in message
+    return ending or was_not_sent(status, message)
 
 
 def _proxy_hint(url: str) -> str | None:

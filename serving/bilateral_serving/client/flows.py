@@ -12,43 +12,42 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
-from bilateral_serving import language, values
+from bilateral_serving import language, probes, values
 from bilateral_serving.client import errors, requests, shared_memory
+from bilateral_serving.client.balance import Outcome
 from bilateral_serving.client.connection import Connection, OnEnd, process
 from bilateral_serving.client.deadline import Deadline
+from bilateral_serving.client.endpoints import Access, Endpoints, StreamPlace
 from bilateral_serving.client.inputs import segmentation
 from bilateral_serving.client.inputs.files import Source
 from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import ModelInfo, Prediction
+from bilateral_serving.client.retries import Retries
 from bilateral_serving.client.shared_memory import Region
 from bilateral_serving.client.steps import Compute, Flow, Gather, Pause, Wait
-from bilateral_serving.credentials import Credentials
 
 
 class Flows:
     """The calls of one client. See `Client` for what each does and takes."""
 
     def __init__(
-        self,
-        url: str,
-        timeout_s: float,
-        retries: int,
-        shared_memory: bool | None,
-        token: str | None,
-        credentials: Credentials | None,
+        self, url: str | Sequence[str], timeout_s: float, retries: int, access: Access
     ) -> None:
-        self.url = errors.check_url(url)
+        self._urls = errors.check_urls(url)
+        self.url = ",".join(self._urls)
         self.timeout_s = timeout_s
-        self.retries = retries
+        self.retries = Retries(retries)
+        self._access = access
         self._known: dict[tuple[str, int | None], ModelInfo] = {}
-        self._connect = partial(Connection, url, token, shared_memory, credentials)
-        self._connections: dict[tuple[int, int], Connection] = {}  # by process
+        self._endpoints: dict[tuple[int, int], Endpoints] = {}  # by process
+        # What an address that was left out is asked: an inference, once the client knows a model.
+        self._probe: tuple[str, Any] = ("ServerReady", pb.ServerReadyRequest())
 
     def close(self) -> None:
-        """Close this process's connection; a forked child leaves its parent's alone."""
-        connection = self._connections.get(process())
-        if connection:
-            connection.close()
+        """Close this process's connections; a forked child leaves its parent's alone."""
+        endpoints = self._endpoints.get(process())
+        if endpoints:
+            endpoints.close()
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         """Return the deadline of a call that begins now."""
@@ -83,6 +82,8 @@ class Flows:
         request = pb.ModelMetadataRequest(name=model, version=requests.version_text(version))
         metadata = yield from self._call(what, deadline, "ModelMetadata", request)
         config = yield from self.config(model, version, deadline)
+        if len(self._urls) > 1 and (probe := probes.smallest_request(config)) is not None:
+            self._probe = ("ModelInfer", probe)
         return requests.model_info(metadata, config, version)
 
     def config(self, model: str, version: int | None, deadline: Deadline) -> Flow[Any]:
@@ -112,8 +113,9 @@ class Flows:
             self._known[model, version] = info
         try:
             requests.check_inputs(info, inputs)
-            region = yield from self._region(info, inputs, deadline)
-            answer = yield from self._send(info, inputs, version, outputs, deadline, region)
+            at = self._here().balancer.choose()
+            region = yield from self._region(info, inputs, deadline, at)
+            answer = yield from self._send(info, inputs, version, outputs, deadline, region, at)
         except UserError as error:
             if not isinstance(error, errors.LateError):
                 # The model may have changed since it was looked up.
@@ -185,14 +187,33 @@ class Flows:
             maps.append(segmentation.stitch(classes, windows))
         return maps
 
-    def _connection(self) -> Connection:
-        """Return the connection of this process; a forked child gets one of its own."""
+    def stream(self) -> StreamPlace:
+        """Return the address for a stream of words that begins now.
+
+        Raises:
+            UserError: It is one of HTTP.
+        """
+        endpoints = self._here()
+        index = endpoints.balancer.choose()
+        if "://" in self._urls[index]:
+            raise UserError(
+                f"{self._urls[index]} does not stream words",
+                "Give the address of the server's gRPC service.",
+            )
+        return StreamPlace(self._urls[index], self._access, endpoints.balancer, index)
+
+    def _here(self) -> Endpoints:
+        """Return the endpoints of this process; a forked child gets connections of its own."""
         key = process()
-        connection = self._connections.get(key)
-        if connection is None:
+        endpoints = self._endpoints.get(key)
+        if endpoints is None:
             # Two threads may get here at once: the first one's stays, the other's was never used.
-            connection = self._connections.setdefault(key, self._connect())
-        return connection
+            endpoints = self._endpoints.setdefault(key, Endpoints(self._urls, self._access))
+        return endpoints
+
+    def _connection(self, index: int = 0) -> Connection:
+        """Return this process's connection to an address."""
+        return self._here().connection(index)
 
     def _call(
         self,
@@ -201,32 +222,73 @@ class Flows:
         method: str,
         request: Any,
         *,
+        at: int | None = None,
         on_end: OnEnd | None = None,
     ) -> Flow[Any]:
-        """Return one gRPC call: the server's answer.
+        """Return the server's answer to one call.
 
         A call with `on_end` is not repeated: when it is over, what it used is given back.
+
+        Args:
+            what: What is asked, in an error.
+            deadline: When the answer must be there.
+            method: The call of Triton's gRPC service.
+            request: Its message.
+            at: The address, for an inference at first only; None: chosen here.
+            on_end: Called once at the end of the call.
         """
-        connection = self._connection()
-        attempt = 0 if on_end is None else self.retries
+        endpoints = self._here()
+        balancer, attempt, tried = endpoints.balancer, 0, set[int]()
+        bound = at is not None and method != "ModelInfer"
+        may_repeat = on_end is None and not (bound and len(self._urls) > 1)
         while True:
-            call = connection.start(method, request, on_end)
+            index = balancer.choose(tried) if at is None else at
+            endpoints.probe(*self._probe)
+            call = endpoints.start(index, method, request, on_end)
             try:
                 yield Wait(call, deadline.left_s)
             finally:
-                connection.leave(call)
+                endpoints.connection(index).leave(call)
             if not call.done():
-                raise errors.late(self.url, deadline, what)
+                balancer.learn(index, Outcome.SILENT)
+                raise errors.late(self._urls[index], deadline, what)
             error = call.exception()
+            balancer.learn(index, errors.outcome(error))
             if error is None:
+                self.retries.answered()
                 return call.result()
             if not isinstance(error, InferenceServerException):
                 raise error
-            pause = errors.pause_before_retry(error, attempt, self.retries, deadline)
+            tried.add(index)
+            pause = None
+            if may_repeat and errors.may_repeat(error, method):
+                pause = self._pause(error, balancer.has_other(tried), attempt, deadline)
             if pause is None:
-                raise errors.explain(error, self.url, deadline, what) from error
-            yield Pause(pause)
-            attempt += 1
+                raise errors.explain(error, self._urls[index], deadline, what) from error
+            if pause:
+                yield Pause(pause)
+                attempt += 1
+                tried.clear()
+            if not bound:
+                at = None
+            if method == "ModelInfer":  # what is left of the time is what it may wait in a queue
+                requests.set_timeout(request, deadline)
+
+    def _pause(
+        self,
+        error: InferenceServerException,
+        elsewhere: bool,
+        attempt: int,
+        deadline: Deadline,
+    ) -> float | None:
+        """Return seconds until a call that failed is made again; None: it is not.
+
+        Elsewhere it is made at once, each address once. That costs nothing of the budget if no
+        server was reached: the address is ejected, and the next calls do not find it.
+        """
+        if errors.unsent(error):
+            return 0.0 if elsewhere else self.retries.pause(attempt, deadline)
+        return 0.0 if elsewhere and self.retries.spend() else None
 
     def _send(
         self,
@@ -236,17 +298,19 @@ class Flows:
         outputs: Sequence[str],
         deadline: Deadline,
         region: Region | None,
+        at: int | None,
     ) -> Flow[Any]:
-        regions = self._connection().regions
         what = requests.named(info.name, version)
+        if region is None:
+            request = requests.to_request(info, inputs, version, outputs, deadline)
+            return (yield from self._call(what, deadline, "ModelInfer", request, at=at))
+        assert at is not None
+        regions = self._connection(at).regions
         try:
             request = requests.to_request(info, inputs, version, outputs, deadline, region)
         except BaseException:
-            if region:
-                regions.give(region)
+            regions.give(region)
             raise
-        if region is None:
-            return (yield from self._call(what, deadline, "ModelInfer", request))
         try:
             return (
                 yield from self._call(
@@ -254,6 +318,7 @@ class Flows:
                     deadline,
                     "ModelInfer",
                     request,
+                    at=at,
                     on_end=lambda _: regions.give(region),
                 )
             )
@@ -262,28 +327,30 @@ class Flows:
                 raise
         # The server was started anew, or is about to be; the request was not executed.
         regions.drop_free()
-        return (yield from self._send(info, inputs, version, outputs, deadline, None))
+        return (yield from self._send(info, inputs, version, outputs, deadline, None, None))
 
     def _region(
-        self, info: ModelInfo, inputs: Mapping[str, Array], deadline: Deadline
+        self, info: ModelInfo, inputs: Mapping[str, Array], deadline: Deadline, at: int
     ) -> Flow[Region | None]:
         """Return shared memory for a request's large tensors; None: they go into the message."""
+        regions = self._connection(at).regions
+        if not regions.possible:
+            return None
         _, size = shared_memory.layout(info.inputs, inputs)
-        regions = self._connection().regions
-        if not size or not regions.possible:
+        if not size:
             return None
         region = regions.take(size)
         if region is None:
-            yield from self._register(size, deadline)
+            yield from self._register(size, deadline, at)
             region = regions.take(size)
         return region
 
-    def _register(self, size: int, deadline: Deadline) -> Flow[None]:
+    def _register(self, size: int, deadline: Deadline, at: int) -> Flow[None]:
         """Add a free region, unless there are too many or it does not work."""
-        connection = self._connection()
+        connection = self._connection(at)
         regions = connection.regions
         try:
-            yield from self._tidy(deadline)
+            yield from self._tidy(deadline, at)
             region = regions.make(size)
             if region is None:
                 return
@@ -291,26 +358,28 @@ class Flows:
                 name=region.name, key=region.key, byte_size=region.size
             )
             yield from self._call(
-                f"shared memory with {self.url}",
+                f"shared memory with {self._urls[at]}",
                 deadline,
                 "SystemSharedMemoryRegister",
                 request,
+                at=at,
                 on_end=partial(regions.registered, region),
             )
         except OSError as error:
             regions.give_up(str(error))
         except UserError as error:
             if errors.needs_token(error) and connection.find_token():
-                yield from self._register(size, deadline)
+                yield from self._register(size, deadline, at)
                 return
             reason = errors.refusal(error)
-            if reason is None:
+            if reason is not None:
+                regions.give_up(reason)
+            elif len(self._urls) == 1 or isinstance(error, errors.LateError):
                 raise
-            regions.give_up(reason)
 
-    def _tidy(self, deadline: Deadline) -> Flow[None]:
+    def _tidy(self, deadline: Deadline, at: int) -> Flow[None]:
         """Remove what killed clients left, once."""
-        regions = self._connection().regions
+        regions = self._connection(at).regions
         if regions.tidy:
             return
         regions.tidy = True
@@ -320,6 +389,7 @@ class Flows:
                 deadline,
                 "SystemSharedMemoryStatus",
                 pb.SystemSharedMemoryStatusRequest(),
+                at=at,
             )
         except BaseException:
             regions.tidy = False
@@ -329,7 +399,7 @@ class Flows:
             request = pb.SystemSharedMemoryUnregisterRequest(name=name)
             try:
                 yield from self._call(
-                    "the server", deadline, "SystemSharedMemoryUnregister", request
+                    "the server", deadline, "SystemSharedMemoryUnregister", request, at=at
                 )
             except UserError:  # a request still uses it
                 continue

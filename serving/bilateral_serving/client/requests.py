@@ -120,7 +120,7 @@ def to_request(
                 f"model '{info.name}' has no output '{name}'", f"It gives {', '.join(known)}."
             )
     request = pb.ModelInferRequest(model_name=info.name, model_version=version_text(version))
-    request.parameters["timeout"].int64_param = round(deadline.left_s * 1e6)
+    set_timeout(request, deadline)
     offsets = layout(info.inputs, inputs)[0] if region else {}
     for spec in info.inputs:
         array = inputs[spec.name]
@@ -135,6 +135,11 @@ def to_request(
     for name in outputs or known:
         request.outputs.add(name=name)
     return request
+
+
+def set_timeout(request: pb.ModelInferRequest, deadline: Deadline) -> None:
+    """Say until when a request may wait in the server's queue."""
+    request.parameters["timeout"].int64_param = round(deadline.left_s * 1e6)
 
 
 def to_arrays(answer: pb.ModelInferResponse) -> dict[str, Array]:

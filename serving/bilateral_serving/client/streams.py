@@ -24,9 +24,11 @@ from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
 from bilateral_serving import language
-from bilateral_serving.client import connection, errors, requests
+from bilateral_serving.client import connection, errors, requests, tracing
+from bilateral_serving.client.call_metadata import pairs
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.credentials import Credentials
+from bilateral_serving.client.endpoints import StreamPlace
+from bilateral_serving.client.grpc_connection import channel
 from bilateral_serving.language import Sampling, Word
 
 logger = logging.getLogger(__name__)
@@ -39,13 +41,12 @@ _PATIENCE_S = 5.0
 
 
 def read(
-    url: str,
+    place: StreamPlace,
     model: str,
     text: str,
     options: Sampling,
     version: int | None,
     deadline: Deadline,
-    credentials: Credentials | None,
 ) -> Generator[Word, None, None]:
     """Ask a model for words and yield each as it comes; closing the iterator stops the model.
 
@@ -53,7 +54,7 @@ def read(
         UserError: The server's error, or that the deadline has passed.
     """
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    exchange = _Exchange(url, model, text, options, version, deadline, credentials, answers.put)
+    exchange = _Exchange(place, model, text, options, version, deadline, answers.put)
     try:
         while True:
             exchange.check_process()
@@ -70,13 +71,12 @@ def read(
 
 
 async def read_async(
-    url: str,
+    place: StreamPlace,
     model: str,
     text: str,
     options: Sampling,
     version: int | None,
     deadline: Deadline,
-    credentials: Credentials | None,
 ) -> AsyncGenerator[Word, None]:
     """Yield the same for asyncio."""
     answers: asyncio.Queue[Answer] = asyncio.Queue()
@@ -86,7 +86,7 @@ async def read_async(
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(answers.put_nowait, answer)
 
-    exchange = _Exchange(url, model, text, options, version, deadline, credentials, deliver)
+    exchange = _Exchange(place, model, text, options, version, deadline, deliver)
     # Timers, not asyncio.wait_for, which can swallow a cancellation (before Python 3.12).
     late = loop.call_later(deadline.left_s, answers.put_nowait, _late())
     ended = False
@@ -111,28 +111,26 @@ class _Exchange:
     """One request and its answers.
 
     Args:
-        url: The server's address.
+        place: The server's address, and how it is reached.
         model: Its name.
         text: The prompt.
         options: How words are drawn.
         version: The model's version.
         deadline: When the last answer must be there.
-        credentials: As `Client` takes them.
         deliver: Takes each answer, in the exchange's own thread.
     """
 
     def __init__(
         self,
-        url: str,
+        place: StreamPlace,
         model: str,
         text: str,
         options: Sampling,
         version: int | None,
         deadline: Deadline,
-        credentials: Credentials | None,
         deliver: Callable[[Answer], None],
     ) -> None:
-        self._url, self._deadline, self._deliver = url, deadline, deliver
+        self._place, self._url, self._deadline, self._deliver = place, place.url, deadline, deliver
         self._what = requests.named(model, version)
         self._request = language.to_request(
             model, requests.version_text(version), uuid.uuid4().hex, text, options
@@ -140,15 +138,20 @@ class _Exchange:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._outgoing.put(self._request)
         self._process = connection.process()
-        credentials = Credentials.from_environment() if credentials is None else credentials
-        self._channel = connection.channel(url, credentials)
+        access = place.access
+        metadata = access.credentials.metadata + pairs(access.metadata)
+        self._channel = channel(place.url, access.credentials, access.options)
         self._under_way = connection.begin()
+        if (span := tracing.begin("ModelStreamInfer", place.url)) is not None:
+            metadata += span[0]
+            self._under_way.add_done_callback(span[1])
         # gRPC's own deadline cancels, too: it is the last resort.
         self._call = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer(
             iter(self._outgoing.get, None),
             timeout=deadline.left_s + _PATIENCE_S,
-            metadata=credentials.metadata,
+            metadata=metadata,
         )
+        place.began()
         self._thread = threading.Thread(target=self._receive, name="stream of words")
         self._thread.start()
 
@@ -198,13 +201,16 @@ class _Exchange:
         self._call.cancel()
 
     def _receive(self) -> None:
+        error = None
         try:
             with self._channel:
                 for response in self._call:
                     self._take(response)
         except grpc.RpcError as broken:
-            self._deliver(get_error_grpc(broken))
+            error = get_error_grpc(broken)
+            self._deliver(error)
         finally:
+            self._place.ended(error)
             self._outgoing.put(None)
             self._under_way.set_result(None)
             self._deliver(None)

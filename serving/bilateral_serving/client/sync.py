@@ -1,4 +1,4 @@
-"""The synchronous gRPC client, which needs numpy, Pillow and tritonclient alone.
+"""The synchronous client, which needs numpy, Pillow and tritonclient alone.
 
 with Client("localhost:8001") as client:
     logits = client.infer("digits", {"pixel_values": images})["logits"]
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class Client(BaseClient):
-    """A connection to one Triton server, which several threads may share; see `BaseClient`."""
+    """Connections to Triton servers, which several threads may share; see `BaseClient`."""
 
     def __enter__(self) -> Client:
         return self
@@ -186,7 +186,8 @@ class Client(BaseClient):
     ) -> Generator[Word, None, None]:
         utf8("text", text)  # refused here, not when the first word is asked for
         self._run(self._flows.check_stream(model, version, deadline))
-        return streams.read(self.url, model, text, options, version, deadline, self.credentials)
+        place = self._flows.stream()
+        return streams.read(place, model, text, options, version, deadline)
 
     def _run(self, flow: Flow[Result]) -> Result:
         """Take a flow's steps one after the other."""

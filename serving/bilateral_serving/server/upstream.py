@@ -7,17 +7,16 @@ its own until the server has ended.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bilateral_serving import language
 from bilateral_serving.access import METADATA_KEY
+from bilateral_serving.probes import zeros
 from bilateral_serving.transport import TRITON_CHANNEL
 
 _PATIENCE_S = 10.0
@@ -86,7 +85,7 @@ class Upstream:
         if config.HasField("sequence_batching"):
             return None
         if not config.model_transaction_policy.decoupled:
-            return lambda: self._infer(_zeros(config))
+            return lambda: self._infer(zeros(config))
         if {"text", "max_tokens"} <= {tensor.name for tensor in config.input}:
             # A message to leave a stream that there is not: the model answers that it has ended.
             nothing = service_pb2.ModelInferRequest(model_name=model, id="")
@@ -115,22 +114,3 @@ class Upstream:
         except grpc.RpcError as error:
             return str(error.details())
         return None
-
-
-def _zeros(config: pb.ModelConfig) -> service_pb2.ModelInferRequest:
-    """Return the smallest request for a model: one row of zeros, each free dimension 1."""
-    request = service_pb2.ModelInferRequest(model_name=config.name)
-    for tensor in config.input:
-        if tensor.optional:
-            continue
-        sizes = [max(1, size) for size in tensor.dims]
-        shape = [1, *sizes] if config.max_batch_size > 0 else sizes
-        kind = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
-        kind = "BYTES" if kind == "STRING" else kind
-        request.inputs.add(name=tensor.name, datatype=kind, shape=shape)
-        # An empty string is four bytes, its length.
-        width = {"BYTES": 4, "BOOL": 1}.get(kind) or int(kind.lstrip("UINTBFP")) // 8
-        request.raw_input_contents.append(bytes(width * math.prod(shape)))
-    for tensor in config.output[:1]:
-        request.outputs.add(name=tensor.name)
-    return request

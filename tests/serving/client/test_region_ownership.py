@@ -23,6 +23,7 @@ from bilateral_serving.client import Client
 from bilateral_serving.client.aio import AsyncClient
 from bilateral_serving.client.connection import Connection
 from bilateral_serving.client.errors import LateError
+from bilateral_serving.client.grpc_connection import GrpcConnection
 from bilateral_serving.client.shared_memory import LEAST_BYTES, MOST_REGIONS, Region
 from bilateral_serving.server import RunningServer
 
@@ -46,48 +47,43 @@ def violations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     reading: set[str] = set()
     start, write = Connection._start, Region.write
+    make, make_later = GrpcConnection._make, GrpcConnection._make_later
 
-    def watched_start(self: Connection, method: str, message: Any, on_end: Any) -> Any:
-        names = {
+    def names(method: str, message: Any) -> set[str]:
+        return {
             tensor.parameters["shared_memory_region"].string_param
             for tensor in (message.inputs if method == "ModelInfer" else ())
             if "shared_memory_region" in tensor.parameters
         }
-        reading.update(names)
-        stub = getattr(self._stub, method)
 
-        class Stub:
-            """The method, which notes when the server's answer is in."""
+    def watched_start(self: Connection, method: str, message: Any, on_end: Any) -> Any:
+        reading.update(names(method, message))
+        return start(self, method, message, on_end)
 
-            def __call__(self, *args: Any, **options: Any) -> Any:
-                try:
-                    return stub(*args, **options)
-                finally:
-                    reading.difference_update(names)
-
-            def future(self, *args: Any, **options: Any) -> Any:
-                made = stub.future(*args, **options)
-                made.add_done_callback(lambda _: reading.difference_update(names))
-                return made
-
-        monkeypatch.setattr(self._stub, method, Stub())
+    def watched_make(self: GrpcConnection, method: str, message: Any, metadata: Any) -> Any:
+        """Note when the server's answer is in."""
         try:
-            return start(self, method, message, on_end)
+            return make(self, method, message, metadata)
         finally:
-            monkeypatch.setattr(self._stub, method, stub)
+            reading.difference_update(names(method, message))
+
+    def watched_later(
+        self: GrpcConnection, method: str, message: Any, metadata: Any, finish: Any
+    ) -> bool:
+        def end(result: Any) -> None:
+            reading.difference_update(names(method, message))
+            finish(result)
+
+        return make_later(self, method, message, metadata, end)
 
     def watched_write(self: Region, offset: int, array: np.ndarray) -> None:
         if self.name in reading:
             found.append(self.name)
         write(self, offset, array)
 
-    starting = threading.Lock()  # the stub's method is exchanged for one call at a time
-
-    def one_at_a_time(self: Connection, method: str, message: Any, on_end: Any) -> Any:
-        with starting:
-            return watched_start(self, method, message, on_end)
-
-    monkeypatch.setattr(Connection, "_start", one_at_a_time)
+    monkeypatch.setattr(Connection, "_start", watched_start)
+    monkeypatch.setattr(GrpcConnection, "_make", watched_make)
+    monkeypatch.setattr(GrpcConnection, "_make_later", watched_later)
     monkeypatch.setattr(Region, "write", watched_write)
     return found
 

@@ -26,8 +26,7 @@ from bilateral_export.errors import UserError
 from bilateral_serving.client import Client, connection
 from bilateral_serving.client.aio import AsyncClient
 from bilateral_serving.client.answers import Featured, answer_files
-from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.client.errors import pause_before_retry
+from bilateral_serving.client.errors import may_repeat
 from bilateral_serving.server import RunningServer
 from bilateral_serving.values import check_finite
 
@@ -346,7 +345,9 @@ class TestBadInput:
             confused.infer("quadrants", {"pixel_values": images(1)})
         assert url in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", ":8001", "host:port"])
+    @pytest.mark.parametrize(
+        "url", ["localhost", "http://localhost", "ftp://localhost:8001", ":8001", "host:port", ","]
+    )
     def test_wrong_address(self, url: str) -> None:
         with pytest.raises(UserError, match="is not the address of a server"):
             Client(url)
@@ -441,20 +442,16 @@ class TestRetries:
     def error(status: str, message: str) -> InferenceServerException:
         return InferenceServerException(message, status=f"StatusCode.{status}")
 
-    def test_only_what_was_never_sent_is_repeated(self) -> None:
-        deadline = Deadline(10)
+    def test_only_what_was_not_executed_is_repeated(self) -> None:
         unsent = self.error("UNAVAILABLE", "failed to connect to all addresses; last error: ...")
+        full = self.error("UNAVAILABLE", "Exceeds maximum queue size")
         broken = self.error("UNAVAILABLE", "Socket closed")
         late = self.error("DEADLINE_EXCEEDED", "Deadline Exceeded")
-        assert pause_before_retry(unsent, 0, 2, deadline) == pytest.approx(0.1)
-        assert pause_before_retry(unsent, 1, 2, deadline) == pytest.approx(0.2)
-        assert pause_before_retry(unsent, 2, 2, deadline) is None
-        assert pause_before_retry(broken, 0, 2, deadline) is None
-        assert pause_before_retry(late, 0, 2, deadline) is None
-
-    def test_never_beyond_the_deadline(self) -> None:
-        unsent = self.error("UNAVAILABLE", "failed to connect to all addresses")
-        assert pause_before_retry(unsent, 0, 2, Deadline(0.05)) is None
+        assert may_repeat(unsent, "ModelInfer")
+        assert may_repeat(full, "ModelInfer")
+        assert not may_repeat(broken, "ModelInfer")
+        assert may_repeat(broken, "ModelConfig")
+        assert not may_repeat(late, "ModelConfig")
 
 
 class TestAsyncClient:

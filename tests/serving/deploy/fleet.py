@@ -1,8 +1,9 @@
-"""Servers in network namespaces of their own, nginx before them, and callers who never stop.
+"""Servers in network namespaces of their own, and callers who never stop.
 
-    unshare --net --mount python fleet.py SCRATCH COMMAND_AS_JSON
+    unshare --net --mount python fleet.py SCRATCH COMMAND_AS_JSON nginx|client
 
-Each server runs the command that `bilateral deploy` writes. Prints what came of the requests while
+Each server runs the command that `bilateral deploy` writes. Callers ask nginx, or have all addresses
+themselves, as the name of a headless Service gives them, one of which is nobody's yet. Prints what came of the requests while
 one server is killed, one is added, and all are replaced one after the other, as JSON. Nothing
 leaves the namespace that it is started in.
 """
@@ -112,14 +113,15 @@ class Balancer:
 
 
 class Callers:
-    """Callers who ask as fast as they are answered.
+    """Callers who ask `url` as fast as they are answered.
 
     nginx passes a gRPC request on while it reads it, and can send none again that a server has
     begun to take. What a killed server had is therefore the caller's to repeat, who may: inference
     changes nothing. It is counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self._url = url
         self.answered, self.repeated, self.errors = 0, 0, list[str]()
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
@@ -128,7 +130,7 @@ class Callers:
 
     def _ask(self) -> None:
         image = np.zeros((1, 1, 2, 2), np.float32)
-        with Client(f"{BALANCER}:9000", timeout_s=60) as client:
+        with Client(self._url, timeout_s=60) as client:
             while not self._stop.is_set():
                 for attempt in range(2):
                     try:
@@ -165,14 +167,15 @@ class Callers:
             thread.join()
 
 
-def main(scratch: Path, command: list[str]) -> dict[str, object]:
+def main(scratch: Path, command: list[str], way: str) -> dict[str, object]:
     ip("link", "set", "lo", "up")
     ip("link", "add", "bridge", "type", "bridge")
     ip("addr", "add", f"{BALANCER}/24", "dev", "bridge")
     ip("link", "set", "bridge", "up")
     servers = [Server(number, command, scratch) for number in (1, 2, 3)]
     balancer, outcomes = Balancer(scratch, servers), {}
-    callers = Callers()
+    addresses = ",".join(f"10.77.0.{number}:9000" for number in (1, 2, 3, 4))
+    callers = Callers(f"{BALANCER}:9000" if way == "nginx" else addresses)
     try:
         time.sleep(5)
         outcomes["three servers"] = callers.outcome()
@@ -203,4 +206,4 @@ if __name__ == "__main__":
     # The names of namespaces are files: these go with this process, too.
     Path("/run/netns").mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run/netns"], check=True)
-    print(json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]))))
+    print(json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])))

@@ -1,4 +1,4 @@
-"""Three servers behind nginx: none of the callers' requests fails, whatever becomes of a server."""
+"""Three servers: none of the callers' requests fails, whatever becomes of a server."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ["nginx", "client"])
 def test_no_request_fails_while_servers_come_and_go(
-    served: Path, tmp_path: Path, program: Callable[[str], str]
+    served: Path, tmp_path: Path, program: Callable[[str], str], way: str
 ) -> None:
     program("nginx"), program("ip")
     unshare = program("unshare")
@@ -29,7 +30,7 @@ def test_no_request_fails_while_servers_come_and_go(
         pytest.skip("network namespaces are not permitted here")
     _, *arguments = serve_command(*facts(served, stop_s=30), str(served))
     command = [sys.executable, "-m", "bilateral_cli", *arguments]
-    script = [sys.executable, fleet.__file__, str(tmp_path), json.dumps(command)]
+    script = [sys.executable, fleet.__file__, str(tmp_path), json.dumps(command), way]
     folders = [ROOT, *(ROOT / name for name in ("export", "serving", "benchmarks", "cli"))]
     done = subprocess.run(
         [unshare, "--net", "--mount", *script],
@@ -39,7 +40,7 @@ def test_no_request_fails_while_servers_come_and_go(
         check=True,
     )
     outcomes = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(outcomes, indent=1))
+    print(way, json.dumps(outcomes, indent=1))
     for phase, outcome in outcomes.items():
         assert outcome["failed"] == 0, f"{phase}: {outcome['errors']}"
         assert outcome["answered"] > 0, phase
