@@ -87,7 +87,7 @@ def _require_listening(address: str) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at {address}: {error}",
-            "Give host:6379 of `ray start --head`, or ray://host:10001.",
+            "Give host:6379 of the head of a cluster, or ray://host:10001.",
         ) from error
 
 

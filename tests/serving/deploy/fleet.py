@@ -2,10 +2,10 @@
 
     unshare --net --mount python fleet.py SCRATCH COMMAND_AS_JSON nginx|client
 
-Each server runs the command that `bilateral deploy` writes. Callers ask nginx, or have all addresses
-themselves, as the name of a headless Service gives them, one of which is nobody's yet. Prints what came of the requests while
-one server is killed, one is added, and all are replaced one after the other, as JSON. Nothing
-leaves the namespace that it is started in.
+Each server runs the command that `bilateral deploy` writes. Callers ask nginx, or have all
+addresses themselves, as the name of a headless Service gives them, one of which is nobody's yet.
+Prints what came of the requests while one server is killed, one is added, and all are replaced
+one after the other, as JSON. Nothing leaves the namespace that it is started in.
 """
 
 from __future__ import annotations
