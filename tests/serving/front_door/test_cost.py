@@ -60,7 +60,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
     with (
         running(options) as direct,
         front_door(models_root) as door,
-        front_door(models_root, access_log=root / "log", repository=models_root) as logged,
+        front_door(models_root, access_log=root / "log") as logged,
     ):
         yield direct.url, door.url, logged.url
 
