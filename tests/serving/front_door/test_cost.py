@@ -84,7 +84,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
             stack.enter_context(front_door(root / "models", **given)).url
             for given in (
                 {},
-                {"access_log": root / "log", "repository": root / "models"},
+                {"access_log": root / "log"},
                 {"tls": tls},
                 {"tls": tls, "tokens": root / "tokens.txt"},
             )
