@@ -47,7 +47,6 @@ def compose(facts: Facts, values: Values, repository: str) -> Document:
     """
     servers = names(facts, values)
     return {
-        "name": facts.slug,
         "services": {
             **{name: _server(facts, values, repository) for name in servers},
             "nginx": {

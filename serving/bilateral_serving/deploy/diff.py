@@ -104,15 +104,21 @@ def _read(path: Path) -> list[Any]:
     for document in documents:
         if not isinstance(document, dict):
             raise UserError(f"{path} holds something that is no object", "Give objects as YAML.")
-        several = document.get("kind") == "List" or str(document.get("kind")).endswith("List")
+        if (
+            "kind" in document
+            and "items" not in document
+            and "name" not in (document.get("metadata") or {})
+        ):
+            raise UserError(f"{path} holds an object without a name", "Give objects as YAML.")
+        several = str(document.get("kind")).endswith("List")
         objects += document.get("items") or [] if several else [document]
     return objects
 
 
 def _by_name(documents: list[Any]) -> dict[str, Any]:
-    """Return objects by kind and name; the one of Compose has neither."""
+    """Return objects by kind and name; a compose.yaml has neither."""
     return {
-        f"{it.get('kind', 'compose')}/{(it.get('metadata') or it).get('name', '')}": it
+        f"{it['kind']}/{it['metadata']['name']}" if "kind" in it else "compose.yaml": it
         for it in documents
     }
 

@@ -135,13 +135,12 @@ class Calls:
 
     async def drain(self, seconds: float) -> None:
         """Wait for what is under way, whether its callers are still there or not."""
-        end, busy = time.monotonic() + seconds, bool(self._accepted or self._tasks)
+        end = time.monotonic() + seconds
         while (self._accepted or self._tasks) and time.monotonic() < end:
             await asyncio.sleep(_POLL_S)
-        if busy:
-            # Who got the last answers may ask again at once: gRPC ends a call that comes while its
-            # server stops with CANCELLED, which does not say that it may be sent again.
-            await asyncio.sleep(min(_LINGER_S, max(0.0, end - time.monotonic())))
+        # Whoever asks now is still told that the server is ending: gRPC ends a call that comes while
+        # its server stops with CANCELLED, which does not say that it may be sent again.
+        await asyncio.sleep(min(_LINGER_S, max(0.0, end - time.monotonic())))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -3,9 +3,9 @@
     unshare --net --mount python fleet.py SCRATCH COMMAND_AS_JSON nginx|client
 
 Each server runs the command that `bilateral deploy` writes. Callers ask nginx, or have all
-addresses themselves, as the name of a headless Service gives them, one of which is nobody's yet.
-Prints what came of the requests while one server is killed, one is added, and all are replaced
-one after the other, as JSON. Nothing leaves the namespace that it is started in.
+addresses themselves, as the name of a headless Service gives them; one is nobody's yet. Prints what
+came of the requests while one server is killed, one is added, and all are replaced one after the
+other, as JSON. Nothing leaves the namespace that it is started in.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Callers:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.answered, self.repeated, self.errors = 0, 0, list[str]()
+        self.answered, self.repeated, self.errors = 0, list[str](), list[str]()
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
         for thread in self._threads:
@@ -144,21 +144,18 @@ class Callers:
 
     def _count(self, error: str, attempt: int) -> None:
         with self._lock:
-            if attempt:
-                self.errors.append(error)
-            else:
-                self.repeated += 1
+            (self.errors if attempt else self.repeated).append(error)
 
     def outcome(self) -> dict[str, object]:
         """What came of the requests since this was last asked."""
         with self._lock:
             found = {
                 "answered": self.answered,
-                "repeated": self.repeated,
+                "repeated": len(self.repeated),
                 "failed": len(self.errors),
-                "errors": self.errors[:3],
+                "reasons": sorted({*self.repeated, *self.errors}),
             }
-            self.answered, self.repeated, self.errors = 0, 0, []
+            self.answered, self.repeated, self.errors = 0, [], []
         return found
 
     def stop(self) -> None:

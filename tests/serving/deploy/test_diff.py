@@ -117,7 +117,7 @@ def test_a_compose_file_is_compared_too(served: Path, tmp_path: Path) -> None:
     assert all("shm_size is '64M'" in line for line in lines)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "kind: Service\n"])
 def test_what_is_no_yaml_of_objects_is_refused(served: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "d.yaml").write_text(text)
     with pytest.raises(UserError, match=r"d\.yaml"):

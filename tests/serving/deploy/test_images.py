@@ -87,8 +87,6 @@ def config(
     program: Program, folder: Path, text: str, token: str = "secret"
 ) -> subprocess.CompletedProcess[str]:
     """`docker-compose config`, which asks no daemon."""
-    # The old docker-compose, which Debian has, does not know the name at the top.
-    text = "\n".join(line for line in text.splitlines() if not line.startswith("name:"))
     (folder / "compose.yaml").write_text(text)
     found = program("docker-compose")
     return subprocess.run(
