@@ -138,7 +138,7 @@ class Calls:
         end = time.monotonic() + seconds
         while (self._accepted or self._tasks) and time.monotonic() < end:
             await asyncio.sleep(_POLL_S)
-        # Whoever asks now is still told that the server is ending: gRPC ends a call that comes while
+        # Whoever asks now is still told that the server ends: gRPC ends a call that comes while
         # its server stops with CANCELLED, which does not say that it may be sent again.
         await asyncio.sleep(min(_LINGER_S, max(0.0, end - time.monotonic())))
 
