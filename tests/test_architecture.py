@@ -52,6 +52,7 @@ ROOMS = {
         "doctor": {"repository", "server"},
         "rollout": {"doctor", "front_door", "repository", "server"},
         "deploy": {"repository"},
+        "declared": {"client", "repository"},
     },
     "bilateral_benchmarks": {
         "statistics": set(),

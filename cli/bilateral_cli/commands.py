@@ -20,6 +20,7 @@ _COMMANDS = (
     "parity",
     "repository",
     "rollouts",
+    "declared",
     "doctor",
     "serve",
     "token",

@@ -1,0 +1,118 @@
+"""A document applied to a repository: what differs is added as a new version, all or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_export.errors import UserError
+from bilateral_export.files import sha256, write_text
+from bilateral_serving import repository as repositories
+from bilateral_serving.config import CONFIG_FILE
+from bilateral_serving.declared.document import Declared, DeclaredModel
+
+# In the repository; what was applied, by model, so that the same again changes nothing.
+RECORD = ".applied.json"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of a model: the version that is what the document says."""
+
+    name: str
+    version: int
+    change: Literal["added", "unchanged"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    sha256: str
+    declared: str
+
+
+class _Record(BaseModel):
+    models: dict[str, _Entry] = {}
+
+
+def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
+    """Make a repository hold what a document declares; models that it does not name stay.
+
+    A model whose file, target or settings differ from what was applied last gets a new version. If
+    one is refused, the versions that were added before it are removed again.
+
+    Raises:
+        UserError: A model is refused, and says which.
+    """
+    path = repository / RECORD
+    record = _read(path)
+    done: list[Applied] = []
+    undo: list[tuple[str, int, str | None]] = []
+    try:
+        for name, model in declared.models.items():
+            entry = _wanted(model, 0)
+            known = record.models.get(name)
+            if (
+                known
+                and known == entry.model_copy(update={"version": known.version})
+                and ((repository / name / str(known.version)).is_dir())
+            ):
+                done.append(Applied(name, known.version, "unchanged"))
+                continue
+            config = repository / name / CONFIG_FILE
+            before = config.read_text(encoding="utf-8") if config.is_file() else None
+            version = _add(name, model, repository)
+            undo.append((name, version, before))
+            record.models[name] = entry.model_copy(update={"version": version})
+            done.append(Applied(name, version, "added"))
+    except BaseException:
+        for name, version, before in reversed(undo):
+            _remove(name, version, before, repository)
+        raise
+    if undo:
+        write_text(path, record.model_dump_json(indent=1))
+    return tuple(done)
+
+
+def _add(name: str, model: DeclaredModel, repository: Path) -> int:
+    try:
+        entry = repositories.add(
+            name,
+            model.file,
+            repository,
+            target=model.target,
+            settings=model.settings.given(),
+            lower=model.lower,
+        )
+    except UserError as error:
+        raise UserError(f"models.{name}: {error.problem}", error.fix) from error
+    return entry.versions[-1].number
+
+
+def _remove(name: str, version: int, before: str | None, repository: Path) -> None:
+    if before is None:
+        repositories.remove(name, repository)
+        return
+    repositories.remove(name, repository, version=version)
+    write_text(repository / name / CONFIG_FILE, before)
+
+
+def _wanted(model: DeclaredModel, version: int) -> _Entry:
+    how = model.model_dump_json(exclude={"file", "cases"})
+    return _Entry(version=version, sha256=sha256(model.file), declared=how)
+
+
+def _read(path: Path) -> _Record:
+    try:
+        return _Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return _Record()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not what `apply` wrote: {error}",
+            "Remove it: all is then added anew.",
+        ) from error

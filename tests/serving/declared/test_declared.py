@@ -1,0 +1,191 @@
+"""A file declares models: applied once, twice, wrongly, and verified on a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.builders import tiny_models as models
+from tests.serving.server.live_processes import free_ports
+
+from bilateral_export.checkpoint.load import load_checkpoint
+from bilateral_export.errors import UserError
+from bilateral_export.graph.export import export_onnx
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_serving import declared, repository
+from bilateral_serving.declared.document import Declared
+from bilateral_serving.server import ServerOptions, running
+
+ROOT = Path(__file__).parents[3]
+CHECKPOINTS = ROOT / "export" / "checkpoints"
+
+
+def written(folder: Path, document: object) -> Path:
+    path = folder / "models.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two models."""
+    models.quadrants(tmp_path / "one.onnx")
+    models.quadrants(tmp_path / "two.onnx", gain=4.0)
+    return tmp_path
+
+
+def one(file: str = "one.onnx", **settings: object) -> dict[str, object]:
+    return {"file": file, "settings": {"threads": 1, **settings}}
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_applied_twice_changes_nothing(folder: Path) -> None:
+    path = written(folder, {"models": {"a": one(), "b": one("two.onnx", instances=2)}})
+    first = declared.apply(declared.read(path), folder / "r")
+    assert [(item.name, item.version, item.change) for item in first] == [
+        ("a", 1, "added"),
+        ("b", 1, "added"),
+    ]
+    assert repository.show("b", folder / "r").instances == 2
+    before = snapshot(folder / "r")
+    again = declared.apply(declared.read(path), folder / "r")
+    assert {item.change for item in again} == {"unchanged"}
+    assert snapshot(folder / "r") == before
+
+
+def test_what_differs_becomes_a_new_version_and_the_rest_stays(folder: Path) -> None:
+    path = written(folder, {"models": {"a": one(), "b": one("two.onnx")}})
+    declared.apply(declared.read(path), folder / "r")
+    repository.add("own", folder / "one.onnx", folder / "r")
+    changed = written(folder, {"models": {"a": one("two.onnx"), "b": one("two.onnx")}})
+    done = declared.apply(declared.read(changed), folder / "r")
+    assert [(item.version, item.change) for item in done] == [(2, "added"), (1, "unchanged")]
+    assert repository.list_names(folder / "r") == ("a", "b", "own")
+
+
+def test_a_model_that_is_refused_takes_back_the_others(folder: Path) -> None:
+    path = written(folder, {"models": {"a": one()}})
+    declared.apply(declared.read(path), folder / "r")
+    before = snapshot(folder / "r")
+    bad = {"a": one("two.onnx", instances=2), "new": one(), "c": one(runtime="openvino")}
+    bad["c"]["target"] = "onnxruntime"
+    with pytest.raises(UserError, match=r"models\.c: .*runtime"):
+        declared.apply(declared.read(written(folder, {"models": bad})), folder / "r")
+    assert snapshot(folder / "r") == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [", "not YAML"),
+        ("models: {}", "models"),
+        ("model: {}", "models"),
+        ("models: {a: {file: one.onnx, setings: {}}}", "setings"),
+        ("models: {a: {file: none.onnx}}", "none.onnx is no file"),
+        ("models: {'../a': {file: one.onnx}}", "cannot name a model"),
+        ("models: {a: {file: one.onnx, settings: {instances: 0}}}", "instances is 0"),
+        ("models: {a: {file: one.onnx, cases: [{input: one.onnx}]}}", "input and label"),
+        ("models: {a: {file: one.onnx, cases: [{label: x, tensors: a}]}}", "input and label"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_one_line(folder: Path, text: str, message: str) -> None:
+    path = folder / "models.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        declared.read(path)
+    assert "\n" not in str(refused.value)
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+MODELS = st.fixed_dictionaries(
+    {"file": st.just("m.onnx")},
+    optional={
+        "target": st.sampled_from(["python", "onnxruntime", "tensorrt"]),
+        "settings": st.fixed_dictionaries(
+            {},
+            optional={
+                "threads": st.integers(0, 64),
+                "versions": st.just("latest:2"),
+                "raw": st.booleans(),
+            },
+        ),
+        "cases": st.lists(
+            st.fixed_dictionaries({"input": st.just("x.png"), "label": NAMES}), max_size=2
+        ),
+    },
+)
+
+
+@given(st.dictionaries(NAMES, MODELS, min_size=1, max_size=4))
+def test_a_document_survives_being_written_and_fits_the_published_schema(
+    found: dict[str, object],
+) -> None:
+    document = Declared.model_validate({"models": found})
+    text = yaml.safe_dump(json.loads(document.model_dump_json(exclude_none=True)))
+    assert Declared.model_validate(yaml.safe_load(text)) == document
+    jsonschema.validate(yaml.safe_load(text), declared.schema())
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """A folder with a digits model, a picture and tensors, and the addresses that serve it."""
+    root = tmp_path_factory.mktemp("declared")
+    export_onnx(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"), root / "d.onnx")
+    (root / "three.png").write_bytes(next((CHECKPOINTS / "digits").glob("3-*.png")).read_bytes())
+    image = np.zeros((1, 1, 8, 8), np.float32)
+    np.savez(root / "in.npz", image=image)
+    with OnnxRuntimeRunner(root / "d.onnx") as runner:
+        np.savez(root / "out.npz", **runner.run({"image": image}))
+    np.savez(root / "wrong.npz", logits=np.zeros((1, 10), np.float32))
+    path = written(root, {"models": {"digits": one("d.onnx")}})
+    declared.apply(declared.read(path), root / "r")
+    grpc, http = free_ports(2)
+    options = ServerOptions(root / "r", grpc_port=grpc, http_port=http, metrics_port=None)
+    with running(options) as server:
+        yield root, (server.url, f"http://{server.http_url}")
+
+
+def verdicts(root: Path, urls: tuple[str, ...], case: dict[str, object]) -> list[str]:
+    path = written(root, {"models": {"digits": {**one("d.onnx"), "cases": [case]}}})
+    return [found.problem for found in declared.verify(declared.read(path), urls)]
+
+
+@pytest.mark.parametrize(
+    ("case", "problem"),
+    [
+        ({"input": "three.png", "label": "3"}, ""),
+        ({"input": "three.png", "label": "4"}, "not 4"),
+        ({"input": "three.png", "label": "3", "probability": 0.0}, "which is"),
+        ({"tensors": "in.npz", "outputs": "out.npz"}, ""),
+        ({"tensors": "in.npz", "outputs": "wrong.npz"}, "differs by up to"),
+        ({"tensors": "wrong.npz", "outputs": "out.npz"}, "image"),
+    ],
+)
+def test_cases_are_asked_over_grpc_and_http(
+    served: tuple[Path, tuple[str, str]], case: dict[str, object], problem: str
+) -> None:
+    found = verdicts(*served, case)
+    assert len(found) == 2
+    for text in found:
+        assert (text == "") == (problem == "")
+        assert problem in text
+
+
+def test_no_cases_and_no_server_are_refused(served: tuple[Path, tuple[str, str]]) -> None:
+    root, _ = served
+    bare = declared.read(written(root, {"models": {"digits": one("d.onnx")}}))
+    with pytest.raises(UserError, match="no cases"):
+        declared.verify(bare, ("127.0.0.1:1",))
+    with pytest.raises(UserError, match="no Triton server answers"):
+        verdicts(root, ("127.0.0.1:1",), {"input": "three.png", "label": "3"})
