@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import datetime, timezone
 from enum import Enum
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from bilateral_export.files import to_json
 
 if TYPE_CHECKING:
     from bilateral_serving.server import Progress, RunningServer
@@ -92,5 +93,5 @@ class JsonDisplay:
 
     def _write(self, event: str, **fields: object) -> None:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": at, "event": event, **fields})
+        line = to_json({"time": at, "event": event, **fields}, indent=None)
         print(line, file=sys.stderr, flush=True)

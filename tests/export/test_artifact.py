@@ -20,7 +20,7 @@ def test_an_exported_file_says_what_it_is(digits_onnx: Path) -> None:
     artifact = read_onnx(digits_onnx)
     assert artifact.inputs == (TensorSpec("image", "float32", ("batch", 1, 8, 8)),)
     assert [spec.name for spec in artifact.outputs] == ["logits"]
-    assert (artifact.opset, artifact.precision, artifact.attention_nodes) == (22, "fp32", 4)
+    assert (artifact.opset, artifact.precision, artifact.attention_nodes) == (21, "fp32", 4)
     assert artifact.lowering is None
     assert artifact.metadata == read_metadata(digits_onnx)
     assert artifact.bytes == digits_onnx.stat().st_size

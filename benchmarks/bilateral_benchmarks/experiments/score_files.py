@@ -20,6 +20,7 @@ from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.errors import UserError
+from bilateral_export.files import to_json
 from bilateral_export.preprocessing import ImagePreprocessing
 
 GOAL = 0.9
@@ -364,6 +365,5 @@ def _loop(path: Path, images: Path, number_: int, of: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(_loop(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
-    )
+    measured = _loop(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    print(to_json(measured, indent=None))

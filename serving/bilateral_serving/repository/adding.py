@@ -172,7 +172,8 @@ def _configure(
         number += 1  # another command has added it since, or it is a file
     if not 1 <= number <= configs.LARGEST_VERSION:
         raise UserError(f"version is {number}", f"It must be from 1 to {configs.LARGEST_VERSION}.")
-    if (directory / str(number)).exists():
+    # One that was chosen here may be taken by now: this is called again when nobody else writes.
+    if version is not None and (directory / str(number)).exists():
         raise UserError(
             f"{directory / str(number)} exists already",
             "Leave the version out to add the next one, or remove that one first.",

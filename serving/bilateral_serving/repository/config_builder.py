@@ -108,6 +108,10 @@ def _build_stream(
             f"{artifact.path} cannot be served as a stream of words by target {target}",
             "Give a language model that was exported with its vocabulary, and target python.",
         )
+    if settings.raw:
+        raise UserError(
+            "a stream of words takes its text as it is, and was to be raw too", "Leave raw out."
+        )
     if settings.max_batch_size:
         raise UserError(
             f"a stream of words was given max_batch_size {settings.max_batch_size}, and streams are"

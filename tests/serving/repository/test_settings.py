@@ -26,6 +26,7 @@ CHANGED = {
     "runtime": "openvino",
     "spinning": False,
     "stream": True,
+    "raw": True,
 }
 # What is so already: a plan runs on a GPU, a stream answers nothing on made-up inputs.
 SAID_ALREADY = {

@@ -7,6 +7,7 @@ port. One command at a time is carried out; who comes meanwhile is told which on
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import socket
 import threading
@@ -80,7 +81,8 @@ def listening(grpc_port: int) -> Iterator[Control]:
     control, path = Control(), control_socket(grpc_port)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+        with _short(path) as name:
+            listener.bind(name)
         listener.listen()
         thread = threading.Thread(
             target=_accept, args=(listener, control), name="rollouts", daemon=True
@@ -102,7 +104,8 @@ def ask(grpc_port: int, order: Order) -> Outcome:
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(str(control_socket(grpc_port)))
+            with _short(control_socket(grpc_port)) as name:
+                connection.connect(name)
             connection.sendall(order.model_dump_json().encode())
             connection.shutdown(socket.SHUT_WR)
             text = _read(connection)
@@ -129,6 +132,16 @@ def control_socket(grpc_port: int) -> Path:
         UserError: The directory of tokens belongs to somebody else.
     """
     return private_directory() / f"{grpc_port}.control"
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Yield a short name of a socket's path: the kernel takes 107 characters at most."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def _accept(listener: socket.socket, control: Control) -> None:
