@@ -18,6 +18,8 @@ USER = 1000
 TLS, TOKENS = "/etc/bilateral/tls", "/etc/bilateral/tokens"
 # Where our image for plans that need the plugin has it.
 PLUGINS = "/opt/bilateral/lib"
+# Holds the process number of `bilateral serve` while it is ready.
+_READY = "/tmp/bilateral-ready"
 # What managing a server is; closed to whom the token of the admin Secret is not known.
 _CLOSED = "shared-memory,model-config,model-repository,statistics,trace,logging"
 _ADMIN = "BILATERAL_ADMIN_TOKEN"
@@ -112,10 +114,12 @@ def serve_command(facts: Facts, values: Values, models: str) -> list[str]:
         f"--metrics-port={METRICS}",
         "--strict",
         f"--stop-timeout={values.stop_s}",
+        f"--ready-file={_READY}",
         # Without a certificate the gateway ends TLS, and the network policy says who may connect.
         *(tls if values.tls_secret else ["--insecure"]),
         *([f"--client-ca={TLS}/ca.crt"] if values.client_ca else []),
         *([f"--tokens={TOKENS}/tokens"] if values.tokens_secret else []),
+        *([f"--otlp={values.otlp}/v1/traces"] if values.otlp else []),
     ]
 
 
@@ -192,17 +196,19 @@ def _probes(facts: Facts, values: Values) -> Document:
 
     In our own image they ask the front door, and its supervisor sends each model a real inference
     a second. NVIDIA's image runs only backends in C++ here, which have no process that could die
-    unseen. A node has no certificate: where every caller needs one, it asks whether the port is
-    open, which it is while the front door runs.
+    unseen. A node has no certificate: where every caller needs one, the readiness file says whether
+    it is ready, and the port, which is open while the front door runs, whether it lives.
     """
     own_tls = facts.own_image and values.tls_secret is not None
+    ready = f"/v2/models/{facts.name}/ready"
 
     def probe(path: str, seconds: int, failures: int) -> Document:
         asked: Document = {"httpGet": {"path": path, "port": "http"}}
         if own_tls:
             asked["httpGet"]["scheme"] = "HTTPS"
         if own_tls and values.client_ca:
-            asked = {"tcpSocket": {"port": "grpc"}}
+            file = {"exec": {"command": ["sh", "-c", f"kill -0 $(cat {_READY})"]}}
+            asked = file if path == ready else {"tcpSocket": {"port": "grpc"}}
         return {
             **asked,
             "periodSeconds": seconds,
@@ -210,7 +216,6 @@ def _probes(facts: Facts, values: Values) -> Document:
             "failureThreshold": failures,
         }
 
-    ready = f"/v2/models/{facts.name}/ready"
     return {
         "startupProbe": probe(ready, 10, 30),
         "readinessProbe": probe(ready, 5, 2),

@@ -28,7 +28,7 @@ FROM ${{BASE}} AS build
 COPY wheels/ /wheels/
 RUN python3 -m venv /opt/bilateral \\
     && /opt/bilateral/bin/pip install --no-cache-dir \\
-        "$(echo /wheels/bilateral_serve-*.whl)[server]" \\
+        "$(echo /wheels/bilateral_serve-*.whl)[server,otel]" \\
     && /opt/bilateral/bin/pip uninstall --yes pip \\
     && find /opt/bilateral -path '*/python_backend_stubs/*' -name triton_python_backend_stub \\
         -not -path '*/{python}/*' -delete

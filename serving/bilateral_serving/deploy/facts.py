@@ -255,7 +255,5 @@ def _remarks(
         yield f"whether the TensorRT of Triton {found.name} loads the plan is not known here"
     if any(plan.plugin and not plan.plugin.embedded for plan in plans):
         yield "its plan needs the plugin beside it: build the image with `bilateral deploy docker`"
-    if entry.target == "python" and values.otlp:
-        yield "otlp is left out: our own image sends no traces"
     if entry.target != "python" and values.tokens_secret:
         yield "tokens_secret is left out: NVIDIA's server knows no tokens of callers"

@@ -61,6 +61,8 @@ class Door:
     def kill_triton(self) -> None:
         self.triton.kill()
         self.triton.wait()
+        with contextlib.suppress(ProcessLookupError):  # its models' processes do not end with it
+            os.killpg(self.triton.pid, signal.SIGKILL)
 
     def start_triton(self) -> None:
         for left in self.sockets.iterdir():
