@@ -53,6 +53,7 @@ ROOMS = {
         "rollout": {"doctor", "front_door", "repository", "server"},
         "deploy": {"repository"},
         "declared": {"client", "repository"},
+        "watching": set(),
     },
     "bilateral_benchmarks": {
         "statistics": set(),

@@ -24,6 +24,7 @@ _COMMANDS = (
     "doctor",
     "serve",
     "token",
+    "top",
     "deploy",
     "infer",
     "generate",
