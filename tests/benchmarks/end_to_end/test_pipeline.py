@@ -51,6 +51,7 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
+@pytest.mark.slow
 def test_a_model_goes_from_its_checkpoint_to_answers_over_grpc_though_a_server_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_the_result_names_the_settings_and_the_replicas() -> None:
     assert nothing.invalid()
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_a_capacity_is_measured_on_a_real_server(root: Path) -> None:
     found = measure_capacity("m", root, bound_ms=2000, wanted=10_000, trials=1, duration_s=0.5)

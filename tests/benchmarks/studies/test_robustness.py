@@ -74,6 +74,7 @@ def test_the_four_models_are_all_pairs_of_attention_and_residual(data: Dataset) 
     assert kinds == {(a, r) for a in ("bilateral", "plain") for r in ("GRC", "standard")}
 
 
+@pytest.mark.slow
 def test_one_command_attacks_models_on_three_runtimes_that_agree(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -138,6 +138,7 @@ def check_rows(folder: Path, count: int, model: Path) -> None:
     assert not list(folder.glob("_plan/*.attempts"))
 
 
+@pytest.mark.slow
 def test_one_row_an_item_after_a_worker_and_the_driver_were_killed(
     digits: Path, tmp_path: Path
 ) -> None:
