@@ -20,11 +20,17 @@ RECORD = ".applied.json"
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of a model: the version that is what the document says."""
+    """What became of a model: the version that is what the document says.
+
+    Attributes:
+        name: The model.
+        version: Its version.
+        change: "settings changed": the file is the one applied last, served otherwise.
+    """
 
     name: str
     version: int
-    change: Literal["added", "unchanged"]
+    change: Literal["added", "settings changed", "unchanged"]
 
 
 class _Entry(BaseModel):
@@ -42,8 +48,9 @@ class _Record(BaseModel):
 def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
     """Make a repository hold what a document declares; models that it does not name stay.
 
-    A model whose file, target or settings differ from what was applied last gets a new version. If
-    one is refused, the versions that were added before it are removed again.
+    A model whose file, target or settings differ from what was applied last, or that was added to
+    since by other means, gets a new version. If one is refused, the versions that were added
+    before it are removed again.
 
     Raises:
         UserError: A model is refused, and says which.
@@ -59,7 +66,7 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
             if (
                 known
                 and known == entry.model_copy(update={"version": known.version})
-                and ((repository / name / str(known.version)).is_dir())
+                and known.version == _newest(name, repository)
             ):
                 done.append(Applied(name, known.version, "unchanged"))
                 continue
@@ -68,7 +75,10 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
             version = _add(name, model, repository)
             undo.append((name, version, before))
             record.models[name] = entry.model_copy(update={"version": version})
-            done.append(Applied(name, version, "added"))
+            same_file = known is not None and known.sha256 == entry.sha256
+            same_how = known is not None and known.declared == entry.declared
+            otherwise = same_file and not same_how
+            done.append(Applied(name, version, "settings changed" if otherwise else "added"))
     except BaseException:
         for name, version, before in reversed(undo):
             _remove(name, version, before, repository)
@@ -76,6 +86,11 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
     if undo:
         write_text(path, record.model_dump_json(indent=1))
     return tuple(done)
+
+
+def _newest(name: str, repository: Path) -> int:
+    numbers = [int(p.name) for p in (repository / name).glob("*") if p.name.isdecimal()]
+    return max(numbers, default=0)
 
 
 def _add(name: str, model: DeclaredModel, repository: Path) -> int:

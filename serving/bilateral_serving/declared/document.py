@@ -162,5 +162,8 @@ def _resolved(declared: Declared, path: Path) -> Declared:
         for file in named:
             if not file.is_file():
                 raise UserError(f"{path}: models.{name}: {file} is no file", "Check the path.")
-        model.settings.given()
+        try:
+            model.settings.given()
+        except UserError as error:
+            raise UserError(f"{path}: models.{name}: {error.problem}", error.fix) from error
     return declared.model_copy(update={"models": models})

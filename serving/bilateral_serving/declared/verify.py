@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,15 @@ def verify(
         timeout_s: Of one case.
 
     Raises:
-        UserError: No server answers at one of the addresses, or there is no case.
+        UserError: No server answers at one of the addresses, there is no case, or a file of one is
+            not an .npz file of arrays; nothing was asked then.
     """
     if not any(model.cases for model in declared.models.values()):
         raise UserError("the document has no cases", "Give models some, under `cases`.")
+    for model in declared.models.values():
+        for case in model.cases:
+            for path in filter(None, (case.tensors, case.outputs)):
+                _load(path)
     verdicts = []
     for url in urls:
         with Client(url, timeout_s=timeout_s) as client:
@@ -90,8 +96,12 @@ def _problem(client: Client, model: str, case: Case) -> str:
 def _load(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+            arrays = {name: file[name] for name in file.files}
+        if not arrays:
+            raise ValueError("it holds none")
+        return arrays
+    # Of one array alone (.npy), `np.load` gives what is no context manager: TypeError.
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is not an .npz file of arrays: {error}", "Write it with numpy.savez."
         ) from error

@@ -73,6 +73,26 @@ def test_what_differs_becomes_a_new_version_and_the_rest_stays(folder: Path) -> 
     assert repository.list_names(folder / "r") == ("a", "b", "own")
 
 
+def test_other_settings_of_the_same_file_are_said_to_be_that(folder: Path) -> None:
+    for settings, change in (({}, "added"), ({"instances": 2}, "settings changed")):
+        path = written(folder, {"models": {"a": one(**settings)}})
+        (done,) = declared.apply(declared.read(path), folder / "r")
+        assert done.change == change
+    assert repository.show("a", folder / "r").instances == 2
+
+
+def test_what_was_added_by_other_means_since_is_not_taken_for_what_was_applied(
+    folder: Path,
+) -> None:
+    path = written(folder, {"models": {"a": one()}})
+    declared.apply(declared.read(path), folder / "r")
+    repository.add("a", folder / "two.onnx", folder / "r")
+    (done,) = declared.apply(declared.read(path), folder / "r")
+    assert (done.version, done.change) == (3, "added")
+    (done,) = declared.apply(declared.read(path), folder / "r")
+    assert (done.version, done.change) == (3, "unchanged")
+
+
 def test_a_model_that_is_refused_takes_back_the_others(folder: Path) -> None:
     path = written(folder, {"models": {"a": one()}})
     declared.apply(declared.read(path), folder / "r")
@@ -93,7 +113,7 @@ def test_a_model_that_is_refused_takes_back_the_others(folder: Path) -> None:
         ("models: {a: {file: one.onnx, setings: {}}}", "setings"),
         ("models: {a: {file: none.onnx}}", "none.onnx is no file"),
         ("models: {'../a': {file: one.onnx}}", "cannot name a model"),
-        ("models: {a: {file: one.onnx, settings: {instances: 0}}}", "instances is 0"),
+        ("models: {a: {file: one.onnx, settings: {instances: 0}}}", r"models\.a: .*instances is 0"),
         ("models: {a: {file: one.onnx, cases: [{input: one.onnx}]}}", "input and label"),
         ("models: {a: {file: one.onnx, cases: [{label: x, tensors: a}]}}", "input and label"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
@@ -135,6 +155,29 @@ def test_a_document_survives_being_written_and_fits_the_published_schema(
     text = yaml.safe_dump(json.loads(document.model_dump_json(exclude_none=True)))
     assert Declared.model_validate(yaml.safe_load(text)) == document
     jsonschema.validate(yaml.safe_load(text), declared.schema())
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "one array", "no array", "pickle"])
+def test_tensors_that_cannot_be_read_are_refused_before_anything_is_asked(
+    folder: Path, kind: str
+) -> None:
+    good, bad = folder / "good.npz", folder / "bad.npz"
+    np.savez(good, image=np.zeros(3))
+    if kind == "text":
+        bad.write_text("no arrays")
+    elif kind == "truncated":
+        bad.write_bytes(good.read_bytes()[:-30])
+    elif kind == "one array":
+        with bad.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "no array":
+        np.savez(bad)
+    else:
+        np.savez(bad, image=np.array([{}], dtype=object))
+    case = {"tensors": "good.npz", "outputs": "bad.npz"}
+    path = written(folder, {"models": {"a": {**one(), "cases": [case]}}})
+    with pytest.raises(UserError, match=r"bad\.npz is not an \.npz file"):
+        declared.verify(declared.read(path), ("127.0.0.1:1",))
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +223,28 @@ def test_cases_are_asked_over_grpc_and_http(
     for text in found:
         assert (text == "") == (problem == "")
         assert problem in text
+
+
+def test_the_example_of_the_readme_is_applied_and_verified(
+    served: tuple[Path, tuple[str, str]], tmp_path: Path
+) -> None:
+    root, urls = served
+    text = (ROOT / "serving" / "README.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\nmodels:\n", 1)[1].split("```", 1)[0]
+    names = {
+        "digits.onnx": "d.onnx",
+        "three.png": "three.png",
+        "inputs.npz": "in.npz",
+        "outputs.npz": "out.npz",
+    }
+    for name, source in names.items():
+        (tmp_path / name).write_bytes((root / source).read_bytes())
+    (tmp_path / "models.yaml").write_text(f"models:\n{example}")
+    document = declared.read(tmp_path / "models.yaml")
+    (done,) = declared.apply(document, tmp_path / "r")
+    assert (done.name, done.change) == ("digits", "added")
+    found = declared.verify(document, urls)
+    assert [item.problem for item in found] == [""] * 4
 
 
 def test_no_cases_and_no_server_are_refused(served: tuple[Path, tuple[str, str]]) -> None:
