@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bilateral_cli.app import app
-from bilateral_cli.console import JsonOption, notes, out, print_json, table
+from bilateral_cli.console import JsonOption, notes, out, print_json, styled, table
+from bilateral_export.errors import UserError
 
 if TYPE_CHECKING:
     from bilateral_serving.watching import View
@@ -35,7 +36,8 @@ def top(
     """Show a running server: rates, waiting, percentiles, failures, and what is served.
 
     Each line is a version of a model between the last two looks. p50 and p99 are what callers
-    waited, at the front door, of all versions of the model together. Ctrl-C ends it.
+    waited, at the front door, of all versions of the model together. While nothing
+    answers it says so and looks again. Ctrl-C ends it.
 
     Example: bilateral top --metrics-url http://10.0.0.7:8002/metrics
     """
@@ -70,7 +72,11 @@ def _live(metrics_url: str, interval: float) -> None:
     with Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            after = watching.scrape(metrics_url)
+            try:
+                after = watching.scrape(metrics_url)
+            except UserError as error:  # it is started again, or gone: the next look tells
+                live.update(styled(error.problem, "bold red"), refresh=True)
+                continue
             live.update(_table(watching.view(before, after)), refresh=True)
             before = after
 

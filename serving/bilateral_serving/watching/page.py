@@ -21,14 +21,16 @@ COLUMNS = (
 )
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem;
   color: CanvasText; background: Canvas; color-scheme: light dark }
 h1 { font-size: 1.4rem } p { opacity: .75 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid #8884;
+th, td { padding: .45rem .55rem; text-align: right; border-bottom: 1px solid #8884;
   font-variant-numeric: tabular-nums; white-space: nowrap }
-th { font-weight: 600 } th:first-child, td:first-child { text-align: left }
-td.bad { color: #c62828; font-weight: 600 }
+th { font-weight: 600 }
+th:first-child, td:first-child { text-align: left; min-width: 8rem; white-space: normal;
+  overflow-wrap: anywhere }
+td.bad { color: light-dark(#c62828, #ff8a80); font-weight: 600 }
 """
 
 

@@ -123,8 +123,7 @@ def _row(
 ) -> Row:
     def grown(name: str) -> float:
         now = after.total(name, model=model, version=version)
-        then = before.total(name, model=model, version=version)
-        return now - then if now >= then else now  # it was started again meanwhile
+        return _growth(before.total(name, model=model, version=version), now)
 
     answered, failed = grown("nv_inference_request_success"), grown("nv_inference_request_failure")
     runs = grown("nv_inference_exec_count")
@@ -145,12 +144,16 @@ def _row(
     )
 
 
+def _growth(then: float, now: float) -> float:
+    return now - then if now >= then else now  # less: the process was started again meanwhile
+
+
 def _grown_buckets(before: Snapshot, after: Snapshot, model: str) -> dict[float, float]:
     then = before.of(_DURATION, model=model)
     grown: dict[float, float] = {}
     for labels, value in after.of(_DURATION, model=model).items():
         end = float(dict(labels)["le"])
-        grown[end] = grown.get(end, 0.0) + max(0.0, value - then.get(labels, 0.0))
+        grown[end] = grown.get(end, 0.0) + _growth(then.get(labels, 0.0), value)
     return grown
 
 

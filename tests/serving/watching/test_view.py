@@ -71,6 +71,18 @@ def test_rates_are_of_the_time_between_and_survive_a_restart() -> None:
     assert again.rate > 0
 
 
+DURATIONS = "# TYPE bilateral_call_duration_seconds histogram\n" + "".join(
+    f'bilateral_call_duration_seconds_bucket{{model="m",le="{end}"}} %d\n'
+    for end in ("0.1", "1.0", "+Inf")
+)
+
+
+def test_percentiles_survive_a_restart() -> None:
+    before = parse(PAGE % (100, 0, 100, 100, 0) + DURATIONS % (90, 100, 100))
+    (row,) = view(before, parse(PAGE % (8, 0, 8, 8, 0) + DURATIONS % (8, 8, 8))).rows
+    assert row.p50_ms == pytest.approx(50)
+
+
 def test_names_from_outside_are_never_markup() -> None:
     row = Row(
         model="<script>[red]x", version="1", rate=1, failed=1, waiting=0, queue_ms=None,
