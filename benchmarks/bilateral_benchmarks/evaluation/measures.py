@@ -20,6 +20,7 @@ from bilateral_benchmarks.evaluation.dataset import IGNORED, Item
 from bilateral_benchmarks.evaluation.result import Change, Interval, Metric
 from bilateral_benchmarks.evaluation.subjects import Description, Subject
 from bilateral_export.errors import UserError
+from bilateral_export.intervals import wilson_interval
 from bilateral_serving.client.inputs.segmentation import Classes
 
 TOP = 5
@@ -146,7 +147,7 @@ class Classification(Measure):
 
     def interval(self, model: Description, answers: Sequence[Answer]) -> Interval | None:
         """Return Wilson's interval."""
-        return paired.wilson_interval(int(self._right(model, answers).sum()), len(answers))
+        return wilson_interval(int(self._right(model, answers).sum()), len(answers))
 
     def only_right(
         self, models: Sequence[Description], both: Sequence[Sequence[Answer]]

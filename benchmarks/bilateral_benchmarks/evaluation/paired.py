@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Z = 1.959963984540054  # of the standard normal distribution, 95 % two-sided
+from bilateral_export.intervals import Z
+
 RESAMPLES = 2_000
 
 
@@ -44,14 +45,6 @@ def difference_interval(first_only: int, second_only: int, items: int) -> tuple[
     difference = second - first
     width = Z * math.sqrt((first + second - difference**2) / (items + 2))
     return max(-1.0, difference - width), min(1.0, difference + width)
-
-
-def wilson_interval(right: int, items: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion. Source: Wilson (1927), JASA 22."""
-    share, weight = right / items, Z**2 / items
-    centre = (share + weight / 2) / (1 + weight)
-    width = Z / (1 + weight) * math.sqrt(share * (1 - share) / items + weight / (4 * items))
-    return max(0.0, centre - width), min(1.0, centre + width)
 
 
 def bootstrap_interval(

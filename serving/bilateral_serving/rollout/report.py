@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from bilateral_export.errors import UserError
+from bilateral_export.intervals import Z, wilson_interval
 from bilateral_serving.front_door.shadow import Comparison
 from bilateral_serving.server.rollouts.messages import Outcome
-
-Z = 1.959963984540054  # of the standard normal distribution, 95 % two-sided
 
 
 def read_share(text: str) -> float:
@@ -29,14 +28,8 @@ def read_share(text: str) -> float:
 
 
 def agreement(found: Comparison) -> tuple[float, float, float]:
-    """Return the share of rows with the same decision, and its 95 % interval.
-
-    Source: Wilson (1927), JASA 22.
-    """
-    share, weight = found.same / found.rows, Z**2 / found.rows
-    centre = (share + weight / 2) / (1 + weight)
-    width = Z / (1 + weight) * math.sqrt(share * (1 - share) / found.rows + weight / 4 / found.rows)
-    return share, max(0.0, centre - width), min(1.0, centre + width)
+    """Return the share of rows with the same decision, and its 95 % interval."""
+    return found.same / found.rows, *wilson_interval(found.same, found.rows)
 
 
 def distance(found: Comparison) -> tuple[float, float]:
