@@ -96,6 +96,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
             path.replace(target.parent / path.name)
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is written or replaced; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def write_text(target: Path, text: str) -> None:
     """Write `text` (UTF-8) to `target`, whole or not at all.
 

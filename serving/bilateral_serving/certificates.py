@@ -67,23 +67,26 @@ class TlsFiles(BaseModel):
         assert certificate is not None
         return key, certificate, authorities
 
-    def check(self) -> None:
-        """Refuse files that are no certificate and key that belong together.
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a server that answers with them.
 
         Raises:
-            UserError: They are not.
+            UserError: They are no certificate and key that belong together.
         """
         self.read()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_cert_chain(self.certificate, self.key)
             if self.client_ca is not None:
                 context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
         except (ssl.SSLError, OSError) as error:
             raise UserError(
                 f"{self.certificate} and {self.key} are no certificate and its key: {error}",
                 "Give PEM files, the key without a password.",
             ) from error
+        return context
 
 
 def development_files(directory: Path, hosts: tuple[str, ...] = ()) -> TlsFiles:

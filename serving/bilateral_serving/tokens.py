@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilateral_export.errors import UserError
+from bilateral_export.files import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +125,11 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._callers: Mapping[str, Caller] = read_tokens(path)
-        self._seen = self._state()
+        self._seen = stamp(path)
 
     def caller(self, token: str) -> Caller | None:
         """Return whose token it is; None if it is nobody's. Looking a hash up tells no time."""
-        state = self._state()
+        state = stamp(self._path)
         if state != self._seen:
             self._seen = state
             try:
@@ -136,10 +137,3 @@ class Tokens:
             except UserError as error:
                 logger.warning("%s; the tokens of before stay", error)
         return self._callers.get(hash_of(token))
-
-    def _state(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino

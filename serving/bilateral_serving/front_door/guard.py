@@ -41,6 +41,11 @@ class Guard:
         self._tokens = tokens
         self._buckets: dict[str, _Bucket] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may call."""
+        return self._tokens is None
+
     def caller(self, shown: str) -> Caller | None:
         """Return who shows this "Bearer TOKEN"; None where nobody needs one.
 

@@ -39,7 +39,7 @@ from bilateral_serving.front_door.fair_queue import FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.routing import Router
-from bilateral_serving.front_door.tls import follow, http_context
+from bilateral_serving.front_door.tls import follow
 from bilateral_serving.front_door.upstream import AwayError
 
 _MODEL = r"/v2/models/(?!stats\b)[\w.-]+(/versions/\d+)?"
@@ -107,7 +107,7 @@ class HttpProxy:
         host, files = self._host.strip("[]"), self._options.tls
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, int(self._port)), family=family)
-        context = None if files is None else http_context(files)
+        context = None if files is None else files.context()
         site = web.SockSite(runner, listening, ssl_context=context)
         await site.start()
 

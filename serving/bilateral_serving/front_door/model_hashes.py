@@ -32,7 +32,7 @@ class ModelHashes:
             return None
         path = self._repository / model / CONFIG_FILE
         try:
-            config = configs.parse(path.read_text(encoding="utf-8"), path)
+            config = configs.read(path)
             text = config.parameters[f"provenance/{version}"].string_value
             files: dict[str, str] = json.loads(text or "{}").get("files", {})
         except (OSError, UserError, ValueError):

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonclient.grpc import service_pb2 as pb
 
+from bilateral_export.files import stamp
 from bilateral_serving.front_door import requests
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Router:
 
     def __init__(self, directory: Path | None) -> None:
         self._path = None if directory is None else directory / ROUTES_FILE
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
         self._routes: dict[str, Route] = {}
         self._owed: dict[str, float] = {}
 
@@ -94,11 +95,9 @@ class Router:
         """Return a model's route as it is now."""
         if self._path is None:
             return None
-        try:
-            status = self._path.stat()
-        except OSError:
+        seen = stamp(self._path)
+        if seen is None:
             return None
-        seen = status.st_mtime_ns, status.st_ino
         if seen != self._seen:
             self._seen = seen
             try:

@@ -10,22 +10,20 @@ from collections.abc import Awaitable, Callable
 import grpc
 
 from bilateral_export.errors import UserError
+from bilateral_export.files import stamp
 from bilateral_serving.certificates import TlsFiles
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 
-State = tuple[tuple[int, int], ...]
+State = tuple[tuple[int, int, int] | None, ...]
 
 
 def _state(files: TlsFiles) -> State | None:
     """Return what changes when a file is replaced; None while one is not there."""
-    try:
-        found = [path.stat() for path in (files.certificate, files.key, files.client_ca) if path]
-    except OSError:
-        return None
-    return tuple((status.st_mtime_ns, status.st_ino) for status in found)
+    found = [stamp(path) for path in (files.certificate, files.key, files.client_ca) if path]
+    return None if None in found else tuple(found)
 
 
 class _Fetcher:
@@ -39,7 +37,7 @@ class _Fetcher:
         if state is None or state == self._seen:
             return None
         try:
-            self._files.check()
+            self._files.context()
         except UserError as error:
             logger.warning("%s; the certificate of before stays", error)
             return None
@@ -60,21 +58,6 @@ def grpc_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-def http_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the context of an HTTPS server.
-
-    Raises:
-        ssl.SSLError: The files do not belong together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(files.certificate, files.key)
-    if files.client_ca is not None:
-        context.load_verify_locations(files.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
 async def follow(files: TlsFiles, renew: Callable[[ssl.SSLContext], Awaitable[None]]) -> None:
     """Give `renew` a new context whenever the files change; runs until it is cancelled.
 
@@ -88,8 +71,7 @@ async def follow(files: TlsFiles, renew: Callable[[ssl.SSLContext], Awaitable[No
         if state is None or state == seen:
             continue
         try:
-            files.check()
-            await renew(http_context(files))
+            await renew(files.context())
             seen = state
-        except (UserError, ssl.SSLError, OSError) as error:
+        except (UserError, OSError) as error:
             logger.warning("%s; the certificate of before stays", error)

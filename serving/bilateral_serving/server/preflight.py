@@ -108,7 +108,7 @@ def check_callers(options: ServerOptions) -> None:
             "TLS and tokens are the front door's, and --direct leaves it out", "Leave --direct out."
         )
     if options.tls is not None:
-        options.tls.check()
+        options.tls.context()
     if options.tokens is not None:
         read_tokens(options.tokens)
 

@@ -303,7 +303,7 @@ def test_development_files_are_made_anew_for_another_host_and_never_over_others(
     (tmp_path / "elsewhere").write_bytes(b"mine")
     made.key.unlink()
     made.key.symlink_to(tmp_path / "elsewhere")
-    development_files(tmp_path / "made", ("192.0.2.7",)).check()
+    development_files(tmp_path / "made", ("192.0.2.7",)).context()
     assert made.certificate.read_bytes() != first
     assert (tmp_path / "elsewhere").read_bytes() == b"mine"
     Authority.of("ours").sign(tmp_path, "server", days=-1)
