@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.console import DEFAULT_REPOSITORY, RepositoryOption, notes, out
+
+if TYPE_CHECKING:
+    from bilateral_serving.deploy import Kind
 
 deploy_app = typer.Typer(
     no_args_is_help=True,
@@ -133,10 +136,10 @@ def _kind(kind: str) -> Any:
     return choice(kind, Kind, "kind")
 
 
-def _write(kind: str, name: str, to: Path, values: Path | None, repository: str) -> None:
+def _write(kind: Kind, name: str, to: Path, values: Path | None, repository: str) -> None:
     from bilateral_serving import deploy
 
-    written = deploy.write(_kind(kind), name, Path(repository), to, values)
+    written = deploy.write(kind, name, Path(repository), to, values)
     for file in written.files:
         out.print(str(file), soft_wrap=True)
     for remark in written.remarks:

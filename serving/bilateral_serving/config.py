@@ -132,6 +132,16 @@ def parse(text: str, where: str | Path) -> pb.ModelConfig:
         ) from error
 
 
+def read(path: Path) -> pb.ModelConfig:
+    """Read a model's config.pbtxt.
+
+    Raises:
+        UserError: It is not a model configuration.
+        OSError: It cannot be read.
+    """
+    return parse(path.read_text(encoding="utf-8"), path)
+
+
 def set_metadata(config: pb.ModelConfig, version: int, metadata: ArtifactMetadata | None) -> None:
     """Keep a version's metadata in the configuration, where every client can read it."""
     key = f"{METADATA_KEY}/{version}"
@@ -216,6 +226,18 @@ def version_directories(model: Path) -> dict[int, Path]:
         if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name)
     }
     return dict(sorted(found.items()))
+
+
+def served_versions(config: pb.ModelConfig, model: Path) -> dict[int, Path]:
+    """Return the versions of a model that Triton loads under the configuration's policy."""
+    versions, policy = version_directories(model), config.version_policy
+    if policy.HasField("all"):
+        return versions
+    if policy.HasField("specific"):
+        wanted = set(policy.specific.versions)
+        return {number: path for number, path in versions.items() if number in wanted}
+    latest = policy.latest.num_versions if policy.HasField("latest") else 1
+    return dict(list(versions.items())[-latest:] if latest else ())
 
 
 def interface(config: pb.ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -15,12 +15,11 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult, run_scenario
 from bilateral_benchmarks.load.inputs import made_up
@@ -38,6 +37,8 @@ from bilateral_serving.server import ServerOptions, running
 
 _DELAYS_US = (0, 500, 2000)
 _BATCHES = (1, 4, 8, 16, 32)
+# The parameter that says a backend's threads.
+_THREADS = {"python": "threads", "onnxruntime": "intra_op_thread_count"}
 # Of the Server scenario, for each candidate.
 _SEARCH_S = 25.0
 
@@ -282,10 +283,10 @@ def copy_with(directory: Path, repository: Path, candidate: Candidate) -> None:
     target = repository / directory.name
     shutil.copytree(directory, target, copy_function=_link)
     path = target / CONFIG_FILE
-    config = configs.parse(path.read_text(encoding="utf-8"), path)
+    config = configs.read(path)
     for group in config.instance_group:
         group.count = candidate.instances
-    for key in _thread_parameters(config):
+    if (key := _THREADS.get(config.backend)) is not None:
         config.parameters[key].string_value = str(candidate.threads)
     if config.max_batch_size:
         config.max_batch_size = candidate.max_batch_size
@@ -295,12 +296,6 @@ def copy_with(directory: Path, repository: Path, candidate: Candidate) -> None:
                 config.model_warmup.remove(warmup)
     path.unlink()  # a hard link of the original
     path.write_text(configs.write(config), encoding="utf-8")
-
-
-def _thread_parameters(config: pb.ModelConfig) -> Iterator[str]:
-    known = {"python": "threads", "onnxruntime": "intra_op_thread_count"}
-    if config.backend in known:
-        yield known[config.backend]
 
 
 def _link(source: str, target: str) -> str:

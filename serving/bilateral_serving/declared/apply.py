@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from bilateral_export.errors import UserError
 from bilateral_export.files import sha256, write_text
 from bilateral_serving import repository as repositories
-from bilateral_serving.config import CONFIG_FILE
+from bilateral_serving.config import CONFIG_FILE, version_directories
 from bilateral_serving.declared.document import Declared, DeclaredModel
 
 # In the repository; what was applied, by model, so that the same again changes nothing.
@@ -61,22 +61,18 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
     undo: list[tuple[str, int, str | None]] = []
     try:
         for name, model in declared.models.items():
-            entry = _wanted(model, 0)
             known = record.models.get(name)
-            if (
-                known
-                and known == entry.model_copy(update={"version": known.version})
-                and known.version == _newest(name, repository)
-            ):
+            digest, how = sha256(model.file), model.model_dump_json(exclude={"file", "cases"})
+            same_file = known is not None and known.sha256 == digest
+            same_how = known is not None and known.declared == how
+            if known and same_file and same_how and known.version == _newest(name, repository):
                 done.append(Applied(name, known.version, "unchanged"))
                 continue
             config = repository / name / CONFIG_FILE
             before = config.read_text(encoding="utf-8") if config.is_file() else None
             version = _add(name, model, repository)
             undo.append((name, version, before))
-            record.models[name] = entry.model_copy(update={"version": version})
-            same_file = known is not None and known.sha256 == entry.sha256
-            same_how = known is not None and known.declared == entry.declared
+            record.models[name] = _Entry(version=version, sha256=digest, declared=how)
             otherwise = same_file and not same_how
             done.append(Applied(name, version, "settings changed" if otherwise else "added"))
     except BaseException:
@@ -89,8 +85,8 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
 
 
 def _newest(name: str, repository: Path) -> int:
-    numbers = [int(p.name) for p in (repository / name).glob("*") if p.name.isdecimal()]
-    return max(numbers, default=0)
+    directory = repository / name
+    return max(version_directories(directory) if directory.is_dir() else {}, default=0)
 
 
 def _add(name: str, model: DeclaredModel, repository: Path) -> int:
@@ -114,11 +110,6 @@ def _remove(name: str, version: int, before: str | None, repository: Path) -> No
         return
     repositories.remove(name, repository, version=version)
     write_text(repository / name / CONFIG_FILE, before)
-
-
-def _wanted(model: DeclaredModel, version: int) -> _Entry:
-    how = model.model_dump_json(exclude={"file", "cases"})
-    return _Entry(version=version, sha256=sha256(model.file), declared=how)
 
 
 def _read(path: Path) -> _Record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bilateral_export.errors import UserError
 from bilateral_serving.config import Device, Settings, Target
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+from bilateral_serving.repository.adding import check_name
 
 
 class _Part(BaseModel):
@@ -102,8 +100,10 @@ class Declared(_Part):
     @model_validator(mode="after")
     def _check(self) -> Declared:
         for name in self.models:
-            if not re.match(_NAME, name):
-                raise ValueError(f"'{name}' cannot name a model")
+            try:
+                check_name(name)
+            except UserError as error:
+                raise ValueError(error.problem) from error
         return self
 
 

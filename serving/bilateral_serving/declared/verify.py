@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +48,13 @@ def verify(
     """
     if not any(model.cases for model in declared.models.values()):
         raise UserError("the document has no cases", "Give models some, under `cases`.")
-    for model in declared.models.values():
-        for case in model.cases:
-            for path in filter(None, (case.tensors, case.outputs)):
-                _load(path)
+    arrays = {
+        path: _load(path)
+        for model in declared.models.values()
+        for case in model.cases
+        for path in (case.tensors, case.outputs)
+        if path is not None
+    }
     verdicts = []
     for url in urls:
         with Client(url, timeout_s=timeout_s) as client:
@@ -58,14 +62,16 @@ def verify(
             for name, model in declared.models.items():
                 for number, case in enumerate(model.cases, 1):
                     try:
-                        problem = _problem(client, name, case)
+                        problem = _problem(client, name, case, arrays)
                     except UserError as error:
                         problem = str(error)
                     verdicts.append(Verdict(name, number, url, problem))
     return tuple(verdicts)
 
 
-def _problem(client: Client, model: str, case: Case) -> str:
+def _problem(
+    client: Client, model: str, case: Case, arrays: Mapping[Path, dict[str, Array]]
+) -> str:
     if case.input is not None:
         ((best,),) = client.classify(model, [case.input], k=1)
         if best.label != case.label:
@@ -80,8 +86,8 @@ def _problem(client: Client, model: str, case: Case) -> str:
         return ""
     assert case.tensors is not None
     assert case.outputs is not None
-    wanted = _load(case.outputs)
-    found = client.infer(model, _load(case.tensors))
+    wanted = arrays[case.outputs]
+    found = client.infer(model, arrays[case.tensors])
     for name, array in wanted.items():
         if name not in found:
             return f"{case.outputs.name} has an output '{name}', the model none"

@@ -147,16 +147,8 @@ def slug(name: str) -> str:
 
 def _served(entry: Entry) -> tuple[Version, ...]:
     """Return the versions that Triton loads."""
-    config = configs.parse(
-        (entry.directory / CONFIG_FILE).read_text(encoding="utf-8"), entry.directory / CONFIG_FILE
-    )
-    policy = config.version_policy
-    if policy.HasField("all"):
-        served = entry.versions
-    elif policy.HasField("specific"):
-        served = tuple(v for v in entry.versions if v.number in policy.specific.versions)
-    else:
-        served = entry.versions[-(policy.latest.num_versions or 1) :]
+    loaded = configs.served_versions(configs.read(entry.directory / CONFIG_FILE), entry.directory)
+    served = tuple(version for version in entry.versions if version.number in loaded)
     if not served:
         raise UserError(
             f"model '{entry.name}' has no version that is served",

@@ -7,7 +7,7 @@ from bilateral_serving.deploy.container import METRICS, Document, container, vol
 from bilateral_serving.deploy.facts import Facts
 from bilateral_serving.deploy.kubernetes import disruption_budget, network_policy
 from bilateral_serving.deploy.monitoring import monitoring
-from bilateral_serving.deploy.pod import conditions, metadata, selector, stamp
+from bilateral_serving.deploy.pod import ROLLING_UPDATE, conditions, metadata, selector, stamp
 from bilateral_serving.deploy.scaling import kserve_metrics
 from bilateral_serving.deploy.values import Values
 
@@ -72,10 +72,7 @@ def _service(facts: Facts, values: Values, labels: Document) -> Document:
                 "minReplicas": values.min_replicas,
                 "maxReplicas": values.max_replicas,
                 "autoScaling": {"metrics": kserve_metrics(facts, values)},
-                "deploymentStrategy": {
-                    "type": "RollingUpdate",
-                    "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
-                },
+                "deploymentStrategy": ROLLING_UPDATE,
                 "model": {
                     "modelFormat": {"name": "triton", "version": "2"},
                     "protocolVersion": "grpc-v2",

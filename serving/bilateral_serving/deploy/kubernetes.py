@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from bilateral_serving.deploy.container import GRPC, METRICS, Document
 from bilateral_serving.deploy.facts import Facts
 from bilateral_serving.deploy.monitoring import monitoring
-from bilateral_serving.deploy.pod import metadata, pod, selector, stamp
+from bilateral_serving.deploy.pod import ROLLING_UPDATE, metadata, pod, selector, stamp
 from bilateral_serving.deploy.scaling import horizontal_pod_autoscaler, scaled_object
 from bilateral_serving.deploy.values import Values
 
@@ -68,10 +68,7 @@ def _deployment(facts: Facts, values: Values) -> Document:
         # No number of replicas: that is the autoscaler's.
         "spec": {
             "selector": {"matchLabels": labels},
-            "strategy": {
-                "type": "RollingUpdate",
-                "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
-            },
+            "strategy": ROLLING_UPDATE,
             "template": {
                 "metadata": {"labels": labels, "annotations": stamp(facts)},
                 "spec": pod(facts, values, labels),

@@ -15,6 +15,12 @@ _MAJOR, _MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
 _MEMORY = "nvidia.com/gpu.memory"
 MODELS = "/models"
 
+# A new replica serves before an old one goes.
+ROLLING_UPDATE: Document = {
+    "type": "RollingUpdate",
+    "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+}
+
 
 def selector(facts: Facts) -> Document:
     """Return the labels that a model's pods have and others do not."""

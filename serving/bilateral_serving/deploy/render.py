@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from bilateral_export.errors import UserError
-from bilateral_export.files import write_text
+from bilateral_export.files import to_json, write_text
 from bilateral_serving.deploy.compose import alerts, compose, names, prometheus
 from bilateral_serving.deploy.container import GRPC
 from bilateral_serving.deploy.dashboard import dashboard
@@ -82,7 +81,7 @@ def render(kind: Kind, facts: Facts, values: Values, repository: Path, out: Path
             "nginx.conf": nginx_configuration(str(GRPC), servers),
             "prometheus.yaml": to_yaml(prometheus(facts, values)),
             "alerts.yaml": to_yaml(alerts(facts, values)),
-            "dashboard.json": json.dumps(dashboard(facts, values), indent=1) + "\n",
+            "dashboard.json": to_json(dashboard(facts, values)),
             **render("docker", facts, values, repository, out),
         }
     objects = kserve(facts, values) if kind == "kserve" else kubernetes(facts, values)

@@ -13,7 +13,7 @@ from bilateral_export.engine.plan.manifest import PlanManifest
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_serving import config as configs
-from bilateral_serving.config import CONFIG_FILE, version_directories
+from bilateral_serving.config import CONFIG_FILE, served_versions, version_directories
 from bilateral_serving.doctor.findings import NOT_LOADED, Finding, error, from_refusal, warning
 from bilateral_serving.doctor.machine import Machine
 from bilateral_serving.doctor.rules import check_rules
@@ -63,7 +63,7 @@ def check_model(directory: Path, machine: Machine, run: bool) -> tuple[CheckedMo
     findings = [*_check_config(directory, config), *check_rules(name, config, len(devices))]
     run = run and not any(finding.why == NOT_LOADED for finding in findings)
     manifests: list[PlanManifest] = []
-    served = _served_versions(directory, config)
+    served = served_versions(config, directory)
     for number, version in served.items():
         subject = f"{name} version {number}"
         manifest, found = check_version(subject, version, config, machine, run)
@@ -100,7 +100,7 @@ def _check_config(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
             "Triton would not serve the model.",
             f"bilateral repository add {name} MODEL.onnx",
         )
-    elif not _served_versions(directory, config):
+    elif not served_versions(config, directory):
         yield error(
             name,
             f"the version policy serves none of the versions that are there:"
@@ -168,16 +168,3 @@ def _check_labels(directory: Path, config: pb.ModelConfig) -> Iterator[Finding]:
                     "Classes would be called by the wrong names.",
                     f"Remove and add the model again: bilateral repository remove {name}",
                 )
-
-
-def _served_versions(directory: Path, config: pb.ModelConfig) -> dict[int, Path]:
-    """Return the versions that Triton would load under the configuration's policy."""
-    versions = version_directories(directory)
-    policy = config.version_policy
-    if policy.HasField("all"):
-        return versions
-    if policy.HasField("specific"):
-        wanted = set(policy.specific.versions)
-        return {number: path for number, path in versions.items() if number in wanted}
-    latest = policy.latest.num_versions if policy.HasField("latest") else 1
-    return dict(list(versions.items())[-latest:] if latest else ())

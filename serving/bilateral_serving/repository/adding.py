@@ -68,7 +68,7 @@ def add(
             model disagrees with the versions that are there, or does not run as it would be served;
             the disk is full. The repository is then as it was before.
     """
-    _check_name(name)
+    check_name(name)
     if interface is not None and target != "tensorrt":
         raise UserError(
             f"target {target} was given an interface", "Leave it out: an ONNX file says its own."
@@ -129,7 +129,12 @@ def _check_release(artifact: Artifact, target: Target, name: str | None) -> str:
     return ""
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a name that no model of the repository may have.
+
+    Raises:
+        UserError: It is one.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(
             f"'{name}' cannot name a model",

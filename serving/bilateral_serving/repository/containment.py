@@ -24,8 +24,7 @@ def check_contained(directory: Path) -> None:
         UserError: One does, or the configuration cannot be read.
     """
     path = directory / CONFIG_FILE
-    config = configs.parse(path.read_text(encoding="utf-8"), path)
-    for name in _names(config):
+    for name in _names(configs.read(path)):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(
                 f"{path} names '{name}', which is not inside the model's directory",

@@ -209,7 +209,7 @@ def existing_config(directory: Path) -> pb.ModelConfig | None:
         raise UserError(
             f"{directory} exists but has no {CONFIG_FILE}", "Remove it or choose another name."
         )
-    return configs.parse(path.read_text(encoding="utf-8"), path)
+    return configs.read(path)
 
 
 def _entry(directory: Path) -> Entry:

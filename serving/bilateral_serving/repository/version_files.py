@@ -75,7 +75,7 @@ def put_version(staged: Path, directory: Path, config: pb.ModelConfig, staging: 
         staging: A directory on the repository's file system for what is being written.
     """
     path, number = directory / CONFIG_FILE, int(staged.name)
-    old = configs.parse(path.read_text(encoding="utf-8"), path)
+    old = configs.read(path)
     described = pb.ModelConfig()
     described.CopyFrom(config)
     if number in config.version_policy.specific.versions:

@@ -74,8 +74,7 @@ def _check_parity(name: str, version: Version, report: Path | None) -> None:
 def _check_doctor(version: Version, name: str, repository: Path) -> None:
     directory = repository / name
     check_contained(directory)
-    path = directory / CONFIG_FILE
-    config = configs.parse(path.read_text(encoding="utf-8"), path)
+    config = configs.read(directory / CONFIG_FILE)
     subject = f"{name} version {version.number}"
     # This version alone: what is wrong with the one that is served must not keep its successor out.
     _, findings = check_version(subject, version.directory, config, read_machine(), run=True)

@@ -20,6 +20,7 @@ from bilateral_export.files import to_json, write_text
 from bilateral_serving.config import version_directories
 from bilateral_serving.front_door.routing import COMPARISONS_FILE, ROUTES_FILE, Route, Routes
 from bilateral_serving.front_door.shadow import Comparison, Comparisons
+from bilateral_serving.repository import show
 from bilateral_serving.repository.rollout_state import (
     ModelRollout,
     Trial,
@@ -216,12 +217,8 @@ class Rollouts:
     def _check_memory(
         self, name: str, now: ModelRollout, loaded: tuple[int, ...], serving: Serving
     ) -> None:
-        directories = version_directories(self._repository / name)
-        sizes = {
-            version: sum(file.stat().st_size for file in directories[version].iterdir())
-            for version in loaded
-            if version in directories
-        }
+        there = show(name, self._repository).versions
+        sizes = {version.number: version.size for version in there if version.number in loaded}
         needed = needed_bytes(serving.processes_of(name), now.loaded, sizes)
         free = available_bytes()
         if free is not None and needed > free:
