@@ -165,7 +165,7 @@ def to_request(
 
 
 def set_timeout(request: pb.ModelInferRequest, deadline: Deadline) -> None:
-    """Say until when a request may wait in the server's queue."""
+    """Set how long a request may wait in the server's queue."""
     request.parameters["timeout"].int64_param = round(deadline.left_s * 1e6)
 
 

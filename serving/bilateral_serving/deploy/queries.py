@@ -41,7 +41,7 @@ class Queries:
 
     @property
     def answered(self) -> str:
-        """Requests answered a second."""
+        """Answered requests per second."""
         return self.rate("nv_inference_request_success")
 
     def failed(self, window: str = "1m") -> str:

@@ -126,7 +126,7 @@ def ask(grpc_port: int, order: Order) -> Outcome:
 
 
 def control_socket(grpc_port: int) -> Path:
-    """Return the socket of the server on a port.
+    """Return the path of the control socket of the server on a gRPC port.
 
     Raises:
         UserError: The directory of tokens belongs to somebody else.
