@@ -22,8 +22,8 @@ class LoweredRunner(BaseRunner[BaseRunner[Any]]):
 
     The lowered form is kept beside the file (`lowering.kept`), or made for this time alone where
     that directory cannot be written. The runtimes' own runners run a file as it is, which is what
-    parity judges. A file that was lowered before, or has no bilateral attention, is run as it is here too; so is one that cannot
-    be lowered, and `refused` then says why.
+    parity judges. A file that was lowered before, or has no bilateral attention, is run as it is
+    here too; so is one that cannot be lowered, and `refused` then says why.
 
     Args:
         path: The ONNX file.
