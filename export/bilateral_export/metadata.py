@@ -47,3 +47,19 @@ class ArtifactMetadata(BaseModel):
     weights: str | None = None
     license: str
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int, int]]:
+        """Smallest, own and largest size of the axes `height` and `width`, where these are free.
+
+        Empty for a model of one size, and for one that takes no images.
+        """
+        sizes, own = self.model.get("sizes"), self.model.get("image_size")
+        if not sizes or own is None:
+            return {}
+        usual = (own, own) if isinstance(own, int) else own
+        return {
+            name: (min(found), usual[axis], max(found))
+            for axis, name in enumerate(("height", "width"))
+            if (found := [size[axis] for size in sizes])
+        }

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_export.lowering.attention_decomposed import decompose
 from bilateral_export.lowering.attention_flash import rewrite_to_flash
+from bilateral_export.lowering.attention_free_grid import rewrite_to_free_grid
 from bilateral_export.lowering.attention_mask import rewrite_to_mask
 from bilateral_export.lowering.attention_pattern import (
     AttentionPattern,
@@ -103,9 +104,17 @@ def preferred_forms(runtime: Runtime, pattern: AttentionPattern) -> Sequence[For
     if runtime == "openvino":
         return ("decomposed",)
     plain = pattern.spatial_kernel == "none"
+    if pattern.computed:
+        return ("augmented", "decomposed")
     if plain or (pattern.length or 0) >= FLASH_LENGTH:
         return ("augmented", "mask", "decomposed")
     return ("mask", "augmented", "decomposed")
+
+
+def _for_free_grid(form: Form) -> Callable[[onnx.ModelProto, AttentionPattern], None]:
+    if form != "augmented":
+        raise PreconditionError("its positions are computed for each image")
+    return rewrite_to_free_grid
 
 
 def _lowered(
@@ -150,8 +159,11 @@ def _rewrite(
                 break
             if (name, option) in failed:
                 continue
+            rewrite = _REWRITES[option]
             try:
-                _REWRITES[option](model, pattern)
+                if pattern.computed:
+                    rewrite = _for_free_grid(option)
+                rewrite(model, pattern)
             except PreconditionError as error:
                 refused[name].append(f"{option}: {error}")
                 continue

@@ -41,6 +41,8 @@ class AttentionPattern:
         key_prefix: The same for keys.
         positions: Of queries and keys: `[N, C]` each (gaussian) or `[H, N, P]` (dot), or None.
         bandwidth: `[H]`, for the Gaussian spatial kernel.
+        computed: Name of the coordinates `[N, C]` of queries and keys, where the graph computes
+            them; `positions` is then None.
     """
 
     node: onnx.NodeProto
@@ -57,6 +59,7 @@ class AttentionPattern:
     key_prefix: int
     positions: tuple[Values, Values] | None
     bandwidth: Values | None
+    computed: str | None = None
 
     @property
     def head_dim(self) -> int:
@@ -98,6 +101,17 @@ class Graph:
         if value is None:
             raise PreconditionError(f"{what} is not constant")
         return value
+
+    def last_sizes(self, name: str, what: str) -> Values:
+        """Return a shape's last two sizes; its first ones may be computed.
+
+        Raises:
+            PreconditionError: They are computed too; `what` is named.
+        """
+        node = self.producers.get(name)
+        if node is None or node.op_type != "Concat":
+            return self.constant(name, what)[-2:]
+        return np.concatenate([self.constant(each, what) for each in node.input[-2:]])
 
     def is_float32(self, name: str) -> bool:
         """Return whether a constant is float32."""
@@ -151,8 +165,8 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         if list(transpose.attribute[0].ints) != HEADS_LAST:
             raise PreconditionError(f"{what} is transposed in another way")
         reshape = graph.made_by(transpose.input[0], "Reshape", what)
-        shape = graph.constant(reshape.input[1], "the shape of heads")
-        heads = int(shape[2])
+        shape = graph.last_sizes(reshape.input[1], "the shape of heads")
+        heads = int(shape[-2])
         replaced += [transpose, reshape]
         flat.append(reshape.input[0])
     split = graph.made_by(flat[0], "Split", "query")
@@ -174,8 +188,12 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         if user.output[0] not in inside and hidden & set(user.input):
             raise PreconditionError(f"{user.name} uses what is between projection and attention")
 
-    positions = bandwidth = None
-    if spatial != "none":
+    positions = bandwidth = computed = None
+    if spatial == "gaussian" and graph.value(node.input[3]) is None:
+        if node.input[3] != node.input[4]:
+            raise PreconditionError("queries and keys have other positions")
+        computed = node.input[3]
+    elif spatial != "none":
         queries, keys = (graph.constant(name, "the positions") for name in node.input[3:5])
         positions = (queries, keys)
     if spatial == "gaussian":
@@ -195,4 +213,5 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         key_prefix=int(attributes[contract.KEY_PREFIX]),
         positions=positions,
         bandwidth=bandwidth,
+        computed=computed,
     )
