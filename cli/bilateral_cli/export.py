@@ -227,6 +227,7 @@ def _summary(how: Preprocessing) -> str:
             f"{resized} ({how.interpolation}), centre {how.height}x{how.width},"
             f" mean {', '.join(f'{m:g}' for m in how.mean)},"
             f" deviation {', '.join(f'{s:g}' for s in how.std)}"
+            + (f"; takes {how.sizes}" if how.sizes else "")
         )
     sizes = how.model_dump(mode="json", include={"window", "stride", "length", "height", "width"})
     return ", ".join([how.kind, *(f"{name} {value}" for name, value in sizes.items())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ __all__ = [
     "ArtifactMetadata",
     "ImagePreprocessing",
     "Precision",
+    "image_sizes",
 ]
 
 METADATA_KEY = "bilateral"
@@ -50,16 +52,21 @@ class ArtifactMetadata(BaseModel):
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int, int]]:
-        """Smallest, own and largest size of the axes `height` and `width`, where these are free.
+        """See the function of this name."""
+        return image_sizes(self.model)
 
-        Empty for a model of one size, and for one that takes no images.
-        """
-        sizes, own = self.model.get("sizes"), self.model.get("image_size")
-        if not sizes or own is None:
-            return {}
-        usual = (own, own) if isinstance(own, int) else own
-        return {
-            name: (min(found), usual[axis], max(found))
-            for axis, name in enumerate(("height", "width"))
-            if (found := [size[axis] for size in sizes])
-        }
+
+def image_sizes(model: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Return the smallest, own and largest size of the axes `height` and `width`, where free.
+
+    Empty for a model of one size, and for one that takes no images.
+
+    Args:
+        model: A configuration, as metadata has it.
+    """
+    sizes, own = model.get("sizes"), model.get("image_size")
+    if not sizes or own is None:
+        return {}
+    usual = (own, own) if isinstance(own, int) else own
+    axes = zip(("height", "width"), zip(*sizes, strict=True), usual, strict=True)
+    return {name: (min(found), size, max(found)) for name, found, size in axes}

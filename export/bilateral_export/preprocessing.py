@@ -235,7 +235,9 @@ def preprocessing_text(how: Preprocessing | None, source: str = "") -> str:
             ' document {"schema_version": 1, "name": ..., "model": the configuration,'
             ' "preprocessing": {"kind": "image", ...}}'
         )
-    shown = how.model_dump(exclude={"kind", "palette", "vocabulary", "vocabulary_sha256"})
+    shown = how.model_dump(exclude={"kind", "palette", "vocabulary", "vocabulary_sha256", "sizes"})
+    if isinstance(how, ImagePreprocessing) and how.sizes is not None:
+        shown["sizes"] = str(how.sizes)
     values = {
         name: " ".join(f"{one:.4g}" for one in value) if isinstance(value, tuple) else str(value)
         for name, value in shown.items()

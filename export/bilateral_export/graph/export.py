@@ -75,7 +75,7 @@ def export_checkpoint(
         accept: Called with the loaded checkpoint before anything is written; may refuse it.
 
     Raises:
-        UserError: As `load_checkpoint`, `with_labels`, `at_resolution`, `for_sizes` and `export_onnx`.
+        UserError: As `load_checkpoint`, `with_labels`, `at_resolution`, `for_sizes`, `export_onnx`.
     """
     loaded = load_checkpoint(checkpoint, model=model, weights=weights, sha256=sha256)
     if labels is not None:
@@ -133,6 +133,10 @@ def export_onnx(
         )
     model = to_precision(checkpoint.build_model(), DTYPES[precision])
     check_bandwidths(model)
+    if spatial_features and getattr(checkpoint.card.model, "sizes", None):
+        raise UserError(
+            "--spatial-features writes features of one grid", "Leave it or --sizes out."
+        )
     if spatial_features:
         use_spatial_features(model, DTYPES[precision])
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -118,8 +118,9 @@ def _add_basis(
         last = rewriter.node("Sub", [length, number("one", np.ones(1))], f"last_{axis}")
         middle = rewriter.node("Mul", [last, number("half", np.array([0.5]))], f"middle_{axis}")
         u = rewriter.node("Sub", [index, middle], f"u_{axis}")
-        ratio = rewriter.node("Div", [number(f"unit_{axis}", np.array([float(trained)])), length],
-                              f"ratio_{axis}")
+        ratio = rewriter.node(
+            "Div", [number(f"unit_{axis}", np.array([float(trained)])), length], f"ratio_{axis}"
+        )
         whole = rewriter.node("Mul", [ratio, ratio], f"square_{axis}")
         steps = rewriter.node("Div", [whole, step], f"steps_{axis}")
         rounded = rewriter.node("Round", [steps], f"rounded_{axis}")
@@ -139,9 +140,7 @@ def _add_basis(
     flat = rewriter.node("Reshape", [grid, rewriter.shape("rows", [-1, _WIDTH])], "grid_rows")
     nowhere = np.zeros((prefix, _WIDTH))
     nowhere[:, _ALWAYS] = 1
-    rewriter.node(
-        "Concat", [number("nowhere", nowhere), flat], "basis", outputs=[BASIS], axis=0
-    )
+    rewriter.node("Concat", [number("nowhere", nowhere), flat], "basis", outputs=[BASIS], axis=0)
 
 
 def _coefficients(pattern: AttentionPattern, unit: tuple[int, int]) -> tuple[Values, Values]:

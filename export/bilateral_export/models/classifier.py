@@ -266,7 +266,7 @@ class ImageModel(Family):
         return {"image": generator.standard_normal(shape).astype(np.float32)}
 
     def corners(self) -> tuple[dict[str, int], ...]:
-        """Return the largest size, the tallest that is narrow, the smallest, the others, its own."""
+        """Return the largest, the tallest that is narrow, the smallest, the others, its own."""
         c = self.backbone
         if not c.sizes:
             return super().corners()
