@@ -12,6 +12,7 @@ _MODULES = (
     "runtimes",
     "scenarios",
     "raw_input",
+    "several_sizes",
     "capacity",
     "documents",
     "kernel",

@@ -37,6 +37,8 @@ _REWRITES: dict[Form, Callable[[onnx.ModelProto, AttentionPattern], None]] = {
     "augmented": rewrite_to_flash,
     "mask": rewrite_to_mask,
 }
+# Where the graph computes positions for each image.
+_FREE_GRID = _REWRITES | {"augmented": rewrite_to_free_grid}
 
 
 class LoweredAttention(BaseModel):
@@ -104,17 +106,9 @@ def preferred_forms(runtime: Runtime, pattern: AttentionPattern) -> Sequence[For
     if runtime == "openvino":
         return ("decomposed",)
     plain = pattern.spatial_kernel == "none"
-    if pattern.computed:
-        return ("augmented", "decomposed")
     if plain or (pattern.length or 0) >= FLASH_LENGTH:
         return ("augmented", "mask", "decomposed")
     return ("mask", "augmented", "decomposed")
-
-
-def _for_free_grid(form: Form) -> Callable[[onnx.ModelProto, AttentionPattern], None]:
-    if form != "augmented":
-        raise PreconditionError("its positions are computed for each image")
-    return rewrite_to_free_grid
 
 
 def _lowered(
@@ -159,11 +153,9 @@ def _rewrite(
                 break
             if (name, option) in failed:
                 continue
-            rewrite = _REWRITES[option]
             try:
-                if pattern.computed:
-                    rewrite = _for_free_grid(option)
-                rewrite(model, pattern)
+                rewrites = _FREE_GRID if pattern.computed else _REWRITES
+                rewrites[option](model, pattern)
             except PreconditionError as error:
                 refused[name].append(f"{option}: {error}")
                 continue

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from bilateral_export.artifact import parse_metadata
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 
@@ -43,6 +44,8 @@ class AttentionPattern:
         bandwidth: `[H]`, for the Gaussian spatial kernel.
         computed: Name of the coordinates `[N, C]` of queries and keys, where the graph computes
             them; `positions` is then None.
+        own_length: N at the model's own size, where the graph computes positions.
+        longest: N at its largest, likewise.
     """
 
     node: onnx.NodeProto
@@ -60,6 +63,8 @@ class AttentionPattern:
     positions: tuple[Values, Values] | None
     bandwidth: Values | None
     computed: str | None = None
+    own_length: int | None = None
+    longest: int | None = None
 
     @property
     def head_dim(self) -> int:
@@ -68,8 +73,8 @@ class AttentionPattern:
 
     @property
     def length(self) -> int | None:
-        """N where positions fix it, else None."""
-        return None if self.positions is None else self.positions[0].shape[-2]
+        """N where positions fix it, N at the model's own size where it is known, else None."""
+        return self.own_length if self.positions is None else self.positions[0].shape[-2]
 
 
 class Graph:
@@ -198,6 +203,7 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         positions = (queries, keys)
     if spatial == "gaussian":
         bandwidth = graph.constant(node.input[5], "the bandwidth")
+    own_length, longest = _lengths(model, int(attributes[contract.KEY_PREFIX]))
     return AttentionPattern(
         node=node,
         replaced=tuple(replaced),
@@ -214,4 +220,19 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         positions=positions,
         bandwidth=bandwidth,
         computed=computed,
+        own_length=own_length if computed else None,
+        longest=longest if computed else None,
     )
+
+
+def _lengths(model: onnx.ModelProto, prefix: int) -> tuple[int | None, int | None]:
+    """Return N at a model's own size and at its largest, for a model of several sizes."""
+    about = parse_metadata(model)
+    if about is None or not about.image_sizes:
+        return None, None
+    patch = about.model["patch_size"]
+    (_, height, tall), (_, width, wide) = about.image_sizes.values()
+    own, most = (
+        rows // patch * (columns // patch) for rows, columns in ((height, width), (tall, wide))
+    )
+    return prefix + own, prefix + most
