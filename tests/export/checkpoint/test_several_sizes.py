@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.checkpoint.several_sizes import for_sizes
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
+from bilateral_export.lowering.lower import Lowering, lower, lowered_proto
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.registry import build
@@ -49,10 +49,10 @@ def several_onnx(several: Checkpoint, tmp_path_factory: pytest.TempPathFactory) 
     return export_onnx(several, tmp_path_factory.mktemp("several") / "digits.onnx").path
 
 
-@pytest.fixture(scope="module")
-def lowered(several_onnx: Path) -> Iterator[LoweredRunner]:
-    with LoweredRunner(several_onnx) as runner:
-        yield runner
+@pytest.fixture(scope="module", params=["augmented", "mask"])
+def lowered(several_onnx: Path, request: pytest.FixtureRequest) -> tuple[Path, Lowering]:
+    path = several_onnx.with_suffix(f".{request.param}.onnx")
+    return path, lower(several_onnx, "onnxruntime-cpu", path, form=request.param).lowering
 
 
 def small(spatial_kernel: str, **changes: object) -> Checkpoint:
@@ -82,27 +82,38 @@ def static(checkpoint: Checkpoint, image: np.ndarray) -> np.ndarray:
 
 
 def test_at_random_sizes_the_file_is_the_static_export_there(
-    digits: Checkpoint, several_onnx: Path, lowered: LoweredRunner
+    digits: Checkpoint, several_onnx: Path, lowered: tuple[Path, Lowering]
 ) -> None:
     generator = np.random.default_rng(0)
-    with OnnxRuntimeRunner(several_onnx) as plain, OpenVinoRunner(several_onnx) as vino:
-        for _ in range(12):
+    with (
+        OnnxRuntimeRunner(several_onnx) as plain,
+        OpenVinoRunner(several_onnx) as vino,
+        OnnxRuntimeRunner(lowered[0]) as fast,
+    ):
+        for _ in range(8):
             size = (2 * generator.integers(2, 13), 2 * generator.integers(2, 17))
             image = generator.standard_normal((3, 1, *size)).astype(np.float32)
             wanted = static(digits, image)
-            for runner in (plain, vino, lowered):
+            for runner in (plain, vino, fast):
                 error = difference(runner.run({"image": image})["logits"], wanted)
                 assert error < 5e-6, (runner.name, size)
 
 
-def test_every_attention_is_flash_attention_after_its_gate_at_the_corners(
-    lowered: LoweredRunner,
+def test_every_attention_has_a_fast_form_after_its_gate_at_the_corners(
+    lowered: tuple[Path, Lowering],
 ) -> None:
-    assert lowered.lowering is not None
-    assert {site.form for site in lowered.lowering.sites} == {"augmented"}
-    assert all(site.error is not None for site in lowered.lowering.sites)
-    assert lowered.lowering.record("residual_stream").applied
-    assert lowered.lowering.record("push_down_gather").applied
+    path, done = lowered
+    assert {f".{site.form}" for site in done.sites} == {Path(path.stem).suffix}
+    assert all(site.error is not None for site in done.sites)
+    for name in ("residual_stream", "push_down_gather"):
+        assert done.record(name).applied, name
+    assert bool(done.record("head_layout").applied) == (done.sites[0].form == "mask")
+
+
+def test_the_form_is_the_one_for_the_models_own_size(several_onnx: Path) -> None:
+    proto, done = lowered_proto(several_onnx, "onnxruntime-cpu")
+    assert {site.form for site in done.sites} == {"mask"}
+    assert sum("free_grid.distances" in node.output for node in proto.graph.node) == 1
 
 
 def test_parity_visits_smallest_largest_narrow_and_own_size_by_default(
