@@ -12,9 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.report.context import Context
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Latency, Result
 from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import interleave
+from bilateral_benchmarks.statistics.percentiles import Percentile
 from bilateral_export.checkpoint.checkpoint import Checkpoint
 from bilateral_export.checkpoint.known import card_of
 from bilateral_export.checkpoint.resolution import at_resolution
@@ -32,12 +33,13 @@ class SizeRow(BaseModel):
 
     Attributes:
         size: Height and width.
-        static_ms: Median of the file of this size.
-        several_ms: Median of the file of several sizes.
+        batch: Images in a call.
+        one: Median of the file of this size.
+        several: Median of the file of several sizes.
         ratio: The second over the first, paired by round.
         ratio_low: Lower end of its 95% interval.
         ratio_high: Upper end.
-        form: Of the static file's attentions; those of the other are flash attention.
+        forms: Of the attentions in both files.
         difference: Largest relative difference of the answers.
     """
 
@@ -45,12 +47,12 @@ class SizeRow(BaseModel):
 
     size: tuple[int, int]
     batch: int
-    static_ms: float
-    several_ms: float
+    one: Percentile
+    several: Percentile
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    form: str
+    forms: tuple[str, str]
     difference: float
 
 
@@ -70,23 +72,35 @@ class SeveralSizes(Result):
             (
                 f"{row.size[0]} x {row.size[1]}",
                 str(row.batch),
-                number(row.static_ms),
-                number(row.several_ms),
+                number(row.one.value_ms),
+                number(row.several.value_ms),
                 f"{row.ratio:.3f}",
                 between(row.ratio_low, row.ratio_high),
-                row.form,
+                ", ".join(row.forms),
                 f"{row.difference:.1e}",
                 "met" if row.ratio <= GOAL else "missed",
             )
             for row in self.rows
         )
         columns = ("size", ">batch", ">one size, ms", ">several sizes, ms", ">ratio",
-                   ">95% interval", "form of one size", ">answers differ", "goal")  # fmt: skip
+                   ">95% interval", "forms of attention", ">answers differ", "goal")  # fmt: skip
         notes = (
             f"Random weights, ONNX Runtime, {self.rounds} interleaved rounds, medians. The goal is"
             f" a ratio of {GOAL} at most.",
         )
         return [Table(f"Cost of several sizes: {self.model}", columns, rows, notes)]
+
+    def latencies(self) -> list[Latency]:
+        """Return both files' medians at each size and batch."""
+        return [
+            Latency(
+                f"{self.model}, {what}, {row.size[0]}x{row.size[1]}, batch {row.batch}",
+                (median,),
+                self.context,
+            )
+            for row in self.rows
+            for what, median in (("one size", row.one), ("several sizes", row.several))
+        ]
 
 
 def measure_several_sizes(
@@ -142,11 +156,15 @@ def _measure(
     return SizeRow(
         size=size,
         batch=batch,
-        static_ms=1e3 * blocks.seconds("one"),
-        several_ms=1e3 * blocks.seconds("several"),
+        one=blocks.median("one"),
+        several=blocks.median("several"),
         ratio=ratio.value,
         ratio_low=ratio.low,
         ratio_high=ratio.high,
-        form=one.lowering.sites[0].form if one.lowering else "",
+        forms=(_form(one), _form(several)),
         difference=float(np.abs(got - wanted).max() / np.abs(wanted).max()),
     )
+
+
+def _form(runner: LoweredRunner) -> str:
+    return runner.lowering.sites[0].form if runner.lowering else ""
