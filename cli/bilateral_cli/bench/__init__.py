@@ -13,6 +13,7 @@ _MODULES = (
     "scenarios",
     "raw_input",
     "several_sizes",
+    "cold_start",
     "capacity",
     "documents",
     "kernel",

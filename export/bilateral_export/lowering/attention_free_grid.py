@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bilateral_export.artifact import parse_metadata
+from bilateral_export.graph.changes import read_metadata
 from bilateral_export.lowering.attention_flash import finish_flash, gaussian_keys, widen
 from bilateral_export.lowering.attention_pattern import AttentionPattern, PreconditionError, Values
 from bilateral_export.lowering.graph_edit import Rewriter
@@ -83,7 +83,7 @@ def rewrite_to_free_grid(model: onnx.ModelProto, pattern: AttentionPattern) -> N
 
 def _grid(model: onnx.ModelProto) -> tuple[int, tuple[int, int]]:
     """Return the side of a patch, and the trained grid's rows and columns."""
-    about = parse_metadata(model)
+    about = read_metadata(model)
     document: dict[str, Any] = about.model if about is not None else {}
     unit = document.get("position_grid")
     if not document.get("sizes") or unit is None:

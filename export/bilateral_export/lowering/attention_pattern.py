@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bilateral_export.artifact import parse_metadata
+from bilateral_export.graph.changes import read_metadata
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 
@@ -227,7 +227,7 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
 
 def _lengths(model: onnx.ModelProto, prefix: int) -> tuple[int | None, int | None]:
     """Return N at a model's own size and at its largest, for a model of several sizes."""
-    about = parse_metadata(model)
+    about = read_metadata(model)
     if about is None or not about.image_sizes:
         return None, None
     patch = about.model["patch_size"]
