@@ -85,7 +85,7 @@ class SeveralSizes(Result):
         columns = ("size", ">batch", ">one size, ms", ">several sizes, ms", ">ratio",
                    ">95% interval", "forms of attention", ">answers differ", "goal")  # fmt: skip
         notes = (
-            f"Random weights, ONNX Runtime, {self.rounds} interleaved rounds, medians. The goal is"
+            f"ONNX Runtime on the CPU, {self.rounds} interleaved rounds, medians. The goal is"
             f" a ratio of {GOAL} at most.",
         )
         return [Table(f"Cost of several sizes: {self.model}", columns, rows, notes)]
@@ -103,8 +103,15 @@ class SeveralSizes(Result):
         ]
 
 
+def random_weights(model: str) -> Checkpoint:
+    """Return a known image classifier with random weights."""
+    torch.manual_seed(0)
+    card = card_of(model, named(model))
+    return Checkpoint(Path(model), "0" * 64, card, build(card.model).state_dict())
+
+
 def measure_several_sizes(
-    model: str,
+    weights: Checkpoint,
     sizes: Sequence[tuple[int, int]] = SIZES,
     batches: Sequence[int] = (1,),
     *,
@@ -114,7 +121,7 @@ def measure_several_sizes(
     """Measure one file of all sizes against a file of each.
 
     Args:
-        model: A known image classifier's name; its weights are random.
+        weights: An image classifier's.
         sizes: Heights and widths.
         batches: Batch sizes.
         rounds: Interleaved rounds of each comparison.
@@ -122,9 +129,6 @@ def measure_several_sizes(
     """
     step = on_step or (lambda _: None)
     context = Context.now()
-    torch.manual_seed(0)
-    card = card_of(model, named(model))
-    weights = Checkpoint(Path(model), "0" * 64, card, build(card.model).state_dict())
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         step("exporting the file of several sizes")
@@ -138,7 +142,7 @@ def measure_several_sizes(
                     for batch in batches:
                         step(f"{size[0]} x {size[1]}, batch {batch}")
                         rows.append(_measure(one, several, size, batch, rounds))
-    return SeveralSizes(model=model, rounds=rounds, rows=tuple(rows), context=context)
+    return SeveralSizes(model=weights.card.name, rounds=rounds, rows=tuple(rows), context=context)
 
 
 def _measure(

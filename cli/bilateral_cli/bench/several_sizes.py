@@ -32,12 +32,15 @@ def sizes(
     Example: bilateral bench sizes --output benchmarks/results/sizes.json
     """
     from bilateral_benchmarks.experiments.document import BenchDocument
-    from bilateral_benchmarks.experiments.several_sizes import measure_several_sizes
+    from bilateral_benchmarks.experiments.several_sizes import (
+        measure_several_sizes,
+        random_weights,
+    )
 
     pairs = [parse_size(size, "--at") for size in at.split(",")]
     with experiment() as shown:
         found = measure_several_sizes(
-            model,
+            random_weights(model),
             [pair if isinstance(pair, tuple) else (pair, pair) for pair in pairs],
             [int(batch) for batch in numbers(batches, whole=True)],
             rounds=rounds,
