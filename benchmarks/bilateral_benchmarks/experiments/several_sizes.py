@@ -152,7 +152,9 @@ def _measure(
     assert isinstance(channels, int)
     generator = np.random.default_rng(0)
     image = {"image": generator.standard_normal((batch, channels, *size)).astype(np.float32)}
-    ((wanted,), (got,)) = (tuple(runner.run(image).values()) for runner in (one, several))
+    wanted, got = (
+        next(iter(runner.run(image).values())).astype(np.float64) for runner in (one, several)
+    )
     blocks = interleave(
         {"one": lambda: one.run(image), "several": lambda: several.run(image)}, rounds
     )

@@ -125,11 +125,12 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
 def _check_image(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
     """Refuse an image that is larger or smaller than a model of several sizes takes."""
     how = info.metadata.preprocessing if info.metadata else None
-    if not isinstance(how, ImagePreprocessing) or how.sizes is None:
-        return
-    for spec in info.inputs:
-        if len(spec.shape) == 4 and (why := how.sizes.refused(*inputs[spec.name].shape[2:])):
-            raise UserError(f"input {spec.name} of model {info.name} does not fit", f"{why}.")
+    sizes = how.sizes if isinstance(how, ImagePreprocessing) else None
+    for spec in info.inputs if sizes else ():
+        if sizes and len(spec.shape) == 4:
+            height, width = inputs[spec.name].shape[2:]
+            if why := sizes.refused(height, width):
+                raise UserError(f"input {spec.name} of model {info.name} does not fit", f"{why}.")
 
 
 def to_request(
