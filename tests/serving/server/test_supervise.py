@@ -65,9 +65,10 @@ class Supervised:
         environment: dict[str, str] | None = None,
         *,
         under: Sequence[str] = (),
+        port: int | None = None,
         **options: object,
     ) -> None:
-        (port,) = free_ports(1)
+        port = port or free_ports(1)[0]
         self.url = f"127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [*under, sys.executable, "-c", self.SCRIPT, str(root), str(port), repr(options)],

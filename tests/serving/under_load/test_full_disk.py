@@ -21,11 +21,11 @@ SMALL = Settings(threads=1, warmup=False)
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    """The repository's files by their hashes, less the lock and what the ballast is."""
+    """The repository's files by their hashes, less what keeps Python from caching there."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != "__pycache__"
     }
 
 

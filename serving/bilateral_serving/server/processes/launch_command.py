@@ -208,9 +208,6 @@ def environment(installation: Installation, libpython: Path | None, gpu: bool) -
         gpu: Whether it may use GPUs.
     """
     variables = dict(os.environ)
-    # Beside the models' code, in the repository; and a Python before 3.12.8 leaves them cut off
-    # where the disk is full, so that the code cannot be loaded again.
-    variables["PYTHONDONTWRITEBYTECODE"] = "1"
     if not gpu:
         variables["CUDA_VISIBLE_DEVICES"] = ""
     if installation.is_wheel:
