@@ -48,7 +48,7 @@ class ReadyFile:
                 self._path.unlink()
 
     def tend(self) -> None:
-        """Make it again if it is wanted and not there: the disk was full, or somebody removed it."""
+        """Make it if it is wanted and not there: the disk was full, or somebody removed it."""
         if self._path is not None and self._wanted and not self._path.exists():
             with contextlib.suppress(OSError):
                 self._write_draft().replace(self._path)

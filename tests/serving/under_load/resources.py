@@ -14,7 +14,18 @@ from bilateral_serving.process_status import children
 
 MIB = 1 << 20
 # Student's t for a two-sided 95 % interval, by degrees of freedom; beyond them the normal one's.
-_T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 8: 2.31, 10: 2.23, 15: 2.13, 20: 2.09}
+_T95 = {
+    1: 12.71,
+    2: 4.30,
+    3: 3.18,
+    4: 2.78,
+    5: 2.57,
+    6: 2.45,
+    8: 2.31,
+    10: 2.23,
+    15: 2.13,
+    20: 2.09,
+}
 
 
 @dataclass(frozen=True)

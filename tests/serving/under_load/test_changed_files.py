@@ -62,7 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supervise
 
 
 def ask(server: Supervised, model: str) -> str:
-    """"" if a model with external data answers rightly, else the error."""
+    """ "" if a model with external data answers rightly, else the error."""
     with grpc.insecure_channel(server.url, options=OWN_CONNECTION) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:

@@ -34,9 +34,7 @@ def dropped(confined: Confined) -> float:
     return page.total("bilateral_access_log_dropped_total")
 
 
-def test_calls_are_answered_and_lines_are_counted(
-    confined: Confined, caller: SteadyCaller
-) -> None:
+def test_calls_are_answered_and_lines_are_counted(confined: Confined, caller: SteadyCaller) -> None:
     before = dropped(confined)
     with filled(confined.disk):
         caller.wait_for(50)

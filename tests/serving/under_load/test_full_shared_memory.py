@@ -16,7 +16,7 @@ ANY_SIZE = [*OWN_CONNECTION, ("grpc.max_receive_message_length", -1)]
 
 
 def ask_for_32_megabytes(confined: Confined) -> str:
-    """"" for the right answer, else the error."""
+    """ "" for the right answer, else the error."""
     with grpc.insecure_channel(confined.url, options=ANY_SIZE) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         x = np.ones((8, 1), np.float32)

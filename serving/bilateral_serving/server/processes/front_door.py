@@ -40,6 +40,7 @@ class DoorProcess:
         options = options.model_copy(update={"access_log_fd": output})
         self._options = options
         self._listens = False
+        self._seen = self._looked = self._work = 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bilateral_serving.front_door"],
             stdin=subprocess.PIPE,
