@@ -39,6 +39,7 @@ class Supervised:
         """
         import signal, sys
         from pathlib import Path, PosixPath
+        from bilateral_export.errors import UserError
         from bilateral_serving.server import ServerOptions, serve, signals_counted
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is in force outside of `serve`
