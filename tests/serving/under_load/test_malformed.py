@@ -89,7 +89,7 @@ def test_a_shape_that_triton_makes_room_for_and_dies_of_is_refused(
 
 
 def test_some_hurt_nobody(confined: Confined, caller: SteadyCaller) -> None:
-    hold(confined, caller, 400, seed=1)
+    hold(confined, caller, 200, seed=1)
 
 
 @pytest.mark.slow
