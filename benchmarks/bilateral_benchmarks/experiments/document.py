@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bilateral_benchmarks.experiments.breakdown import Breakdown
 from bilateral_benchmarks.experiments.capacity import Capacity
+from bilateral_benchmarks.experiments.cold_start import ColdStart
 from bilateral_benchmarks.experiments.comparison import Comparison
 from bilateral_benchmarks.experiments.crossover import Crossover
 from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
@@ -33,6 +34,7 @@ Item = Annotated[
     | Scaling
     | Breakdown
     | Capacity
+    | ColdStart
     | Overhead
     | ScenarioResult
     | OperatorProfile

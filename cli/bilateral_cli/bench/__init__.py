@@ -12,6 +12,7 @@ _MODULES = (
     "runtimes",
     "scenarios",
     "raw_input",
+    "cold_start",
     "capacity",
     "documents",
     "kernel",

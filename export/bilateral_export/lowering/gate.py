@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from bilateral_export.lowering.attention_pattern import AttentionPattern
 from bilateral_export.lowering.definition import attend_queries, stream_norms
 from bilateral_export.lowering.residual_stream import read_residual_stream
+from bilateral_export.lowering.weights_apart import without_weights
 
 FACTOR = 4.0
 # ONNX Runtime's names of types that are not NumPy's.
@@ -117,14 +119,28 @@ def measure_float_outputs(
     return others or measure_outputs(rewritten, before, factor)
 
 
-def open_session(model: onnx.ModelProto, *, optimised: bool = True) -> onnxruntime.InferenceSession:
-    """Open a model in ONNX Runtime's CPU provider; opening alone needs no optimisation."""
+@contextlib.contextmanager
+def opened(
+    model: onnx.ModelProto, *, outputs: Sequence[str] = (), optimised: bool = True
+) -> Iterator[onnxruntime.InferenceSession]:
+    """Open a model in ONNX Runtime's CPU provider; opening alone needs no optimisation.
+
+    Args:
+        model: The model.
+        outputs: Tensors of it to give instead of its outputs.
+        optimised: Whether ONNX Runtime optimises it.
+    """
+    # ONNX Runtime refuses weights that it does not need.
+    light, weights = without_weights(model, outputs or [value.name for value in model.graph.output])
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    options.add_external_initializers(list(weights), values)
+    # It reads the arrays for as long as it is used.
+    yield onnxruntime.InferenceSession(
+        light.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
@@ -132,15 +148,10 @@ def _activations(
     model: onnx.ModelProto, wanted: Sequence[str], seed: int
 ) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:
     """Run a model in ONNX Runtime on random inputs and return the wanted tensors by name."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
     names = list(dict.fromkeys(wanted))
-    for name in names:
-        probe.graph.output.add(name=name)  # ONNX Runtime infers its type
-    session = open_session(probe)
     generator = np.random.default_rng(seed)
-    values = session.run(names, _inputs(session, generator))
+    with opened(model, outputs=names) as session:
+        values = session.run(names, _inputs(session, generator))
     return dict(zip(names, values, strict=True)), generator
 
 
