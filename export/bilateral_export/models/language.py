@@ -123,8 +123,8 @@ class LanguageModel(Family):
                 likelihood is wanted. The softmax over all words is computed for these M only.
             past_keys: `[B, depth, heads, past, dim / heads]`, float32; past may be 0.
             past_values: The same of the values.
-            starts: `[B]`, int64, from 0 to past: the column of the past that is a text's position
-                0; those before it are ignored, but must be finite. None: 0 for each.
+            starts: `[B, 1]`, int64, from 0 to past: the column of the past where a text begins, its
+                position 0; those before are ignored, but must be finite. None: 0 for each.
 
         Returns:
             log_likelihood: `[B, M]`, of each target given everything before it (natural logarithm).
@@ -139,9 +139,8 @@ class LanguageModel(Family):
         dtype = self.token_embed.weight.dtype
         key_bias, placed = None, columns[past:]
         if starts is not None:
-            begin = starts.unsqueeze(1)
-            key_bias = torch.where(columns < begin, -math.inf, 0.0)
-            placed = placed - begin
+            key_bias = torch.where(columns < starts, -math.inf, 0.0)
+            placed = placed - starts
 
         x0 = self.token_embed(tokens) * math.sqrt(self.config.dim)
         x0 = x0 + F.embedding(placed, self.sinusoids)
@@ -163,7 +162,7 @@ class LanguageModel(Family):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the exported graph's inputs."""
         cache = self.config.cache_shape
-        starts = (TensorSpec("starts", "int64", ("batch",)),) if self.config.aligns else ()
+        starts = (TensorSpec("starts", "int64", ("batch", 1)),) if self.config.aligns else ()
         return (
             TensorSpec("tokens", "int64", ("batch", "length")),
             TensorSpec("targets", "int64", ("batch", "scored")),
@@ -217,7 +216,7 @@ class LanguageModel(Family):
             "past_values": generator.standard_normal(cache, dtype=np.float32),
         }
         if c.aligns:
-            starts = generator.integers(0, past + 1, batch)
+            starts = generator.integers(0, past + 1, (batch, 1))
             starts[0] = 0
             arrays["starts"] = starts
         return arrays
