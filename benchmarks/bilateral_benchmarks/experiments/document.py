@@ -13,6 +13,7 @@ from bilateral_benchmarks.experiments.capacity import Capacity
 from bilateral_benchmarks.experiments.comparison import Comparison
 from bilateral_benchmarks.experiments.crossover import Crossover
 from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
+from bilateral_benchmarks.experiments.language import Language
 from bilateral_benchmarks.experiments.operator_profile import OperatorProfile
 from bilateral_benchmarks.experiments.overhead import Overhead
 from bilateral_benchmarks.experiments.raw_input import RawInput
@@ -30,6 +31,7 @@ Item = Annotated[
     | Comparison
     | Crossover
     | GeneratorLimit
+    | Language
     | Scaling
     | Breakdown
     | Capacity

@@ -12,6 +12,7 @@ _MODULES = (
     "runtimes",
     "scenarios",
     "raw_input",
+    "language",
     "capacity",
     "documents",
     "kernel",
