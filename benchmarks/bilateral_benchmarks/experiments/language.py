@@ -207,6 +207,7 @@ def measure_language(
             STATIC: StaticCacheRunner(built, folder, len(os.sched_getaffinity(0))),
         }
         prompts = _prompts(tokenizer, max(streams), prompt)
+        _check(local, np.array(prompts))
         answers: dict[tuple[int, int], list[Any]] = {}
         timed: dict[tuple[str, int], list[Timed]] = {}
         for number_of_round in range(rounds + 1):  # the first warms up
@@ -252,6 +253,16 @@ def _prompts(tokenizer: Tokenizer, count: int, length: int) -> list[list[int]]:
     plain = [n for n, word in enumerate(tokenizer.words[:5000]) if word.isalpha()]
     drawn = random.choice(plain, (count, length - 1))
     return [[tokenizer.end, *map(int, row)] for row in drawn]
+
+
+def _check(local: dict[str, Continues], prompts: Array) -> None:
+    """Make sure that the contenders compute the same model."""
+    found = []
+    for runner in local.values():
+        words = runner.begin(prompts).argmax(-1)[:, None]
+        found.append(runner.read(words))
+    if not np.allclose(*found, atol=1e-3):
+        raise AssertionError("the static cache does not compute what eager torch computes")
 
 
 def _stream(
