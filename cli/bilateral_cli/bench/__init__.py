@@ -13,6 +13,8 @@ _MODULES = (
     "scenarios",
     "raw_input",
     "language",
+    "several_sizes",
+    "cold_start",
     "capacity",
     "documents",
     "kernel",
