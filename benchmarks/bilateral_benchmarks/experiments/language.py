@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.end_to_end.model_report import checkpoint_for
-from bilateral_benchmarks.experiments.contenders import checkpoint_of
+from bilateral_benchmarks.experiments.contenders import checkpoint_for, checkpoint_of
 from bilateral_benchmarks.experiments.static_cache import StaticCacheRunner
 from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.report.context import Context
@@ -261,7 +260,7 @@ def _check(local: dict[str, Continues], prompts: Array) -> None:
     for runner in local.values():
         words = runner.begin(prompts).argmax(-1)[:, None]
         found.append(runner.read(words))
-    if not np.allclose(*found, atol=1e-3):
+    if not np.allclose(found[0].astype(float), found[1].astype(float), atol=1e-3):
         raise AssertionError("the static cache does not compute what eager torch computes")
 
 
