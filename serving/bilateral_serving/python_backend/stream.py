@@ -48,6 +48,7 @@ class Stream:
         self.id: str = request.request_id()
         self.sender = request.get_response_sender()
         self.left = False
+        self._asked = 0
         self._begun = False
         self._lock = threading.Lock()
 
@@ -56,6 +57,11 @@ class Stream:
         with self._lock:
             self._begun = True
             return not self.left
+
+    def is_cancelled(self) -> bool:
+        """Whether its client cancelled it; asked at every eighth word, since Triton must answer."""
+        self._asked += 1
+        return self._asked % 8 == 0 and bool(self.sender.is_cancelled())
 
     def leave(self) -> None:
         """End it: at once if it still waits, else its thread does at the next word."""
@@ -222,7 +228,7 @@ class Streamer:
         return likelihood, probabilities, keys, values
 
     def _is_left(self, stream: Stream) -> bool:
-        return bool(stream.left or self._closing.is_set() or stream.sender.is_cancelled())
+        return stream.left or self._closing.is_set() or stream.is_cancelled()
 
     def _takes_starts(self) -> bool:
         """Whether the file takes rows of different lengths: older ones do not."""
