@@ -76,7 +76,13 @@ class TritonPythonModel:
             from stream import Streamer
 
             about = parameters[f"bilateral/{args['model_version']}"]
-            self._streamer = Streamer(self._run, version_directory, about, self._not_finite.count)
+            self._streamer = Streamer(
+                self._run,
+                version_directory,
+                about,
+                self._not_finite.count,
+                int(parameters.get("streams", "8")),
+            )
         elif "raw" in parameters:
             self._raw = open_raw(
                 self._run, config, version_directory, self._watch, self._not_finite.count
