@@ -20,6 +20,7 @@ from bilateral_benchmarks.experiments.raw_input import RawInput
 from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
 from bilateral_benchmarks.experiments.score_files import ScoreFiles
+from bilateral_benchmarks.experiments.several_sizes import SeveralSizes
 from bilateral_benchmarks.experiments.sweep import Sweep
 from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.report.document import Document
@@ -39,6 +40,7 @@ Item = Annotated[
     | ScenarioResult
     | OperatorProfile
     | RawInput
+    | SeveralSizes
     | ScoreFiles
     | Sweep,
     Field(discriminator="kind"),
