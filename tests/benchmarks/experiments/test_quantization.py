@@ -70,8 +70,8 @@ def test_where_none_holds_nothing_is_written(
     """Every form is broken here: weights of the other sign."""
     real = quantization.quantised
 
-    def broken(*arguments: object) -> onnx.ModelProto:
-        made = real(*arguments)  # type: ignore[arg-type]
+    def broken(*arguments: object, **only: str) -> onnx.ModelProto:
+        made = real(*arguments, **only)  # type: ignore[arg-type]
         for tensor in made.graph.initializer:
             if tensor.name.endswith("/int8"):
                 value = onnx.numpy_helper.to_array(tensor)
