@@ -1,27 +1,33 @@
-"""Integer products: linear layers on 8-bit weights and activations quantised as they come.
+"""Integer products: linear layers on 8-bit weights and activations.
 
-`DynamicQuantizeLinear` gives a layer's input one scale and zero point for the whole tensor (uint8),
-the weight has one scale per column (int8, symmetric): operators of the ONNX standard, which ONNX
-Runtime's CPU provider fuses into one product. The lowering's rewrites know float products, so that
-a quantised file is lowered in three steps: its products become float ones on the weights that the
-integers stand for, the rewrites run, and products whose weights are still 8-bit numbers become
-integer ones again. A rewrite scales whole columns, or pads them with zeros, so that the integers
-of a column stay what they were.
+A layer's input becomes uint8 with one scale and zero point, which were measured before and are
+constants, so that an item's answer does not depend on its neighbours in a batch; the weight has one
+scale per column (int8, symmetric). These are operators of the ONNX standard, which ONNX Runtime's
+CPU provider fuses. The lowering's rewrites know float products, so that a quantised file is lowered
+in three steps: products become float ones on the numbers that the integers stand for, the rewrites
+run, and products whose operands are 8-bit numbers become integer ones again. A rewrite scales whole
+columns, or pads them with zeros, so that the integers of a column stay what they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bilateral_export.lowering.graph_edit import drop_unused
+from bilateral_export.lowering.weights_apart import names_read
+
 LEVELS = 127
 # Of the distance to a whole number: float32 products of a scale and an integer of 7 bits are off by
 # 1e-5, weights that are no integers by up to a half.
 _WHOLE = 1e-3
+
+Range = tuple[float, float]
 
 
 def quantise_columns(
@@ -33,8 +39,31 @@ def quantise_columns(
     return np.rint(weight / scale).astype(np.int8), scale
 
 
-def to_integer_products(model: onnx.ModelProto, layers: Collection[str]) -> int:
-    """Replace the named MatMul nodes, whose weights are constants, in place.
+def quantise_products(model: onnx.ModelProto, layers: Mapping[str, Range]) -> None:
+    """Give the named MatMul nodes operands of 8 bits, in place: Q/DQ before them, a rounded weight.
+
+    Args:
+        model: The model.
+        layers: The smallest and largest value that each reads, by the node's name.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    added: dict[str, NDArray[np.generic]] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.name in layers:
+            source, weight = node.input
+            if f"{source}/scale" not in added:
+                added |= _scale(source, layers[node.name])
+                nodes += _quantise(source, node)
+            integers, scale = quantise_columns(numpy_helper.to_array(weights[weight]))
+            added[f"{weight}/rounded"] = integers * scale
+            node.input[0], node.input[1] = f"{source}/rounded", f"{weight}/rounded"
+        nodes.append(node)
+    _replace(model, nodes, added)
+
+
+def to_integer_products(model: onnx.ModelProto) -> int:
+    """Replace MatMul nodes whose operands are 8-bit numbers by integer products, in place.
 
     The last node of each product keeps the node's name and output.
 
@@ -42,45 +71,45 @@ def to_integer_products(model: onnx.ModelProto, layers: Collection[str]) -> int:
         How many.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    added: dict[str, onnx.TensorProto] = {}
-    read: set[str] = set()
+    made = {name: node for node in model.graph.node for name in node.output}
+    added: dict[str, NDArray[np.generic]] = {}
     nodes: list[onnx.NodeProto] = []
+    copied: set[str] = set()
     count = 0
-    for node in list(model.graph.node):
-        if node.op_type != "MatMul" or node.name not in layers:
+    for node in model.graph.node:
+        moves, before = (
+            _behind_moves(node.input[0], made) if node.op_type == "MatMul" else ([], None)
+        )
+        if before is None or node.input[1] not in weights:
             nodes.append(node)
             continue
-        source, weight, output = node.input[0], node.input[1], node.output[0]
-        if f"{weight}/int8" not in added:
-            integers, scale = quantise_columns(numpy_helper.to_array(weights[weight]))
-            for name, array in ((f"{weight}/int8", integers), (f"{weight}/scale", scale)):
-                added[name] = numpy_helper.from_array(array, name)
-        quantised = [f"{source}/uint8", f"{source}/scale", f"{source}/zero"]
-        made = []
-        if source not in read:  # queries, keys and values may be products of one tensor
-            made.append(helper.make_node("DynamicQuantizeLinear", [source], quantised))
-            read.add(source)
-        made += [
-            helper.make_node(
-                "MatMulInteger",
-                [quantised[0], f"{weight}/int8", quantised[2]],
-                [f"{output}/int32"],
-            ),
-            helper.make_node(
-                "Cast", [f"{output}/int32"], [f"{output}/float"], to=TensorProto.FLOAT
-            ),
-            helper.make_node("Mul", [quantised[1], f"{weight}/scale"], [f"{output}/scale"]),
-            helper.make_node("Mul", [f"{output}/float", f"{output}/scale"], [output]),
+        weight, output = node.input[1], node.output[0]
+        values = numpy_helper.to_array(weights[weight])
+        if not _is_eight_bit(values):
+            nodes.append(node)
+            continue
+        integers, scale = quantise_columns(values)
+        added[f"{weight}/int8"] = integers
+        activation = numpy_helper.to_array(weights[before.input[1]])
+        added[f"{output}/scale"] = (scale * activation).astype(np.float32)
+        integer, cast = f"{output}/int32", f"{output}/float"
+        source = before.input[0]
+        for move in moves:  # of the 8-bit numbers instead
+            moved = f"{move.output[0]}/uint8"
+            if moved not in copied:
+                copied.add(moved)
+                nodes.append(_made(move.op_type, [source, *move.input[1:]], moved, move))
+                nodes[-1].attribute.extend(move.attribute)
+            source = moved
+        product = [source, f"{weight}/int8", before.input[2]]
+        nodes += [
+            _made("MatMulInteger", product, integer, node),
+            _made("Cast", [integer], cast, node, to=TensorProto.FLOAT),
+            _made("Mul", [cast, f"{output}/scale"], output, node),
         ]
-        for one in made:
-            one.name = node.name if one.output[0] == output else f"{node.name}/{one.op_type}"
-            one.metadata_props.extend(node.metadata_props)
-        made[-2].name = f"{node.name}/scale"
-        nodes += made
+        nodes[-1].name = node.name
         count += 1
-    _replace_nodes(model, nodes)
-    model.graph.initializer.extend(added.values())
-    _drop_weights(model)
+    _replace(model, nodes, added)
     return count
 
 
@@ -92,49 +121,102 @@ def to_float_products(model: onnx.ModelProto) -> int:
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
-    users: dict[str, onnx.NodeProto] = {}
-    for node in model.graph.node:
-        users |= dict.fromkeys(node.input, node)
-    new: dict[str, onnx.NodeProto] = {}
+    users = {name: node for node in model.graph.node for name in node.input}
+    new: dict[str, list[onnx.NodeProto]] = {}
     gone: set[str] = set()
-    added: dict[str, onnx.TensorProto] = {}
+    added: dict[str, NDArray[np.generic]] = {}
     for node in model.graph.node:
-        if node.op_type != "MatMulInteger" or node.input[1] not in constants:
+        quantise = made.get(node.input[0]) if node.op_type == "MatMulInteger" else None
+        if quantise is None or quantise.op_type != "QuantizeLinear":
             continue
-        quantise, cast = made[node.input[0]], users[node.output[0]]
+        cast = users[node.output[0]]
         last = users[cast.output[0]]
-        scale = made[last.input[1]]
-        weight = node.input[1].removesuffix("/int8")
-        if weight not in added:
-            integers, factors = (
-                numpy_helper.to_array(constants[name]) for name in (node.input[1], scale.input[1])
-            )
-            added[weight] = numpy_helper.from_array(integers * factors, weight)
-        product = helper.make_node(
-            "MatMul", [quantise.input[0], weight], [last.output[0]], last.name
-        )
-        product.metadata_props.extend(last.metadata_props)
-        new[last.output[0]] = product
-        gone |= {n.output[0] for n in (quantise, node, cast, scale)}
+        source, weight = quantise.input[0], node.input[1].removesuffix("/int8")
+        activation = numpy_helper.to_array(constants[quantise.input[1]])
+        scale = numpy_helper.to_array(constants[last.input[1]]) / activation
+        added[f"{weight}"] = np.multiply(numpy_helper.to_array(constants[node.input[1]]), scale)
+        rounded, output = f"{source}/rounded", last.output[0]
+        back = _made("DequantizeLinear", [node.input[0], *quantise.input[1:]], rounded, quantise)
+        product = _made("MatMul", [rounded, weight], output, last)
+        product.name = last.name
+        first = rounded not in gone
+        new[output] = [*([back] if first else []), product]
+        gone |= {node.output[0], cast.output[0], rounded}
     nodes = [
-        new.get(node.output[0], node) for node in model.graph.node if node.output[0] not in gone
+        made_now
+        for node in model.graph.node
+        if node.output[0] not in gone
+        for made_now in new.get(node.output[0], [node])
     ]
-    _replace_nodes(model, nodes)
-    model.graph.initializer.extend(added.values())
-    _drop_weights(model)
+    _replace(model, nodes, added)
     return len(new)
 
 
-def eight_bit_layers(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the float products whose weights are 8-bit integers times a scale."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+def _behind_moves(
+    name: str, made: Mapping[str, onnx.NodeProto]
+) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
+    """Return the nodes that only move a tensor's numbers, first one first, and what made them.
+
+    What made them is None where that is no DequantizeLinear.
+    """
+    moves: list[onnx.NodeProto] = []
+    node = made.get(name)
+    while node is not None and node.op_type in ("Transpose", "Reshape"):
+        moves.insert(0, node)
+        node = made.get(node.input[0])
+    return moves, node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _read_ones(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes without those whose outputs nothing reads any more."""
+    while True:
+        read = {name for node in nodes for name in names_read(node)} | outputs
+        kept = [node for node in nodes if read.intersection(node.output)]
+        if len(kept) == len(nodes):
+            return kept
+        nodes = kept
+
+
+def _scale(source: str, found: Range) -> dict[str, NDArray[np.generic]]:
+    """Return the constants that make a range, with zero in it, 256 levels."""
+    low, high = min(found[0], 0.0), max(found[1], 0.0)
+    scale = np.float32(max(high - low, 1e-6) / 255)
+    return {
+        f"{source}/scale": np.asarray(scale),
+        f"{source}/zero": np.asarray(np.clip(np.rint(-low / scale), 0, 255), dtype=np.uint8),
+    }
+
+
+def _quantise(source: str, like: onnx.NodeProto) -> list[onnx.NodeProto]:
+    how = [f"{source}/scale", f"{source}/zero"]
     return [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "MatMul"
-        and node.input[1] in weights
-        and _is_eight_bit(numpy_helper.to_array(weights[node.input[1]]))
+        _made("QuantizeLinear", [source, *how], f"{source}/uint8", like),
+        _made("DequantizeLinear", [f"{source}/uint8", *how], f"{source}/rounded", like),
     ]
+
+
+def _made(
+    kind: str, inputs: list[str], output: str, like: onnx.NodeProto, **attributes: Any
+) -> onnx.NodeProto:
+    node = helper.make_node(kind, inputs, [output], name=output, **attributes)
+    node.metadata_props.extend(like.metadata_props)
+    return node
+
+
+def _replace(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], added: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Give a model other nodes and constants; those that nothing reads any more go."""
+    kept = onnx.GraphProto(
+        node=_read_ones(nodes, {value.name for value in model.graph.output})
+    ).node
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    known = {tensor.name for tensor in model.graph.initializer}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in added.items() if name not in known
+    )
+    drop_unused(model)
 
 
 def _is_eight_bit(weight: NDArray[np.generic]) -> bool:
@@ -144,18 +226,3 @@ def _is_eight_bit(weight: NDArray[np.generic]) -> bool:
     largest = np.abs(values).max(axis=0)
     steps = values * (LEVELS / np.where(largest > 0, largest, 1.0))
     return bool(np.abs(steps - np.rint(steps)).max() < _WHOLE)
-
-
-def _replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    kept = onnx.GraphProto(node=nodes).node
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-
-
-def _drop_weights(model: onnx.ModelProto) -> None:
-    """Remove constants that no node reads any more."""
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)

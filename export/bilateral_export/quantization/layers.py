@@ -1,4 +1,4 @@
-"""Linear layers that can be quantised, and the largest activations in each of their channels."""
+"""Linear layers that can be quantised, and the range of activations in each of their channels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bilateral_export.lowering.gate import opened
 from bilateral_export.tensors import Array
 
 Feeds = Sequence[Mapping[str, Array]]
-Maxima = dict[str, NDArray[np.float32]]
-"""Largest absolute value of each channel `[K]`, by the name of the tensor that a layer reads."""
+Ranges = dict[str, NDArray[np.float32]]
+"""Smallest and largest value of each channel `[2, K]`, by the name of what a layer reads."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def linear_layers(model: onnx.ModelProto) -> list[LinearLayer]:
     ]
 
 
-def channel_maxima(model: onnx.ModelProto, layers: Iterable[LinearLayer], feeds: Feeds) -> Maxima:
-    """Run a model on inputs in ONNX Runtime and return the maxima of what its layers read.
+def channel_ranges(model: onnx.ModelProto, layers: Iterable[LinearLayer], feeds: Feeds) -> Ranges:
+    """Run a model on inputs in ONNX Runtime and return the ranges of what its layers read.
 
     Raises:
         UserError: There is no input.
@@ -67,10 +67,12 @@ def channel_maxima(model: onnx.ModelProto, layers: Iterable[LinearLayer], feeds:
     if not feeds:
         raise UserError("there is no input to calibrate with", "Give at least one item.")
     names = list(dict.fromkeys(layer.source for layer in layers))
-    maxima: Maxima = {}
+    ranges: Ranges = {}
     with opened(model, outputs=names) as session:
         for feed in feeds:
             for name, value in zip(names, session.run(names, dict(feed)), strict=True):
-                largest = np.abs(value.reshape(-1, value.shape[-1])).max(axis=0, initial=0.0)
-                maxima[name] = np.maximum(maxima.get(name, largest), largest)
-    return maxima
+                rows = value.reshape(-1, value.shape[-1])
+                found = np.stack([rows.min(axis=0), rows.max(axis=0)])
+                low, high = ranges.get(name, found)
+                ranges[name] = np.stack([np.minimum(low, found[0]), np.maximum(high, found[1])])
+    return ranges

@@ -12,12 +12,13 @@ from bilateral_export.artifact import load_graph
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 from bilateral_export.lowering.graph_edit import copied, drop_unused
-from bilateral_export.lowering.integer_products import to_integer_products
+from bilateral_export.lowering.integer_products import quantise_products, to_integer_products
 from bilateral_export.metadata import LOWERING_KEY
 from bilateral_export.quantization.layers import (
     Feeds,
     LinearLayer,
-    channel_maxima,
+    Ranges,
+    channel_ranges,
     linear_layers,
 )
 from bilateral_export.quantization.smoothing import smooth
@@ -51,12 +52,17 @@ class Source:
     feeds: Feeds
 
     @cached_property
-    def smoothed(self) -> onnx.ModelProto:
-        """The same function, with ranges moved from activations to weights."""
+    def ranges(self) -> Ranges:
+        """The ranges of what the layers read."""
+        return channel_ranges(self.model, self.layers, self.feeds)
+
+    @cached_property
+    def smoothed(self) -> tuple[onnx.ModelProto, Ranges]:
+        """The same function, with ranges moved from activations to weights, and what is left."""
         made = copied(self.model)
-        smooth(made, self.layers, channel_maxima(self.model, self.layers, self.feeds))
+        ranges = smooth(made, self.layers, self.ranges)
         drop_unused(made)
-        return made
+        return made, ranges
 
 
 def read_source(path: Path, feeds: Feeds) -> Source:
@@ -82,10 +88,17 @@ def quantised(source: Source, recipe: Recipe, only: str | None = None) -> onnx.M
     Attention with its body, norms and everything between the layers stay float, and the attention
     nodes stay what they are.
     """
-    made = copied(source.smoothed if recipe.smoothed else source.model)
-    chosen = {layer.name for layer in source.layers} - recipe.float_layers
-    to_integer_products(made, chosen if only is None else {only})
-    drop_unused(made)
+    model, ranges = source.smoothed if recipe.smoothed else (source.model, source.ranges)
+    made = copied(model)
+    quantise_products(
+        made,
+        {
+            layer.name: (float(ranges[layer.source][0].min()), float(ranges[layer.source][1].max()))
+            for layer in source.layers
+            if (layer.name not in recipe.float_layers if only is None else layer.name == only)
+        },
+    )
+    to_integer_products(made)
     return made
 
 

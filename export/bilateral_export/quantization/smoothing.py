@@ -23,7 +23,7 @@ from bilateral_export.lowering.attention_pattern import (
     attention_nodes,
     read_attention,
 )
-from bilateral_export.quantization.layers import LinearLayer, Maxima
+from bilateral_export.quantization.layers import LinearLayer, Ranges
 
 _STRENGTH = 0.5
 _LEAST = 1e-5
@@ -46,14 +46,14 @@ class _Place:
     start: int = 0
 
 
-def smooth(model: onnx.ModelProto, layers: Sequence[LinearLayer], maxima: Maxima) -> Maxima:
-    """Smooth every layer whose input a constant scales, in place; return the new maxima.
+def smooth(model: onnx.ModelProto, layers: Sequence[LinearLayer], ranges: Ranges) -> Ranges:
+    """Smooth every layer whose input a constant scales, in place; return the new ranges.
 
     Ensures: the model computes the same function; constants that other nodes read are not changed.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     by_name = {node.name: node for node in model.graph.node}
-    smoothed = dict(maxima)
+    smoothed = dict(ranges)
     for source, places in _sources(model):
         readers = [layer for layer in layers if layer.source == source]
         users = [node for node in model.graph.node if source in node.input]
@@ -66,13 +66,13 @@ def smooth(model: onnx.ModelProto, layers: Sequence[LinearLayer], maxima: Maxima
             ],
             axis=0,
         )
-        factors = _factors(maxima[source], rows)
+        factors = _factors(np.abs(ranges[source]).max(axis=0), rows)
         for place in places:
             for position in place.inputs:
                 _scale(model, weights, place.node, position, 1 / factors, place.start, axis=-1)
         for each in readers:
             _scale(model, weights, by_name[each.name], 1, factors, 0, axis=0)
-        smoothed[source] = maxima[source] / factors
+        smoothed[source] = ranges[source] / factors
     return smoothed
 
 
