@@ -12,6 +12,7 @@ _MODULES = (
     "runtimes",
     "scenarios",
     "raw_input",
+    "language",
     "several_sizes",
     "cold_start",
     "capacity",
