@@ -17,6 +17,7 @@ from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
 from bilateral_benchmarks.experiments.language import Language
 from bilateral_benchmarks.experiments.operator_profile import OperatorProfile
 from bilateral_benchmarks.experiments.overhead import Overhead
+from bilateral_benchmarks.experiments.quantization import Quantization
 from bilateral_benchmarks.experiments.raw_input import RawInput
 from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
@@ -41,6 +42,7 @@ Item = Annotated[
     | Overhead
     | ScenarioResult
     | OperatorProfile
+    | Quantization
     | RawInput
     | SeveralSizes
     | ScoreFiles

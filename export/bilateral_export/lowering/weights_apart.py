@@ -66,7 +66,7 @@ def _keep_needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> set[str]:
     needed, kept = set(outputs), []
     for node in reversed(graph.node):  # a graph is in topological order
         if needed.intersection(node.output):
-            needed.update(_read(node))
+            needed.update(names_read(node))
             kept.append(node)
     declared = {value.name: value for value in graph.output}
     # Whoever opens it infers the type of one that was none before.
@@ -78,11 +78,11 @@ def _keep_needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> set[str]:
     return needed
 
 
-def _read(node: onnx.NodeProto) -> Iterator[str]:
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Yield what a node reads, and what the branches in it do."""
     yield from node.input
     for attribute in node.attribute:
         for branch in (attribute.g, *attribute.graphs):
             for inner in branch.node:
-                yield from _read(inner)
+                yield from names_read(inner)
             yield from (output.name for output in branch.output)
