@@ -15,6 +15,7 @@ _MODULES = (
     "language",
     "several_sizes",
     "cold_start",
+    "quantize",
     "capacity",
     "documents",
     "kernel",

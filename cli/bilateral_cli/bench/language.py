@@ -33,7 +33,7 @@ def language(
     The contenders are the served model, eager torch, and ONNX Runtime with a static key/value
     cache. Classifiers of 4,000 tokens follow, against eager torch.
 
-    Example: bilateral bench language --output benchmarks/results/language
+    Example: bilateral bench language --output benchmarks/results/language.json
     """
     from bilateral_benchmarks.experiments.language import measure_language
 
