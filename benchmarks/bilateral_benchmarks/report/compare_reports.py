@@ -1,38 +1,38 @@
-"""Comparison of two documents: each latency faster, slower or indistinguishable."""
+"""Comparison of two documents: each number faster, slower or indistinguishable."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from bilateral_benchmarks.report.document import Document
-from bilateral_benchmarks.report.result import Latency
-from bilateral_benchmarks.statistics.percentiles import Percentile
+from bilateral_benchmarks.report.result import Quantity
 from bilateral_export.errors import UserError
 
-Judgement = Literal["faster", "slower", "indistinguishable"]
-COMPARED = (50.0, 99.0)
+Judgement = Literal["faster", "slower", "smaller", "larger", "indistinguishable"]
+WORSE: tuple[Judgement, ...] = ("slower", "larger")
 # Differences below this are not worth a red build, however certain they are.
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One percentile of one measurement in both documents.
+    """One number of one measurement in both documents.
 
     Attributes:
         what: The measurement.
-        percent: The percentile.
-        ratio: Its new value over the old; above 1 is slower.
-        low: Least that the two confidence intervals allow; None: not limited.
+        measure: Which number of it.
+        ratio: Its new value over the old.
+        low: Least that the two intervals allow; None: not limited.
         high: Most.
-        judgement: Slower only if even `low` is more than TOLERANCE above 1; faster likewise.
+        judgement: Faster or slower; of memory smaller or larger. Only if the whole interval of the
+            ratio is more than TOLERANCE away from 1.
         doubts: Why the difference may not be the model's: other machines, invalid runs.
         valid: Whether both runs are.
     """
 
     what: str
-    percent: float
+    measure: str
     ratio: float
     low: float | None
     high: float | None
@@ -42,53 +42,62 @@ class Verdict:
 
 
 def compare_documents(before: Document, after: Document) -> list[Verdict]:
-    """Return a verdict for every measurement that both documents have.
+    """Return a verdict for every number that both documents have.
 
     The interval of the ratio is that of the worst cases of both intervals, which is wider than
     95 %: a difference that it shows is there.
 
     Raises:
-        UserError: They have no measurement in common, or too few requests in all of them.
+        UserError: They have no number of the same measurement in common.
     """
-    old, new = _latencies(before), _latencies(after)
+    old, new = _quantities(before), _quantities(after)
     common = [key for key in old if key in new]
     if not common:
         raise UserError(
-            "the two reports have no latency of the same measurement in common",
-            "Make both with one command, such as `bilateral bench served` or `bench suite`.",
+            "the two reports have no number of the same measurement in common",
+            "Make both with one command, such as `bilateral bench served` or `bench suite`, and"
+            " measure long enough for a percentile.",
         )
-    verdicts = []
-    for key in common:
-        doubts = _doubts(old[key], new[key])
-        for one, other in zip(old[key].percentiles, new[key].percentiles, strict=True):
-            if one.percent in COMPARED and one.value_ms and other.value_ms:
-                verdict = _judge(old[key].name, one, other, doubts)
-                valid = old[key].valid and new[key].valid
-                verdicts.append(replace(verdict, valid=valid))
-    if not verdicts:
-        raise UserError(
-            "the two reports have too few requests for any percentile", "Measure for longer."
-        )
-    return verdicts
+    return [_judge(old[key], new[key]) for key in common]
 
 
-def _judge(
-    what: str, before: Percentile, after: Percentile, doubts: tuple[str, ...] = ()
-) -> Verdict:
-    assert before.value_ms
-    assert after.value_ms
-    low = after.low_ms / before.high_ms if after.low_ms and before.high_ms else None
-    high = after.high_ms / before.low_ms if after.high_ms and before.low_ms else None
+def _judge(before: Quantity, after: Quantity) -> Verdict:
+    low = after.low / before.high if after.low is not None and before.high else None
+    high = after.high / before.low if after.high is not None and before.low else None
+    grown, shrunk = _WORDS[_kind(before)]
     judgement: Judgement = "indistinguishable"
     if low is not None and low > 1 + TOLERANCE:
-        judgement = "slower"
+        judgement = grown
     elif high is not None and high < 1 - TOLERANCE:
-        judgement = "faster"
-    ratio = after.value_ms / before.value_ms
-    return Verdict(what, before.percent, ratio, low, high, judgement, doubts)
+        judgement = shrunk
+    return Verdict(
+        before.name,
+        before.measure,
+        after.value / before.value,
+        low,
+        high,
+        judgement,
+        _doubts(before, after),
+        before.valid and after.valid,
+    )
 
 
-def _doubts(before: Latency, after: Latency) -> tuple[str, ...]:
+_Kind = Literal["time", "rate", "memory"]
+# What a number that has grown is called, and one that has shrunk.
+_WORDS: dict[_Kind, tuple[Judgement, Judgement]] = {
+    "time": ("slower", "faster"),
+    "rate": ("faster", "slower"),
+    "memory": ("larger", "smaller"),
+}
+
+
+def _kind(quantity: Quantity) -> _Kind:
+    if quantity.more_is_better:
+        return "rate"
+    return "memory" if quantity.measure.endswith("MiB") else "time"
+
+
+def _doubts(before: Quantity, after: Quantity) -> tuple[str, ...]:
     differences = before.context.machine.differences(after.context.machine)
     machines = [f"different machines: {'; '.join(differences)}"] if differences else []
     problems = [
@@ -99,7 +108,7 @@ def _doubts(before: Latency, after: Latency) -> tuple[str, ...]:
     return (*machines, *problems)
 
 
-def _latencies(document: Document) -> dict[object, Latency]:
+def _quantities(document: Document) -> dict[object, Quantity]:
     """Return what can be compared, by what it is and the shapes of its inputs."""
-    found = (latency for item in document.items for latency in item.latencies())
-    return {(latency.name, latency.shapes): latency for latency in found}
+    found = (quantity for item in document.items for quantity in item.quantities())
+    return {(one.name, one.measure, one.shapes): one for one in found}

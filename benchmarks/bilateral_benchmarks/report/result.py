@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +14,37 @@ from bilateral_benchmarks.report.tables import Table
 from bilateral_benchmarks.statistics.percentiles import Percentile
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+# The percentiles of a latency that are compared.
+COMPARED = (50.0, 99.0)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number that can be compared with the same one in another document.
+
+    Attributes:
+        name: What was measured.
+        measure: Which number of it, with its unit, such as "p50, ms".
+        value: The number, above 0.
+        low: Lower end of its interval; None: it has none, and nothing can be said of a difference.
+        high: Upper end.
+        context: Where it was measured.
+        more_is_better: Whether it is a rate, not a time.
+        shapes: Of the inputs, by name; numbers of other shapes are of other measurements.
+        problems: What speaks against it, in words.
+        valid: Whether it counts at all.
+    """
+
+    name: str
+    measure: str
+    value: float
+    low: float | None
+    high: float | None
+    context: Context
+    more_is_better: bool = False
+    shapes: Shapes = ()
+    problems: tuple[str, ...] = ()
+    valid: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,22 @@ class Latency:
     shapes: Shapes = ()
     problems: tuple[str, ...] = ()
     valid: bool = True
+
+    def quantities(self) -> Iterator[Quantity]:
+        """Yield the percentiles that are compared, where the sample supports them."""
+        for one in self.percentiles:
+            if one.percent in COMPARED and one.value_ms:
+                yield Quantity(
+                    self.name,
+                    f"p{one.percent:g}, ms",
+                    one.value_ms,
+                    one.low_ms,
+                    one.high_ms,
+                    self.context,
+                    shapes=self.shapes,
+                    problems=self.problems,
+                    valid=self.valid,
+                )
 
 
 class Result(BaseModel):
@@ -64,8 +112,12 @@ class Result(BaseModel):
         return []
 
     def latencies(self) -> list[Latency]:
-        """Return what `bilateral bench compare` compares."""
+        """Return the latencies whose percentiles `bilateral bench compare` compares."""
         return []
+
+    def quantities(self) -> list[Quantity]:
+        """Return all that `bilateral bench compare` compares; first of all the latencies."""
+        return [quantity for latency in self.latencies() for quantity in latency.quantities()]
 
     def invalid(self) -> list[str]:
         """Return each run whose numbers do not count, with the reason."""

@@ -24,30 +24,30 @@ def compare(
 ) -> None:
     """Say what became faster, slower, or cannot be distinguished.
 
-    Exit code 1 if anything is slower, or a run that is compared is invalid.
+    Exit code 1 if anything is slower or takes more memory, or a run that is compared is invalid.
 
-    Latencies with an interval are compared: of runners, served models, sweeps, scenarios other than
-    Server, runtimes and forms. Where the two were measured on different machines, or one is invalid
-    or unstable, it is said.
+    What has an interval is compared: latencies, the rates of Server and of the generator, growth,
+    crossover, breakdown and the cost of serving. Where the two were measured on different machines,
+    or one is invalid or unstable, it is said.
 
     Example: bilateral bench compare main.json branch.json
     """
     from bilateral_benchmarks.experiments.document import load_document
-    from bilateral_benchmarks.report.compare_reports import compare_documents
+    from bilateral_benchmarks.report.compare_reports import WORSE, compare_documents
     from bilateral_benchmarks.report.tables import between
 
     verdicts = compare_documents(load_document(before), load_document(after))
     if json:
         print_json([vars(verdict) for verdict in verdicts])
     else:
-        colours = {"faster": "green", "slower": "bold red", "indistinguishable": "dim"}
+        colours = {"indistinguishable": "dim"} | dict.fromkeys(WORSE, "bold red")
         rows = [
             (
                 v.what,
-                f"p{v.percent:g}",
+                v.measure,
                 f"{v.ratio:.3f}",
                 between(v.low, v.high),
-                styled(v.judgement, colours[v.judgement]),
+                styled(v.judgement, colours.get(v.judgement, "green")),
             )
             for v in verdicts
         ]
@@ -58,7 +58,7 @@ def compare(
         for doubt, count in doubted.items():
             text = f"{doubt} ({count} of {len(by_measurement)} measurements)"
             notes.print(text, soft_wrap=True)
-    if any(verdict.judgement == "slower" or not verdict.valid for verdict in verdicts):
+    if any(verdict.judgement in WORSE or not verdict.valid for verdict in verdicts):
         raise typer.Exit(EXIT_FAILED)
 
 
