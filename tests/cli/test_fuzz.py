@@ -40,6 +40,7 @@ SHORT = {  # what would make a healthy case long
     "--warmup": "0.1",
     "--timeout": "1",
     "--rounds": "1",
+    "--models": "1",
     "--seconds": "0.05",
     "--lengths": "5",
     "--items": "2",

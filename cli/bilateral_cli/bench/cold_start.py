@@ -18,7 +18,8 @@ from bilateral_cli.console import JsonOption
 def cold_start(
     model: Annotated[Path, typer.Argument(help="The exported ONNX file.")],
     models: Annotated[
-        int, typer.Option(min=1, help="Serve it under so many names, each a model of its own.")
+        int,
+        typer.Option(min=1, max=500, help="Serve it under so many names, each a model of its own."),
     ] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 3,
     output: OutputOption = None,

@@ -22,9 +22,13 @@ from bilateral_benchmarks.studies.tile_skipping import TileSkipping
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 TYPES: dict[str, type[Document] | type[Result]] = {
+    "int8": BenchDocument,
+    "cold_start": BenchDocument,
     "cpu": BenchDocument,
     "kernel_build": BuildReport,
     "kernel_skipping": TileSkipping,
+    "language": BenchDocument,
+    "sizes": BenchDocument,
     "pipeline": Pipeline,
     "robustness": RobustnessReport,
     "score_files": BenchDocument,
