@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -18,11 +19,14 @@ from bilateral_export.lowering.attention_pattern import (
     attention_nodes,
     read_attention,
 )
+from bilateral_export.lowering.attention_tiles import rewrite_to_tiles
 from bilateral_export.lowering.gate import FACTOR, RoundingError, measure_attentions
 from bilateral_export.lowering.graph_edit import copied, drop_unused
+from bilateral_export.lowering.grid_tiling import worth_tiling
+from bilateral_export.lowering.push_down_gather import read_in_part
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
-Form = Literal["augmented", "mask", "decomposed"]
+Form = Literal["tiles", "augmented", "mask", "decomposed"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -33,6 +37,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 FLASH_LENGTH = 400
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, AttentionPattern], None]] = {
+    "tiles": rewrite_to_tiles,
     "augmented": rewrite_to_flash,
     "mask": rewrite_to_mask,
 }
@@ -99,9 +104,12 @@ def preferred_forms(runtime: Runtime, pattern: AttentionPattern) -> Sequence[For
 
     OpenVINO fuses the decomposed form without materialising N x N, so nothing is gained there.
     Plain attention without a spatial term needs no extra columns; the flash form is always best.
+    Tiles come first where a bandwidth is narrow and the grid long (grid_tiling.py).
     """
     if runtime == "openvino":
         return ("decomposed",)
+    if worth_tiling(pattern):
+        return ("tiles", "augmented", "mask", "decomposed")
     plain = pattern.spatial_kernel == "none"
     if plain or (pattern.length or 0) >= FLASH_LENGTH:
         return ("augmented", "mask", "decomposed")
@@ -142,6 +150,7 @@ def _rewrite(
             patterns.append(read_attention(model, graph, node))
         except PreconditionError as error:
             refused[node.name].append(str(error))
+    partly = functools.cache(lambda: read_in_part(canonical))
     chosen: dict[str, tuple[AttentionPattern, Form]] = {}
     for pattern in patterns:
         name = pattern.node.name
@@ -149,6 +158,9 @@ def _rewrite(
             if option == "decomposed":
                 break
             if (name, option) in failed:
+                continue
+            if option == "tiles" and pattern.merged in partly():
+                refused[name].append("tiles: only some tokens of its output are read")
                 continue
             try:
                 _REWRITES[option](model, pattern)
