@@ -37,6 +37,7 @@ from bilateral_export.lowering.graph_edit import Rewriter
 from bilateral_export.lowering.grid_tiling import TOLERANCE, Tiling, head_groups, log_tail
 
 MARGIN = 1e-4
+_FLOAT, _INT64, _BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL
 
 
 def rewrite_to_tiles(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
@@ -106,8 +107,8 @@ def _attend_group(rewriter: Rewriter, pattern: AttentionPattern, tiling: Tiling 
         "If",
         [few],
         "attended",
-        then_branch=tiled.graph(_attend_tiles(tiled, operands, tiling, low, high, width)),
-        else_branch=dense.graph(attend(dense, operands)),
+        then_branch=tiled.graph({_attend_tiles(tiled, operands, tiling, low, high, width): _FLOAT}),
+        else_branch=dense.graph({attend(dense, operands): _FLOAT}),
     )
 
 
@@ -154,7 +155,7 @@ def _radius(
     # Not-a-number is not within the tolerance: the window is everything.
     within = rewriter.node("LessOrEqual", [column, _room(pattern, tiling)], "within")
     beyond = rewriter.node("Not", [within], "beyond")
-    counted = rewriter.node("Cast", [beyond], "counted", to=onnx.TensorProto.INT64)
+    counted = rewriter.node("Cast", [beyond], "counted", to=_INT64)
     radii = rewriter.node("ReduceSum", [counted, last], "radius_by_head", keepdims=0)
     return rewriter.node("ReduceMax", [radii, last], "radius", keepdims=1)
 
@@ -207,12 +208,12 @@ def _attend_tiles(
         key=body.node("Gather", [operands.key, keys], "key", axis=1),
         value=body.node("Gather", [operands.value, keys], "value", axis=1),
     )
-    outputs = body.node("Identity", [on], "still_on"), attend(body, local)
+    outputs = {body.node("Identity", [on], "still_on"): _BOOL, attend(body, local): _FLOAT}
     stacked = rewriter.node(
         "Loop",
         [rewriter.constant("tiles", np.array(len(queries))), ""],
         "stacked",
-        body=body.graph(*outputs, inputs={turn: onnx.TensorProto.INT64, on: onnx.TensorProto.BOOL}),
+        body=body.graph(outputs, {turn: _INT64, on: _BOOL}),
     )
     moved = rewriter.node("Transpose", [stacked], "moved", perm=[1, 0, 2, 3])
     flat = np.array([0, -1, width])

@@ -42,12 +42,14 @@ class Rewriter:
         made._nodes = []
         return made
 
-    def graph(self, *outputs: str, inputs: Mapping[str, int] | None = None) -> onnx.GraphProto:
-        """Return the nodes as a subgraph, given its outputs and the types of scalar inputs."""
-        typed = [helper.make_tensor_value_info(name, of, []) for name, of in (inputs or {}).items()]
-        # Their types are inferred.
-        made = [onnx.ValueInfoProto(name=name) for name in outputs]
-        return helper.make_graph(self._nodes, self._prefix, typed, made)
+    def graph(
+        self, outputs: Mapping[str, int], inputs: Mapping[str, int] | None = None
+    ) -> onnx.GraphProto:
+        """Return the nodes as a subgraph, given its outputs and scalar inputs with their types."""
+        value = helper.make_tensor_value_info
+        scalars = [value(name, of, []) for name, of in (inputs or {}).items()]
+        made = [value(name, of, None) for name, of in outputs.items()]
+        return helper.make_graph(self._nodes, self._prefix, scalars, made)
 
     def name(self, name: str) -> str:
         """Return a new tensor's full name."""
