@@ -20,6 +20,7 @@ from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
 from bilateral_benchmarks.experiments.score_files import ScoreFiles
 from bilateral_benchmarks.experiments.sweep import Sweep
+from bilateral_benchmarks.experiments.tile_speed import TileSpeed
 from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.report.document import Document
 from bilateral_benchmarks.report.files import read
@@ -38,7 +39,8 @@ Item = Annotated[
     | OperatorProfile
     | RawInput
     | ScoreFiles
-    | Sweep,
+    | Sweep
+    | TileSpeed,
     Field(discriminator="kind"),
 ]
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of attention against length, batch and depth; the fitted exponents."""
+"""Time and peak memory of attention against length, batch and depth; exponents with intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.experiments.isolated import Isolated, measure_isolated
@@ -17,12 +17,15 @@ from bilateral_benchmarks.load.schedule import require_positive
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Line, Plot, line_plot
 from bilateral_benchmarks.report.result import Result
-from bilateral_benchmarks.report.tables import Table, number
+from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_export.lowering.attention_forms import Form
 from bilateral_export.lowering.lower import lower
 
 Axis = Literal["tokens", "batch", "depth"]
-LENGTHS = (197, 577, 1025, 2048, 4096, 16384)
+# A class token before a square grid.
+LENGTHS = (1025, 2026, 4097, 8101, 16385, 32762, 65537)
+MULTIPLES = (1, 2, 4, 8, 16)
+SIGMA = 0.02
 # A fit leaves out the points where fixed costs rule.
 _FIT_FROM = {"tokens": 1000, "batch": 1, "depth": 1}
 # The N x N forms would need tens of GiB at the longest lengths; they fail at this limit instead.
@@ -38,13 +41,30 @@ class Point(BaseModel):
     measured: Isolated
 
 
+class Exponent(BaseModel):
+    """The power of a size that something grows with, by least squares in logarithms.
+
+    Attributes:
+        value: The slope.
+        low: Lower end of its 95% interval, which contains what the line does not fit; None with
+            fewer than three sizes.
+        high: Upper end.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
 class Series(BaseModel):
     """One form along one axis.
 
     Attributes:
         form: The lowering's form on ONNX Runtime's CPU provider.
-        time_exponent: Slope of log time against log size; None with fewer than two points.
-        memory_exponent: The same of what a call needs on top of the weights.
+        time_exponent: Of the time; None with fewer than two sizes.
+        memory_exponent: Of what a call needs on top of the weights.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,8 +72,13 @@ class Series(BaseModel):
     axis: Axis
     form: str
     points: tuple[Point, ...]
-    time_exponent: float | None
-    memory_exponent: float | None
+    time_exponent: Exponent | None
+    memory_exponent: Exponent | None
+
+    @field_validator("time_exponent", "memory_exponent", mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, value: object) -> object:
+        return Exponent(value=value) if isinstance(value, float) else value
 
 
 class Scaling(Result):
@@ -85,8 +110,8 @@ class Scaling(Result):
                     (
                         series.form,
                         f"exponent in {series.axis}",
-                        number(series.time_exponent),
-                        number(series.memory_exponent),
+                        _shown(series.time_exponent),
+                        _shown(series.memory_exponent),
                         "",
                     )
                 )
@@ -109,16 +134,26 @@ class Scaling(Result):
 
 def measure_scaling(
     lengths: Sequence[int] = LENGTHS,
-    forms: Sequence[Form] = ("augmented", "decomposed"),
+    forms: Sequence[Form] = ("tiles", "augmented", "decomposed"),
     *,
-    batches: Sequence[int] = (1, 2, 4),
-    depths: Sequence[int] = (1, 2, 4),
+    batches: Sequence[int] = MULTIPLES,
+    depths: Sequence[int] = MULTIPLES,
+    sigma: float = SIGMA,
     seconds: float = 1.0,
     on_point: Callable[[str], None] | None = None,
 ) -> Scaling:
     """Measure one attention layer (6 heads of 64, both kernels Gaussian) along each axis.
 
-    Batch and depth are varied at 577 tokens. Every point is a fresh process.
+    Batch and depth are varied at 1025 tokens. Every point is a fresh process.
+
+    Args:
+        lengths: Numbers of tokens.
+        forms: Of the lowering for ONNX Runtime's CPU provider.
+        batches: Batch sizes.
+        depths: Layers, one after the other.
+        sigma: Every head's bandwidth, as a share of the grid's extent.
+        seconds: For each point.
+        on_point: Called before each.
 
     Raises:
         UserError: The seconds for each point is not a positive number.
@@ -133,29 +168,42 @@ def measure_scaling(
                 for size in sizes:
                     if on_point:
                         on_point(f"{form}, {axis} {size}")
-                    measured = _measure(Path(scratch), form, axis, size, seconds)
+                    measured = _measure(Path(scratch), form, axis, size, sigma, seconds)
                     points.append(Point(size=size, measured=measured))
                 series.append(_series(axis, form, points))
     return Scaling(
-        layer="6 heads of 64, gaussian range and spatial kernels, with projections",
+        layer="6 heads of 64, gaussian range and spatial kernels, with projections, "
+        f"sigma {sigma:.2g} of the grid's extent",
         series=tuple(series),
         context=Context.now(),
     )
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """Return the power of the size that the values grow with (least squares in logarithms)."""
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> Exponent | None:
+    """Return the power of the size that the values grow with, with Student's interval."""
+    from scipy import stats  # slow to import
+
     if len(sizes) < 2:
         return None
-    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-3)), 1)[0])
+    fitted = stats.linregress(np.log(sizes), np.log(np.maximum(values, 1e-3)))
+    slope = float(fitted.slope)
+    if len(sizes) < 3:
+        return Exponent(value=slope)
+    half = float(fitted.stderr * stats.t.ppf(0.975, len(sizes) - 2))
+    return Exponent(value=slope, low=slope - half, high=slope + half)
 
 
-def _measure(scratch: Path, form: Form, axis: Axis, size: int, seconds: float) -> Isolated:
+def _shown(found: Exponent) -> str:
+    return f"{number(found.value)} ({between(found.low, found.high)})"
+
+
+def _measure(
+    scratch: Path, form: Form, axis: Axis, size: int, sigma: float, seconds: float
+) -> Isolated:
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    tokens = size if axis == "tokens" else 577
-    canonical = write_attention(
-        folder / "canonical.onnx", tokens, depth=size if axis == "depth" else 1
-    )
+    tokens = size if axis == "tokens" else 1025
+    depth = size if axis == "depth" else 1
+    canonical = write_attention(folder / "canonical.onnx", tokens, depth=depth, sigma=sigma)
     lowered = lower(canonical, "onnxruntime-cpu", folder / "lowered.onnx", form=form)
     forms = {site.form for site in lowered.lowering.sites}
     if forms != {form}:

@@ -99,8 +99,12 @@ def _attend_group(rewriter: Rewriter, pattern: AttentionPattern, tiling: Tiling 
     operands = augmented(rewriter, pattern)
     if tiling is None:
         return attend(rewriter, operands)
-    radius = _radius(rewriter, pattern, operands, tiling)
-    low, high, few = _windows(rewriter, tiling, radius)
+    excess = _excess(rewriter, pattern, operands, tiling)
+    low, high, small = _windows(rewriter, tiling, _radius(rewriter, pattern, tiling, excess))
+    # What is not finite is not bounded: it goes where the dense form takes it.
+    total = rewriter.node("Abs", [rewriter.node("ReduceSum", [excess], "sum", keepdims=0)], "total")
+    finite = rewriter.node("Less", [total, np.array(np.inf)], "finite")
+    few = rewriter.node("And", [small, finite], "few")
     tiled, dense = rewriter.branch("tiled"), rewriter.branch("dense")
     width = pattern.heads * pattern.head_dim
     return rewriter.node(
@@ -112,10 +116,10 @@ def _attend_group(rewriter: Rewriter, pattern: AttentionPattern, tiling: Tiling 
     )
 
 
-def _radius(
+def _excess(
     rewriter: Rewriter, pattern: AttentionPattern, operands: Operands, tiling: Tiling
 ) -> str:
-    """Compute the radius of every tile's window, `[tiles, 1]`, as in the module's claim."""
+    """Compute u_i - m_i of the module's claim, `[B, tiles, rows, H]`."""
     queries = tiling.queries()
     gaussian = pattern.range_kernel == "gaussian"
     first, depth = operands.features, pattern.head_dim
@@ -147,12 +151,15 @@ def _radius(
     near = rewriter.node("Mul", [query, mean], "near_products")
     near = rewriter.node("ReduceSum", [near, last], "near_logit", keepdims=0)
     excess = rewriter.node("Sub", [most, near], "excess")
-    by_tile = rewriter.node(
-        "Reshape", [excess, np.array([0, len(queries), -1, pattern.heads])], "excess_by_tile"
-    )
-    worst = rewriter.node("ReduceMax", [by_tile, np.array([0, 2])], "worst", keepdims=0)
+    by_tile = np.array([0, len(queries), -1, pattern.heads])
+    return rewriter.node("Reshape", [excess, by_tile], "excess_by_tile")
+
+
+def _radius(rewriter: Rewriter, pattern: AttentionPattern, tiling: Tiling, excess: str) -> str:
+    """Compute the radius of every tile's window, `[tiles, 1]`."""
+    last = np.array([-1])
+    worst = rewriter.node("ReduceMax", [excess, np.array([0, 2])], "worst", keepdims=0)
     column = rewriter.node("Unsqueeze", [worst, last], "worst_column")
-    # Not-a-number is not within the tolerance: the window is everything.
     within = rewriter.node("LessOrEqual", [column, _room(pattern, tiling)], "within")
     beyond = rewriter.node("Not", [within], "beyond")
     counted = rewriter.node("Cast", [beyond], "counted", to=_INT64)
@@ -174,7 +181,7 @@ def _room(pattern: AttentionPattern, tiling: Tiling) -> Values:
 
 
 def _windows(rewriter: Rewriter, tiling: Tiling, radius: str) -> tuple[str, str, str]:
-    """Compute the windows' corners, `[tiles, 2]` each, and whether they are worth it."""
+    """Compute the windows' corners, `[tiles, 2]` each, and whether they are small together."""
     corners = tiling.corners()
     low = rewriter.node("Sub", [corners, radius], "low_open")
     low = rewriter.node("Max", [low, np.zeros(2, np.int64)], "low")
@@ -184,7 +191,7 @@ def _windows(rewriter: Rewriter, tiling: Tiling, radius: str) -> tuple[str, str,
     areas = rewriter.node("ReduceProd", [sides, np.array([1])], "areas", keepdims=0)
     total = rewriter.node("ReduceSum", [areas], "area", keepdims=0)
     limit = np.array(tiling.largest_window() * len(corners))
-    return low, high, rewriter.node("Less", [total, limit], "few")
+    return low, high, rewriter.node("Less", [total, limit], "small")
 
 
 def _attend_tiles(

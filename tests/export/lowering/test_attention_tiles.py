@@ -156,7 +156,9 @@ def test_tiles_are_the_definition_on_any_grid_for_any_input(
     path = grid_attention(
         tmp_path_factory.mktemp("grid"), sides, bandwidth, prefix=prefix, range_kernel=range_kernel
     )
-    model, pattern = rewritten(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid_tiling, "_WORTH", 10.0)
+        model, pattern = rewritten(path)
     tokens = normal(pattern, batch, seed)
     tokens[0, seed % tokens.shape[1]] *= outlier
     check(path, model, pattern, tokens)
@@ -184,6 +186,21 @@ def test_one_far_key_that_matters_is_not_left_out(tmp_path: Path) -> None:
     exact = attend_queries(pattern, tokens, np.array([1]), np.float64)
     assert np.abs(exact).max() > 100  # the first query sees the last value
     check(path, model, pattern, tokens)
+
+
+@pytest.mark.parametrize("range_kernel", ["dot", "gaussian"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_goes_everywhere_as_in_the_dense_form(
+    value: float, range_kernel: RangeKernel, tmp_path: Path
+) -> None:
+    model, pattern = rewritten(grid_attention(tmp_path, (24, 24), [0.7], range_kernel=range_kernel))
+    tokens = normal(pattern, 2, 0)
+    assert run(model, pattern, tokens)[1]
+    tokens[1, -1, 0] = value
+    got, few = run(model, pattern, tokens)
+    assert not few
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[0]).all()
 
 
 def test_a_radius_that_is_too_small_fails_the_gate(
