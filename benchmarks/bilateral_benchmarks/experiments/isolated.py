@@ -62,6 +62,8 @@ def measure_isolated(
     if result.returncode:
         lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
         reason = lines[-1] if lines else f"died with signal {-result.returncode}"
+        if memory_mib and "allocate memory" in reason:
+            reason = f"out of memory: more than {memory_mib:,} MiB"
         return Isolated(failure=reason[:200])
     return Isolated.model_validate_json(result.stdout.splitlines()[-1])
 

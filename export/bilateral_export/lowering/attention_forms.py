@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -75,14 +76,16 @@ def lower_attentions(
         canonical: The model; its attentions are operator nodes.
         runtime: What will run it.
         form: Use this form wherever its conditions hold; None: the runtime's best.
-        factor: How much larger than that of float32 arithmetic an error may be.
+        factor: How much larger than that of float32 arithmetic an error may be; infinite: nothing
+            is measured.
     """
     refused: dict[str, list[str]] = {node.name: [] for node in attention_nodes(canonical)}
     failed: set[tuple[str, Form]] = set()
     while True:
         model, chosen = _rewrite(canonical, runtime, form, refused, failed)
         patterns = [pattern for pattern, _ in chosen.values()]
-        measured = measure_attentions(model, patterns, factor) if patterns else []
+        gated = patterns and math.isfinite(factor)
+        measured = measure_attentions(model, patterns, factor) if gated else []
         errors = {error.name: error for error in measured}
         too_large = [error for error in measured if not error.passed]
         if not too_large:
