@@ -187,4 +187,4 @@ def _measure(tokens: int, sigma: float | None, range_kernel: RangeKernel, rounds
 
 
 def _sigma(row: TileRow) -> str:
-    return "1 patch to 1/4" if row.sigma is None else f"{row.sigma:.0%}"
+    return "1 patch to 1/4" if row.sigma is None else f"{100 * row.sigma:g} %"
