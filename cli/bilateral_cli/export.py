@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json
+from bilateral_cli.options import parse_size
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
@@ -76,6 +76,16 @@ def export(
             " coordinates rescaled.",
         ),
     ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE,SIZE,...",
+            help="One file for several sizes of an image classifier's images, each a side or"
+            " HEIGHTxWIDTH: 224,384,512x384. It takes every height from the smallest to the"
+            " largest, and every width, in whole patches, and computes what --image-size exports"
+            " for one of them. Parity checks the sizes named, the corners and its own.",
+        ),
+    ] = None,
     output: Annotated[
         Output | None,
         typer.Option(
@@ -126,6 +136,8 @@ def export(
     def accept(loaded: Checkpoint) -> None:
         if explain:
             require_image(loaded.card.model, checkpoint)
+        if explain and sizes is not None:
+            raise UserError("--explain draws its maps on one grid", "Leave --sizes out for it.")
 
     if for_triton is not None:
         if opset is not None:
@@ -141,7 +153,8 @@ def export(
             weights=weights,
             sha256=sha256,
             labels=labels,
-            image_size=None if image_size is None else _size(image_size),
+            image_size=None if image_size is None else parse_size(image_size, "--image-size"),
+            sizes=[] if sizes is None else [_pair(size) for size in sizes.split(",")],
             output=output,
             spatial_features=spatial_features,
             accept=accept,
@@ -186,12 +199,9 @@ def _print(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> 
         out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _size(text: str) -> int | tuple[int, int]:
-    """The side of a square, or height and width, of an option such as 224 or 224x112."""
-    if not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", text):
-        raise UserError(f"--image-size {text} is not a size", "Give 224, or HEIGHTxWIDTH.")
-    height, _, width = text.partition("x")
-    return (int(height), int(width)) if width else int(height)
+def _pair(text: str) -> tuple[int, int]:
+    size = parse_size(text, "--sizes")
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _about(checkpoint: Checkpoint) -> list[str]:
@@ -217,6 +227,7 @@ def _summary(how: Preprocessing) -> str:
             f"{resized} ({how.interpolation}), centre {how.height}x{how.width},"
             f" mean {', '.join(f'{m:g}' for m in how.mean)},"
             f" deviation {', '.join(f'{s:g}' for s in how.std)}"
+            + (f"; takes {how.sizes}" if how.sizes else "")
         )
     sizes = how.model_dump(mode="json", include={"window", "stride", "length", "height", "width"})
     return ", ".join([how.kind, *(f"{name} {value}" for name, value in sizes.items())])

@@ -9,6 +9,7 @@ import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import DEFAULT_URL, JsonOption, ServersOption, out, print_json, table
+from bilateral_cli.options import parse_size
 
 
 @app.command()
@@ -27,6 +28,14 @@ def infer(
         Path | None,
         typer.Option(help="Directory for a segmenter's overlays, written as `<image>.png`."),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIDE|HEIGHTxWIDTH|aspect",
+            help="Of images, for a model that was exported with --sizes: 384, 512x384, or aspect to"
+            " keep each image's aspect ratio as far as the sizes go. Its own size unless told.",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Deadline for each request, in seconds.")] = 10.0,
     json: JsonOption = False,
 ) -> None:
@@ -41,9 +50,13 @@ def infer(
     """
     from bilateral_serving.client import Client
     from bilateral_serving.client.answers import answer_files
+    from bilateral_serving.client.requests import Size
 
+    wanted: Size | None = None
+    if size is not None:
+        wanted = "aspect" if size == "aspect" else parse_size(size, "--size")
     with Client(url, timeout_s=timeout) as client:
-        answers = answer_files(client, name, files, top, overlay)
+        answers = answer_files(client, name, files, top, overlay, wanted)
     if json:
         print_json([answer.document for answer in answers])
         return

@@ -1,8 +1,9 @@
-"""Values of options: lists of numbers, and choices from what is known."""
+"""Values of options: lists of numbers, sizes of images, and choices from what is known."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from bilateral_export.errors import UserError
@@ -31,6 +32,22 @@ def numbers(text: str, *, whole: bool, least: int = 1) -> list[float]:
     if not found:
         raise UserError(f"'{text}' has no number", "Write it as 1,2,4.")
     return found
+
+
+def parse_size(text: str, option: str) -> int | tuple[int, int]:
+    """Return the side of a square, or height and width, of a text such as 224 or 224x112.
+
+    Args:
+        text: The size.
+        option: Which was given it, for the message.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", text):
+        raise UserError(f"{option} {text} is not a size", "Give 224, or HEIGHTxWIDTH.")
+    height, _, width = text.partition("x")
+    return (int(height), int(width)) if width else int(height)
 
 
 def one_of(option: str, values: Any, known: Any) -> Any:

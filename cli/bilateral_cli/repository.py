@@ -106,6 +106,14 @@ def add(
             " a mask or the likelihoods of words come back.",
         ),
     ] = None,
+    parity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT",
+            help="The report of `bilateral parity CHECKPOINT FILE --json` about this file. It must"
+            " have passed, and is noted for rollouts, metrics and `bilateral top`.",
+        ),
+    ] = None,
     interface: Annotated[
         Path | None,
         typer.Option(help="For target tensorrt: the ONNX file that the plan was built from."),
@@ -120,6 +128,7 @@ def add(
 
     Example: bilateral repository add digits digits.onnx --max-batch-size 32
     """
+    from bilateral_export.parity.report.document import read_report
     from bilateral_serving import repository as repositories
     from bilateral_serving.config import Settings, Target
 
@@ -147,6 +156,7 @@ def add(
             interface=interface,
             lower=lower,
             for_triton=for_triton,
+            parity=read_report(parity) if parity else None,
         )
     if json:
         print_json(entry.document | {"remarks": entry.remarks})

@@ -18,8 +18,8 @@ PortOption = Annotated[int, typer.Option(help="gRPC port of the server of this m
 ParityOption = Annotated[
     Path | None,
     typer.Option(
-        help="The report of `bilateral parity CHECKPOINT FILE --json` about the version's"
-        " checkpoint; it must have passed."
+        help="The report of `bilateral parity CHECKPOINT FILE --json` about the version's file;"
+        " it must have passed. Not needed where the version was added with it."
     ),
 ]
 UnjudgedOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file
+from bilateral_export.files import require_file, sha256
 from bilateral_export.metadata import LOWERING_KEY, METADATA_KEY, ArtifactMetadata
 from bilateral_export.op import contract
 from bilateral_export.tensors import TensorSpec
@@ -67,6 +68,17 @@ class Artifact:
         return sum(file.stat().st_size for file in (self.path, *self.external_files))
 
     @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file; of all hashes, its own first, where it has external files."""
+        found = [sha256(file) for file in (self.path, *self.external_files)]
+        return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+    @property
+    def judged_as(self) -> tuple[str, ...]:
+        """Hashes by which a parity report about it may name it."""
+        return (self.sha256,)
+
+    @property
     def has_free_batch(self) -> bool:
         """Whether the first axis of every input and output is free, and is one and the same."""
         first = [tensor.shape[0] if tensor.shape else 0 for tensor in self.tensors]
@@ -86,6 +98,12 @@ class OnnxArtifact(Artifact):
     opset: int = 0
     attention: tuple[str, ...] = ()
     lowering: dict[str, Any] | None = None
+
+    @property
+    def judged_as(self) -> tuple[str, ...]:
+        """Hashes by which a parity report may name it: its own, and of what it was lowered from."""
+        source = (self.lowering or {}).get("source_sha256")
+        return (self.sha256, *([source] if source else ()))
 
     @property
     def attention_nodes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ __all__ = [
     "ArtifactMetadata",
     "ImagePreprocessing",
     "Precision",
+    "image_sizes",
 ]
 
 METADATA_KEY = "bilateral"
@@ -47,3 +49,24 @@ class ArtifactMetadata(BaseModel):
     weights: str | None = None
     license: str
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int, int]]:
+        """See the function of this name."""
+        return image_sizes(self.model)
+
+
+def image_sizes(model: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Return the smallest, own and largest size of the axes `height` and `width`, where free.
+
+    Empty for a model of one size, and for one that takes no images.
+
+    Args:
+        model: A configuration, as metadata has it.
+    """
+    sizes, own = model.get("sizes"), model.get("image_size")
+    if not sizes or own is None:
+        return {}
+    usual = (own, own) if isinstance(own, int) else own
+    axes = zip(("height", "width"), zip(*sizes, strict=True), usual, strict=True)
+    return {name: (min(found), size, max(found)) for name, found, size in axes}

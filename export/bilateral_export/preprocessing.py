@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 # Token ids that every family of token models shares.
 PADDING = 0
@@ -20,6 +27,32 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ImageSizes(_Document):
+    """The images that a model of several sizes takes.
+
+    Attributes:
+        multiple: Heights and widths are multiples of this: the side of a patch.
+        smallest: Height and width, each the smallest.
+        largest: Height and width, each the largest.
+    """
+
+    multiple: _Side
+    smallest: tuple[_Side, _Side]
+    largest: tuple[_Side, _Side]
+
+    def __str__(self) -> str:
+        (low, left), (high, right) = self.smallest, self.largest
+        return f"{low} to {high} x {left} to {right} pixels, multiples of {self.multiple}"
+
+    def refused(self, height: int, width: int) -> str:
+        """Return why an image of this size is not one of them; empty if it is."""
+        fits = all(
+            low <= side <= high and side % self.multiple == 0
+            for low, side, high in zip(self.smallest, (height, width), self.largest, strict=True)
+        )
+        return "" if fits else f"{height}x{width} is not of {self}"
+
+
 class ImagePreprocessing(_Document):
     """How a decoded image becomes an input tensor `[C, H, W]`, float32.
 
@@ -31,8 +64,12 @@ class ImagePreprocessing(_Document):
     image processors do (`image_transforms.center_crop`). One pixel changes a photograph's values
     by 10 of 255 on average.
 
+    A model of several sizes gets images of `height` x `width` too, the size its accuracy is known
+    at, unless one is asked for: see `at`.
+
     Attributes:
         resize: The shorter side, which keeps the aspect ratio; or height and width, which does not.
+        sizes: What else a model of several sizes takes; None for a model of one size.
     """
 
     kind: Literal["image"] = "image"
@@ -44,6 +81,53 @@ class ImagePreprocessing(_Document):
     crop: Literal["round", "floor"] = "round"
     mean: tuple[_Mean, ...]
     std: tuple[_Deviation, ...]
+    sizes: ImageSizes | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `sizes` where there are none: readers of earlier versions do not know it."""
+        written: dict[str, Any] = fields(self)
+        if written.get("sizes", ...) is None:
+            del written["sizes"]
+        return written
+
+    def at(self, height: int, width: int) -> ImagePreprocessing:
+        """Return the same for images of another size; its resize grows in proportion."""
+        shorter, wanted = min(self.height, self.width), min(height, width)
+        resize: int | tuple[int, int]
+        if self.resize == shorter * 8 // 7:
+            resize = wanted * 8 // 7  # DeiT's int(size / 0.875)
+        elif isinstance(self.resize, int):
+            resize = round(self.resize * wanted / shorter)
+        else:
+            rows, columns = self.resize
+            resize = round(rows * height / self.height), round(columns * width / self.width)
+        return self.model_copy(update={"height": height, "width": width, "resize": resize})
+
+    def keeping_aspect(self, height: int, width: int) -> ImagePreprocessing:
+        """Return the same for one image, of which as much is kept as the model's sizes allow.
+
+        The shorter side stays the model's own. The longer one is as long as the image's aspect
+        ratio makes it, in whole patches, and at most the largest that the model takes; what is
+        longer is cropped.
+
+        Args:
+            height: Of the image.
+            width: Likewise.
+
+        Raises:
+            ValueError: The model takes one size only.
+        """
+        if self.sizes is None:
+            raise ValueError("the model takes images of one size")
+        side, step = min(self.height, self.width), self.sizes.multiple
+        kept = [
+            min(max(step * round(side * length / min(height, width) / step), low), high)
+            for low, length, high in zip(
+                self.sizes.smallest, (height, width), self.sizes.largest, strict=True
+            )
+        ]
+        return self.at(*kept)
 
     @model_validator(mode="after")
     def _every_channel_is_normalised(self) -> ImagePreprocessing:
@@ -151,7 +235,9 @@ def preprocessing_text(how: Preprocessing | None, source: str = "") -> str:
             ' document {"schema_version": 1, "name": ..., "model": the configuration,'
             ' "preprocessing": {"kind": "image", ...}}'
         )
-    shown = how.model_dump(exclude={"kind", "palette", "vocabulary", "vocabulary_sha256"})
+    shown = how.model_dump(exclude={"kind", "palette", "vocabulary", "vocabulary_sha256", "sizes"})
+    if isinstance(how, ImagePreprocessing) and how.sizes is not None:
+        shown["sizes"] = str(how.sizes)
     values = {
         name: " ".join(f"{one:.4g}" for one in value) if isinstance(value, tuple) else str(value)
         for name, value in shown.items()

@@ -8,6 +8,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from bilateral_serving import raw
+from bilateral_serving.config import described_versions, read_metadata
 
 
 def smallest_request(config: ModelConfig) -> service_pb2.ModelInferRequest | None:
@@ -18,10 +19,14 @@ def smallest_request(config: ModelConfig) -> service_pb2.ModelInferRequest | Non
 
 
 def zeros(config: ModelConfig) -> service_pb2.ModelInferRequest:
-    """Return the smallest request for a model: one row of zeros, each free dimension 1."""
+    """Return the smallest request for a model: one row of zeros, each free dimension 1.
+
+    A model of several sizes gets the smallest image that it takes.
+    """
+    smallest = iter(_smallest_image(config))
     request = service_pb2.ModelInferRequest(model_name=config.name)
     for tensor in raw.required(config):
-        sizes = [max(1, size) for size in tensor.dims]
+        sizes = [next(smallest, 1) if size < 0 else size for size in tensor.dims]
         shape = [1, *sizes] if config.max_batch_size > 0 else sizes
         kind = DataType.Name(tensor.data_type).removeprefix("TYPE_")
         kind = "BYTES" if kind == "STRING" else kind
@@ -32,3 +37,10 @@ def zeros(config: ModelConfig) -> service_pb2.ModelInferRequest:
     for tensor in raw.of_graph(config)[1][:1]:
         request.outputs.add(name=tensor.name)
     return request
+
+
+def _smallest_image(config: ModelConfig) -> tuple[int, ...]:
+    """Return the smallest height and width of a model of several sizes; nothing for others."""
+    versions = described_versions(config)
+    about = read_metadata(config, versions[-1]) if versions else None
+    return tuple(low for low, _, _ in about.image_sizes.values()) if about else ()

@@ -104,7 +104,7 @@ def run_model(
     with steps("deploy", "Writing the model repository") as say:
         names = served_names(name, exported.checkpoint)
         for served, settings in names.items():
-            say(str(_deploy(served, exported.file.path, models, settings)))
+            say(str(_deploy(served, exported, models, settings)))
     options = ServerOptions(
         models, tuple(names), grpc_port=free_port(), http_port=None, metrics_port=None
     )
@@ -113,8 +113,7 @@ def run_model(
             server = stack.enter_context(running(options))
             say(f"tritonserver answers at {server.url}")
         check(server, exported.checkpoint)
-        rows = [*exported.rows, *judge_served(name, server, exported, steps)]
-        report = report_of(exported.checkpoint, exported.samples, rows)
+        report = exported.report(judge_served(name, server, exported, steps))
         yield ModelRun(server, exported.file, report)
 
 
@@ -135,6 +134,11 @@ class ExportedModel:
     samples: Sequence[Sample]
     truth: Truth
     rows: Sequence[ParityRow]
+
+    def report(self, rows: Sequence[ParityRow] = ()) -> ParityReport:
+        """Return the verdict of parity, with what is known of the served model."""
+        every = [*self.rows, *rows]
+        return report_of(self.checkpoint, self.samples, every, judged=[self.file.sha256])
 
 
 def export_model(
@@ -202,9 +206,17 @@ def _judged(
     return rows
 
 
-def _deploy(name: str, model: Path, models: Path, settings: Settings | None) -> Path:
+def _deploy(name: str, exported: ExportedModel, models: Path, settings: Settings | None) -> Path:
     """Make version 1 anew and return its directory; a configuration that is there stays."""
     if (models / name / "1").exists():
         repository.remove(name, models, version=1)
-    entry = repository.add(name, model, models, version=1, settings=settings)
+    report = exported.report()
+    entry = repository.add(
+        name,
+        exported.file.path,
+        models,
+        version=1,
+        settings=settings,
+        parity=report if report.passed else None,
+    )
     return entry.versions[0].directory

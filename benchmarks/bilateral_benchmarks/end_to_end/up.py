@@ -29,6 +29,7 @@ from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.files import atomic_file, to_json, write_text
 from bilateral_export.models.family import Family
 from bilateral_export.parity.inputs.samples import Sample, random_samples
+from bilateral_export.parity.report.document import ParityReport
 from bilateral_export.preprocessing import (
     ImagePreprocessing,
     ListOpsPreprocessing,
@@ -114,7 +115,7 @@ def up(
         if is_new and repository.takes_files(exported.file):
             names[name] = Settings(raw=True)
         for each, settings in names.items():
-            entry = added(each, exported.file.path, options.repository, settings)
+            entry = added(each, exported.file.path, options.repository, settings, exported.report())
             say("; ".join([str(entry.versions[-1].directory), *entry.remarks]))
 
     def judge(server: RunningServer) -> None:
@@ -140,7 +141,13 @@ def _samples(checkpoint: Checkpoint) -> list[Sample]:
     return random_samples(model, BATCHES, {}, items_for(model))
 
 
-def added(name: str, model: Path, models: Path, settings: Settings | None) -> Entry:
+def added(
+    name: str,
+    model: Path,
+    models: Path,
+    settings: Settings | None,
+    parity: ParityReport | None = None,
+) -> Entry:
     """Add a file as the next version, unless the newest one was made of the same checkpoint."""
     from bilateral_export.artifact import read_metadata
 
@@ -149,7 +156,7 @@ def added(name: str, model: Path, models: Path, settings: Settings | None) -> En
         newest = entry.versions[-1].metadata if entry.versions else None
         if newest is not None and newest == served(read_metadata(model)):
             return entry
-    return repository.add(name, model, models, settings=settings)
+    return repository.add(name, model, models, settings=settings, parity=parity)
 
 
 def _ready(

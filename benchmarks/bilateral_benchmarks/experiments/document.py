@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bilateral_benchmarks.experiments.breakdown import Breakdown
 from bilateral_benchmarks.experiments.capacity import Capacity
+from bilateral_benchmarks.experiments.cold_start import ColdStart
 from bilateral_benchmarks.experiments.comparison import Comparison
 from bilateral_benchmarks.experiments.crossover import Crossover
 from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
@@ -19,6 +20,7 @@ from bilateral_benchmarks.experiments.raw_input import RawInput
 from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
 from bilateral_benchmarks.experiments.score_files import ScoreFiles
+from bilateral_benchmarks.experiments.several_sizes import SeveralSizes
 from bilateral_benchmarks.experiments.sweep import Sweep
 from bilateral_benchmarks.experiments.tile_speed import TileSpeed
 from bilateral_benchmarks.load.report import Report
@@ -34,10 +36,12 @@ Item = Annotated[
     | Scaling
     | Breakdown
     | Capacity
+    | ColdStart
     | Overhead
     | ScenarioResult
     | OperatorProfile
     | RawInput
+    | SeveralSizes
     | ScoreFiles
     | Sweep
     | TileSpeed,

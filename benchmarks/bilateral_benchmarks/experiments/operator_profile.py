@@ -24,7 +24,8 @@ from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
 from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table, number
 from bilateral_benchmarks.statistics.interleave import interleave
-from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner, subnormals_flushed
+from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
+from bilateral_export.runners.subnormals import subnormals_flushed
 
 _LINEAR, _ATTENTION, _NORMS = "linear layers", "attention", "norms"
 _BIAS, _ELEMENTWISE, _MOVES = "biases, GELU", "residual sums", "splits, transposes, copies"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.experiments.isolated import Isolated, measure_isolated
@@ -23,6 +23,7 @@ from bilateral_export.lowering.attention_forms import Form
 from bilateral_export.lowering.lower import lower
 
 Axis = Literal["tokens", "batch", "depth"]
+Interval = tuple[float, float]
 # A class token before a square grid.
 LENGTHS = (1025, 2026, 4097, 8101, 16385, 32762, 65537)
 MULTIPLES = (1, 2, 4, 8, 16)
@@ -42,23 +43,6 @@ class Point(BaseModel):
     measured: Isolated
 
 
-class Exponent(BaseModel):
-    """The power of a size that something grows with, by least squares in logarithms.
-
-    Attributes:
-        value: The slope.
-        low: Lower end of its 95% interval, which contains what the line does not fit; None with
-            fewer than three sizes.
-        high: Upper end.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
 class Series(BaseModel):
     """One form along one axis.
 
@@ -67,6 +51,9 @@ class Series(BaseModel):
         time_exponent: Of the fastest call, to which other load adds least; None with fewer than two
             sizes.
         memory_exponent: Of what a call needs on top of the weights.
+        time_interval: 95% interval of the exponent, which contains what the line does not fit; None
+            with fewer than three sizes, and in older files.
+        memory_interval: The same.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,13 +61,10 @@ class Series(BaseModel):
     axis: Axis
     form: str
     points: tuple[Point, ...]
-    time_exponent: Exponent | None
-    memory_exponent: Exponent | None
-
-    @field_validator("time_exponent", "memory_exponent", mode="before")
-    @classmethod
-    def _of_an_earlier_version(cls, value: object) -> object:
-        return Exponent(value=value) if isinstance(value, float) else value
+    time_exponent: float | None
+    memory_exponent: float | None
+    time_interval: Interval | None = None
+    memory_interval: Interval | None = None
 
 
 class Scaling(Result):
@@ -114,8 +98,8 @@ class Scaling(Result):
                         series.form,
                         f"exponent in {series.axis}",
                         "",
-                        _shown(series.time_exponent),
-                        _shown(series.memory_exponent),
+                        _shown(series.time_exponent, series.time_interval),
+                        _shown(series.memory_exponent, series.memory_interval),
                         "",
                     )
                 )
@@ -187,22 +171,27 @@ def measure_scaling(
     )
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> Exponent | None:
-    """Return the power of the size that the values grow with, with Student's interval."""
+def exponent(
+    sizes: Sequence[float], values: Sequence[float]
+) -> tuple[float | None, Interval | None]:
+    """Return the power of the size that the values grow with, and its 95% interval (Student's).
+
+    By least squares in logarithms; None where there are too few sizes.
+    """
     from scipy import stats  # slow to import
 
     if len(sizes) < 2:
-        return None
+        return None, None
     fitted = stats.linregress(np.log(sizes), np.log(np.maximum(values, 1e-3)))
     slope = float(fitted.slope)
     if len(sizes) < 3:
-        return Exponent(value=slope)
+        return slope, None
     half = float(fitted.stderr * stats.t.ppf(0.975, len(sizes) - 2))
-    return Exponent(value=slope, low=slope - half, high=slope + half)
+    return slope, (slope - half, slope + half)
 
 
-def _shown(found: Exponent) -> str:
-    return f"{number(found.value)} ({between(found.low, found.high)})"
+def _shown(value: float, interval: Interval | None) -> str:
+    return number(value) + (f" ({between(*interval)})" if interval else "")
 
 
 def _measure(
@@ -234,10 +223,14 @@ def _series(axis: Axis, form: Form, points: list[Point]) -> Series:
         if point.measured.failure is None and point.size >= _FIT_FROM[axis]
     ]
     sizes = [float(size) for size, _ in fitted]
+    time, time_interval = exponent(sizes, [m.fastest_ms or 0.0 for _, m in fitted])
+    memory, memory_interval = exponent(sizes, [m.run_mib or 0.0 for _, m in fitted])
     return Series(
         axis=axis,
         form=form,
         points=tuple(points),
-        time_exponent=exponent(sizes, [m.fastest_ms or 0.0 for _, m in fitted]),
-        memory_exponent=exponent(sizes, [m.run_mib or 0.0 for _, m in fitted]),
+        time_exponent=time,
+        memory_exponent=memory,
+        time_interval=time_interval,
+        memory_interval=memory_interval,
     )

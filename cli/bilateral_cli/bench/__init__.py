@@ -12,6 +12,8 @@ _MODULES = (
     "runtimes",
     "scenarios",
     "raw_input",
+    "several_sizes",
+    "cold_start",
     "capacity",
     "documents",
     "kernel",

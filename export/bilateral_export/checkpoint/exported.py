@@ -10,6 +10,7 @@ from bilateral_export.checkpoint.formats.recognise import identify
 from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
+from bilateral_export.checkpoint.several_sizes import for_sizes
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.models.definition import ModelDefinition
@@ -52,10 +53,12 @@ def load_exported(
 
 
 def as_exported(checkpoint: Checkpoint, metadata: ArtifactMetadata) -> Checkpoint:
-    """Return the checkpoint at the resolution and with the output of an artifact."""
+    """Return the checkpoint at the resolutions and with the output of an artifact."""
     size = metadata.model.get("image_size")
     if size is None or checkpoint.card.model.image is None:
         return checkpoint
     checkpoint = at_resolution(checkpoint, size if isinstance(size, int) else (size[0], size[1]))
     output = metadata.model.get("output", "logits")
-    return checkpoint if output == "logits" else with_output(checkpoint, output)
+    checkpoint = checkpoint if output == "logits" else with_output(checkpoint, output)
+    sizes = metadata.model.get("sizes")
+    return for_sizes(checkpoint, [(size[0], size[1]) for size in sizes]) if sizes else checkpoint

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilateral_export.checkpoint.checkpoint import Checkpoint
-from bilateral_export.checkpoint.datasets.imagenet import deit_preprocessing
-from bilateral_export.checkpoint.homes.conversion import Resampling, resized_preprocessing
 from bilateral_export.errors import UserError
 from bilateral_export.models.classifier import shown
-from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
+from bilateral_export.models.free_grid import Resampling
+from bilateral_export.preprocessing import ImagePreprocessing
 
 # Tensors with one row per token, tokens in the last axis but one.
 PER_TOKEN = ("pos_embed", "query_features", "key_features")
@@ -56,9 +55,9 @@ def at_resolution(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> 
         return at_resolution(trained, image_size)
     target = checkpoint.card.model.resized(*size)
     grid = (size[0] // image.patch_size, size[1] // image.patch_size)
-    how = checkpoint.conversion.resampling if checkpoint.conversion else "bicubic"
+    resampling = resampling_of(checkpoint)
     state = {
-        name: resample(tensor, image.prefix, image.grid, grid, how)
+        name: resample(tensor, image.prefix, image.grid, grid, resampling)
         if name.rpartition(".")[2] in PER_TOKEN
         else tensor
         for name, tensor in checkpoint.state.items()
@@ -67,19 +66,17 @@ def at_resolution(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> 
     name = checkpoint.card.name
     if name.endswith(old_suffix):
         name = name.removesuffix(old_suffix) + new_suffix
-    preprocessing = _preprocessing(checkpoint.card.preprocessing, size)
+    how = checkpoint.card.preprocessing
+    preprocessing = how.at(*size) if isinstance(how, ImagePreprocessing) else how
     card = checkpoint.card.model_copy(
         update={"name": name, "model": target, "preprocessing": preprocessing}
     )
     return dataclasses.replace(checkpoint, card=card, state=state, trained=trained)
 
 
-def _preprocessing(before: Preprocessing | None, size: tuple[int, int]) -> Preprocessing | None:
-    if not isinstance(before, ImagePreprocessing):
-        return before
-    if before == deit_preprocessing(before.height) and size[0] == size[1]:
-        return deit_preprocessing(size[0])
-    return resized_preprocessing(before, *size)
+def resampling_of(checkpoint: Checkpoint) -> Resampling:
+    """How the library whose weights they are interpolates learned positions."""
+    return checkpoint.conversion.resampling if checkpoint.conversion else "bicubic"
 
 
 def resample(

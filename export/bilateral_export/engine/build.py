@@ -30,7 +30,7 @@ from bilateral_export.engine.profiles import (
     max_batch,
 )
 from bilateral_export.engine.progress import Progress, interruptible
-from bilateral_export.engine.source import Source, dimension_sizes, read_source
+from bilateral_export.engine.source import Source, dimension_sizes, read_source, usual_sizes
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 from bilateral_export.tensors import TensorSpec
@@ -173,7 +173,12 @@ def _profiles(source: Source, facts: NetworkFacts, options: BuildOptions) -> tup
             raise UserError("the model has no dynamic dimension", "Leave out --profile.")
         return ()
     profiles = options.profiles or (
-        default_profile(shapes, options.max_batch, dimension_sizes(source, shapes)),
+        default_profile(
+            shapes,
+            options.max_batch,
+            dimension_sizes(source, shapes),
+            usual_sizes(source, shapes),
+        ),
     )
     for profile in profiles:
         check_profile(profile, shapes)

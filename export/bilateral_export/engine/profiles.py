@@ -79,16 +79,18 @@ def default_profile(
     inputs: Mapping[str, Shape],
     max_batch: int = DEFAULT_MAX_BATCH,
     sizes: Mapping[tuple[str, int], tuple[int, int]] | None = None,
+    usual: Mapping[tuple[str, int], int] | None = None,
 ) -> dict[str, Range]:
     """Return a profile for a model whose user gave none.
 
     The first dimension of an input, where it is dynamic, is the batch: 1 to `max_batch`, tuned for
-    a quarter of it. A later dynamic dimension is tuned for the largest size given for it.
+    a quarter of it. A later dynamic dimension is tuned for its usual size, else its largest.
 
     Args:
         inputs: Shape by input name, -1 where dynamic.
         max_batch: The largest batch.
         sizes: The smallest and the largest size of (input, axis), for dynamic axes but the first.
+        usual: The size to tune (input, axis) for.
 
     Returns:
         The range of each dynamic input; empty when there is none.
@@ -109,7 +111,7 @@ def default_profile(
                 bounds = (1, max(1, max_batch // 4), max_batch)
             elif (name, axis) in sizes:
                 least, most = sizes[name, axis]
-                bounds = (least, most, most)
+                bounds = (least, (usual or {}).get((name, axis), most), most)
             else:
                 raise UserError(
                     f"input {name} has a dynamic dimension {axis} whose range is not known",

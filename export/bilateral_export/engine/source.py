@@ -18,7 +18,7 @@ from bilateral_export.engine.attention_path import name_attention_nodes, use_fun
 from bilateral_export.engine.installation.plugin import find_plugin, require_plugin
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.profiles import Shape
-from bilateral_export.metadata import METADATA_KEY
+from bilateral_export.metadata import METADATA_KEY, image_sizes
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,35 @@ def dimension_sizes(
     """Return the sizes of each dynamic dimension after the first, where the metadata says them.
 
     A sequence is as long as the model's configuration says; one that counts what is cached may be
-    empty.
+    empty. Images are as large as the sizes it was exported for.
     """
+    return {place: (low, high) for place, (low, _, high) in _known_sizes(source, shapes).items()}
+
+
+def usual_sizes(source: Source, shapes: dict[str, Shape]) -> dict[tuple[str, int], int]:
+    """Return the size to tune each of them for: the model's own."""
+    return {place: usual for place, (_, usual, _) in _known_sizes(source, shapes).items()}
+
+
+def _known_sizes(
+    source: Source, shapes: dict[str, Shape]
+) -> dict[tuple[str, int], tuple[int, int, int]]:
     model = (source.metadata or {}).get("model")
     if not isinstance(model, dict):
         return {}
-    length = model.get("length") or model.get("context")
-    if not isinstance(length, int):
-        return {}
     names = {spec.name: spec.shape for spec in interface(source.model)[0]}
-    return {
-        (name, axis): (0 if "past" in str(names[name][axis]) else 1, length)
+    free = [
+        (name, axis)
         for name, shape in shapes.items()
         for axis, size in enumerate(shape)
         if axis > 0 and size < 0
+    ]
+    if images := image_sizes(model):
+        return {(name, axis): images[str(names[name][axis])] for name, axis in free}
+    length = model.get("length") or model.get("context")
+    if not isinstance(length, int):
+        return {}
+    return {
+        (name, axis): (0 if "past" in str(names[name][axis]) else 1, length, length)
+        for name, axis in free
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ from bilateral_export.checkpoint.features import with_output
 from bilateral_export.checkpoint.labels import with_labels
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
+from bilateral_export.checkpoint.several_sizes import for_sizes
 from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file
 from bilateral_export.graph.attach import attach_functions
@@ -51,6 +52,7 @@ def export_checkpoint(
     sha256: str | None = None,
     labels: Path | None = None,
     image_size: int | tuple[int, int] | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
     output: str | None = None,
     spatial_features: bool = False,
     accept: Callable[[Checkpoint], None] = lambda _: None,
@@ -67,12 +69,13 @@ def export_checkpoint(
         sha256: See there.
         labels: Class names, one a line, for checkpoints that carry none.
         image_size: The resolution to move an image classifier to.
+        sizes: The sizes of images that one file is to take; empty: one. See `for_sizes`.
         output: What an image classifier returns: logits or features; see `with_output`.
         spatial_features: See `export_onnx`.
         accept: Called with the loaded checkpoint before anything is written; may refuse it.
 
     Raises:
-        UserError: As `load_checkpoint`, `with_labels`, `at_resolution` and `export_onnx`.
+        UserError: As `load_checkpoint`, `with_labels`, `at_resolution`, `for_sizes`, `export_onnx`.
     """
     loaded = load_checkpoint(checkpoint, model=model, weights=weights, sha256=sha256)
     if labels is not None:
@@ -81,6 +84,8 @@ def export_checkpoint(
         loaded = at_resolution(loaded, image_size)
     if output is not None:
         loaded = with_output(loaded, output)
+    if sizes:
+        loaded = for_sizes(loaded, sizes)
     accept(loaded)
     exported = export_onnx(
         loaded, path, precision=precision, opset=opset, spatial_features=spatial_features
@@ -128,6 +133,10 @@ def export_onnx(
         )
     model = to_precision(checkpoint.build_model(), DTYPES[precision])
     check_bandwidths(model)
+    if spatial_features and getattr(checkpoint.card.model, "sizes", None):
+        raise UserError(
+            "--spatial-features writes features of one grid", "Leave it or --sizes out."
+        )
     if spatial_features:
         use_spatial_features(model, DTYPES[precision])
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())

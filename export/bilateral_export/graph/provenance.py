@@ -6,12 +6,15 @@ import ast
 import re
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
-from bilateral_export.models.family import Family
 from bilateral_export.models.user_code import relative
 from bilateral_export.op import contract
+
+if TYPE_CHECKING:  # who only reads a file's names needs no torch
+    import onnx_ir as ir
+
+    from bilateral_export.models.family import Family
 
 MODULE_KEY = "bilateral.module"
 SOURCE_KEY = "bilateral.source"

@@ -53,7 +53,14 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     Ensures: one MultiHeadAttention with three inputs computes the attention's output.
     """
     rewriter = Rewriter(model, pattern)
-    attend(rewriter, augmented(rewriter, pattern), outputs=[pattern.merged])
+    finish_flash(model, rewriter, pattern, augmented(rewriter, pattern))
+
+
+def finish_flash(
+    model: onnx.ModelProto, rewriter: Rewriter, pattern: AttentionPattern, operands: Operands
+) -> None:
+    """Add the attention of augmented operands, and replace the nodes, in place."""
+    attend(rewriter, operands, outputs=[pattern.merged])
     rewriter.finish()
     require_domain(model)
 
@@ -85,8 +92,8 @@ def augmented(rewriter: Rewriter, pattern: AttentionPattern) -> Operands:
     folded_keys = np.zeros((*key_features.shape[:2], 0)) if gaussian else key_features
     weight = np.concatenate(
         [
-            _widen(pattern.scale * weights[0], heads, extra, int(gaussian)),
-            _widen(weights[1], heads, folded_keys.shape[-1]),
+            widen(pattern.scale * weights[0], heads, extra, int(gaussian)),
+            widen(weights[1], heads, folded_keys.shape[-1]),
             weights[2],
         ],
         axis=1,
@@ -105,15 +112,24 @@ def augmented(rewriter: Rewriter, pattern: AttentionPattern) -> Operands:
         weight, "columns", bias, [heads * width for width in widths]
     )
     if gaussian:
-        key = _gaussian_keys(rewriter, key, key_features, pattern)
+        columns = rewriter.constant("key_columns", key_features) if extra else ""
+        key = gaussian_keys(rewriter, key, columns, extra, pattern)
     return Operands(query, key, value, heads, extra)
 
 
-def _gaussian_keys(
-    rewriter: Rewriter, key: str, features: Values, pattern: AttentionPattern
+def gaussian_keys(
+    rewriter: Rewriter, key: str, features: str, extra: int, pattern: AttentionPattern
 ) -> str:
-    """Join, by head, spatial features, the keys `[B, N, H D]` and -scale/2 |k|^2."""
-    heads, depth, extra = pattern.heads, pattern.head_dim, features.shape[-1]
+    """Join, by head, spatial features, the keys `[B, N, H D]` and -scale/2 |k|^2.
+
+    Args:
+        rewriter: Of the attention.
+        key: Name of the keys.
+        features: Name of the features `[N, H, extra]`; not read where there are none.
+        extra: Number of features.
+        pattern: The attention.
+    """
+    heads, depth = pattern.heads, pattern.head_dim
     tokens = rewriter.node(
         "Reshape", [key, rewriter.shape("by_head", [0, 0, heads, depth])], "key_by_head"
     )
@@ -124,14 +140,13 @@ def _gaussian_keys(
     if extra:
         # Zero times the square has the batch that the constant features lack.
         none = rewriter.node("Mul", [square, rewriter.constant("zero", np.zeros(()))], "no_column")
-        spatial = rewriter.constant("key_columns", features)
-        parts.insert(0, rewriter.node("Add", [none, spatial], "spatial_columns"))
+        parts.insert(0, rewriter.node("Add", [none, features], "spatial_columns"))
     joined = rewriter.node("Concat", parts, "key_joined", axis=3)
     flat = rewriter.shape("flat", [0, 0, heads * (extra + depth + 1)])
     return rewriter.node("Reshape", [joined, flat], "key_augmented")
 
 
-def _widen(weight: Values, heads: int, before: int, behind: int = 0) -> Values:
+def widen(weight: Values, heads: int, before: int, behind: int = 0) -> Values:
     """Pad `[dim, H D]` with zeros to `[dim, H (before + D + behind)]`."""
     by_head = weight.reshape(weight.shape[0], heads, -1)
     return np.pad(by_head, ((0, 0), (0, 0), (before, behind))).reshape(weight.shape[0], -1)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_export.lowering.attention_decomposed import decompose
 from bilateral_export.lowering.attention_flash import rewrite_to_flash
+from bilateral_export.lowering.attention_free_grid import rewrite_to_free_grid
 from bilateral_export.lowering.attention_mask import rewrite_to_mask
 from bilateral_export.lowering.attention_pattern import (
     AttentionPattern,
@@ -42,6 +43,8 @@ _REWRITES: dict[Form, Callable[[onnx.ModelProto, AttentionPattern], None]] = {
     "augmented": rewrite_to_flash,
     "mask": rewrite_to_mask,
 }
+# Where the graph computes positions for each image.
+_FREE_GRID = _REWRITES | {"augmented": rewrite_to_free_grid}
 
 
 class LoweredAttention(BaseModel):
@@ -166,7 +169,8 @@ def _rewrite(
                 refused[name].append("tiles: only some tokens of its output are read")
                 continue
             try:
-                _REWRITES[option](model, pattern)
+                rewrites = _FREE_GRID if pattern.computed else _REWRITES
+                rewrites[option](model, pattern)
             except PreconditionError as error:
                 refused[name].append(f"{option}: {error}")
                 continue

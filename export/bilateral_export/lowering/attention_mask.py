@@ -15,13 +15,14 @@ from bilateral_export.lowering.attention_pattern import AttentionPattern, Precon
 from bilateral_export.lowering.graph_edit import Rewriter
 
 MAX_BYTES = 32 << 20
+DISTANCES = "free_grid.distances"
 
 
 def rewrite_to_mask(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     """Rewrite one attention to MatMul, Add, Softmax, MatMul with a constant bias, in place.
 
     Requires: `read_attention` accepted the node.
-    Ensures: no operator node is left of this attention, and its constant has at most MAX_BYTES.
+    Ensures: no operator node is left of this attention, and its mask has at most MAX_BYTES.
 
     Raises:
         PreconditionError: The constant would be larger, or the range kernel grows with distance.
@@ -57,6 +58,9 @@ def rewrite_to_mask(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     if pattern.positions is not None:
         mask = rewriter.constant("spatial", spatial_mask(pattern)[None])
         logits = rewriter.node("Add", [logits, mask], "all_logits")
+    elif pattern.computed is not None:
+        mask = _computed_mask(model, rewriter, pattern)
+        logits = rewriter.node("Add", [logits, mask], "all_logits")
     weights_name = rewriter.node("Softmax", [logits], "weights", axis=-1)
     mixed = rewriter.node("MatMul", [weights_name, value], "mixed")
     back = rewriter.node("Transpose", [mixed], "heads_last", perm=[0, 2, 1, 3])
@@ -85,3 +89,41 @@ def spatial_mask(pattern: AttentionPattern) -> Values:
     mask[:, : pattern.query_prefix] = 0.0
     mask[:, :, : pattern.key_prefix] = 0.0
     return mask
+
+
+def _computed_mask(model: onnx.ModelProto, rewriter: Rewriter, pattern: AttentionPattern) -> str:
+    """Add the spatial kernel's logits `[H, N, N]` of positions that the graph computes.
+
+    Their squared distances are computed once for all attentions.
+
+    Raises:
+        PreconditionError: At the largest size they would take more than MAX_BYTES.
+    """
+    assert pattern.bandwidth is not None
+    size = 4 * pattern.heads * (pattern.longest or 0) ** 2
+    if pattern.longest is None or size > MAX_BYTES:
+        raise PreconditionError(f"its mask would take {size >> 20} MiB at the largest size")
+    if not any(DISTANCES in node.output for node in model.graph.node):
+        _add_distances(rewriter, pattern)
+    factor = rewriter.constant("factor", -0.5 / np.square(pattern.bandwidth)[:, None, None])
+    return rewriter.node("Mul", [DISTANCES, factor], "spatial")
+
+
+def _add_distances(rewriter: Rewriter, pattern: AttentionPattern) -> None:
+    """Add the squared distances `[N, N]` of all tokens, 0 where one has no position."""
+    assert pattern.computed is not None
+    prefix = pattern.key_prefix
+    ends = [rewriter.shape(name, [at]) for name, at in (("first", prefix), ("end", 2**62))]
+    axis = rewriter.shape("token_axis", [0])
+    placed = rewriter.node("Slice", [pattern.computed, *ends, axis], "placed")
+    sides = [f"{pattern.node.name}.coordinate_{number}" for number in range(2)]
+    one_each = rewriter.shape("one_each", [1, 1])
+    rewriter.node("Split", [placed, one_each], "coordinates", outputs=sides, axis=1)
+    squares = []
+    for number, side in enumerate(sides):
+        row = rewriter.node("Transpose", [side], f"row_{number}", perm=[1, 0])
+        apart = rewriter.node("Sub", [side, row], f"apart_{number}")
+        squares.append(rewriter.node("Mul", [apart, apart], f"square_{number}"))
+    total = rewriter.node("Add", squares, "distance")
+    pads = rewriter.shape("pads", [prefix, prefix, 0, 0])
+    rewriter.node("Pad", [total, pads], "distances", outputs=[DISTANCES])

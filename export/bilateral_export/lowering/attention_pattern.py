@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from bilateral_export.graph.changes import read_metadata
 from bilateral_export.lowering.subgraphs import names_read
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
@@ -42,6 +43,10 @@ class AttentionPattern:
         key_prefix: The same for keys.
         positions: Of queries and keys: `[N, C]` each (gaussian) or `[H, N, P]` (dot), or None.
         bandwidth: `[H]`, for the Gaussian spatial kernel.
+        computed: Name of the coordinates `[N, C]` of queries and keys, where the graph computes
+            them; `positions` is then None.
+        own_length: N at the model's own size, where the graph computes positions.
+        longest: N at its largest, likewise.
     """
 
     node: onnx.NodeProto
@@ -58,6 +63,9 @@ class AttentionPattern:
     key_prefix: int
     positions: tuple[Values, Values] | None
     bandwidth: Values | None
+    computed: str | None = None
+    own_length: int | None = None
+    longest: int | None = None
 
     @property
     def head_dim(self) -> int:
@@ -66,8 +74,8 @@ class AttentionPattern:
 
     @property
     def length(self) -> int | None:
-        """N where positions fix it, else None."""
-        return None if self.positions is None else self.positions[0].shape[-2]
+        """N where positions fix it, N at the model's own size where it is known, else None."""
+        return self.own_length if self.positions is None else self.positions[0].shape[-2]
 
 
 class Graph:
@@ -99,6 +107,17 @@ class Graph:
         if value is None:
             raise PreconditionError(f"{what} is not constant")
         return value
+
+    def last_sizes(self, name: str, what: str) -> Values:
+        """Return a shape's last two sizes; its first ones may be computed.
+
+        Raises:
+            PreconditionError: They are computed too; `what` is named.
+        """
+        node = self.producers.get(name)
+        if node is None or node.op_type != "Concat":
+            return self.constant(name, what)[-2:]
+        return np.concatenate([self.constant(each, what) for each in node.input[-2:]])
 
     def is_float32(self, name: str) -> bool:
         """Return whether a constant is float32."""
@@ -152,8 +171,8 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         if list(transpose.attribute[0].ints) != HEADS_LAST:
             raise PreconditionError(f"{what} is transposed in another way")
         reshape = graph.made_by(transpose.input[0], "Reshape", what)
-        shape = graph.constant(reshape.input[1], "the shape of heads")
-        heads = int(shape[2])
+        shape = graph.last_sizes(reshape.input[1], "the shape of heads")
+        heads = int(shape[-2])
         replaced += [transpose, reshape]
         flat.append(reshape.input[0])
     split = graph.made_by(flat[0], "Split", "query")
@@ -175,12 +194,17 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         if user.output[0] not in inside and hidden & set(user.input):
             raise PreconditionError(f"{user.name} uses what is between projection and attention")
 
-    positions = bandwidth = None
-    if spatial != "none":
+    positions = bandwidth = computed = None
+    if spatial == "gaussian" and graph.value(node.input[3]) is None:
+        if node.input[3] != node.input[4]:
+            raise PreconditionError("queries and keys have other positions")
+        computed = node.input[3]
+    elif spatial != "none":
         queries, keys = (graph.constant(name, "the positions") for name in node.input[3:5])
         positions = (queries, keys)
     if spatial == "gaussian":
         bandwidth = graph.constant(node.input[5], "the bandwidth")
+    own_length, longest = _lengths(model, int(attributes[contract.KEY_PREFIX]))
     return AttentionPattern(
         node=node,
         replaced=tuple(replaced),
@@ -196,4 +220,20 @@ def read_attention(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -
         key_prefix=int(attributes[contract.KEY_PREFIX]),
         positions=positions,
         bandwidth=bandwidth,
+        computed=computed,
+        own_length=own_length if computed else None,
+        longest=longest if computed else None,
     )
+
+
+def _lengths(model: onnx.ModelProto, prefix: int) -> tuple[int | None, int | None]:
+    """Return N at a model's own size and at its largest, for a model of several sizes."""
+    about = read_metadata(model)
+    if about is None or not about.image_sizes:
+        return None, None
+    patch = about.model["patch_size"]
+    (_, height, tall), (_, width, wide) = about.image_sizes.values()
+    own, most = (
+        rows // patch * (columns // patch) for rows, columns in ((height, width), (tall, wide))
+    )
+    return prefix + own, prefix + most

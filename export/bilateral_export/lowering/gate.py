@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from bilateral_export.graph.changes import read_metadata
 from bilateral_export.lowering.attention_pattern import AttentionPattern
 from bilateral_export.lowering.definition import attend_queries, stream_norms
 from bilateral_export.lowering.residual_stream import read_residual_stream
+from bilateral_export.lowering.weights_apart import without_weights
 
 FACTOR = 4.0
 # ONNX Runtime's names of types that are not NumPy's.
@@ -60,10 +63,41 @@ def measure_attentions(
         factor: How much larger than that of float32 arithmetic an error may be.
         seed: Of the inputs and the sample.
     """
+    sizes = free_sizes(rewritten) or [None]
+    return [
+        max(found, key=lambda error: error.error / error.budget)
+        for found in zip(
+            *(_measure_attentions(rewritten, patterns, factor, seed, size) for size in sizes),
+            strict=True,
+        )
+    ]
+
+
+def free_sizes(model: onnx.ModelProto) -> list[tuple[int, int] | None]:
+    """Return heights and widths to measure a model of several sizes at, its own first."""
+    about = read_metadata(model)
+    sizes = about.image_sizes if about is not None else {}
+    if not sizes:
+        return []
+    (low, own, high), (left, mine, right) = sizes.values()
+    return list(dict.fromkeys([(own, mine), (low, left), (high, left), (high, right)]))
+
+
+def _measure_attentions(
+    rewritten: onnx.ModelProto,
+    patterns: Sequence[AttentionPattern],
+    factor: float,
+    seed: int,
+    size: tuple[int, int] | None,
+) -> list[RoundingError]:
     wanted = [name for pattern in patterns for name in (pattern.tokens, pattern.merged)]
-    values, generator = _activations(rewritten, wanted, seed)
+    places = [pattern.computed for pattern in patterns if pattern.computed]
+    values, generator = _activations(rewritten, [*wanted, *places], seed, size)
     errors = []
     for pattern in patterns:
+        if pattern.computed:
+            coordinates = values[pattern.computed].astype(np.float64)
+            pattern = replace(pattern, positions=(coordinates, coordinates))
         tokens, merged = values[pattern.tokens], values[pattern.merged]
         sampled = _sample(tokens.shape[1], generator)
         exact, plain = (
@@ -117,30 +151,43 @@ def measure_float_outputs(
     return others or measure_outputs(rewritten, before, factor)
 
 
-def open_session(model: onnx.ModelProto, *, optimised: bool = True) -> onnxruntime.InferenceSession:
-    """Open a model in ONNX Runtime's CPU provider; opening alone needs no optimisation."""
+@contextlib.contextmanager
+def opened(
+    model: onnx.ModelProto, *, outputs: Sequence[str] = (), optimised: bool = True
+) -> Iterator[onnxruntime.InferenceSession]:
+    """Open a model in ONNX Runtime's CPU provider; opening alone needs no optimisation.
+
+    Args:
+        model: The model.
+        outputs: Tensors of it to give instead of its outputs.
+        optimised: Whether ONNX Runtime optimises it.
+    """
+    # ONNX Runtime refuses weights that it does not need.
+    light, weights = without_weights(model, outputs or [value.name for value in model.graph.output])
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    options.add_external_initializers(list(weights), values)
+    # It reads the arrays for as long as it is used.
+    yield onnxruntime.InferenceSession(
+        light.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
 def _activations(
-    model: onnx.ModelProto, wanted: Sequence[str], seed: int
+    model: onnx.ModelProto,
+    wanted: Sequence[str],
+    seed: int,
+    size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:
     """Run a model in ONNX Runtime on random inputs and return the wanted tensors by name."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
     names = list(dict.fromkeys(wanted))
-    for name in names:
-        probe.graph.output.add(name=name)  # ONNX Runtime infers its type
-    session = open_session(probe)
     generator = np.random.default_rng(seed)
-    values = session.run(names, _inputs(session, generator))
+    size = size or next(iter(free_sizes(model)), None)
+    with opened(model, outputs=names) as session:
+        values = session.run(names, _inputs(session, generator, size))
     return dict(zip(names, values, strict=True)), generator
 
 
@@ -171,14 +218,20 @@ def _largest(got: NDArray[np.generic], exact: NDArray[np.generic]) -> float:
 
 
 def _inputs(
-    session: onnxruntime.InferenceSession, generator: np.random.Generator
+    session: onnxruntime.InferenceSession,
+    generator: np.random.Generator,
+    size: tuple[int, int] | None,
 ) -> dict[str, NDArray[np.generic]]:
-    """Make normal floats and integer ones, a batch of two; other free axes get one short length."""
+    """Make normal floats and integer ones, a batch of two; other free axes get one short length.
+
+    Images of a model of several sizes have the `size`.
+    """
     inputs: dict[str, NDArray[np.generic]] = {}
     for node in session.get_inputs():
         free = [_BATCH if axis == 0 else 64 for axis in range(len(node.shape))]
+        free[2:] = size or free[2:]
         shape = [
-            size if isinstance(size, int) else free[axis] for axis, size in enumerate(node.shape)
+            each if isinstance(each, int) else free[axis] for axis, each in enumerate(node.shape)
         ]
         kind = np.dtype(_TYPES.get(node.type) or node.type[len("tensor(") : -1])
         if kind.kind == "f":

@@ -98,9 +98,15 @@ class Rewriter:
         sizes: Sequence[int],
     ) -> list[str]:
         """Add the projection of the tokens and return the names of queries, keys and values."""
+        return self.projected_with(weight, self.constant(bias_name, bias), sizes)
+
+    def projected_with(
+        self, weight: NDArray[np.float64], bias: str, sizes: Sequence[int]
+    ) -> list[str]:
+        """Do the same with a bias that the graph has already."""
         inputs = [self._pattern.tokens, self.constant("weight", weight)]
         product = self.node("MatMul", inputs, "product")
-        total = self.node("Add", [product, self.constant(bias_name, bias)], "projected")
+        total = self.node("Add", [product, bias], "projected")
         parts = [self.name(f"part.{number}") for number in range(3)]
         self.node("Split", [total, self.shape("sizes", sizes)], "split", outputs=parts, axis=2)
         return parts

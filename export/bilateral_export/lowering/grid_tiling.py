@@ -161,8 +161,10 @@ def log_tail(grid: Grid, sigma: float) -> Values:
 
 def _grid(pattern: AttentionPattern) -> Grid:
     """Read the positions as a grid."""
-    if pattern.spatial_kernel != "gaussian" or pattern.positions is None:
+    if pattern.spatial_kernel != "gaussian":
         raise PreconditionError("its spatial kernel is not a Gaussian")
+    if pattern.positions is None:
+        raise PreconditionError("the positions are not constant")
     if pattern.range_kernel == "gaussian" and pattern.scale <= 0:
         raise PreconditionError(f"its scale is {pattern.scale:g}: it grows with distance")
     queries, keys = pattern.positions

@@ -29,7 +29,7 @@ from bilateral_export.lowering.gate import (
     measure_float_outputs,
     measure_norms,
     measure_outputs,
-    open_session,
+    opened,
 )
 from bilateral_export.lowering.graph_edit import copied, drop_unused
 from bilateral_export.lowering.head_layout import rewrite_head_layout
@@ -281,7 +281,8 @@ def _require_runnable(model: onnx.ModelProto, path: Path) -> None:
     if missing := missing_bodies(model):
         raise UserError(f"{path}: {missing[0]} has no function body", fix)
     try:
-        open_session(model, optimised=False)
+        with opened(model, optimised=False):
+            pass
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         reason = str(error).rpartition("] : ")[2] or str(error)
         if "NOT_IMPLEMENTED" in reason:

@@ -9,15 +9,17 @@ import onnx.shape_inference
 
 from bilateral_export.lowering.attention_pattern import PreconditionError
 from bilateral_export.lowering.subgraphs import names_read
+from bilateral_export.lowering.weights_apart import without_weights
 
 
 class Shapes:
     """Uses and shapes of a model's tensors, as they were when it was made."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        light, _ = without_weights(model)
+        graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
         self.nodes = list(model.graph.node)
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = {value.name for value in graph.output}
         self.made = {name for node in self.nodes for name in node.output}
         self.users: dict[str, list[onnx.NodeProto]] = defaultdict(list)

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import onnx
 
 
-def names_read(node: onnx.NodeProto) -> list[str]:
-    """Return a node's inputs and all that its subgraphs read, their own tensors too."""
-    return [*node.input, *(name for inner in _subnodes(node) for name in names_read(inner))]
-
-
-def _subnodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield a node's inputs and all that its subgraphs read and return, their own tensors too."""
+    yield from node.input
     for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield from attribute.g.node
+        for branch in (attribute.g, *attribute.graphs):
+            for inner in branch.node:
+                yield from names_read(inner)
+            yield from (output.name for output in branch.output)

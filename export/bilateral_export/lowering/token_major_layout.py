@@ -45,7 +45,8 @@ class _Rewrite:
     """The new graph, built node by node; tensors are looked up by their old names.
 
     Attributes:
-        length: N.
+        length: N; None where only an image says it.
+        count: Name of N `[1]` in the graph, in that case.
         matrices: Tensors that are matrices now.
         kept: Those of them that are there as they were, too.
         first: Tensors `[B, N, H, D]` that are `[N, B, H, D]` now, and their names.
@@ -54,7 +55,8 @@ class _Rewrite:
         sizes: The new shapes for Reshape, by name.
     """
 
-    length: int
+    length: int | None
+    count: str = ""
     matrices: dict[str, TokenMatrix] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     first: dict[str, str] = field(default_factory=dict)
@@ -88,10 +90,16 @@ class _Rewrite:
         self.nodes.append(made)
         return name
 
-    def shape(self, *sizes: int) -> str:
-        """Add a constant for Reshape and return its name."""
-        name = "tokens_first." + "x".join(map(str, sizes))
-        self.sizes[name] = list(sizes)
+    def shape(self, *sizes: int | None) -> str:
+        """Add a shape for Reshape and return its name; None is N, where only an image says it."""
+        name = "tokens_first." + "x".join("N" if size is None else str(size) for size in sizes)
+        known = [size for size in sizes if size is not None]
+        if len(known) == len(sizes):
+            self.sizes[name] = known
+        elif not any(name in node.output for node in self.nodes):
+            self.sizes[f"{name}.rest"] = known
+            inputs = [self.count, f"{name}.rest"]
+            self.nodes.append(helper.make_node("Concat", inputs, [name], name, axis=0))
         return name
 
     def held(self) -> dict[str, str]:
@@ -157,15 +165,17 @@ def _root(graph: Graph, shapes: Shapes) -> str:
 
 def _rewritten(graph: Graph, shapes: Shapes, root: str) -> _Rewrite:
     length, width = shapes.fixed(root, 1), shapes.fixed(root, 2)
-    if shapes.rank(root) != 3 or length is None or width is None:
+    if shapes.rank(root) != 3 or width is None:
         raise PreconditionError(f"{root} is not of a fixed size")
-    rewrite = _Rewrite(length)
+    rewrite = _Rewrite(length, f"{root}.length")
     for node in shapes.nodes:
         if not (_by_token(rewrite, shapes, node) or _moves(rewrite, graph, shapes, node)):
             for name in node.input:
                 rewrite.restore(node, name)
             rewrite.nodes.append(node)
         if root in node.output:
+            if length is None:
+                rewrite.add(node, "Shape", [root], rewrite.count, start=1, end=2)
             first = rewrite.add(node, "Transpose", [root], f"{root}.tokens_first", perm=_SWAPPED)
             flat = rewrite.shape(-1, width)
             rows = rewrite.add(node, "Reshape", [first, flat], f"{root}.matrix")

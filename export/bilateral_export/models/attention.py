@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, cast
 
 import torch
@@ -75,19 +76,27 @@ class BilateralAttention(nn.Module):
             self.query_features = nn.Parameter(torch.randn(shape) * 0.02)
             self.key_features = nn.Parameter(torch.randn(shape) * 0.02)
 
-    def forward(self, x: Tensor, positions: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        key_bias: Tensor | None = None,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Return the attended tokens.
 
         Args:
             x: Tokens `[B, N, dim]`.
             positions: Coordinates `[N, C]`, float32; rows of prefix tokens are ignored.
             key_bias: `[B, N]`, float32; -inf removes a padded token.
+            resample: Moves learned features `[H, table, P]` to the tokens' grid `[H, N, P]`, where
+                it is another than the one they were learned on.
 
         Returns:
             `[B, N, dim]`.
         """
         query, key, value = self.project(x)
-        return self.attend(query, key, value, positions, positions, key_bias)
+        return self.attend(query, key, value, positions, positions, key_bias, resample)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value of tokens `[B, N, dim]`, each `[B, H, N, dim / H]`."""
@@ -108,6 +117,7 @@ class BilateralAttention(nn.Module):
         query_positions: Tensor,
         key_positions: Tensor,
         key_bias: Tensor | None = None,
+        resample: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return what the last Nq positions of a sequence read from all its Nk positions.
 
@@ -118,11 +128,12 @@ class BilateralAttention(nn.Module):
             query_positions: Coordinates `[Nq, C]`, float32.
             key_positions: Coordinates `[Nk, C]`, float32.
             key_bias: `[B, Nk]`, float32.
+            resample: As in `forward`; for Nq = Nk.
 
         Returns:
             `[B, Nq, H * D]`, projected.
         """
-        placed = self._spatial(query_positions, key_positions)
+        placed = self._spatial(query_positions, key_positions, resample)
         output = torch_op.bilateral_attention(
             query,
             key,
@@ -139,11 +150,16 @@ class BilateralAttention(nn.Module):
         return cast(Tensor, self.proj(output.transpose(1, 2).flatten(2)))
 
     def _spatial(
-        self, query_positions: Tensor, key_positions: Tensor
+        self,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        resample: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         match self.config.spatial_kernel:
             case "gaussian":
                 return query_positions, key_positions, self.log_bandwidth.exp()
+            case "dot" if resample is not None:
+                return resample(self.query_features), resample(self.key_features), None
             case "dot":
                 keys = torch.arange(key_positions.shape[0], device=key_positions.device)
                 queries = keys[-query_positions.shape[0] :]

@@ -31,6 +31,7 @@ from bilateral_export.models.bounds import (
     Width,
 )
 from bilateral_export.models.family import Family, FamilyConfig, ImageTokens
+from bilateral_export.models.free_grid import FreeGrid, Resampling
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 from bilateral_export.tensors import FEATURES, Array, TensorSpec
 
@@ -40,6 +41,8 @@ Pair = Annotated[
 ]
 Output = Literal["logits", "tokens", "cls", "pooled"]
 
+# Names of the free dimensions of a model of several sizes.
+HEIGHT, WIDTH = "height", "width"
 _LARGEST_RESIZE = 100  # times the crop that is kept
 
 
@@ -64,6 +67,11 @@ class ImageClassifierConfig(FamilyConfig):
             the head would read.
         position_grid: Patches along the side (or both) of the image the model was trained on, whose
             patch is the unit of the spatial kernel's coordinates; None where that is this image.
+        sizes: Heights and widths of the images that a model of several sizes is for, `image_size`
+            among them: it takes every height from the smallest to the largest, and every width.
+            None: images of `image_size` only.
+        table_grid: Rows and columns of the grid that learned positions are of, with `sizes`.
+        resampling: How they are interpolated, with `sizes`.
     """
 
     family: Literal["image-classifier"] = "image-classifier"
@@ -88,6 +96,9 @@ class ImageClassifierConfig(FamilyConfig):
     layer_norm_epsilon: Epsilon = NORM_EPS
     output: Output = "logits"
     position_grid: Pair | None = None
+    sizes: tuple[tuple[Pixels, Pixels], ...] | None = None
+    table_grid: tuple[Pixels, Pixels] | None = None
+    resampling: Resampling = "bicubic"
 
     @field_validator("image_size", "position_grid")
     @classmethod
@@ -119,6 +130,48 @@ class ImageClassifierConfig(FamilyConfig):
                 f"{self.num_classes} classes do not go with the output {self.output!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sizes_are_tiled(self) -> ImageClassifierConfig:
+        if self.sizes is None:
+            return self
+        for size in self.sizes:
+            if size[0] % self.patch_size or size[1] % self.patch_size:
+                raise ValueError(
+                    f"size {shown(size)} is not a multiple of patch_size {self.patch_size}"
+                )
+        if (self.height, self.width) not in self.sizes or len(set(self.sizes)) < 2:
+            raise ValueError(f"sizes are {shown(self.image_size)} and at least one other")
+        if self.table_grid is None:
+            raise ValueError("sizes need the table_grid of the learned positions")
+        return self
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """The smallest height and the smallest width that the model takes."""
+        sizes = self.sizes or ((self.height, self.width),)
+        return min(height for height, _ in sizes), min(width for _, width in sizes)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The largest height and the largest width that the model takes."""
+        sizes = self.sizes or ((self.height, self.width),)
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+    @property
+    def free_grid(self) -> FreeGrid | None:
+        """The grid of a model of several sizes, which only an image fixes; None for one size."""
+        if self.table_grid is None or self.sizes is None:
+            return None
+        unit = self.position_grid or self.grid
+        unit = unit if isinstance(unit, tuple) else (unit, unit)
+        return FreeGrid(self.prefix, unit, self.table_grid, self.resampling)
+
+    @property
+    def table(self) -> int:
+        """Rows of a table that is learned per token."""
+        rows, columns = self.table_grid or self.grid
+        return self.prefix + rows * columns
 
     @property
     def height(self) -> int:
@@ -177,6 +230,11 @@ class ImageClassifierConfig(FamilyConfig):
         wanted = [self.channels, self.height, self.width]
         if said != wanted:
             raise ValueError(f"the preprocessing makes images {said}, the model takes {wanted}")
+        if how.sizes is not None and (
+            (how.sizes.smallest, how.sizes.largest) != (self.smallest, self.largest)
+            or how.sizes.multiple != self.patch_size
+        ):
+            raise ValueError(f"the preprocessing makes images of {how.sizes}")
         largest = how.resize if isinstance(how.resize, int) else max(how.resize)
         if largest > _LARGEST_RESIZE * how.height:
             raise ValueError(f"the preprocessing resizes to {largest} pixels to keep {how.height}")
@@ -198,12 +256,24 @@ class ImageModel(Family):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the exported graph's inputs."""
         c = self.backbone
-        return (TensorSpec("image", "float32", ("batch", c.channels, c.height, c.width)),)
+        sides = (HEIGHT, WIDTH) if c.sizes else (c.height, c.width)
+        return (TensorSpec("image", "float32", ("batch", c.channels, *sides)),)
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
         """Return random valid inputs: standard normal, as normalised images are."""
-        shape = self.inputs()[0].with_batch(batch)
+        c = self.backbone
+        shape = (batch, c.channels, dims.get(HEIGHT, c.height), dims.get(WIDTH, c.width))
         return {"image": generator.standard_normal(shape).astype(np.float32)}
+
+    def corners(self) -> tuple[dict[str, int], ...]:
+        """Return the largest, the tallest that is narrow, the smallest, the others, its own."""
+        c = self.backbone
+        if not c.sizes:
+            return super().corners()
+        own = (c.height, c.width)
+        ends = [c.largest, (c.largest[0], c.smallest[1]), c.smallest, *c.sizes]
+        sizes = [*dict.fromkeys(size for size in ends if size != own), own]
+        return tuple({HEIGHT: height, WIDTH: width} for height, width in sizes)
 
 
 class ImageEncoder(nn.Module):
@@ -226,14 +296,14 @@ class ImageEncoder(nn.Module):
         self.prefix_names = [name for name, count in counts.items() if count]
         for name in self.prefix_names:
             setattr(self, name, nn.Parameter(torch.zeros(1, counts[name], dim)))
-        self.pos_embed = nn.Parameter(torch.randn(1, config.tokens, dim) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(1, config.table, dim) * 0.02)
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
         self.blocks = Trunk(
             Block(
                 BilateralAttention(
                     dim,
                     config.heads,
-                    config.tokens,
+                    config.table,
                     config.prefix,
                     config.attention,
                     qk_norm_eps=eps if config.qk_norm else None,
@@ -246,6 +316,9 @@ class ImageEncoder(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=eps) if config.final_norm else nn.Identity()
+        self.grid = config.free_grid
+        if self.grid is not None:
+            return
         positions = grid_positions(*config.grid, config.prefix)
         if config.position_grid is not None:
             trained = config.position_grid
@@ -256,10 +329,17 @@ class ImageEncoder(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the tokens `[B, N, dim]` of images `[B, C, H, W]`, in the weights' dtype."""
-        patches = self.patch_embed(image.to(self.pos_embed.dtype))
+        maps = self.patch_embed.proj(image.to(self.pos_embed.dtype))
+        patches = maps.flatten(2).transpose(1, 2)
         prefix = [getattr(self, name).expand(image.shape[0], -1, -1) for name in self.prefix_names]
-        x0 = self.norm_pre(torch.cat([*prefix, patches], dim=1) + self.pos_embed)
-        return cast(Tensor, self.norm(self.blocks(x0, self.positions)))
+        if self.grid is None:
+            x0 = self.norm_pre(torch.cat([*prefix, patches], dim=1) + self.pos_embed)
+            return cast(Tensor, self.norm(self.blocks(x0, self.positions)))
+        grid = self.grid.at(maps.shape[2], maps.shape[3], self.pos_embed)
+        kept, moved = grid.split(self.pos_embed)
+        placed = [torch.cat(prefix, dim=1) + kept] if prefix else []
+        x0 = self.norm_pre(torch.cat([*placed, patches + moved], dim=1))
+        return cast(Tensor, self.norm(self.blocks(x0, grid.positions, None, grid.resample)))
 
 
 class ImageClassifier(ImageEncoder, ImageModel):
@@ -318,7 +398,7 @@ class ImageClassifier(ImageEncoder, ImageModel):
         c = self.config
         shapes: dict[Output, tuple[int | str, ...]] = {
             "logits": ("batch", c.num_classes),
-            "tokens": ("batch", c.tokens, c.dim),
+            "tokens": ("batch", "tokens" if c.sizes else c.tokens, c.dim),
             "cls": ("batch", c.dim),
             "pooled": ("batch", c.pooled_dim),
         }

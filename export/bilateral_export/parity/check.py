@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bilateral_export.artifact import read_metadata
+from bilateral_export.artifact import read_metadata, read_onnx
 from bilateral_export.checkpoint.exported import load_exported
 from bilateral_export.errors import UserError
+from bilateral_export.files import sha256
 from bilateral_export.models.family import Family
 from bilateral_export.parity.budget import DEFAULT_FACTOR
 from bilateral_export.parity.compare import Candidate
@@ -115,6 +116,8 @@ def check(
             reproducers=reproducers,
         )
         report = run_matrix(job, progress)
+    judged = (read_onnx(onnx).sha256, *([sha256(plan)] if plan is not None else ()))
+    report = report.model_copy(update={"judged": judged})
     if earlier is not None:
         worse = tuple(regressions(report, earlier))
         report = report.model_copy(update={"regressions": worse})

@@ -111,12 +111,14 @@ def report_of(
     samples: Sequence[Sample],
     rows: Sequence[ParityRow],
     factor: float = DEFAULT_FACTOR,
+    judged: Sequence[str] = (),
 ) -> ParityReport:
     """Return a report with rows, to which checks and bisections may be added."""
     return ParityReport(
         model=checkpoint.card.name,
         family=checkpoint.card.model.family,
         checkpoint_sha256=checkpoint.sha256,
+        judged=tuple(judged),
         factor=factor,
         typical_budget=Budget.of(factor).typical,
         ulp_edges=measure.ULP_EDGES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
+from bilateral_export.lowering.kept import keep, read_kept
 from bilateral_export.lowering.lower import Lowering, has_attention, lower
 from bilateral_export.runners.base import BaseRunner
 from bilateral_export.runners.registry import DEFAULT, lowered_runtime
@@ -16,11 +18,12 @@ from bilateral_export.tensors import Array
 
 
 class LoweredRunner(BaseRunner[BaseRunner[Any]]):
-    """Runs an ONNX file on the CPU, lowered to a temporary file first.
+    """Runs an ONNX file on the CPU, lowered first.
 
-    The runtimes' own runners run a file as it is, which is what parity judges. A file that was
-    lowered before, or has no bilateral attention, is run as it is here too; so is one that cannot
-    be lowered, and `refused` then says why.
+    The lowered form is kept beside the file (`lowering.kept`), or made for this time alone where
+    that directory cannot be written. The runtimes' own runners run a file as it is, which is what
+    parity judges. A file that was lowered before, or has no bilateral attention, is run as it is
+    here too; so is one that cannot be lowered, and `refused` then says why.
 
     Args:
         path: The ONNX file.
@@ -60,7 +63,7 @@ class LoweredRunner(BaseRunner[BaseRunner[Any]]):
         """
         # The runtimes have read the whole file when they have opened it.
         with tempfile.TemporaryDirectory() as scratch:
-            path = self._lowered(Path(scratch))
+            path = self._lowered(Path(scratch)) if self._lower else self._path
             runner = self._runtime.load(path, threads=self._threads).__enter__()
         self.inputs, self.outputs = runner.inputs, runner.outputs
         return runner
@@ -72,12 +75,18 @@ class LoweredRunner(BaseRunner[BaseRunner[Any]]):
         return loaded._run(loaded.loaded, arrays)
 
     def _lowered(self, scratch: Path) -> Path:
-        if not self._lower or not has_attention(self._path):
+        runtime = self._runtime.lowering
+        done = read_kept(self._path, runtime)
+        if done is None and not has_attention(self._path):
             return self._path
         try:
-            done = lower(self._path, self._runtime.lowering, scratch / self._path.name)
+            if done is None:
+                done = lower(self._path, runtime, scratch / self._path.name)
         except UserError as error:
             self.refused = str(error)
             return self._path
+        if scratch in done.path.parents:
+            with contextlib.suppress(UserError):  # it is lowered anew next time
+                keep(done, self._path, runtime)
         self.lowering = done.lowering
         return done.path

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime
-import torch
 
 from bilateral_export.errors import UnsupportedError, UserError
 from bilateral_export.files import require_file
 from bilateral_export.runners.base import BaseRunner
+from bilateral_export.runners.subnormals import subnormals_flushed
 from bilateral_export.tensors import Array, TensorSpec
 
 _DTYPES = {
@@ -102,16 +101,6 @@ class OnnxRuntimeRunner(BaseRunner[onnxruntime.InferenceSession]):
                 "Export it again with `bilateral export`.",
             ) from error
         return dict(zip(names, made, strict=True))
-
-
-@contextlib.contextmanager
-def subnormals_flushed(flush: bool) -> Iterator[None]:
-    """Let this thread, which computes too, do what the session's own threads do."""
-    torch.set_flush_denormal(flush)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _spec(node: onnxruntime.NodeArg) -> TensorSpec:

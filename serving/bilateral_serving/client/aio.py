@@ -25,6 +25,7 @@ from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import (
     ModelInfo,
     Prediction,
+    Size,
 )
 from bilateral_serving.client.steps import Compute, Flow, Pause, Step, Wait
 from bilateral_serving.language import Sampling, Score, Word
@@ -95,9 +96,10 @@ class AsyncClient(BaseClient):
         *,
         version: int | None = None,
         timeout_s: float | None = None,
+        size: Size | None = None,
     ) -> list[tuple[Prediction, ...]]:
         """Return the `k` most probable classes of each input, best first; as `Client.classify`."""
-        return await self._run(self._flows.classify(model, inputs, k, version, timeout_s))
+        return await self._run(self._flows.classify(model, inputs, k, version, timeout_s, size))
 
     async def features(
         self,
@@ -106,12 +108,13 @@ class AsyncClient(BaseClient):
         *,
         version: int | None = None,
         timeout_s: float | None = None,
+        size: Size | None = None,
     ) -> Array:
         """Return the features of each input, `[inputs, ...]`; prepared and sent as for `classify`.
 
         The model was exported without its head (`bilateral export --output`).
         """
-        return await self._run(self._flows.features(model, inputs, version, timeout_s))
+        return await self._run(self._flows.features(model, inputs, version, timeout_s, size))
 
     async def segment(
         self,

@@ -14,7 +14,7 @@ from bilateral_export.metadata import ArtifactMetadata
 from bilateral_export.preprocessing import SegmentationPreprocessing
 from bilateral_export.tensors import FEATURES, Array
 from bilateral_serving.client.inputs.segmentation import overlay_paths, save_overlay, shares
-from bilateral_serving.client.requests import Prediction
+from bilateral_serving.client.requests import Prediction, Size
 from bilateral_serving.client.sync import Client
 
 
@@ -85,6 +85,7 @@ def answer_files(
     files: Sequence[Path],
     top: int = 5,
     overlay: Path | None = None,
+    size: Size | None = None,
 ) -> Sequence[Classified | Featured | Segmented]:
     """Return a served model's answer about each file, prepared as its metadata says.
 
@@ -95,23 +96,31 @@ def answer_files(
             compares documents.
         top: Classes of each answer.
         overlay: Directory for a segmenter's overlays, `<image>.png` each; None: none are written.
+        size: Of images, for a model of several sizes; see `Client.classify`.
 
     Raises:
         UserError: The model is neither, a file is not what it takes, or an overlay is asked of a
             classifier.
     """
+    if size == "aspect" and len(files) > 1:  # each has its own, and so is a batch of its own
+        alone = [answer_files(client, model, [file], top, overlay, size) for file in files]
+        return [answer for answers in alone for answer in answers]
     info = client.model_metadata(model)
     about = info.metadata
     if about is not None and isinstance(about.preprocessing, SegmentationPreprocessing):
+        if size is not None:
+            raise UserError(
+                f"model '{model}' is a segmenter, which cuts its windows", "Leave the size out."
+            )
         return _segment(client, model, files, about, top, overlay)
     if overlay is not None:
         raise UserError(
             f"model '{model}' is not a segmenter, so it has no overlay", "Leave --overlay out."
         )
     if FEATURES in [spec.name for spec in info.outputs]:
-        pairs = zip(files, client.features(model, files), strict=True)
+        pairs = zip(files, client.features(model, files, size=size), strict=True)
         return [Featured(str(path), features) for path, features in pairs]
-    answers = client.classify(model, files, top)
+    answers = client.classify(model, files, top, size=size)
     each = len(files) // len(answers)
     return [
         Classified(" ".join(map(str, files[number * each : (number + 1) * each])), answer)

@@ -137,18 +137,26 @@ class Flows:
         k: int,
         version: int | None,
         timeout_s: float | None,
+        size: requests.Size | None = None,
     ) -> Flow[list[tuple[Prediction, ...]]]:
         """Return the most probable classes of each input."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
+        info = yield Compute(partial(requests.at_size, info, size, inputs))
         output_of = requests.classifier_output
         logits = yield from self._answers(info, inputs, output_of, version, timeout_s)
         return requests.predictions(info, logits, k)
 
     def features(
-        self, model: str, inputs: Sequence[Source], version: int | None, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Source],
+        version: int | None,
+        timeout_s: float | None,
+        size: requests.Size | None = None,
     ) -> Flow[Array]:
         """Return the features of each input, `[inputs, ...]`."""
         info = yield from self.describe(model, version, self.deadline(timeout_s))
+        info = yield Compute(partial(requests.at_size, info, size, inputs))
         output_of = requests.features_output
         return (yield from self._answers(info, inputs, output_of, version, timeout_s))
 

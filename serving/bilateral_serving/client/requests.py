@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tritonclient.grpc import InferResult
@@ -15,11 +15,12 @@ from tritonclient.utils import serialize_byte_tensor
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.metadata import ArtifactMetadata
-from bilateral_export.preprocessing import SegmentationPreprocessing
+from bilateral_export.preprocessing import ImagePreprocessing, SegmentationPreprocessing
 from bilateral_export.tensors import FEATURES, Array, TensorSpec, check_arrays
 from bilateral_serving import raw
 from bilateral_serving.client.deadline import Deadline
 from bilateral_serving.client.inputs.files import Source, check_count, documents, prepare
+from bilateral_serving.client.inputs.images import read_image
 from bilateral_serving.client.shared_memory import Region, layout
 from bilateral_serving.config import read_metadata
 from bilateral_serving.datatypes import from_triton, triton_name
@@ -28,6 +29,8 @@ from bilateral_serving.values import utf8
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRIES = 2
+# Of images, for a model of several sizes.
+Size = int | tuple[int, int] | Literal["aspect"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
         UserError: It names the model, the input and the shape expected.
     """
     check_arrays(info.inputs, inputs, info.name)
+    _check_image(info, inputs)
     for spec in info.inputs if info.max_batch_size else ():
         batch = len(inputs[spec.name])
         if batch > info.max_batch_size:
@@ -116,6 +120,16 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
                 f"Expected at most {info.max_batch_size}: send it in pieces, or add the model with "
                 "a larger --max-batch-size.",
             )
+
+
+def _check_image(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
+    """Refuse an image that is larger or smaller than a model of several sizes takes."""
+    how = info.metadata.preprocessing if info.metadata else None
+    if not isinstance(how, ImagePreprocessing) or how.sizes is None:
+        return
+    for spec in info.inputs:
+        if len(spec.shape) == 4 and (why := how.sizes.refused(*inputs[spec.name].shape[2:])):
+            raise UserError(f"input {spec.name} of model {info.name} does not fit", f"{why}.")
 
 
 def to_request(
@@ -193,6 +207,43 @@ def pieces(info: ModelInfo, inputs: Mapping[str, Array]) -> list[dict[str, Array
         {name: array[start : start + size] for name, array in inputs.items()}
         for start in range(0, rows, size)
     ]
+
+
+def at_size(info: ModelInfo, size: Size | None, inputs: Sequence[Source] = ()) -> ModelInfo:
+    """Return a model that prepares images at another size, here and not on the server.
+
+    Args:
+        info: The model.
+        size: Side of a square, height and width, or "aspect", which keeps the one input's aspect
+            ratio as far as the model's sizes go. None: the model as it is.
+        inputs: The images; looked at for "aspect" only.
+
+    Raises:
+        UserError: The model takes images of one size, or not of this one; or "aspect" was asked for
+            several inputs, which are one batch.
+    """
+    if size is None:
+        return info
+    how = info.metadata.preprocessing if info.metadata else None
+    if info.metadata is None or not isinstance(how, ImagePreprocessing) or how.sizes is None:
+        raise UserError(
+            f"model '{info.name}' takes inputs of one size",
+            "Leave the size out, or export it with --sizes.",
+        )
+    if size == "aspect":
+        if len(inputs) != 1:
+            raise UserError(
+                f"{len(inputs)} images were to keep their aspect ratios", "Send one at a time."
+            )
+        image = read_image(inputs[0])
+        how = how.keeping_aspect(image.height, image.width)
+    else:
+        height, width = (size, size) if isinstance(size, int) else size
+        if why := how.sizes.refused(int(height), int(width)):
+            raise UserError(f"model '{info.name}' does not take this size", f"{why}.")
+        how = how.at(int(height), int(width))
+    metadata = info.metadata.model_copy(update={"preprocessing": how})
+    return dataclasses.replace(info, metadata=metadata, raw=None)
 
 
 def input_batch(info: ModelInfo, inputs: Sequence[Source]) -> Array:

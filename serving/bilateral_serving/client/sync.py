@@ -23,6 +23,7 @@ from bilateral_serving.client.inputs.segmentation import Classes
 from bilateral_serving.client.requests import (
     ModelInfo,
     Prediction,
+    Size,
 )
 from bilateral_serving.client.steps import Compute, Flow, Pause, Step, Wait
 from bilateral_serving.language import Sampling, Score, Word
@@ -105,14 +106,19 @@ class Client(BaseClient):
         *,
         version: int | None = None,
         timeout_s: float | None = None,
+        size: Size | None = None,
     ) -> list[tuple[Prediction, ...]]:
         """Return the `k` most probable classes of each input, best first.
 
         The inputs (images, texts, expressions; for a model that compares two documents, one pair
         after the other) are prepared as the model's metadata says and sent in the largest batches
         that the model takes; the deadline holds for each batch.
+
+        A model of several sizes gets images of its own size unless another `size` is asked for: the
+        side of a square, height and width, or "aspect" for one image whose aspect ratio is kept. It
+        is prepared here, also where the server could.
         """
-        return self._run(self._flows.classify(model, inputs, k, version, timeout_s))
+        return self._run(self._flows.classify(model, inputs, k, version, timeout_s, size))
 
     def features(
         self,
@@ -121,12 +127,13 @@ class Client(BaseClient):
         *,
         version: int | None = None,
         timeout_s: float | None = None,
+        size: Size | None = None,
     ) -> Array:
         """Return the features of each input, `[inputs, ...]`; prepared and sent as for `classify`.
 
         The model was exported without its head (`bilateral export --output`).
         """
-        return self._run(self._flows.features(model, inputs, version, timeout_s))
+        return self._run(self._flows.features(model, inputs, version, timeout_s, size))
 
     def segment(
         self,

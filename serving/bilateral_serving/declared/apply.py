@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import sha256, write_text
+from bilateral_export.parity.report.document import read_report
 from bilateral_serving import repository as repositories
 from bilateral_serving.config import CONFIG_FILE, version_directories
 from bilateral_serving.declared.document import Declared, DeclaredModel
@@ -62,7 +63,10 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
     try:
         for name, model in declared.models.items():
             known = record.models.get(name)
-            digest, how = sha256(model.file), model.model_dump_json(exclude={"file", "cases"})
+            digest, how = (
+                sha256(model.file),
+                model.model_dump_json(exclude={"file", "parity", "cases"}),
+            )
             same_file = known is not None and known.sha256 == digest
             same_how = known is not None and known.declared == how
             if known and same_file and same_how and known.version == _newest(name, repository):
@@ -98,6 +102,7 @@ def _add(name: str, model: DeclaredModel, repository: Path) -> int:
             target=model.target,
             settings=model.settings.given(),
             lower=model.lower,
+            parity=read_report(model.parity) if model.parity else None,
         )
     except UserError as error:
         raise UserError(f"models.{name}: {error.problem}", error.fix) from error

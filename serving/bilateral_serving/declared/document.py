@@ -79,6 +79,7 @@ class DeclaredModel(_Part):
     Attributes:
         file: The ONNX file; for target tensorrt the plan. Relative to the document.
         target: What runs it.
+        parity: The report of parity on the file, noted with the version when it is added.
         lower: Whether the form lowered for its runtime is served.
         settings: How it is served.
         cases: What it must answer.
@@ -86,6 +87,7 @@ class DeclaredModel(_Part):
 
     file: Path
     target: Target = "python"
+    parity: Path | None = None
     lower: bool = True
     settings: DeclaredSettings = DeclaredSettings()
     cases: tuple[Case, ...] = ()
@@ -156,8 +158,11 @@ def _resolved(declared: Declared, path: Path) -> Declared:
             )
             for case in model.cases
         ]
-        models[name] = model.model_copy(update={"file": folder / model.file, "cases": tuple(cases)})
-        named = [models[name].file]
+        moved = {"file": folder / model.file, "cases": tuple(cases)}
+        if model.parity:
+            moved["parity"] = folder / model.parity
+        models[name] = model.model_copy(update=moved)
+        named = [models[name].file, *filter(None, [models[name].parity])]
         named += [p for case in cases for p in (case.input, case.tensors, case.outputs) if p]
         for file in named:
             if not file.is_file():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bilateral_export.artifact import Artifact, OnnxArtifact
 from bilateral_export.errors import UserError
-from bilateral_export.files import disk_errors, require_file, sha256
+from bilateral_export.files import disk_errors, require_file
 from bilateral_serving import config as configs
-from bilateral_serving.config import CONFIG_FILE, LABELS_FILE, MODEL_FILES, Settings, Target
+from bilateral_serving.config import CONFIG_FILE, LABELS_FILE, Settings, Target
 from bilateral_serving.releases import RELEASES, release
 from bilateral_serving.repository import config_builder, lowering
 from bilateral_serving.repository import plan as plans
@@ -28,6 +29,9 @@ from bilateral_serving.repository.version_files import (
     replace_text,
 )
 
+if TYPE_CHECKING:  # a server without the export's packages adds files too
+    from bilateral_export.parity.report.document import ParityReport
+
 
 def add(
     name: str,
@@ -40,6 +44,7 @@ def add(
     interface: Path | None = None,
     lower: bool = True,
     for_triton: str | None = None,
+    parity: ParityReport | None = None,
     on_progress: Progress | None = None,
 ) -> Entry:
     """Add a model file as a version of `name`.
@@ -61,12 +66,14 @@ def add(
         lower: Whether to serve the lowered form, where there is one. OpenVINO reads no other.
         for_triton: For target onnxruntime, the Triton release that is to load the file ("24.10").
             None: a file that an older release of `RELEASES` does not load gets a remark.
+        parity: The report of parity on the file, which must have passed. None: nothing is noted,
+            and a rollout asks for it.
         on_progress: Called while files are copied.
 
     Raises:
         UserError: The file is missing or not a model; the name, version or settings do not do; the
-            model disagrees with the versions that are there, or does not run as it would be served;
-            the disk is full. The repository is then as it was before.
+            model disagrees with the versions that are there, failed parity, or does not run as it
+            would be served; the disk is full. The repository is then as it was before.
     """
     check_name(name)
     if interface is not None and target != "tensorrt":
@@ -75,6 +82,9 @@ def add(
         )
     artifact = _read(model, target, interface)
     loads = _check_release(artifact, target, for_triton)
+    if parity is not None:
+        parity.require_about(str(model), artifact.judged_as)
+        parity.require_passed()
     directory = repository / name
     # Refused now rather than after the lowering, which can take long.
     config, _ = _configure(name, artifact, target, settings, version, directory)
@@ -93,8 +103,12 @@ def add(
         lowering.note(config, number, lowered.done)
         staged = staging / name / str(number)
         files = fill_version(staged, lowered.artifact, target, on_progress)
-        source = sha256(artifact.path) if lowered.done else files[MODEL_FILES[target]]
-        provenance = Provenance(source_sha256=source, files=files, precision=artifact.precision)
+        provenance = Provenance(
+            source_sha256=artifact.sha256,
+            files=files,
+            precision=artifact.precision,
+            parity=parity.verdict if parity else "",
+        )
         set_provenance(config, number, provenance)
         untried = _try(artifact, staged, config)
         _put(staged, directory, config, artifact, staging)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -228,17 +229,22 @@ def _parameters(target: Target, settings: Settings) -> dict[str, str]:
 def _warmup(artifact: Artifact, batch: int) -> list[pb.ModelWarmup]:
     """Return requests at batch 1 and the largest batch: runtimes plan memory per shape."""
     sizes = sorted({1, batch}) if batch else [0]
+    about = artifact.metadata.image_sizes if artifact.metadata else {}
+    usual = {name: size for name, (_, size, _) in about.items()}
     return [
         pb.ModelWarmup(
             name=f"batch {size}" if size else "one request",
             batch_size=size,
-            inputs={spec.name: _warmup_input(spec, batch) for spec in artifact.inputs},
+            inputs={spec.name: _warmup_input(spec, batch, usual) for spec in artifact.inputs},
         )
         for size in sizes
     ]
 
 
-def _warmup_input(spec: TensorSpec, batch: int) -> pb.ModelWarmup.Input:
-    sizes = [WARMUP_LENGTH if size < 0 else size for size in _dims(spec, batch)]
+def _warmup_input(spec: TensorSpec, batch: int, usual: Mapping[str, int]) -> pb.ModelWarmup.Input:
+    named = [
+        usual.get(size, WARMUP_LENGTH) if isinstance(size, str) else size for size in spec.shape
+    ]
+    sizes = (named[1:] or [1]) if batch else named
     # Zeros: random bits would be indices out of range, and floats that overflow within the model.
     return pb.ModelWarmup.Input(data_type=f"TYPE_{triton_name(spec)}", dims=sizes, zero_data=True)

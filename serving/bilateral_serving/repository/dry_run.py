@@ -171,10 +171,13 @@ def _runs(config: pb.ModelConfig, largest_batch: int | None) -> list[dict[str, A
             )
     free = any(size < 0 for tensor in raw.required(config) for size in tensor.dims)
     if config.model_warmup or not free:  # which sizes would be right is not known
+        warm = config.model_warmup[0].inputs if config.model_warmup else {}
         inputs = {
             tensor.name: {
                 "dtype": _dtype(tensor.data_type),
-                "shape": [
+                "shape": reshaped.get(tensor.name, list(warm[tensor.name].dims))
+                if tensor.name in warm
+                else [
                     config_builder.WARMUP_LENGTH if size < 0 else size
                     for size in reshaped.get(tensor.name, tensor.dims)
                 ],

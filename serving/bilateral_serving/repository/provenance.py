@@ -18,10 +18,11 @@ class Provenance(BaseModel):
     """Which files a version is.
 
     Attributes:
-        source_sha256: Of the file that was given to `add`.
+        source_sha256: `Artifact.sha256` of the file that was given to `add`.
         files: Name -> SHA-256 of the files that are served: the source itself or its lowering,
             and its external data.
         precision: The types of the weights, as the file has them: "fp32", "int8, fp32".
+        parity: The verdict that it was added with: "passed"; "" where there was none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -29,6 +30,7 @@ class Provenance(BaseModel):
     source_sha256: str
     files: dict[str, str]
     precision: str = ""
+    parity: str = ""
 
 
 def set_provenance(config: pb.ModelConfig, version: int, provenance: Provenance) -> None:

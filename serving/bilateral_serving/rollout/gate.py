@@ -26,12 +26,12 @@ def check_gate(
         repository: The repository.
         name: The model.
         number: The version.
-        parity: The report that `bilateral parity --json` printed about its checkpoint; None: there
-            is none.
+        parity: The report that `bilateral parity --json` printed about the file that was added;
+            None: there is none, or the version was added with it.
         unjudged: Whether a version without a report may pass.
 
     Raises:
-        UserError: There is no such version, parity failed or is of another checkpoint, the doctor
+        UserError: There is no such version, parity failed or is of another file, the doctor
             finds an error, or the version does not run as the server would run it.
     """
     found = [version for version in show(name, repository).versions if version.number == number]
@@ -47,28 +47,23 @@ def check_gate(
 
 
 def _check_parity(name: str, version: Version, report: Path | None) -> None:
+    known = version.provenance
+    if known and known.parity == "passed":
+        return
     if report is None:
         raise UserError(
             f"nothing says whether version {version.number} of '{name}' computes what was trained",
-            "Give the report of `bilateral parity CHECKPOINT FILE --json` with --parity, or say"
-            " --unjudged.",
+            "Give the report of `bilateral parity CHECKPOINT FILE --json` with --parity, here or"
+            " when it is added, or say --unjudged.",
         )
     # Only here: a server without the export's packages can roll out too.
     from bilateral_export.parity.report.document import read_report
 
-    verdict = read_report(report)
-    if verdict.failures:
-        raise UserError(
-            f"parity failed in {report}: {', '.join(verdict.failures)}",
-            "Export a file that passes.",
-        )
-    trained = version.metadata.checkpoint_sha256 if version.metadata else None
-    if verdict.checkpoint_sha256 != trained:
-        raise UserError(
-            f"{report} is about checkpoint {verdict.checkpoint_sha256[:12]}, and version"
-            f" {version.number} of '{name}' is of {(trained or 'an unknown one')[:12]}",
-            "Give the report about this version's checkpoint.",
-        )
+    found = read_report(report)
+    found.require_about(
+        f"version {version.number} of '{name}'", [known.source_sha256 if known else "unknown"]
+    )
+    found.require_passed()
 
 
 def _check_doctor(version: Version, name: str, repository: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ class Model:
         path: The file, absolute: workers on other machines find it at the same place.
         runtime: The runtime's name in the registry.
         sha256: Of the file, and of the files of its weights.
+        judged_as: Hashes by which a parity report may name it.
         metadata: What the file says of itself.
         inputs, outputs: Its tensors.
         max_batch: The largest batch; None where it sets no limit.
@@ -52,6 +52,7 @@ class Model:
     path: Path
     runtime: str
     sha256: str
+    judged_as: tuple[str, ...]
     metadata: ArtifactMetadata
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -113,7 +114,7 @@ class Model:
         Raises:
             UserError: The file is another than the one that was read, or cannot be run here.
         """
-        if _digest(_files(self.path)) != self.sha256:
+        if _sha256(self.path) != self.sha256:
             raise UserError(
                 f"{self.path} is not the file that this run began with",
                 "Give every machine the same file, and start again.",
@@ -133,7 +134,7 @@ def load_model(path: Path, runtime: str = "", parity: Path | None = None) -> Mod
 
     Raises:
         UserError: It cannot be read, does not say how a file becomes its input, does neither
-            classify nor give features, or the report is of another checkpoint.
+            classify nor give features, or the report is of another file.
     """
     path = require_file(path, "model").absolute()
     is_plan = path.suffix != ".onnx" and (path.parent / f"{path.name}.json").exists()
@@ -145,7 +146,7 @@ def load_model(path: Path, runtime: str = "", parity: Path | None = None) -> Mod
     for name in ("bilateral-serve", "numpy", "pillow", *known.distributions):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
-    said = _verdict(parity, found.metadata) if parity else PARITY_UNKNOWN
+    said = _verdict(parity, found) if parity else PARITY_UNKNOWN
     return Model(**(vars(found) | {"parity": said, "versions": tuple(versions)}))
 
 
@@ -166,7 +167,8 @@ def _read_onnx(path: Path, runtime: str) -> Model:
     return Model(
         path=path,
         runtime=runtime,
-        sha256=_digest((path, *artifact.external_files)),
+        sha256=artifact.sha256,
+        judged_as=artifact.judged_as,
         metadata=artifact.metadata,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
@@ -189,7 +191,8 @@ def _read_plan(path: Path) -> Model:
     return Model(
         path=path,
         runtime="tensorrt",
-        sha256=_digest((path,)),
+        sha256=sha256(path),
+        judged_as=(sha256(path),),
         metadata=ArtifactMetadata.model_validate(manifest.metadata),
         inputs=tuple(manifest.inputs),
         outputs=tuple(manifest.outputs),
@@ -219,23 +222,13 @@ def _check(model: Model) -> None:
         raise UserError(f"model '{name}' has {len(model.inputs)} inputs", "A file makes one.")
 
 
-def _verdict(report: Path, about: ArtifactMetadata) -> str:
+def _verdict(report: Path, model: Model) -> str:
     from bilateral_export.parity.report.document import read_report
 
     found = read_report(report)
-    if found.checkpoint_sha256 != about.checkpoint_sha256:
-        raise UserError(
-            f"{report} judges another checkpoint than the one this model is from",
-            "Run `bilateral parity` on its checkpoint and this file.",
-        )
-    return "passed" if found.passed else f"failed: {', '.join(found.failures)}"
+    found.require_about(str(model.path), model.judged_as)
+    return found.verdict
 
 
-def _files(path: Path) -> tuple[Path, ...]:
-    return (path, *read_onnx(path).external_files) if path.suffix == ".onnx" else (path,)
-
-
-def _digest(files: tuple[Path, ...]) -> str:
-    """Return the SHA-256 of one file; of the hashes where there are several."""
-    found = [sha256(file) for file in files]
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+def _sha256(path: Path) -> str:
+    return read_onnx(path).sha256 if path.suffix == ".onnx" else sha256(path)

@@ -23,6 +23,7 @@ from bilateral_benchmarks.studies.tile_skipping import TileSkipping
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 TYPES: dict[str, type[Document] | type[Result]] = {
     "cpu": BenchDocument,
+    "growth": BenchDocument,
     "kernel_build": BuildReport,
     "kernel_skipping": TileSkipping,
     "pipeline": Pipeline,
@@ -30,6 +31,7 @@ TYPES: dict[str, type[Document] | type[Result]] = {
     "score_files": BenchDocument,
     "tensorrt-build-matrix": BuildMatrix,
     "theory": TheoryReport,
+    "tiles": BenchDocument,
 }
 
 

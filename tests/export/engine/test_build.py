@@ -12,6 +12,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.checkpoint.several_sizes import for_sizes
 from bilateral_export.engine import options as options_module
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.installation.library import load_library
@@ -21,6 +23,7 @@ from bilateral_export.engine.plan.kernels import launched_kernels
 from bilateral_export.engine.plan.manifest import manifest_path, read_manifest, verify_plan
 from bilateral_export.engine.profiles import parse_profile
 from bilateral_export.errors import UserError
+from bilateral_export.graph.export import export_onnx
 from bilateral_export.op.contract import OperatorVariant
 
 pytest.importorskip("tensorrt_rtx")
@@ -282,3 +285,14 @@ def test_the_exported_model_describes_itself_in_the_manifest(make_model) -> None
     entry.key, entry.value = "bilateral", json.dumps({"name": "small", "labels": ["a", "b"]})
     onnx.save(loaded, model)
     assert build(model).metadata == {"name": "small", "labels": ["a", "b"]}
+
+
+def test_a_file_of_several_sizes_gets_a_profile_of_them_tuned_for_its_own(
+    digits: Checkpoint, tmp_path: Path
+) -> None:
+    path = export_onnx(for_sizes(digits, [(4, 4), (12, 16)]), tmp_path / "several.onnx").path
+    (profile,) = build(path).profiles
+    found = profile["image"]
+    assert (found.minimum, found.optimum, found.maximum) == (
+        (1, 1, 4, 4), (8, 1, 8, 8), (32, 1, 12, 16)
+    )  # fmt: skip

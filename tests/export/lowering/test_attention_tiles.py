@@ -26,8 +26,8 @@ from bilateral_export.lowering.attention_pattern import (
 )
 from bilateral_export.lowering.attention_tiles import rewrite_to_tiles
 from bilateral_export.lowering.definition import attend_queries
-from bilateral_export.lowering.gate import FACTOR, open_session
-from bilateral_export.lowering.graph_edit import copied, drop_unused
+from bilateral_export.lowering.gate import FACTOR, opened
+from bilateral_export.lowering.graph_edit import drop_unused
 from bilateral_export.lowering.grid_tiling import Grid, log_tail
 from bilateral_export.lowering.lower import lowered_proto
 from bilateral_export.op.contract import RangeKernel
@@ -97,9 +97,9 @@ def rewritten(path: Path) -> tuple[onnx.ModelProto, AttentionPattern]:
 def run(model: onnx.ModelProto, pattern: AttentionPattern, tokens: Array) -> tuple[Array, bool]:
     """The attention's output, and whether every group of heads was computed in tiles."""
     flags = [node.input[0] for node in model.graph.node if node.op_type == "If"]
-    probe = copied(model)
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in [pattern.merged, *flags])
-    merged, *few = open_session(probe).run([pattern.merged, *flags], {"tokens": tokens})
+    names = [pattern.merged, *flags]
+    with opened(model, outputs=names) as session:
+        merged, *few = session.run(names, {"tokens": tokens})
     return merged, all(bool(flag) for flag in few)
 
 

@@ -73,13 +73,15 @@ def test_a_file_is_lowered_when_it_is_loaded_unless_it_is_wanted_as_it_is(
 
 
 def test_a_file_that_cannot_be_lowered_runs_as_it_is(
-    digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
+    digits_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise UserError("too large", "leave it")
 
     monkeypatch.setattr("bilateral_export.runners.lowered.lower", refuse)
-    with LoweredRunner(digits_onnx) as runner:
+    alone = tmp_path / "alone.onnx"  # nothing was kept beside it
+    alone.write_bytes(digits_onnx.read_bytes())
+    with LoweredRunner(alone) as runner:
         assert runner.refused.startswith("too large")
         assert runner.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["logits"].shape == (1, 10)
 

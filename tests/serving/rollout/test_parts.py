@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.builders import tiny_models as models
+from tests.builders.parity_report import written
 from tritonclient.grpc import service_pb2 as pb
 
 from bilateral_export.errors import UserError
+from bilateral_export.files import sha256
+from bilateral_export.parity.report.document import read_report
 from bilateral_serving import repository, rollout
 from bilateral_serving.config import Settings
 from bilateral_serving.front_door import requests, routing
@@ -102,6 +105,37 @@ def test_the_gate_wants_a_verdict_and_a_version(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing says whether version 1 of 'm' computes"):
         check_gate(root, "m", 1, parity=None)
     check_gate(root, "m", 1, parity=None, unjudged=True)
+
+
+def test_the_gate_takes_a_report_on_the_very_file_only(tmp_path: Path) -> None:
+    root, file = tmp_path / "repository", models.quadrants(tmp_path / "m.onnx")
+    other = models.quadrants(tmp_path / "other.onnx", checkpoint_sha256="1" * 64)
+    settings = Settings(threads=1, warmup=False)
+    repository.add("m", file, root, settings=settings)
+    # Of the same checkpoint, so only the hash of the file tells.
+    told = written(tmp_path / "told.json", judged=sha256(file))
+    check_gate(root, "m", 1, parity=told)
+    with pytest.raises(UserError, match=r"judges .*, and version 1 of 'm' is"):
+        check_gate(root, "m", 1, parity=written(tmp_path / "a.json", judged=sha256(other)))
+    with pytest.raises(UserError, match="judges no file that it names"):
+        check_gate(root, "m", 1, parity=written(tmp_path / "b.json", judged=""))
+    with pytest.raises(UserError, match="parity failed: the file"):
+        check_gate(root, "m", 1, parity=written(tmp_path / "c.json", judged=sha256(file), ok=False))
+
+
+def test_a_version_that_was_added_with_its_report_needs_no_other(tmp_path: Path) -> None:
+    root, file = tmp_path / "repository", models.quadrants(tmp_path / "m.onnx")
+    settings = Settings(threads=1, warmup=False)
+    wrong = read_report(written(tmp_path / "a.json", judged="1" * 64))
+    failed = read_report(written(tmp_path / "b.json", judged=sha256(file), ok=False))
+    for report, why in ((wrong, "the parity report judges 1{12}"), (failed, "parity failed")):
+        with pytest.raises(UserError, match=why):
+            repository.add("m", file, root, settings=settings, parity=report)
+    assert not (root / "m").exists()
+    report = read_report(written(tmp_path / "c.json", judged=sha256(file)))
+    entry = repository.add("m", file, root, settings=settings, parity=report)
+    assert entry.versions[0].document["provenance"]["parity"] == "passed"
+    check_gate(root, "m", 1, parity=None)
 
 
 def test_without_a_server_it_says_so() -> None:

@@ -37,9 +37,9 @@ def test_models_that_give_no_row_are_refused(tmp_path: Path) -> None:
         load_model(tiny_models.quadrants(tmp_path / "model.onnx"), "tpu")
 
 
-def test_the_verdict_of_parity_is_of_the_same_checkpoint(onnx: Path) -> None:
+def test_the_verdict_of_parity_is_of_the_same_file(onnx: Path) -> None:
     assert load_model(onnx).parity == "not judged"
-    with pytest.raises(UserError, match="another checkpoint"):
+    with pytest.raises(UserError, match="judges no file that it names"):
         load_model(onnx, parity=REPORT)
 
 

@@ -26,6 +26,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.builders import tiny_models as models
+from tests.builders.parity_report import written
 from tests.serving.front_door.door import OWN_CONNECTION, request
 from tests.serving.server.live_processes import free_ports
 from tests.serving.server.otlp_receiver import receiving
@@ -33,6 +34,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from bilateral_export.errors import UserError
+from bilateral_export.files import sha256
+from bilateral_export.parity.report.document import read_report
 from bilateral_serving import repository
 from bilateral_serving.config import Settings
 from bilateral_serving.front_door.calls import DRAINING
@@ -92,7 +95,9 @@ def eventually(what: Callable[[], Any]) -> Any:
 def served(root: Path, **flags: object) -> Iterator[Watched]:
     grpc_port, http, metrics = free_ports(3)
     model_file = models.quadrants(root / "q.onnx")
-    repository.add("quadrants", model_file, root / "models", settings=Settings(threads=1))
+    verdict = read_report(written(root / "parity.json", judged=sha256(model_file)))
+    one = Settings(threads=1)
+    repository.add("quadrants", model_file, root / "models", settings=one, parity=verdict)
     alone = Settings(max_batch_size=1, threads=1)
     repository.add("slow", models.slow(root / "s.onnx"), root / "models", settings=alone)
     ports = {"grpc-port": grpc_port, "http-port": http, "metrics-port": metrics}
@@ -232,6 +237,9 @@ def test_metrics_count_what_callers_asked_and_nothing_else(watched: Watched) -> 
     sha = hashlib.sha256(watched.model_file.read_bytes()).hexdigest()
     (info,) = (row for row in page.splitlines() if row.startswith('bilateral_model_info{model="q'))
     assert f'sha256="{sha}"' in info
+    assert 'parity="passed"' in info
+    (other,) = (row for row in page.splitlines() if row.startswith('bilateral_model_info{model="s'))
+    assert 'parity="unknown"' in other
     assert "nv_inference_request_success" in page
 
 

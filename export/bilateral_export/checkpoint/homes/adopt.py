@@ -17,7 +17,6 @@ from bilateral_export.checkpoint.formats.text import printable
 from bilateral_export.checkpoint.homes.conversion import (
     Conversion,
     Source,
-    resized_preprocessing,
 )
 from bilateral_export.checkpoint.homes.wrappers import Found
 from bilateral_export.errors import UserError
@@ -108,7 +107,7 @@ def _with_card(path: Path, conversion: Conversion, wanted: Wanted) -> Adopted:
     if conversion.run_size is not None and isinstance(how, ImagePreprocessing):
         size = getattr(conversion.config, "image_size")  # noqa: B009 (a union of configurations)
         height, width = (size, size) if isinstance(size, int) else size
-        trained = resized_preprocessing(how, height, width)
+        trained = how.at(height, width)
     try:
         card = CheckpointCard(
             name=asked.name if asked is not None else _name(path, conversion, wanted),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -16,11 +16,9 @@ from bilateral_export.checkpoint.card import describe
 from bilateral_export.checkpoint.formats.text import listed, printable
 from bilateral_export.errors import UserError
 from bilateral_export.models.family import FamilyConfig
+from bilateral_export.models.free_grid import Resampling
 from bilateral_export.models.registry import parse_config
-from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
-
-# How a library interpolates learned positions to another grid.
-Resampling = Literal["bicubic", "bicubic-antialias", "bicubic-corners"]
+from bilateral_export.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -334,17 +332,3 @@ def image_size(
             'Give --model a JSON document: {"image_size": [height, width]}.',
         )
     return grid[0] * patch, True
-
-
-def resized_preprocessing(how: ImagePreprocessing, height: int, width: int) -> ImagePreprocessing:
-    """The same preprocessing for images of another size; its resize grows in proportion."""
-    if isinstance(how.resize, int):
-        resize: int | tuple[int, int] = round(
-            how.resize * min(height, width) / min(how.height, how.width)
-        )
-    else:
-        resize = (
-            round(how.resize[0] * height / how.height),
-            round(how.resize[1] * width / how.width),
-        )
-    return how.model_copy(update={"height": height, "width": width, "resize": resize})

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from bilateral_export.checkpoint.datasets.imagenet import MEAN, STD
-from bilateral_export.checkpoint.homes.conversion import Resampling
+from bilateral_export.models.free_grid import Resampling
 from bilateral_export.preprocessing import ImagePreprocessing
 
 

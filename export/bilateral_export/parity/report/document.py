@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -179,6 +180,8 @@ class ParityReport(_Record):
         model: The checkpoint's name.
         family: Its family.
         checkpoint_sha256: The checkpoint's hash.
+        judged: SHA-256 of the files that were judged: the ONNX file, the plan. Reports of before
+            this was noted have none.
         factor: The budget of the largest error, as a multiple of eager PyTorch's.
         typical_budget: The budget of the typical one.
         ulp_edges: Bin edges of the rows' histograms.
@@ -194,6 +197,7 @@ class ParityReport(_Record):
     model: str
     family: str
     checkpoint_sha256: str
+    judged: tuple[str, ...] = ()
     factor: float
     typical_budget: float
     ulp_edges: tuple[float, ...]
@@ -215,6 +219,39 @@ class ParityReport(_Record):
         failed = [row.stage for row in self.rows if not row.passed]
         failed += [check.stage for check in self.checks if not check.passed]
         return tuple(dict.fromkeys(failed))
+
+    @property
+    def verdict(self) -> str:
+        """What is noted beside a model: "passed", or "failed: STAGES"."""
+        return "passed" if self.passed else f"failed: {', '.join(self.failures)}"
+
+    def require_passed(self) -> None:
+        """Refuse a model that does not compute what was trained.
+
+        Raises:
+            UserError: A row or a check failed.
+        """
+        if not self.passed:
+            raise UserError(
+                f"parity failed: {', '.join(self.failures)}", "Export a file that passes."
+            )
+
+    def require_about(self, model: str, hashes: Collection[str]) -> None:
+        """Refuse to speak of a model that was not judged.
+
+        Args:
+            model: What the model is called in the message.
+            hashes: `Artifact.sha256` of its file, and of the file that it was lowered from.
+
+        Raises:
+            UserError: None of these files was judged.
+        """
+        if not set(self.judged).intersection(hashes):
+            judged = ", ".join(sha256[:12] for sha256 in self.judged) or "no file that it names"
+            raise UserError(
+                f"the parity report judges {judged}, and {model} is {min(hashes)[:12]}",
+                "Give what `bilateral parity CHECKPOINT FILE --json` prints about this very file.",
+            )
 
 
 def schema() -> str:

@@ -36,6 +36,7 @@ from bilateral_export.checkpoint.homes.conversion import Source
 from bilateral_export.checkpoint.homes.timm import convert
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
+from bilateral_export.checkpoint.several_sizes import for_sizes
 from bilateral_export.models.classifier import ImageClassifierConfig
 
 SIZES = Sizes()
@@ -200,6 +201,34 @@ def test_positions_at_another_size_are_timms(tmp_path: Path, size: tuple[int, in
     image = torch.randn(2, 3, *size, dtype=torch.float64)
     with torch.no_grad():
         wanted, got = theirs(image), ours(image)
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-6  # interpolated in float32
+
+
+@pytest.mark.parametrize("size", [(16, 24), (32, 32), (48, 64)])
+def test_one_model_of_several_sizes_is_timms_at_each(tmp_path: Path, size: tuple[int, int]) -> None:
+    kind = Timm(registers=2)
+    state = timm_state(kind, SIZES)
+    theirs = timm_model(kind, dynamic_img_size=True).double().eval()
+    theirs.load_state_dict(double(state))
+    torch.save(state, tmp_path / "c.pth")
+    several = for_sizes(load_checkpoint(tmp_path / "c.pth"), [(16, 16), (64, 64)])
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        wanted, got = theirs(image), several.build_model().double()(image)
+    # timm interpolates in float32 (resample_abs_pos_embed).
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers"])
+def test_one_model_of_several_sizes_is_hugging_faces_at_each(tmp_path: Path, kind: str) -> None:
+    state = huggingface_state(kind, huggingface_version(), SIZES)
+    theirs = huggingface_model(kind, "ForImageClassification").double().eval()
+    theirs.load_state_dict(double(state))
+    torch.save(state, tmp_path / "c.pth")
+    several = for_sizes(load_checkpoint(tmp_path / "c.pth"), [(16, 16), (64, 64)])
+    image = torch.randn(2, 3, 48, 64, dtype=torch.float64)
+    with torch.no_grad():
+        wanted, got = theirs(image).logits, several.build_model().double()(image)
     assert float((got - wanted).norm() / wanted.norm()) < 1e-6  # interpolated in float32
 
 
