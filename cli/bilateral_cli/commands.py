@@ -13,7 +13,6 @@ _COMMANDS = (
     "down",
     "new",
     "export",
-    "quantize",
     "lower",
     "build",
     "inspect",

@@ -27,6 +27,12 @@ def apply(
         Path | None, typer.Argument(help="What is to be served: a YAML file.")
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Remove models that were applied before and are not in the file now."
+        ),
+    ] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of such a file instead.")
     ] = False,
@@ -36,7 +42,8 @@ def apply(
 
     The file names each model's ONNX file or plan, how it is served and what it must answer. It is
     checked before anything moves; a model that is refused takes back what was added before it. What
-    is as declared already stays, and so do models that the file does not name.
+    is as declared already stays, and so do models that the file does not name, unless --prune says
+    otherwise. Of two who apply at once the second waits.
 
     Example: bilateral repository apply models.yaml
     """
@@ -47,7 +54,7 @@ def apply(
         return
     if document is None:
         raise UserError("no file was given", "Give a YAML file, or --schema.")
-    done = declared.apply(declared.read(document), Path(repository))
+    done = declared.apply(declared.read(document), Path(repository), prune=prune)
     if json:
         print_json([dataclasses.asdict(one) for one in done])
         return

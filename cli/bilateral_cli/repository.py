@@ -44,7 +44,10 @@ def add(
     ] = None,
     max_batch_size: Annotated[
         int | None,
-        typer.Option(help="Largest batch; by default 8 if the graph's batch is dynamic."),
+        typer.Option(
+            help="Largest batch; by default 8 if the graph's batch is dynamic. With --stream: how"
+            " many streams run at once."
+        ),
     ] = None,
     instances: Annotated[
         int | None, typer.Option(help="Copies of the model that run in parallel.")

@@ -256,35 +256,89 @@ def generate(
 
     The stop text itself is yielded with the word that completes it.
     """
-    random = np.random.default_rng(sampling.seed)
-    tokens = [tokenizer.end, *prompt]
-    text = ""
-    before = prompt[-1] if prompt else None
-    for _ in range(sampling.max_tokens):
-        _, after = reader.read(tokens, tokens)
-        token = draw(after, sampling, random)
-        word = Word(token, tokenizer.piece(token, before), float(after[token]))
-        yield word
-        text += word.text
-        if any(stop in text for stop in sampling.stop):
-            return
-        tokens, before = [token], token
+    generation = Generation(tokenizer, prompt, sampling)
+    while not generation.ended:
+        _, after = reader.read(generation.unread, generation.unread)
+        yield generation.draw(after)
+
+
+class Generation:
+    """A text that grows word by word, by what a model says follows.
+
+    Args:
+        tokenizer: The model's.
+        prompt: The words to go on after.
+        sampling: How the next ones are drawn, and when it ends.
+
+    Attributes:
+        unread: What the model has to read before the next word is drawn.
+        ended: Whether no further word is wanted.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> None:
+        self._tokenizer, self._sampling = tokenizer, sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._before = prompt[-1] if prompt else None
+        self._text, self._count = "", 0
+        self.unread: list[int] = [tokenizer.end, *prompt]
+        self.ended = sampling.max_tokens == 0
+
+    def draw(self, log_probabilities: Array) -> Word:
+        """The next word, of the log-probabilities `[words]` after the last one."""
+        token = draw(log_probabilities, self._sampling, self._random)
+        piece = self._tokenizer.piece(token, self._before)
+        self._text, self._count = self._text + piece, self._count + 1
+        self.unread, self._before = [token], token
+        self.ended = self._count == self._sampling.max_tokens or any(
+            stop in self._text for stop in self._sampling.stop
+        )
+        return Word(token, piece, float(log_probabilities[token]))
+
+
+# Of a trained model the first so many words have nearly all of the probability.
+_LIKELY = 1024
 
 
 def draw(log_probabilities: Array, sampling: Sampling, random: np.random.Generator) -> int:
-    """Draw a word: temperature first, then top-k, then top-p (nucleus; Holtzman et al., 2020)."""
+    """Draw a word: temperature first, then top-k, then top-p (nucleus; Holtzman et al., 2020).
+
+    Words are ordered by falling probability, equal ones by their id, and only as far down as
+    needed: sorting a large vocabulary takes longer than a step of the model.
+    """
     if sampling.temperature == 0:
         return int(log_probabilities.argmax())
-    logits = log_probabilities.astype(np.float64) / sampling.temperature
-    order = np.argsort(-logits, kind="stable")
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    probabilities = np.exp(logits[order] - logits[order[0]])
-    probabilities /= probabilities.sum()
-    if sampling.top_p < 1:
+    level = random.random()
+    top, heat = log_probabilities.max(), sampling.temperature
+    count = min(sampling.top_k or len(log_probabilities), len(log_probabilities))
+    likely = count if sampling.top_k else min(_LIKELY, count)
+    mass = np.exp((log_probabilities - top) / np.float32(max(heat, 1e-30))).sum(dtype=np.float64)
+    while True:
+        order = most_probable(log_probabilities, likely)
+        logits = (log_probabilities[order].astype(np.float64) - top) / heat
+        cumulative = np.cumsum(np.exp(logits))
+        if likely == count:
+            mass = cumulative[-1]
         # The word that crosses the threshold is still in.
-        kept = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
-        order, probabilities = order[:kept], probabilities[:kept]
-    cumulative = np.cumsum(probabilities)
-    place = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
-    return int(order[min(place, len(order) - 1)])
+        kept = int(np.searchsorted(cumulative, sampling.top_p * mass)) + 1
+        if sampling.top_p < 1 and kept <= likely:
+            mass = cumulative[kept - 1]
+        place = int(np.searchsorted(cumulative, level * mass, side="right"))
+        if likely == count or (place < likely and (sampling.top_p == 1 or kept <= likely)):
+            return int(order[min(place, kept - 1, likely - 1)])
+        likely = min(likely * 16, count)
+
+
+def most_probable(log_probabilities: Array, count: int) -> Array:
+    """The ids of the `count` most probable words, by falling probability and rising id."""
+    if count < len(log_probabilities):
+        least = np.partition(log_probabilities, -count)[-count]
+        ids = np.flatnonzero(log_probabilities >= least)
+    else:
+        ids = np.arange(len(log_probabilities))
+    return ids[np.argsort(-log_probabilities[ids], kind="stable")][:count]
+
+
+def last_window(count: int, context: int) -> int:
+    """Where the window begins in which `Reader` reads the last of `count` tokens."""
+    step = context - context // 2
+    return max(0, -(-(count - context) // step)) * step

@@ -45,7 +45,7 @@ class Settings:
 
     Attributes:
         max_batch_size: Largest batch Triton builds; 0 turns batching off. None: 8 if the graph's
-            first axis is free, else 0.
+            first axis is free, else 0. Of a stream of words: how many run at once, 8 by default.
         instances: Copies of the model that run side by side.
         threads: Threads of one instance; 0 shares the machine's cores evenly among instances.
         max_queue_delay_us: How long, in microseconds, a request may wait for others to join its

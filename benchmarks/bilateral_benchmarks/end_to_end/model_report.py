@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Literal
@@ -19,22 +18,19 @@ from bilateral_benchmarks.end_to_end.run_model import (
     items_for,
     run_model,
 )
-from bilateral_benchmarks.experiments.contenders import checkpoint_of
+from bilateral_benchmarks.experiments.contenders import checkpoint_for
 from bilateral_benchmarks.experiments.isolated import status_mib
 from bilateral_benchmarks.report.files import write_json
 from bilateral_benchmarks.report.machine import git_revision
-from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
+from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.engine.build import build_plan
 from bilateral_export.engine.installation.library import load_library
 from bilateral_export.engine.options import BuildOptions
 from bilateral_export.engine.plan.manifest import AttentionPath
 from bilateral_export.errors import UserError
-from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.models.registry import MODELS, build
 from bilateral_export.parity.inputs.samples import Sample, random_samples
 from bilateral_export.parity.report.document import ParityReport
-from bilateral_export.preprocessing import TextPreprocessing
-from bilateral_export.text import END, UNKNOWN, Tokenizer
 from bilateral_serving.client import Client
 from bilateral_serving.server import RunningServer
 
@@ -149,31 +145,6 @@ def report_on(name: str, checkpoints: Path, folder: Path) -> ModelReport:
         seconds=steps.seconds,
         revision=git_revision(),
     )
-
-
-def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
-    """Return the committed checkpoint of a model, or one with random weights.
-
-    A language model's words, which are not known without its checkpoint, are those of the committed
-    one, and numbers up to the size of the vocabulary.
-    """
-    trained = checkpoints / f"{name}.safetensors"
-    if trained.is_file():
-        return load_checkpoint(trained)
-    checkpoint = checkpoint_of(name, folder)
-    config = checkpoint.card.model
-    if not isinstance(config, LanguageModelConfig):
-        return checkpoint
-    known = load_checkpoint(checkpoints / "pydoc_bilateral.safetensors").card.preprocessing
-    assert isinstance(known, TextPreprocessing)
-    words = dict.fromkeys((END, UNKNOWN, *known.vocabulary))
-    words |= dict.fromkeys(f"word{number}" for number in range(config.vocabulary))
-    tokenizer = Tokenizer(list(words)[: config.vocabulary])
-    preprocessing = TextPreprocessing(
-        vocabulary=tokenizer.words, vocabulary_sha256=tokenizer.sha256, context=config.context
-    )
-    card = checkpoint.card.model_copy(update={"preprocessing": preprocessing})
-    return dataclasses.replace(checkpoint, card=card)
 
 
 def _samples(checkpoint: Checkpoint) -> list[Sample]:

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
@@ -22,6 +21,7 @@ from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
+from bilateral_export.tensors import Array, TensorSpec
 from bilateral_serving import repository
 from bilateral_serving.client.runner import TritonRunner
 from bilateral_serving.server import ServerOptions, running
@@ -149,15 +149,21 @@ def _served(models: Path, name: str) -> float:
     options = ServerOptions(models, grpc_port=free_port(), http_port=None, metrics_port=None)
     begun = time.perf_counter()
     with running(options) as server, TritonRunner(name, server.url) as runner:
-        runner.run(made_up(runner.inputs))
+        runner.run(_zeros(runner.inputs))
         return time.perf_counter() - begun
+
+
+def _zeros(specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Return inputs of one item; made without torch, which `made_up` imports."""
+    shapes = {spec.name: [n if isinstance(n, int) else 1 for n in spec.shape] for spec in specs}
+    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
 
 
 def _main(model: Path) -> None:
     from bilateral_export.runners.lowered import LoweredRunner
 
     with LoweredRunner(model) as runner:
-        runner.run(made_up(runner.inputs))
+        runner.run(_zeros(runner.inputs))
 
 
 if __name__ == "__main__":

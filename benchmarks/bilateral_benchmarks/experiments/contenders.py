@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from bilateral_export.errors import UserError
 from bilateral_export.lowering.attention_forms import Form
 from bilateral_export.lowering.lower import PASSES, lower
 from bilateral_export.metadata import Precision
+from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import GeneralizedResidual
+from bilateral_export.preprocessing import TextPreprocessing
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
@@ -29,6 +32,7 @@ from bilateral_export.runners.registry import DEFAULT, RUNTIMES
 from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 from bilateral_export.runners.torch_compiled import CompiledRunner
 from bilateral_export.runners.torch_eager import TorchRunner
+from bilateral_export.text import END, UNKNOWN, Tokenizer
 
 ORT_LOWERED, OPENVINO_F32 = "onnxruntime, lowered", "openvino f32"
 
@@ -106,6 +110,31 @@ def checkpoint_of(source: str, folder: Path, image_size: int | None = None) -> C
     path = folder / f"{source}.safetensors"
     save_checkpoint(path, model.state_dict(), card_of(name, config))
     return load_checkpoint(path)
+
+
+def checkpoint_for(name: str, checkpoints: Path, folder: Path) -> Checkpoint:
+    """Return the committed checkpoint of a model, or one with random weights.
+
+    A language model's words, which are not known without its checkpoint, are those of the committed
+    one, and numbers up to the size of the vocabulary.
+    """
+    trained = checkpoints / f"{name}.safetensors"
+    if trained.is_file():
+        return load_checkpoint(trained)
+    checkpoint = checkpoint_of(name, folder)
+    config = checkpoint.card.model
+    if not isinstance(config, LanguageModelConfig):
+        return checkpoint
+    known = load_checkpoint(checkpoints / "pydoc_bilateral.safetensors").card.preprocessing
+    assert isinstance(known, TextPreprocessing)
+    words = dict.fromkeys((END, UNKNOWN, *known.vocabulary))
+    words |= dict.fromkeys(f"word{number}" for number in range(config.vocabulary))
+    tokenizer = Tokenizer(list(words)[: config.vocabulary])
+    preprocessing = TextPreprocessing(
+        vocabulary=tokenizer.words, vocabulary_sha256=tokenizer.sha256, context=config.context
+    )
+    card = checkpoint.card.model_copy(update={"preprocessing": preprocessing})
+    return dataclasses.replace(checkpoint, card=card)
 
 
 def usual_contenders(

@@ -14,8 +14,10 @@ from bilateral_benchmarks.experiments.cold_start import ColdStart
 from bilateral_benchmarks.experiments.comparison import Comparison
 from bilateral_benchmarks.experiments.crossover import Crossover
 from bilateral_benchmarks.experiments.generator_limit import GeneratorLimit
+from bilateral_benchmarks.experiments.language import Language
 from bilateral_benchmarks.experiments.operator_profile import OperatorProfile
 from bilateral_benchmarks.experiments.overhead import Overhead
+from bilateral_benchmarks.experiments.quantization import Quantization
 from bilateral_benchmarks.experiments.raw_input import RawInput
 from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
@@ -33,6 +35,7 @@ Item = Annotated[
     | Comparison
     | Crossover
     | GeneratorLimit
+    | Language
     | Scaling
     | Breakdown
     | Capacity
@@ -40,6 +43,7 @@ Item = Annotated[
     | Overhead
     | ScenarioResult
     | OperatorProfile
+    | Quantization
     | RawInput
     | SeveralSizes
     | ScoreFiles

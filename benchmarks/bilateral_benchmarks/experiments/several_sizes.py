@@ -166,7 +166,7 @@ def _measure(
         ratio_low=ratio.low,
         ratio_high=ratio.high,
         forms=(_form(one), _form(several)),
-        difference=float(np.abs(got - wanted).max() / np.abs(wanted).max()),
+        difference=float(np.abs(np.subtract(got, wanted)).max() / np.abs(wanted).max()),
     )
 
 

@@ -33,6 +33,7 @@ from bilateral_export.lowering.gate import (
 )
 from bilateral_export.lowering.graph_edit import copied, drop_unused
 from bilateral_export.lowering.head_layout import rewrite_head_layout
+from bilateral_export.lowering.integer_products import to_float_products, to_integer_products
 from bilateral_export.lowering.push_down_gather import push_down_gather
 from bilateral_export.lowering.residual_stream import rewrite_residual_stream
 from bilateral_export.lowering.token_major_layout import rewrite_token_major_layout
@@ -198,6 +199,7 @@ def lowered_proto(
         raise UserError(f"unknown form '{form}'", f"Use one of {', '.join(FORMS)}.")
     canonical = _read(model)
     source = sha256(model)
+    quantised = to_float_products(canonical) > 0
     lowered, sites = lower_attentions(canonical, known, form, factor)
     passes = tuple(
         PassRecord(name=one.name, refused="not wanted")
@@ -205,6 +207,8 @@ def lowered_proto(
         else run_pass(one, lowered, factor)
         for one in PASSES[known]
     )
+    if quantised:
+        to_integer_products(lowered)
     drop_unused(lowered)
     lowering = Lowering(runtime=known, source_sha256=source, sites=sites, passes=passes)
     lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())

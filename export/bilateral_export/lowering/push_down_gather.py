@@ -32,6 +32,8 @@ _BY_TOKEN = {
     "Reshape": (0,),
     "Transpose": (0,),
     "MultiHeadAttention": (0,),
+    "QuantizeLinear": (0,),
+    "DequantizeLinear": (0,),
 }
 _FIRST_AXIS = 1
 

@@ -60,6 +60,15 @@ class LanguageModelConfig(FamilyConfig):
         """Of the cached keys, and of the cached values: the batch comes first, for batching."""
         return ("batch", self.depth, self.heads, "past", self.dim // self.heads)
 
+    @property
+    def aligns(self) -> bool:
+        """Whether one batch can hold texts whose pasts have different lengths.
+
+        Features of positions are one table for all texts of a batch; a column means the same
+        position in each.
+        """
+        return self.attention.spatial_kernel != "dot"
+
     def check_preprocessing(self, how: Preprocessing) -> None:
         """Check that a tokenizer has as many words, and as long a context, as the model."""
         if not isinstance(how, TextPreprocessing):
@@ -96,33 +105,51 @@ class LanguageModel(Family):
         self.positions: Tensor
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, past_keys: Tensor, past_values: Tensor
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        past_keys: Tensor,
+        past_values: Tensor,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return likelihoods, the next word's distribution and the cache after new tokens.
 
+        Texts of a batch may have pasts of different lengths: each is aligned to the right, and
+        `starts` says where it begins.
+
         Args:
             tokens: `[B, N]`, int64.
-            targets: `[B, N]`, int64: the word that follows each token, whose likelihood is wanted.
+            targets: `[B, M]`, int64, M from 1 to N: the words that follow the last M tokens, whose
+                likelihood is wanted. The softmax over all words is computed for these M only.
             past_keys: `[B, depth, heads, past, dim / heads]`, float32; past may be 0.
             past_values: The same of the values.
+            starts: `[B, 1]`, int64, from 0 to past: the column of the past where a text begins, its
+                position 0; those before are ignored, but must be finite. None: 0 for each.
 
         Returns:
-            log_likelihood: `[B, N]`, of each target given everything before it (natural logarithm).
+            log_likelihood: `[B, M]`, of each target given everything before it (natural logarithm).
             log_probabilities: `[B, vocabulary]`, of the word after the last token.
             keys, values: The cache of past + N tokens.
         """
-        past = past_keys.shape[3]
-        index = torch.arange(past + tokens.shape[1], device=tokens.device)
-        key_positions = self.positions.index_select(0, index)
+        past, length = past_keys.shape[3], tokens.shape[1]
+        columns = torch.arange(past + length, device=tokens.device)
+        # The Gaussian kernel sees differences only, which the alignment keeps.
+        key_positions = self.positions.index_select(0, columns)
         query_positions = key_positions[past:]
         dtype = self.token_embed.weight.dtype
+        key_bias, placed = None, columns[past:]
+        if starts is not None:
+            key_bias = torch.where(columns < starts, -math.inf, 0.0)
+            placed = placed - starts
 
         x0 = self.token_embed(tokens) * math.sqrt(self.config.dim)
-        x0 = x0 + self.sinusoids.index_select(0, index[past:])
+        x0 = x0 + F.embedding(placed, self.sinusoids)
         x, caches = x0, Caches(past_keys.to(dtype), past_values.to(dtype))
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, x0, query_positions, key_positions, cache)
-        log_probabilities = self.softmax(self.norm(x), self.token_embed.weight)
+            x = block(x, x0, query_positions, key_positions, cache, key_bias)
+        last = torch.arange(length - targets.shape[1], length, device=tokens.device)
+        x = self.norm(x.index_select(1, last))
+        log_probabilities = self.softmax(x, self.token_embed.weight)
         likelihood = log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         keys, values = caches.stacked()
         return (
@@ -135,11 +162,13 @@ class LanguageModel(Family):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the exported graph's inputs."""
         cache = self.config.cache_shape
+        starts = (TensorSpec("starts", "int64", ("batch", 1)),) if self.config.aligns else ()
         return (
             TensorSpec("tokens", "int64", ("batch", "length")),
-            TensorSpec("targets", "int64", ("batch", "length")),
+            TensorSpec("targets", "int64", ("batch", "scored")),
             TensorSpec("past_keys", "float32", cache),
             TensorSpec("past_values", "float32", cache),
+            *starts,
         )
 
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -147,22 +176,27 @@ class LanguageModel(Family):
         batch, depth, heads, _, head_dim = self.config.cache_shape
         cache = (batch, depth, heads, "total", head_dim)
         return (
-            TensorSpec("log_likelihood", "float32", ("batch", "length")),
+            TensorSpec("log_likelihood", "float32", ("batch", "scored")),
             TensorSpec("log_probabilities", "float32", ("batch", self.config.vocabulary)),
             TensorSpec("keys", "float32", cache),
             TensorSpec("values", "float32", cache),
         )
 
     def corners(self) -> tuple[dict[str, int], ...]:
-        """Return the whole context, one token after the longest past, and one without any."""
+        """Return the whole context, one token after the longest past, and one without any.
+
+        Then the whole context of which only the last token is scored, and the default.
+        """
         context = self.config.context
         longest = {"past": 0, "length": context}
-        return longest, {"past": context - 1, "length": 1}, {"past": 0, "length": 1}, {}
+        one = {"past": context - 1, "length": 1}
+        return longest, one, {"past": 0, "length": 1}, {**longest, "scored": 1}, {}
 
     def example(self, batch: int, generator: np.random.Generator, **dims: int) -> dict[str, Array]:
-        """Return random valid inputs: `length` new tokens after `past` ones.
+        """Return random valid inputs: `length` new tokens after `past` ones, `scored` of them.
 
-        By default they fill a half and a quarter of the context.
+        By default they fill a half and a quarter of the context, and all are scored. The first
+        text has the whole past, each other one a random part of it.
 
         Args:
             batch: Number of inputs.
@@ -173,13 +207,19 @@ class LanguageModel(Family):
         length = dims.get("length", c.context // 2)
         past = dims.get("past", c.context // 4)
         cache = (batch, c.depth, c.heads, past, c.dim // c.heads)
+        scored = dims.get("scored", length)
         words = generator.integers(0, c.vocabulary, (batch, length + 1))
-        return {
+        arrays: dict[str, Array] = {
             "tokens": words[:, :-1],
-            "targets": words[:, 1:],
+            "targets": words[:, -scored:],
             "past_keys": generator.standard_normal(cache, dtype=np.float32),
             "past_values": generator.standard_normal(cache, dtype=np.float32),
         }
+        if c.aligns:
+            starts = generator.integers(0, past + 1, (batch, 1))
+            starts[0] = 0
+            arrays["starts"] = starts
+        return arrays
 
 
 class Cache:
@@ -230,12 +270,17 @@ class CausalAttention(BilateralAttention):
             self.key_features.data.copy_(features.expand_as(self.key_features))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, query_positions: Tensor, key_positions: Tensor, cache: Cache
+        self,
+        x: Tensor,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        cache: Cache,
+        key_bias: Tensor | None,
     ) -> Tensor:
         """Return `[B, N, dim]` for new tokens `[B, N, dim]`; the cache grows by them."""
         query, key, value = self.project(x)
         keys, values = cache.extend(key, value)
-        return self.attend(query, keys, values, query_positions, key_positions)
+        return self.attend(query, keys, values, query_positions, key_positions, key_bias)
 
 
 class AdaptiveSoftmax(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 # and operands: MXCSR's FTZ and DAZ (Intel SDM, volume 1, 10.2.3), FPCR's FZ (Arm ARM, C5.2.8).
 _CONTROL = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}
 _LARGEST_ENVIRONMENT = 64
-_LIBRARY = ctypes.CDLL(None)  # the C library's own functions
+_LIBRARY = ctypes.CDLL("libm.so.6")  # glibc's
 
 
 @contextlib.contextmanager

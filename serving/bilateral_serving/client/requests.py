@@ -230,6 +230,7 @@ def at_size(info: ModelInfo, size: Size | None, inputs: Sequence[Source] = ()) -
             f"model '{info.name}' takes inputs of one size",
             "Leave the size out, or export it with --sizes.",
         )
+    sizes = how.sizes
     if size == "aspect":
         if len(inputs) != 1:
             raise UserError(
@@ -239,7 +240,7 @@ def at_size(info: ModelInfo, size: Size | None, inputs: Sequence[Source] = ()) -
         how = how.keeping_aspect(image.height, image.width)
     else:
         height, width = (size, size) if isinstance(size, int) else size
-        if why := how.sizes.refused(int(height), int(width)):
+        if why := sizes.refused(int(height), int(width)):
             raise UserError(f"model '{info.name}' does not take this size", f"{why}.")
         how = how.at(int(height), int(width))
     metadata = info.metadata.model_copy(update={"preprocessing": how})

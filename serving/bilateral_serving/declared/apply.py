@@ -14,6 +14,7 @@ from bilateral_export.parity.report.document import read_report
 from bilateral_serving import repository as repositories
 from bilateral_serving.config import CONFIG_FILE, version_directories
 from bilateral_serving.declared.document import Declared, DeclaredModel
+from bilateral_serving.repository.lock import one_at_a_time
 
 # In the repository; what was applied, by model, so that the same again changes nothing.
 RECORD = ".applied.json"
@@ -25,13 +26,13 @@ class Applied:
 
     Attributes:
         name: The model.
-        version: Its version.
+        version: Its version; of one that was removed the one that was applied last.
         change: "settings changed": the file is the one applied last, served otherwise.
     """
 
     name: str
     version: int
-    change: Literal["added", "settings changed", "unchanged"]
+    change: Literal["added", "settings changed", "unchanged", "removed"]
 
 
 class _Entry(BaseModel):
@@ -46,16 +47,27 @@ class _Record(BaseModel):
     models: dict[str, _Entry] = {}
 
 
-def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
+def apply(declared: Declared, repository: Path, *, prune: bool = False) -> tuple[Applied, ...]:
     """Make a repository hold what a document declares; models that it does not name stay.
 
     A model whose file, target or settings differ from what was applied last, or that was added to
     since by other means, gets a new version. If one is refused, the versions that were added
-    before it are removed again.
+    before it are removed again. Of two who apply at once the second waits.
+
+    Args:
+        declared: The document.
+        repository: The repository's directory.
+        prune: Whether models that were applied before and that the document no longer names are
+            removed. What was added by other means stays.
 
     Raises:
         UserError: A model is refused, and says which.
     """
+    with one_at_a_time(repository):
+        return _apply(declared, repository, prune)
+
+
+def _apply(declared: Declared, repository: Path, prune: bool) -> tuple[Applied, ...]:
     path = repository / RECORD
     record = _read(path)
     done: list[Applied] = []
@@ -83,7 +95,13 @@ def apply(declared: Declared, repository: Path) -> tuple[Applied, ...]:
         for name, version, before in reversed(undo):
             _remove(name, version, before, repository)
         raise
-    if undo:
+    # Last: what was removed cannot be taken back.
+    gone = [name for name in record.models if prune and name not in declared.models]
+    for name in gone:
+        if (repository / name).is_dir():
+            repositories.remove(name, repository)
+        done.append(Applied(name, record.models.pop(name).version, "removed"))
+    if undo or gone:
         write_text(path, record.model_dump_json(indent=1))
     return tuple(done)
 

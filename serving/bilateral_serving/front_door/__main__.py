@@ -23,6 +23,7 @@ from bilateral_serving.front_door.call_record import Observers
 from bilateral_serving.front_door.calls import Calls
 from bilateral_serving.front_door.grpc_proxy import GrpcProxy
 from bilateral_serving.front_door.guard import Guard
+from bilateral_serving.front_door.heartbeat import beat
 from bilateral_serving.front_door.observing import observed
 from bilateral_serving.front_door.options import FrontDoorOptions, Listening
 from bilateral_serving.front_door.tls import grpc_credentials
@@ -38,6 +39,11 @@ _HANDSHAKE_S, _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S, _IDLE_S = 10, 60, 20, 600
 def main() -> int:
     """Run a front door until SIGTERM, SIGINT or the end of the parent; return the exit code."""
     logging.basicConfig(stream=sys.stderr, format="front door: %(message)s", level=logging.INFO)
+    # A caller that leaves, or takes no message of this size, while its answer is written would
+    # otherwise be a traceback in the log.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(
+        lambda record: not record.getMessage().startswith("ExecuteBatchError")
+    )
     try:
         options = FrontDoorOptions.model_validate_json(sys.stdin.buffer.read())
     except ValidationError as error:
@@ -86,7 +92,9 @@ async def _serve(
 
             http, http_address = await HttpProxy(options, calls, guard, observers).listen()
         print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
+        beating = asyncio.create_task(beat(sys.stdout.fileno()))
         await stop.wait()
+        beating.cancel()
     finally:
         # Nobody is ready any more and new requests are refused, on connections that stay; those
         # that were accepted are answered.

@@ -186,6 +186,11 @@ class HttpProxy:
         if size != len(body):
             headers[_JSON_LENGTH] = str(size)
         await self._check_json(body[:size], may_manage)
+        if is_infer and not may_manage:
+            if size > _SMALL:
+                await asyncio.to_thread(_check_sizes, body, size)
+            else:
+                _check_sizes(body, size)
         repeatable = bool(is_open) and b"sequence_" not in body[:size]
         return await self._forward(request, record, headers, body, repeatable, held=not is_health)
 
@@ -375,6 +380,17 @@ class _Server(web.Server):
 class _Closed(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+def _check_sizes(body: bytes, size: int) -> None:
+    """Refuse a tensor of more elements than a body can hold: Triton would make room for them."""
+    try:
+        elements = json_body.largest_tensor(body[:size])
+    except (ValueError, RecursionError) as error:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, f"not JSON: {error}") from error
+    if elements > len(body):
+        text = f"a tensor has a shape of {elements} elements in a body of {len(body)} bytes"
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, text)
 
 
 def _name(record: CallRecord, path: str, body: bytes) -> None:

@@ -1,12 +1,16 @@
-"""JSON body checks before Triton parses it: nesting depth and shared-memory parameters."""
+"""JSON body checks before Triton parses it: depth, shared-memory parameters, sizes of tensors."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
 _SIGN = re.compile(rb'["\[\]{}]')
+_SHAPE = re.compile(rb'"shape"\s*:\s*\[([^\]]*)\]')
+_MOST_AXES, _LONGEST_NUMBER = 64, 20
+_NUMBER = re.compile(rb"-?\d+")
 
 
 def is_deeper_than(limit: int, body: bytes) -> bool:
@@ -43,6 +47,24 @@ def refers_to_shared_memory(body: bytes) -> bool:
 
     json.loads(body, object_pairs_hook=look)
     return found
+
+
+def largest_tensor(body: bytes) -> int:
+    """Return the elements of the largest tensor that an inference request says it has.
+
+    Raises:
+        ValueError: A shape may be written with escapes, and it is not valid JSON.
+    """
+    if b"\\u" in body:  # a name can be written so, and then only JSON's reader finds it
+        body = json.dumps(json.loads(body)).encode()
+    shapes = (_NUMBER.findall(found[1]) for found in _SHAPE.finditer(body))
+    return max(map(_elements, shapes), default=0)
+
+
+def _elements(numbers: list[bytes]) -> int:
+    if len(numbers) > _MOST_AXES or any(len(number) > _LONGEST_NUMBER for number in numbers):
+        return 1 << 64
+    return math.prod(abs(int(number)) for number in numbers)
 
 
 def _end_of_string(body: bytes, position: int) -> int:

@@ -35,6 +35,9 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 Run = Callable[[Arrays, Sequence[str]], Sequence[Array]]
+Weights = dict[str, bytes]
+
+MODEL_FILE = "model.onnx"
 
 NOT_FINITE_METRIC = "bilateral_not_finite_total"
 
@@ -49,7 +52,9 @@ class TritonPythonModel:
         instances = sum(group["count"] for group in config["instance_group"])
         version_directory = Path(args["model_repository"]) / args["model_version"]
 
-        check_files(version_directory, parameters.get(f"provenance/{args['model_version']}", "{}"))
+        weights = checked_weights(
+            version_directory, parameters.get(f"provenance/{args['model_version']}", "{}")
+        )
 
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
@@ -58,10 +63,11 @@ class TritonPythonModel:
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime '{runtime}' is not one of {', '.join(RUNTIMES)}")
         self._run = RUNTIMES[runtime](
-            version_directory / "model.onnx",
+            version_directory / MODEL_FILE,
             int(parameters.get("threads", "0")) or share_of_cores(instances),
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
             parameters.get("spinning", "1") == "1",
+            weights,
         )
         self._watch = Watch(args["model_name"], args["model_version"], parameters)
         self._not_finite = NotFinite(args["model_name"], args["model_version"])
@@ -70,7 +76,13 @@ class TritonPythonModel:
             from stream import Streamer
 
             about = parameters[f"bilateral/{args['model_version']}"]
-            self._streamer = Streamer(self._run, version_directory, about, self._not_finite.count)
+            self._streamer = Streamer(
+                self._run,
+                version_directory,
+                about,
+                self._not_finite.count,
+                int(parameters.get("streams", "8")),
+            )
         elif "raw" in parameters:
             self._raw = open_raw(
                 self._run, config, version_directory, self._watch, self._not_finite.count
@@ -216,16 +228,25 @@ class Watch:
             self._tracing.close()
 
 
-def check_files(directory: Path, provenance: str) -> None:
-    """Refuse a file that is not the one that was added; a version without hashes is taken as it is.
+def checked_weights(directory: Path, provenance: str) -> Weights:
+    """Return the external data of a version, by file; what was not added with it is refused.
+
+    A runtime would map these files into memory, and then whoever writes into one changes the
+    answers (or ends the process with SIGBUS, where it is cut off). The contents that were hashed
+    are what is served.
 
     Args:
         directory: The version's.
-        provenance: The version's parameter of that name, whose `files` has SHA-256 by name.
+        provenance: The version's parameter of that name, whose `files` has SHA-256 by name; a
+            version without hashes is taken as it is.
     """
+    weights: Weights = {}
     for name, expected in json.loads(provenance).get("files", {}).items():
         digest = hashlib.sha256()
         with (directory / name).open("rb") as stream:
+            if name != MODEL_FILE:
+                weights[name] = stream.read()
+                digest.update(weights[name])
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
         if digest.hexdigest() != expected:
@@ -233,6 +254,7 @@ def check_files(directory: Path, provenance: str) -> None:
                 f"{directory / name} is not the file that was added, whose SHA-256 is"
                 f" {expected}: add the model again"
             )
+    return weights
 
 
 class NotFinite:
@@ -286,7 +308,9 @@ def share_of_cores(instances: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 
-def open_onnxruntime(path: Path, threads: int, gpu: int | None, spinning: bool) -> Run:
+def open_onnxruntime(
+    path: Path, threads: int, gpu: int | None, spinning: bool, weights: Weights
+) -> Run:
     """A session of ONNX Runtime, on one GPU (with the CPU for what it lacks) or on the CPU."""
     import onnxruntime
 
@@ -299,6 +323,11 @@ def open_onnxruntime(path: Path, threads: int, gpu: int | None, spinning: bool) 
     # A Gaussian kernel's weights fall below the smallest normal number between distant tokens, and
     # many CPUs compute with such numbers many times slower. No output shows them.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    # Older ones map the files.
+    if weights and hasattr(options, "add_external_initializers_from_files_in_memory"):
+        options.add_external_initializers_from_files_in_memory(
+            list(weights), list(weights.values()), list(map(len, weights.values()))
+        )
     cpu = "CPUExecutionProvider"
     providers: list[Any] = [cpu]
     if gpu is not None:
@@ -312,13 +341,16 @@ def open_onnxruntime(path: Path, threads: int, gpu: int | None, spinning: bool) 
     return run
 
 
-def open_openvino(path: Path, threads: int, gpu: int | None, spinning: bool) -> Run:
+def open_openvino(
+    path: Path, threads: int, gpu: int | None, spinning: bool, weights: Weights
+) -> Run:
     """OpenVINO on the CPU, in float32. The file must hold standard operators only (lowered)."""
     import openvino
 
     if gpu is not None:
         raise ValueError("runtime 'openvino' runs on the CPU only")
     core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # it reads the files itself: see `checked_weights`
     compiled = core.compile_model(
         core.read_model(path),
         "CPU",
@@ -338,7 +370,7 @@ def open_openvino(path: Path, threads: int, gpu: int | None, spinning: bool) -> 
     return run
 
 
-RUNTIMES: dict[str, Callable[[Path, int, int | None, bool], Run]] = {
+RUNTIMES: dict[str, Callable[[Path, int, int | None, bool, Weights], Run]] = {
     "onnxruntime": open_onnxruntime,
     "openvino": open_openvino,
 }

@@ -3,15 +3,17 @@
 It lies beside `model.py`, which uses it for a model that config.pbtxt declares decoupled, together
 with `vocabulary.txt` and `bilateral_text.py` (`bilateral_export/text.py`, copied).
 
-Requests run in threads, so that the streams of several clients advance side by side. A client
-leaves a stream by a second request on it, whose parameter `leave` is the id of the first: the
-stream then ends at its next word. The second request has no answer, and has to come to the same
-process: such a model has one instance. A client that cancels instead stops the work as well, but
-Triton can die of that (serving/README.md).
+Streams of new words advance together (`stream_together.py`). A text to be scored is read in a
+thread, alone, and so is every stream of a file that was exported before texts of different lengths
+could be rows of one batch. A client leaves a stream by a second request on it, whose parameter
+`leave` is the id of the first: the stream then ends at its next word. The second request has no
+answer, and has to come to the same process: such a model has one instance. A client that cancels
+instead stops the work as well, but Triton can die of that (serving/README.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -22,7 +24,9 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # provided by the server
-from bilateral_text import Reader, Sampling, Tokenizer, Word, generate, score
+from bilateral_text import Generation, Reader, Sampling, Tokenizer, Word, generate, score
+from stream_batch import Batch
+from stream_together import Together
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array], Sequence[str]], Sequence[Array]]
@@ -31,7 +35,8 @@ Count = Callable[[Sequence[Array]], None]
 # The graph's inputs and outputs, in the order of `bilateral_text.Step`.
 INPUTS = ("tokens", "targets", "past_keys", "past_values")
 OUTPUTS = ("log_likelihood", "log_probabilities", "keys", "values")
-STREAMS = 8
+# Of files whose rows may have pasts of different lengths.
+ALIGNED = (*INPUTS, "starts")
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -43,6 +48,7 @@ class Stream:
         self.id: str = request.request_id()
         self.sender = request.get_response_sender()
         self.left = False
+        self._asked = 0
         self._begun = False
         self._lock = threading.Lock()
 
@@ -51,6 +57,11 @@ class Stream:
         with self._lock:
             self._begun = True
             return not self.left
+
+    def is_cancelled(self) -> bool:
+        """Whether its client cancelled it; asked at every eighth word, since Triton must answer."""
+        self._asked += 1
+        return self._asked % 8 == 0 and bool(self.sender.is_cancelled())
 
     def leave(self) -> None:
         """End it: at once if it still waits, else its thread does at the next word."""
@@ -73,9 +84,12 @@ class Streamer:
         directory: The version's directory.
         metadata: The artifact's metadata, as JSON.
         count: Counts outputs of the graph that are not finite.
+        streams: How many advance at once; further ones wait.
     """
 
-    def __init__(self, run: Run, directory: Path, metadata: str, count: Count) -> None:
+    def __init__(
+        self, run: Run, directory: Path, metadata: str, count: Count, streams: int
+    ) -> None:
         about = json.loads(metadata)
         model, text = about["model"], about["preprocessing"]
         words = (directory / "vocabulary.txt").read_text(encoding="utf-8-sig").split("\n")
@@ -87,10 +101,18 @@ class Streamer:
         self._waiting: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._streams: dict[str, Stream] = {}
+        self._sending: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._together: Together[Stream] | None = None
+        work = [self._work] * streams
+        if self._takes_starts():
+            batch = Batch(self._step, self._cache_shape, self._context)
+            self._together = Together(
+                batch, streams, self._begin, self._is_left, self._give, self._end
+            )
+            work += [self._advance, self._send]
         # Daemons: a thread that waits for a server which is going away must not keep this process.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(STREAMS)]
-        for thread in self._threads:
-            thread.start()
+        for task in work:
+            threading.Thread(target=task, daemon=True).start()
 
     def submit(self, requests: Sequence[Any]) -> None:
         """Start to answer; the responses follow on each request's own sender."""
@@ -110,7 +132,10 @@ class Streamer:
         with self._lock:
             if stream.id:
                 self._streams[stream.id] = stream
-        self._waiting.put(stream)
+        if self._together is None or _scores(stream.request):
+            self._waiting.put(stream)
+        else:
+            self._together.put(stream)
 
     def _leave(self, name: str) -> None:
         with self._lock:
@@ -123,8 +148,40 @@ class Streamer:
             stream = self._waiting.get()
             if stream.begin():
                 self._answer(stream)
-            with self._lock:
-                self._streams.pop(stream.id, None)
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        with self._lock:
+            self._streams.pop(stream.id, None)
+
+    def _advance(self) -> None:
+        assert self._together is not None
+        while not self._closing.is_set():
+            self._together.advance()
+
+    def _begin(self, stream: Stream) -> Generation | None:
+        if not stream.begin():
+            self._forget(stream)
+            return None
+        prompt = self._tokenizer.encode(_texts(stream.request, "text")[0])
+        return Generation(self._tokenizer, prompt, _sampling(stream.request))
+
+    def _give(self, stream: Stream, word: Word) -> None:
+        self._sending.put(lambda: stream.sender.send(_response([word])))
+
+    def _end(self, stream: Stream, failure: Exception | None) -> None:
+        if failure is not None:
+            self._sending.put(lambda: stream.sender.send(_failure(failure)))
+        self._sending.put(lambda: stream.sender.send(flags=FINAL))
+        self._forget(stream)
+
+    def _send(self) -> None:
+        """Hand over words while the next ones are computed."""
+        while True:
+            send = self._sending.get()
+            # A stream that takes nothing any more must not keep the words of others.
+            with contextlib.suppress(Exception):
+                send()
 
     def _answer(self, stream: Stream) -> None:
         try:
@@ -133,7 +190,7 @@ class Streamer:
         except LeftError:
             pass
         except Exception as error:
-            stream.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))))
+            stream.sender.send(_failure(error))
         stream.sender.send(flags=FINAL)
 
     def _words(self, stream: Stream) -> Iterator[Sequence[Word]]:
@@ -142,7 +199,7 @@ class Streamer:
         text = _texts(request, "text")[0]
         sampling = _sampling(request)
         tokens = self._tokenizer.encode(text)
-        reader = Reader(partial(self._step, stream), self._cache_shape, self._context)
+        reader = Reader(partial(self._step_of, stream), self._cache_shape, self._context)
         if sampling.max_tokens:
             for word in generate(reader, self._tokenizer, tokens, sampling):
                 yield [word]
@@ -156,14 +213,41 @@ class Streamer:
             for token, previous, likelihood in zip(tokens, before, likelihoods, strict=False)
         ]
 
-    def _step(self, stream: Stream, *arrays: Array) -> tuple[Array, Array, Array, Array]:
-        feed = dict(zip(INPUTS, arrays, strict=True))
-        likelihood, probabilities, keys, values = self._run(feed, OUTPUTS)
-        if stream.left or self._closing.is_set() or stream.sender.is_cancelled():
+    def _step_of(self, stream: Stream, *arrays: Array) -> tuple[Array, Array, Array, Array]:
+        starts = () if self._together is None else (np.zeros((1, 1), np.int64),)
+        outputs = self._step(*arrays, *starts)
+        if self._is_left(stream):
             raise LeftError
+        return outputs
+
+    def _step(self, *arrays: Array) -> tuple[Array, Array, Array, Array]:
+        feed = dict(zip(ALIGNED, arrays, strict=False))
+        likelihood, probabilities, keys, values = self._run(feed, OUTPUTS)
         # The keys and values are large, and what is wrong with them shows in the next word.
         self._count((likelihood, probabilities))
         return likelihood, probabilities, keys, values
+
+    def _is_left(self, stream: Stream) -> bool:
+        return stream.left or self._closing.is_set() or stream.is_cancelled()
+
+    def _takes_starts(self) -> bool:
+        """Whether the file takes rows of different lengths: older ones do not."""
+        one, past = np.zeros((1, 1), np.int64), np.zeros(self._cache_shape, np.float32)
+        try:
+            self._run(dict(zip(ALIGNED, (one, one, past, past, one), strict=True)), OUTPUTS)
+        except Exception:
+            return False
+        return True
+
+
+def _scores(request: Any) -> bool:
+    """Whether a request wants the likelihoods of its own words, and no new ones."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "max_tokens")
+    return tensor is not None and int(tensor.as_numpy().reshape(-1)[0]) == 0
+
+
+def _failure(error: Exception) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
 
 def _sampling(request: Any) -> Sampling:

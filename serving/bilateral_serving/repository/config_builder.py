@@ -113,19 +113,21 @@ def _build_stream(
         raise UserError(
             "a stream of words takes its text as it is, and was to be raw too", "Leave raw out."
         )
-    if settings.max_batch_size:
+    streams = DEFAULT_BATCH if settings.max_batch_size is None else settings.max_batch_size
+    if not streams:
         raise UserError(
-            f"a stream of words was given max_batch_size {settings.max_batch_size}, and streams are"
-            " not batched",
-            "Leave the batch size out.",
+            "a stream of words was given max_batch_size 0: it is how many streams run at once",
+            "Give 1 or more, or leave it out.",
         )
     if settings.instances != 1:
         raise UserError(
             f"a stream of words is served by one instance, not {settings.instances}: the message"
             " that ends a stream has to reach the process that writes it",
-            "Leave the instances out; one answers eight streams at once.",
+            "Leave the instances out; max_batch_size is how many streams one answers at once.",
         )
-    _refuse(settings, _OF_BATCHING, "a stream of words", "Leave it out; streams are not batched.")
+    _refuse(
+        settings, _OF_BATCHING, "a stream of words", "Leave it out; no stream waits for others."
+    )
     config = pb.ModelConfig(
         name=name,
         backend=target,
@@ -134,7 +136,7 @@ def _build_stream(
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
     )
     config.MergeFrom(stream_interface())
-    for key, value in _parameters(target, settings).items():
+    for key, value in (_parameters(target, settings) | {"streams": str(streams)}).items():
         config.parameters[key].string_value = value
     return config
 

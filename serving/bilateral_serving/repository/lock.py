@@ -63,6 +63,28 @@ def writing(repository: Path, wait_s: float = 300.0) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def one_at_a_time(repository: Path, wait_s: float = 300.0) -> Iterator[None]:
+    """Hold off other commands of many writings, by a lock on the directory itself.
+
+    Each of its writings takes the lock of `writing` besides, as single ones do.
+
+    Raises:
+        UserError: Another one still holds the lock, or the directory cannot be made.
+    """
+    with disk_errors(repository):
+        repository.mkdir(parents=True, exist_ok=True)
+        directory = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _wait_for(directory, repository, wait_s)
+        yield
+    finally:
+        if {path.name for path in repository.iterdir()} <= {LOCK_FILE}:  # nothing came into it
+            (repository / LOCK_FILE).unlink(missing_ok=True)
+            repository.rmdir()
+        os.close(directory)
+
+
 def leftovers(repository: Path) -> tuple[Path, ...]:
     """Return the directories of commands that were killed, or of one that is writing now."""
     found = [path for pattern in (f"{_STAGING}*", *_FORMER) for path in repository.glob(pattern)]
@@ -79,19 +101,25 @@ def _lock(repository: Path, wait_s: float) -> int:
             repository.mkdir(parents=True, exist_ok=True)
             lock = os.open(repository / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            while not _try_lock(lock, repository):
-                if time.monotonic() > end:
-                    raise UserError(
-                        f"another command has been writing {repository} for {wait_s:g} s",
-                        f"Wait for it; `fuser {repository / LOCK_FILE}` says which process it is.",
-                    )
-                time.sleep(_POLL_S)
+            _wait_for(lock, repository, end - time.monotonic(), wait_s)
             if os.fstat(lock).st_nlink:
                 return lock
         except BaseException:
             os.close(lock)
             raise
         os.close(lock)  # who had it removed a repository that got no model
+
+
+def _wait_for(lock: int, repository: Path, left_s: float, wait_s: float | None = None) -> None:
+    """Return when an open file is locked."""
+    end = time.monotonic() + left_s
+    while not _try_lock(lock, repository):
+        if time.monotonic() > end:
+            raise UserError(
+                f"another command has been writing {repository} for {wait_s or left_s:g} s",
+                f"Wait for it; `fuser {repository / LOCK_FILE}` says which process it is.",
+            )
+        time.sleep(_POLL_S)
 
 
 def _try_lock(lock: int, repository: Path) -> bool:

@@ -23,6 +23,7 @@ Progress = Callable[[int, int], None]
 
 # The backend's files of every model.
 ALWAYS = ("model.py", "metrics.py", "tracing.py")
+STREAMING = ("stream.py", "stream_together.py", "stream_batch.py")
 _CHUNK = 8 << 20
 
 
@@ -117,7 +118,7 @@ def backend_code() -> dict[str, bytes]:
     backend = resources.files("bilateral_serving.python_backend")
     text = resources.files("bilateral_export") / "text.py"
     return {
-        **{name: (backend / name).read_bytes() for name in (*ALWAYS, "stream.py")},
+        **{name: (backend / name).read_bytes() for name in (*ALWAYS, *STREAMING)},
         "bilateral_text.py": text.read_bytes(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,10 +23,11 @@ class ReadyFile:
 
     def __init__(self, path: Path | None) -> None:
         self._path = None if path is None else path.absolute()
+        self._wanted = False
         if self._path is None:
             return
         try:
-            self.disappear()
+            self._path.unlink(missing_ok=True)
             self._write_draft().unlink()
         except OSError as error:
             raise UserError(
@@ -34,17 +36,29 @@ class ReadyFile:
             ) from error
 
     def appear(self) -> None:
-        """Make it, whole at once."""
-        if self._path is not None:
-            self._write_draft().replace(self._path)
+        """Make it, whole at once; where that is not possible now, `tend` does it later."""
+        self._wanted = True
+        self.tend()
 
     def disappear(self) -> None:
         """Remove it."""
+        self._wanted = False
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def tend(self) -> None:
+        """Make it if it is wanted and not there: the disk was full, or somebody removed it."""
+        if self._path is not None and self._wanted and not self._path.exists():
+            with contextlib.suppress(OSError):
+                self._write_draft().replace(self._path)
 
     def _write_draft(self) -> Path:
         assert self._path is not None
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        draft.write_text(f"{os.getpid()}\n", encoding="ascii")
+        try:
+            draft.write_text(f"{os.getpid()}\n", encoding="ascii")
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
         return draft

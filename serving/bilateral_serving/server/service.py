@@ -23,7 +23,7 @@ from bilateral_serving.server import hosts, preflight
 from bilateral_serving.server.health import Fault, Health
 from bilateral_serving.server.loading import CrashedError, Loading, OnProgress, Progress
 from bilateral_serving.server.preflight import Checked
-from bilateral_serving.server.processes.front_door import DoorProcess
+from bilateral_serving.server.processes.front_door import SILENT_S, DoorProcess
 from bilateral_serving.server.processes.launch_command import (
     Listen,
     ServerOptions,
@@ -220,22 +220,24 @@ class Service:
             return Fault("tritonserver did not describe its models")
         return self._health.fault()
 
-    @property
-    def door_has_ended(self) -> bool:
-        """Whether there was a front door, and it has ended."""
-        return self._door is not None and self._door.how_it_ended() is not None
+    def door_fault(self) -> str | None:
+        """Return why the front door must be started again; None if it runs, or there is none."""
+        if self._door is None:
+            return None
+        if (ended := self._door.how_it_ended()) is not None:
+            return ended
+        return f"it did nothing for {SILENT_S:g} s" if self._door.is_wedged() else None
 
-    def mend_door(self) -> str | None:
-        """Start the front door again if it has ended, and say so; None if it runs.
+    def mend_door(self) -> None:
+        """Start the front door again.
 
         Raises:
             UserError: It cannot be started.
         """
-        if self._door is None or (ended := self._door.how_it_ended()) is None:
-            return None
+        assert self._door is not None
+        self._door.kill()
         self._door = self._open_door()
         self._door.wait_until_listening(self.options.start_timeout_s)
-        return ended
 
     def is_direct(self) -> bool:
         """Return whether callers connect to tritonserver itself."""

@@ -45,11 +45,12 @@ def supervise(
     ready_at = time.monotonic()
     service.watch()
     while not stop.wait(_POLL_S):
-        if service.door_has_ended:
+        ready.tend()
+        if door_fault := service.door_fault():
             ready.disappear()
-        if ended := service.mend_door():
+            service.mend_door()
             ready.appear()
-            on_event(f"The front door was started again: {ended}.")
+            on_event(f"The front door was started again: {door_fault}.")
         if service.rollouts.take(control.asked, service, stop):
             service.watch()
         fault = service.fault()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -102,6 +103,34 @@ def test_a_model_that_is_refused_takes_back_the_others(folder: Path) -> None:
     with pytest.raises(UserError, match=r"models\.c: .*runtime"):
         declared.apply(declared.read(written(folder, {"models": bad})), folder / "r")
     assert snapshot(folder / "r") == before
+
+
+def test_pruned_is_what_was_applied_and_is_declared_no_more(folder: Path) -> None:
+    declared.apply(
+        declared.read(written(folder, {"models": {"a": one(), "b": one()}})), folder / "r"
+    )
+    repository.add("own", folder / "one.onnx", folder / "r")
+    less = declared.read(written(folder, {"models": {"a": one()}}))
+    assert [item.change for item in declared.apply(less, folder / "r")] == ["unchanged"]
+    done = declared.apply(less, folder / "r", prune=True)
+    assert [(item.name, item.change) for item in done] == [("a", "unchanged"), ("b", "removed")]
+    assert repository.list_names(folder / "r") == ("a", "own")
+    assert len(declared.apply(less, folder / "r", prune=True)) == 1
+
+
+def test_of_two_who_apply_at_once_the_second_waits(folder: Path) -> None:
+    document = declared.read(written(folder, {"models": {"a": one(), "b": one("two.onnx")}}))
+    with ThreadPoolExecutor(2) as both:
+        changes = list(both.map(lambda _: declared.apply(document, folder / "r"), range(2)))
+    found = sorted([item.change for item in done] for done in changes)
+    assert found == [["added", "added"], ["unchanged", "unchanged"]]
+
+
+def test_a_first_application_that_is_refused_leaves_no_repository(folder: Path) -> None:
+    bad = {"a": {**one(runtime="openvino"), "target": "onnxruntime"}}
+    with pytest.raises(UserError, match="runtime"):
+        declared.apply(declared.read(written(folder, {"models": bad})), folder / "r")
+    assert not (folder / "r").exists()
 
 
 @pytest.mark.parametrize(

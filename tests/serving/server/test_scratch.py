@@ -137,3 +137,17 @@ def start_and_hold() -> tuple[subprocess.Popen[str], Path]:
     path = Path(process.stdout.readline().strip())
     assert path.name.startswith(PREFIX)
     return process, path
+
+
+def test_python_keeps_no_compiled_code_in_a_repository_that_is_served(tmp_path: Path) -> None:
+    served, version = tmp_path / "models", tmp_path / "repository/quadrants/1"
+    served.mkdir()
+    repository.add("quadrants", models.quadrants(tmp_path / "q.onnx"), tmp_path / "repository")
+    (version / "__pycache__").mkdir()
+    (version / "__pycache__" / "metrics.cpython-311.pyc").write_bytes(b"cut off")
+    link_model(tmp_path / "repository/quadrants", served)
+    (version / "part.py").write_text("value = 1\n")
+    code = f"import sys; sys.path.insert(0, {str(version)!r}); import part; print(part.value)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "1\n"
+    assert (version / "__pycache__").read_bytes() == b""

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +38,16 @@ class Supervised:
     SCRIPT = textwrap.dedent(
         """
         import signal, sys
-        from pathlib import Path
+        from pathlib import Path, PosixPath
+        from bilateral_export.errors import UserError
         from bilateral_serving.server import ServerOptions, serve, signals_counted
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is in force outside of `serve`
         with signals_counted() as signals:
             print("begins", flush=True)
             port, more = int(sys.argv[2]), eval(sys.argv[3])
-            options = ServerOptions(
-                Path(sys.argv[1]), grpc_port=port, metrics_port=None, **more
-            )
+            more = {"metrics_port": None, **more}
+            options = ServerOptions(Path(sys.argv[1]), grpc_port=port, **more)
             try:
                 serve(
                     options,
@@ -61,12 +61,18 @@ class Supervised:
     )
 
     def __init__(
-        self, root: Path, environment: dict[str, str] | None = None, **options: object
+        self,
+        root: Path,
+        environment: dict[str, str] | None = None,
+        *,
+        under: Sequence[str] = (),
+        port: int | None = None,
+        **options: object,
     ) -> None:
-        (port,) = free_ports(1)
+        port = port or free_ports(1)[0]
         self.url = f"127.0.0.1:{port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.SCRIPT, str(root), str(port), repr(options)],
+            [*under, sys.executable, "-c", self.SCRIPT, str(root), str(port), repr(options)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -14,8 +14,13 @@ from pathlib import Path
 
 from bilateral_export.errors import UserError
 from bilateral_serving.front_door.options import FrontDoorOptions
+from bilateral_serving.process_status import busy_s
 
 _POLL_S = 0.02
+# Its callers' connections end with it: one that is only paused for a while is waited for.
+SILENT_S = 10.0
+# Processor time within SILENT_S that counts as work: its loop may be busy with large messages.
+_WORK_S = 0.5
 
 
 class DoorProcess:
@@ -35,6 +40,7 @@ class DoorProcess:
         options = options.model_copy(update={"access_log_fd": output})
         self._options = options
         self._listens = False
+        self._seen = self._looked = self._work = 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bilateral_serving.front_door"],
             stdin=subprocess.PIPE,
@@ -70,7 +76,30 @@ class DoorProcess:
                 f"{self.how_it_ended() or f'it said nothing for {timeout_s:g} s'}",
                 "Its messages above say why; or serve without it with --direct.",
             )
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._sign_of_life(time.monotonic())
         self._listens = True
+
+    def is_wedged(self) -> bool:
+        """Return whether it has neither run nor waited for a processor for `SILENT_S`.
+
+        To be called several times a second.
+        """
+        assert self._process.stdout is not None
+        now = time.monotonic()
+        # If this process itself was stopped, the front door is not to blame.
+        paused, self._looked = now - self._looked > SILENT_S / 2, now
+        beats = b""
+        with contextlib.suppress(BlockingIOError):
+            beats = os.read(self._process.stdout.fileno(), 1 << 16)
+        if beats or paused or busy_s(self.pid) - self._work >= _WORK_S:
+            self._sign_of_life(now)
+        return now - self._seen > SILENT_S
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
 
     def how_it_ended(self) -> str | None:
         """Return how it ended; None while it runs."""
@@ -87,7 +116,10 @@ class DoorProcess:
             while time.monotonic() < end and not hurry.is_set() and self._process.poll() is None:
                 time.sleep(_POLL_S)
         finally:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             assert self._process.stdout is not None
             self._process.stdout.close()
+
+    def _sign_of_life(self, now: float) -> None:
+        self._seen = self._looked = now
+        self._work = busy_s(self.pid)

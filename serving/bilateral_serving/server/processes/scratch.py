@@ -67,6 +67,21 @@ def link_model(model: Path, models: Path) -> None:
             shutil.copyfile(item, target / CONFIG_FILE)
         elif not item.name.startswith("."):
             (target / item.name).symlink_to(item)
+            forbid_bytecode(item)
+
+
+def forbid_bytecode(version: Path) -> None:
+    """Have Python write no compiled code beside the code of a version.
+
+    Where the disk is full a Python before 3.12.8 leaves it cut off, and can then load the code no
+    more. It keeps none where something else than a directory has the directory's name; the
+    interpreter that Triton embeds looks at no environment variable that says so.
+    """
+    kept = version / "__pycache__"
+    if (version / "model.py").is_file() and not kept.is_file():
+        with contextlib.suppress(OSError):  # what cannot be written here, Python cannot either
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.touch()
 
 
 def _parents() -> Sequence[Path]:

@@ -97,7 +97,8 @@ class TritonProcess:
         code = self._process.poll()
         if code is None:
             return None
-        self._reader.join(timeout=2.0)
+        # After a signal its models' processes hold the log open, and nothing there is asked for.
+        self._reader.join(timeout=2.0 if code >= 0 else 0.1)
         if code >= 0 and (why := reasons(list(self._lines))):
             return why
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

@@ -6,6 +6,7 @@ answering: load beside it, ask for an answer, write the state, and only then cha
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from bilateral_export.errors import UserError
-from bilateral_export.files import to_json, write_text
+from bilateral_export.files import disk_errors, to_json, write_text
 from bilateral_serving.config import version_directories
 from bilateral_serving.front_door.routing import COMPARISONS_FILE, ROUTES_FILE, Route, Routes
 from bilateral_serving.front_door.shadow import Comparison, Comparisons
@@ -90,7 +91,8 @@ class Rollouts:
         except queue.Empty:
             return False
         try:
-            outcome = self._carry_out(one.order, serving, stop)
+            with disk_errors(self._directory):
+                outcome = self._carry_out(one.order, serving, stop)
         except UserError as error:
             outcome = Outcome(problem=error.problem, fix=error.fix or "")
         one.outcome.put(outcome)
@@ -99,18 +101,28 @@ class Rollouts:
     def end_trial(self, model: str) -> int | None:
         """End the trial of a model at whose fault the server has to start again.
 
-        To be called while tritonserver does not run.
+        To be called while tritonserver does not run. That the end of a trial cannot be written
+        into the repository is no reason to serve it on.
 
         Returns:
-            The version that is not tried any more; None if none was.
+            The version that is not tried any more; None if none was, or there is no room for a
+            configuration without it.
         """
         rollout = self._state.get(model)
         if rollout is None or rollout.trial is None or not (self._models / model).is_dir():
             return None
         tried = rollout.trial.version
         loaded = tuple(v for v in rollout.loaded if v != tried) or (rollout.active,)
-        link_versions(self._repository / model, self._models / model, loaded)
-        self._settle_on(model, rollout.model_copy(update={"trial": None, "loaded": loaded}))
+        after = rollout.model_copy(update={"trial": None, "loaded": loaded})
+        try:
+            link_versions(self._repository / model, self._models / model, loaded)
+            self._state[model] = after
+            self._write_routes()
+        except (UserError, OSError):
+            self._state[model] = rollout
+            return None
+        with contextlib.suppress(UserError):
+            write_rollout(self._repository, model, after)
         return tried
 
     def _carry_out(self, order: Order, serving: Serving, stop: threading.Event) -> Outcome:
@@ -121,6 +133,9 @@ class Rollouts:
             self._settle_on(order.model, now.model_copy(update={"trial": None}))
             return self._outcome(order.model)
         version = self._wanted(order, now)
+        # Without a route Triton answers with the newest version as soon as it is loaded.
+        self._state.setdefault(order.model, now)
+        self._write_routes()
         began = time.monotonic()
         loaded, gap_s = self._load(order, version, now, serving, stop)
         load_s = time.monotonic() - began if loaded != now.loaded else 0.0

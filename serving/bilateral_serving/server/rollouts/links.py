@@ -9,6 +9,7 @@ from bilateral_export.errors import UserError
 from bilateral_serving import config as configs
 from bilateral_serving.config import CONFIG_FILE
 from bilateral_serving.repository.entries import existing_config
+from bilateral_serving.server.processes.scratch import forbid_bytecode
 
 
 def pinned_versions(model: Path) -> frozenset[int]:
@@ -51,6 +52,7 @@ def restore_links(links: Path, configuration: str, model: Path, versions: Collec
     for number in versions:
         if not (links / str(number)).is_symlink():
             (links / str(number)).symlink_to((model / str(number)).absolute())
+            forbid_bytecode(model / str(number))
     draft = links / f"{CONFIG_FILE}.draft"
     draft.write_text(configuration, encoding="utf-8")
     draft.replace(links / CONFIG_FILE)

@@ -1,0 +1,281 @@
+"""The search for the fastest 8-bit file that holds a stated loss."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from pydantic import BaseModel, ConfigDict
+
+from bilateral_benchmarks.evaluation.paired import difference_interval
+from bilateral_benchmarks.report.context import Context
+from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
+from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.tables import Table, between, number
+from bilateral_benchmarks.statistics.interleave import interleave
+from bilateral_export.errors import UserError
+from bilateral_export.files import require_file
+from bilateral_export.intervals import wilson_interval
+from bilateral_export.lowering.gate import opened
+from bilateral_export.quantization.quantize import Recipe, Source, quantised, read_source, write
+from bilateral_export.runners.lowered import LoweredRunner
+from bilateral_export.tensors import FEATURES, Array
+
+# Items whose activations are looked at; the others judge.
+CALIBRATION = 64
+_BATCH = 16
+# Shares of the layers that stay float, most sensitive first, where fewer do not do.
+_FLOAT_SHARES = (0.1, 0.2, 0.35, 0.5, 0.75)
+
+
+class Candidate(BaseModel):
+    """One 8-bit form.
+
+    Attributes:
+        smoothed: Whether activations were smoothed.
+        float_layers: How many linear layers stayed float.
+        changed: Decisions that differ from the float file's.
+        loss: Share of decisions lost: of right ones where labels were given, else of changed ones.
+        low, high: Its 95 % interval.
+        holds: Whether `loss` is at most the stated one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    smoothed: bool
+    float_layers: int
+    changed: int
+    loss: float
+    low: float
+    high: float
+    holds: bool
+
+
+class Sensitivity(BaseModel):
+    """What one layer in 8 bits does to the first output: its relative error."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: str
+    error: float
+
+
+class Quantization(Result):
+    """What was tried, and which form was written.
+
+    Attributes:
+        items: How many decisions were compared.
+        labelled: Whether the loss is one of accuracy.
+        max_loss: The stated loss.
+        candidates: In the order in which they were tried; the last one that holds was written.
+        sensitivities: Per layer, most sensitive first.
+        speedup: Of the written form over the float file, both lowered; None where none was.
+        speedup_low, speedup_high: Its 95 % interval, from six rounds on.
+        size: Share of the float file's bytes.
+    """
+
+    kind: Literal["quantization"] = "quantization"
+    subject: str
+    layers: int
+    items: int
+    labelled: bool
+    max_loss: float
+    candidates: tuple[Candidate, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    size: float | None = None
+    context: Context
+
+    @property
+    def holds(self) -> bool:
+        """Whether a form holds the loss, and was written."""
+        return bool(self.candidates) and self.candidates[-1].holds
+
+    def tables(self) -> list[Table]:
+        """Return the candidates, and the most sensitive layers."""
+        what = "accuracy lost" if self.labelled else "decisions changed"
+        tried = tuple(
+            (
+                "smoothed" if one.smoothed else "plain",
+                f"{self.layers - one.float_layers} of {self.layers}",
+                f"{one.loss:.2%} ({one.low:.2%} .. {one.high:.2%})",
+                str(one.changed),
+                "holds" if one.holds else "too much",
+            )
+            for one in self.candidates
+        )
+        limit = f"at most {self.max_loss:.2%}"
+        columns = ("activations", ">8-bit layers", f">{what}", ">changed", limit)
+        notes = [f"{self.items} items."]
+        if self.speedup is not None:
+            ends = between(self.speedup_low, self.speedup_high)
+            notes.append(
+                f"{self.speedup:.2f} times as fast ({ends}), {self.size:.0%} of the bytes."
+            )
+        layers = tuple((one.layer, number(one.error)) for one in self.sensitivities[:12])
+        return [
+            Table(f"Quantising {self.subject}", columns, tried, tuple(notes)),
+            Table("Most sensitive layers", ("layer", ">relative error alone"), layers, ()),
+        ]
+
+    def plots(self) -> list[Plot]:
+        """Return what each layer costs."""
+        bars = [Bar(one.layer, [100 * one.error]) for one in self.sensitivities[:24]]
+        return [Plot("Error of each layer alone", bar_plot(bars, [], "%"))]
+
+
+def quantize(
+    model: Path,
+    target: Path,
+    inputs: Mapping[str, Array],
+    labels: Array | None = None,
+    *,
+    max_loss: float = 0.005,
+    rounds: int = 8,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Quantization:
+    """Write the fastest 8-bit form that holds a loss, and return what was tried.
+
+    All layers in 8 bits come first, then with activations smoothed, then with more and more of the
+    most sensitive layers left float. The loss is that of decisions: the largest of the first
+    output's last axis.
+
+    Args:
+        model: An fp32 file of `bilateral export`.
+        target: The file to write; left alone where no form holds.
+        inputs: Real items by input name; the first `CALIBRATION` of them (at most a quarter) show
+            the activations' ranges, and the others judge.
+        labels: Their classes `[items]`. None: a changed decision counts as lost.
+        max_loss: The largest share that may be lost.
+        rounds: Interleaved rounds of the speed's measurement.
+        on_step: Called with what is being done.
+
+    Raises:
+        UserError: The file was lowered, has no float32 linear layer or does not take the inputs,
+            or `max_loss` is no share.
+    """
+    context = Context.now()
+    if not 0 <= max_loss < 1:
+        raise UserError(f"a loss of {max_loss:g} is no share of decisions", "Use such as 0.005.")
+    require_file(model, "model")
+    items = len(next(iter(inputs.values())))
+    seen = min(CALIBRATION, items // 4)
+    if seen == 0 or (labels is not None and len(labels) != items):
+        raise UserError(
+            f"there are {items} items and {items if labels is None else len(labels)} labels",
+            "Give at least four items, better some hundreds, and a label for each or none.",
+        )
+    calibration = [{name: array[:seen] for name, array in inputs.items()}]
+    judged = {name: array[seen:] for name, array in inputs.items()}
+    truth = None if labels is None else labels[seen:]
+    source = read_source(model, calibration)
+    on_step("the float file")
+    with LoweredRunner(model) as runner:
+        wanted = _decisions(runner, judged)
+    tried: list[Candidate] = []
+    sensitivities: tuple[Sensitivity, ...] = ()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / model.name
+        for recipe in _recipes():
+            if isinstance(recipe, float):
+                if not sensitivities:
+                    on_step(f"{len(source.layers)} layers, one by one")
+                    sensitivities = _sensitivities(source)
+                count = round(recipe * len(source.layers))
+                if count == tried[-1].float_layers:
+                    continue
+                keep = frozenset(one.layer for one in sensitivities[:count])
+                recipe = Recipe(smoothed=True, float_layers=keep)
+            on_step(f"form {len(tried) + 1}, {len(recipe.float_layers)} layers float")
+            write(quantised(source, recipe), file)
+            with LoweredRunner(file) as runner:
+                got = _decisions(runner, judged)
+            tried.append(_judged(recipe, wanted, got, truth, max_loss))
+            if tried[-1].holds:
+                break
+        if not sensitivities:
+            on_step(f"{len(source.layers)} layers, one by one")
+            sensitivities = _sensitivities(source)
+        found = Quantization(
+            subject=model.name,
+            layers=len(source.layers),
+            items=items - seen,
+            labelled=labels is not None,
+            max_loss=max_loss,
+            candidates=tuple(tried),
+            sensitivities=sensitivities,
+            context=context,
+        )
+        if not found.holds:
+            return found
+        on_step("how fast it is")
+        one = {name: array[:1] for name, array in inputs.items()}
+        with LoweredRunner(model) as plain, LoweredRunner(file) as fast:
+            calls = {"float": lambda: plain.run(one), "int8": lambda: fast.run(one)}
+            ratio = interleave(calls, rounds).ratio("int8", "float")
+        write(onnx.load(file), target)
+    size = target.stat().st_size / model.stat().st_size
+    update = {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
+    return found.model_copy(update=update | {"size": size})
+
+
+def _recipes() -> list[Recipe | float]:
+    """Return what to try, fastest first: a number is the share of the layers that stay float."""
+    return [Recipe(), Recipe(smoothed=True), *_FLOAT_SHARES]
+
+
+def _decisions(runner: LoweredRunner, inputs: Mapping[str, Array]) -> Array:
+    output = runner.outputs[0].name
+    if output == FEATURES:
+        raise UserError("a model without a head decides nothing", "Quantise one that classifies.")
+    items = len(next(iter(inputs.values())))
+    made = [
+        runner.run({name: array[at : at + _BATCH] for name, array in inputs.items()})[output]
+        for at in range(0, items, _BATCH)
+    ]
+    decided: Array = np.concatenate(made).argmax(axis=-1).reshape(items, -1)
+    return decided
+
+
+def _judged(
+    recipe: Recipe, wanted: Array, got: Array, labels: Array | None, max_loss: float
+) -> Candidate:
+    differs = wanted != got
+    if labels is None:
+        changed, count = int(differs.sum()), differs.size
+        loss, (low, high) = changed / count, wilson_interval(changed, count)
+    else:
+        before, after = wanted[:, 0] == labels, got[:, 0] == labels
+        lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+        loss = (lost - won) / len(labels)
+        low, high = difference_interval(won, lost, len(labels))
+    return Candidate(
+        smoothed=recipe.smoothed,
+        float_layers=len(recipe.float_layers),
+        changed=int(differs.sum()),
+        loss=loss,
+        low=low,
+        high=high,
+        holds=loss <= max_loss,
+    )
+
+
+def _sensitivities(source: Source) -> tuple[Sensitivity, ...]:
+    """Return the first output's relative error with each layer alone in 8 bits, largest first."""
+    (feed,) = source.feeds
+    few = {name: array[:8] for name, array in feed.items()}
+    with opened(source.model) as session:
+        (exact, *_) = session.run(None, few)
+    found = []
+    for layer in source.layers:
+        with opened(quantised(source, Recipe(), only=layer.name)) as session:
+            (value, *_) = session.run(None, few)
+        error = float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
+        found.append(Sensitivity(layer=layer.name, error=error))
+    return tuple(sorted(found, key=lambda one: -one.error))

@@ -1,0 +1,1 @@
+"""8-bit linear layers in an exported file, for CPUs."""

@@ -1,0 +1,133 @@
+"""Quantising: what is written holds the loss, and what does not hold it is not written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.builders.exported import exported
+
+from bilateral_benchmarks.experiments import quantization
+from bilateral_benchmarks.experiments.quantization import quantize
+from bilateral_export.artifact import read_onnx
+from bilateral_export.errors import UserError
+from bilateral_export.lowering.gate import opened
+from bilateral_export.quantization.quantize import Recipe, quantised, read_source
+from bilateral_export.runners.lowered import LoweredRunner
+from bilateral_serving import repository
+
+HELD_OUT = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_heldout.npz"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported("digits_bilateral", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, np.ndarray]:
+    with np.load(HELD_OUT) as held_out:
+        prepared = (held_out["images"][:, None] / 255 - 0.3) / 0.35
+        return {"image": prepared.astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    with np.load(HELD_OUT) as held_out:
+        return held_out["labels"]
+
+
+def test_a_form_that_holds_is_written(
+    digits: Path, images: dict[str, np.ndarray], labels: np.ndarray, tmp_path: Path
+) -> None:
+    target = tmp_path / "int8.onnx"
+    found = quantize(digits, target, images, labels, max_loss=0.005, rounds=1)
+    assert found.holds
+    assert found.items == len(labels) - 64
+    assert found.size == target.stat().st_size / digits.stat().st_size < 0.6
+    artifact, before = read_onnx(target), read_onnx(digits)
+    assert "int8" in artifact.precision
+    assert artifact.attention == before.attention  # the operator stays, and floats in it
+    assert len(found.sensitivities) == found.layers
+    rest = {"image": images["image"][64:]}
+    with LoweredRunner(digits) as plain, LoweredRunner(target) as fast:
+        assert fast.lowering is not None
+        assert fast.lowering.summary == plain.lowering.summary  # type: ignore[union-attr]
+        decided = [runner.run(rest)["logits"].argmax(1) for runner in (plain, fast)]
+    assert int((decided[0] != decided[1]).sum()) == found.candidates[-1].changed
+    served = repository.add("digits", target, tmp_path / "models").versions[0]
+    assert "int8" in served.precision
+
+
+def test_where_none_holds_nothing_is_written(
+    digits: Path,
+    images: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every form is broken here: weights of the other sign."""
+    real = quantization.quantised
+
+    def broken(*arguments: object, **only: str) -> onnx.ModelProto:
+        made = real(*arguments, **only)  # type: ignore[arg-type]
+        for tensor in made.graph.initializer:
+            if tensor.name.endswith("/int8"):
+                value = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(-value, tensor.name))
+        return made
+
+    monkeypatch.setattr(quantization, "quantised", broken)
+    few = {"image": images["image"][:64]}
+    found = quantize(digits, tmp_path / "int8.onnx", few, max_loss=0.0, rounds=1)
+    assert not found.holds
+    assert not (tmp_path / "int8.onnx").exists()
+    kept = [one.float_layers for one in found.candidates]
+    assert kept == sorted(kept)
+    assert len(kept) > 3
+
+
+def test_smoothing_changes_no_answer_in_float(digits: Path, images: dict[str, np.ndarray]) -> None:
+    feed = {"image": images["image"][:32]}
+    source = read_source(digits, [feed])
+    answers = []
+    for model in (source.model, source.smoothed[0]):
+        with opened(model) as session:
+            answers.append(session.run(None, feed)[0])
+    assert not np.array_equal(*answers)  # it did something
+    np.testing.assert_allclose(answers[1], answers[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_layers_named_stay_float(digits: Path, images: dict[str, np.ndarray]) -> None:
+    source = read_source(digits, [{"image": images["image"][:8]}])
+    keep = frozenset(layer.name for layer in source.layers[:3])
+    made = quantised(source, Recipe(float_layers=keep))
+    products = [node.name for node in made.graph.node if node.op_type == "MatMul"]
+    assert keep <= set(products)
+    integer = [node for node in made.graph.node if node.op_type == "MatMulInteger"]
+    assert len(integer) == len(source.layers) - 3
+
+
+@pytest.mark.parametrize(
+    ("items", "loss", "why"), [(3, 0.005, "3 items"), (16, 1.5, "no share of decisions")]
+)
+def test_what_cannot_be_judged_is_one_line(
+    items: int, loss: float, why: str, digits: Path, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    few = {"image": images["image"][:items]}
+    with pytest.raises(UserError, match=why):
+        quantize(digits, tmp_path / "int8.onnx", few, max_loss=loss)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(
+    digits: Path, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    target = tmp_path / "int8.onnx"
+    quantize(digits, target, images, max_loss=0.05, rounds=1)
+    with LoweredRunner(target) as runner:
+        together = runner.run({"image": images["image"][:8]})["logits"]
+        loud = images["image"][:8].copy()
+        loud[1:] *= 50
+        beside = runner.run({"image": loud})["logits"]
+    np.testing.assert_array_equal(beside[0], together[0])
