@@ -42,7 +42,8 @@ def test_a_comparison_has_rounds_and_items(bilateral: Bilateral, command: str) -
 
 @pytest.mark.parametrize("lengths", ["1.5", "nan", "-4", "1", ",", "1e400", "x"])
 def test_lengths_that_cannot_be_are_refused(bilateral: Bilateral, lengths: str) -> None:
-    refused(bilateral("bench", "growth", "--lengths", lengths))
+    for command in ("growth", "tiles"):
+        refused(bilateral("bench", command, "--lengths", lengths))
 
 
 def test_seconds_that_cannot_be_are_refused(bilateral: Bilateral) -> None:

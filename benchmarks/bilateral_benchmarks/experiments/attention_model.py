@@ -26,6 +26,7 @@ def write_attention(
     depth: int = 1,
     range_kernel: RangeKernel = "gaussian",
     spatial_kernel: SpatialKernel = "gaussian",
+    sigma: float | None = None,
     seed: int = 0,
 ) -> Path:
     """Write `depth` layers of projection, attention, projection: tokens `[batch, N, dim]` to same.
@@ -41,6 +42,7 @@ def write_attention(
         depth: Layers, one after the other.
         range_kernel: Similarity of tokens.
         spatial_kernel: "gaussian" or "none".
+        sigma: Every head's bandwidth, as a share of the grid's extent; None: as above.
         seed: Of the weights.
     """
     generator = np.random.default_rng(seed)
@@ -54,7 +56,10 @@ def write_attention(
         grid = np.stack(np.divmod(np.arange(tokens - 1), side), -1) - (side - 1) / 2
         constants["positions"] = np.concatenate([np.zeros((1, 2)), grid]).astype(np.float32)
         widest = max(2.0, side / 4)
-        constants["bandwidth"] = np.geomspace(1.0, widest, heads).astype(np.float32)
+        bandwidth = (
+            np.geomspace(1.0, widest, heads) if sigma is None else np.full(heads, sigma * side)
+        )
+        constants["bandwidth"] = bandwidth.astype(np.float32)
         spatial = ["positions", "positions", "bandwidth"]
 
     def node(operator: str, inputs: list[str], output: str, **attributes: object) -> str:

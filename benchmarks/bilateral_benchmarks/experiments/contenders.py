@@ -226,6 +226,7 @@ def attention_forms(
         ("decomposed", "body inlined"),
         ("mask", "materialised bias folded"),
         ("augmented", "augmented, flash"),
+        ("tiles", "augmented, flash in tiles"),
     )
     for form, name in forms:
         result = lower(exported, "onnxruntime-cpu", folder / f"{form}.onnx", form=form)

@@ -24,6 +24,7 @@ from bilateral_benchmarks.experiments.scenarios import ScenarioResult
 from bilateral_benchmarks.experiments.score_files import ScoreFiles
 from bilateral_benchmarks.experiments.several_sizes import SeveralSizes
 from bilateral_benchmarks.experiments.sweep import Sweep
+from bilateral_benchmarks.experiments.tile_speed import TileSpeed
 from bilateral_benchmarks.load.report import Report
 from bilateral_benchmarks.report.document import Document
 from bilateral_benchmarks.report.files import read
@@ -46,7 +47,8 @@ Item = Annotated[
     | RawInput
     | SeveralSizes
     | ScoreFiles
-    | Sweep,
+    | Sweep
+    | TileSpeed,
     Field(discriminator="kind"),
 ]
 

@@ -1,7 +1,8 @@
-"""Time and peak memory of attention against length, batch and depth; the fitted exponents."""
+"""Time and peak memory of attention against length, batch and depth; exponents with intervals."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,12 +18,16 @@ from bilateral_benchmarks.load.schedule import require_positive
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Line, Plot, line_plot
 from bilateral_benchmarks.report.result import Result
-from bilateral_benchmarks.report.tables import Table, number
+from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_export.lowering.attention_forms import Form
 from bilateral_export.lowering.lower import lower
 
 Axis = Literal["tokens", "batch", "depth"]
-LENGTHS = (197, 577, 1025, 2048, 4096, 16384)
+Interval = tuple[float, float]
+# A class token before a square grid.
+LENGTHS = (1025, 2026, 4097, 8101, 16385, 32762, 65537)
+MULTIPLES = (1, 2, 4, 8, 16)
+SIGMA = 0.02
 # A fit leaves out the points where fixed costs rule.
 _FIT_FROM = {"tokens": 1000, "batch": 1, "depth": 1}
 # The N x N forms would need tens of GiB at the longest lengths; they fail at this limit instead.
@@ -43,8 +48,12 @@ class Series(BaseModel):
 
     Attributes:
         form: The lowering's form on ONNX Runtime's CPU provider.
-        time_exponent: Slope of log time against log size; None with fewer than two points.
-        memory_exponent: The same of what a call needs on top of the weights.
+        time_exponent: Of the fastest call, to which other load adds least; None with fewer than two
+            sizes.
+        memory_exponent: Of what a call needs on top of the weights.
+        time_interval: 95% interval of the exponent, which contains what the line does not fit; None
+            with fewer than three sizes, and in older files.
+        memory_interval: The same.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +63,8 @@ class Series(BaseModel):
     points: tuple[Point, ...]
     time_exponent: float | None
     memory_exponent: float | None
+    time_interval: Interval | None = None
+    memory_interval: Interval | None = None
 
 
 class Scaling(Result):
@@ -76,6 +87,7 @@ class Scaling(Result):
                         series.form,
                         f"{series.axis} {point.size:,}",
                         "-" if failed else number(m.median_ms),
+                        "-" if failed else number(m.fastest_ms),
                         "-" if failed else number(m.run_mib),
                         m.failure or "",
                     )
@@ -85,13 +97,18 @@ class Scaling(Result):
                     (
                         series.form,
                         f"exponent in {series.axis}",
-                        number(series.time_exponent),
-                        number(series.memory_exponent),
+                        "",
+                        _shown(series.time_exponent, series.time_interval),
+                        _shown(series.memory_exponent, series.memory_interval),
                         "",
                     )
                 )
         title = f"Growth of attention: {self.layer}"
-        return [Table(title, ("form", "", ">median ms", ">MiB per call", ""), tuple(rows))]
+        return [
+            Table(
+                title, ("form", "", ">median ms", ">fastest ms", ">MiB per call", ""), tuple(rows)
+            )
+        ]
 
     def plots(self) -> list[Plot]:
         """Return time and memory against the number of tokens."""
@@ -109,16 +126,26 @@ class Scaling(Result):
 
 def measure_scaling(
     lengths: Sequence[int] = LENGTHS,
-    forms: Sequence[Form] = ("augmented", "decomposed"),
+    forms: Sequence[Form] = ("tiles", "augmented", "decomposed"),
     *,
-    batches: Sequence[int] = (1, 2, 4),
-    depths: Sequence[int] = (1, 2, 4),
+    batches: Sequence[int] = MULTIPLES,
+    depths: Sequence[int] = MULTIPLES,
+    sigma: float = SIGMA,
     seconds: float = 1.0,
     on_point: Callable[[str], None] | None = None,
 ) -> Scaling:
     """Measure one attention layer (6 heads of 64, both kernels Gaussian) along each axis.
 
-    Batch and depth are varied at 577 tokens. Every point is a fresh process.
+    Batch and depth are varied at 1025 tokens. Every point is a fresh process.
+
+    Args:
+        lengths: Numbers of tokens.
+        forms: Of the lowering for ONNX Runtime's CPU provider.
+        batches: Batch sizes.
+        depths: Layers, one after the other.
+        sigma: Every head's bandwidth, as a share of the grid's extent.
+        seconds: For each point.
+        on_point: Called before each.
 
     Raises:
         UserError: The seconds for each point is not a positive number.
@@ -133,30 +160,50 @@ def measure_scaling(
                 for size in sizes:
                     if on_point:
                         on_point(f"{form}, {axis} {size}")
-                    measured = _measure(Path(scratch), form, axis, size, seconds)
+                    measured = _measure(Path(scratch), form, axis, size, sigma, seconds)
                     points.append(Point(size=size, measured=measured))
                 series.append(_series(axis, form, points))
     return Scaling(
-        layer="6 heads of 64, gaussian range and spatial kernels, with projections",
+        layer="6 heads of 64, gaussian range and spatial kernels, with projections, "
+        f"sigma {sigma:.2g} of the grid's extent",
         series=tuple(series),
         context=Context.now(),
     )
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """Return the power of the size that the values grow with (least squares in logarithms)."""
+def exponent(
+    sizes: Sequence[float], values: Sequence[float]
+) -> tuple[float | None, Interval | None]:
+    """Return the power of the size that the values grow with, and its 95% interval (Student's).
+
+    By least squares in logarithms; None where there are too few sizes.
+    """
+    from scipy import stats  # slow to import
+
     if len(sizes) < 2:
-        return None
-    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-3)), 1)[0])
+        return None, None
+    fitted = stats.linregress(np.log(sizes), np.log(np.maximum(values, 1e-3)))
+    slope = float(fitted.slope)
+    if len(sizes) < 3:
+        return slope, None
+    half = float(fitted.stderr * stats.t.ppf(0.975, len(sizes) - 2))
+    return slope, (slope - half, slope + half)
 
 
-def _measure(scratch: Path, form: Form, axis: Axis, size: int, seconds: float) -> Isolated:
+def _shown(value: float, interval: Interval | None) -> str:
+    return number(value) + (f" ({between(*interval)})" if interval else "")
+
+
+def _measure(
+    scratch: Path, form: Form, axis: Axis, size: int, sigma: float, seconds: float
+) -> Isolated:
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    tokens = size if axis == "tokens" else 577
-    canonical = write_attention(
-        folder / "canonical.onnx", tokens, depth=size if axis == "depth" else 1
-    )
-    lowered = lower(canonical, "onnxruntime-cpu", folder / "lowered.onnx", form=form)
+    tokens = size if axis == "tokens" else 1025
+    depth = size if axis == "depth" else 1
+    canonical = write_attention(folder / "canonical.onnx", tokens, depth=depth, sigma=sigma)
+    # The gate would take longer than the measurement; `bilateral bench tiles` has the errors.
+    target = folder / "lowered.onnx"
+    lowered = lower(canonical, "onnxruntime-cpu", target, form=form, factor=math.inf)
     forms = {site.form for site in lowered.lowering.sites}
     if forms != {form}:
         reasons = lowered.lowering.sites[0].refused
@@ -176,10 +223,14 @@ def _series(axis: Axis, form: Form, points: list[Point]) -> Series:
         if point.measured.failure is None and point.size >= _FIT_FROM[axis]
     ]
     sizes = [float(size) for size, _ in fitted]
+    time, time_interval = exponent(sizes, [m.fastest_ms or 0.0 for _, m in fitted])
+    memory, memory_interval = exponent(sizes, [m.run_mib or 0.0 for _, m in fitted])
     return Series(
         axis=axis,
         form=form,
         points=tuple(points),
-        time_exponent=exponent(sizes, [m.median_ms or 0.0 for _, m in fitted]),
-        memory_exponent=exponent(sizes, [m.run_mib or 0.0 for _, m in fitted]),
+        time_exponent=time,
+        memory_exponent=memory,
+        time_interval=time_interval,
+        memory_interval=memory_interval,
     )

@@ -236,7 +236,7 @@ class Suite:
         return 6 if self._quick else 8 if size else 15
 
     def _scaling(self) -> Iterator[Item]:
-        lengths = (197, 577) if self._quick else (197, 577, 1025, 2048, 4096, 16384)
+        lengths = (197, 577) if self._quick else (1025, 2026, 4097, 8101, 16385)
         seconds = 0.2 if self._quick else 1.0
         yield measure_scaling(lengths, seconds=seconds, on_point=self._say)
 

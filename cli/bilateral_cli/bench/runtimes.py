@@ -1,4 +1,4 @@
-"""`bilateral bench runtimes`, `ablation` and `growth`: comparisons in process."""
+"""`bilateral bench runtimes`, `ablation`, `growth` and `tiles`: comparisons in process."""
 
 from __future__ import annotations
 
@@ -67,14 +67,17 @@ def ablation(
 
 @bench.command()
 def growth(
-    lengths: Annotated[str, typer.Option(help="Numbers of tokens.")] = "197,577,1025,2048,4096",
+    lengths: Annotated[str, typer.Option(help="Numbers of tokens.")] = "1025,2026,4097,8101",
     seconds: Annotated[float, typer.Option(help="For each point.")] = 1.0,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure attention's time and peak memory against length, batch and depth.
 
-    Example: bilateral bench growth --lengths 1025,4096,16384
+    The exponents have intervals from three sizes on. Tiles need a class token and a full grid, such
+    as 1025 = 1 + 32 x 32 tokens.
+
+    Example: bilateral bench growth --lengths 1025,4097,16385
     """
     from bilateral_benchmarks.experiments.scaling import measure_scaling
 
@@ -83,6 +86,26 @@ def growth(
     with experiment() as shown:
         found = measure_scaling(sizes, seconds=seconds, on_point=shown.step)
     finish(found, "Growth of attention", output, json)
+
+
+@bench.command()
+def tiles(
+    lengths: Annotated[str, typer.Option(help="Numbers of tokens.")] = "4097,16385",
+    rounds: Annotated[int, typer.Option(min=1, help="Of both forms, interleaved.")] = 6,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare attention in tiles with dense attention by bandwidth, interleaved.
+
+    Example: bilateral bench tiles --lengths 16385
+    """
+    from bilateral_benchmarks.experiments.tile_speed import measure_tile_speed
+
+    # A class token and one patch.
+    sizes = [int(value) for value in numbers(lengths, whole=True, least=2)]
+    with experiment() as shown:
+        found = measure_tile_speed(sizes, rounds=rounds, on_step=shown.step)
+    finish(found, "Attention in tiles", output, json)
 
 
 def _compare(

@@ -13,6 +13,9 @@ the keys' bias, which makes |k|^2, and with it rounding, smaller.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -24,12 +27,60 @@ DOMAIN = "com.microsoft"
 OPERATOR = "MultiHeadAttention"
 
 
+@dataclass(frozen=True)
+class Operands:
+    """Names of an attention's queries, keys and values, `[B, N, H width]`, of the flash form.
+
+    Attributes:
+        query: By head: spatial features, the query times the scale, and 1 for a Gaussian.
+        key: By head: spatial features, the key, and -scale/2 |k|^2 for a Gaussian.
+        value: As they are.
+        heads: H.
+        features: How many spatial features.
+    """
+
+    query: str
+    key: str
+    value: str
+    heads: int
+    features: int
+
+
 def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     """Rewrite one attention to the augmented form, in place.
 
     Requires: `read_attention` accepted the node (constant positions, no causal mask, no key bias).
     Ensures: one MultiHeadAttention with three inputs computes the attention's output.
     """
+    rewriter = Rewriter(model, pattern)
+    finish_flash(model, rewriter, pattern, augmented(rewriter, pattern))
+
+
+def finish_flash(
+    model: onnx.ModelProto, rewriter: Rewriter, pattern: AttentionPattern, operands: Operands
+) -> None:
+    """Add the attention of augmented operands, and replace the nodes, in place."""
+    attend(rewriter, operands, outputs=[pattern.merged])
+    rewriter.finish()
+    require_domain(model)
+
+
+def attend(rewriter: Rewriter, operands: Operands, name: str = "attention", **options: Any) -> str:
+    """Add the attention of augmented operands and return its output, `[B, N, H D]`."""
+    inputs = [operands.query, operands.key, operands.value]
+    return rewriter.node(
+        OPERATOR, inputs, name, domain=DOMAIN, num_heads=operands.heads, scale=1.0, **options
+    )
+
+
+def require_domain(model: onnx.ModelProto) -> None:
+    """Import the domain of the attention's operator, in place."""
+    if DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def augmented(rewriter: Rewriter, pattern: AttentionPattern) -> Operands:
+    """Add the projection with the spatial features and return its parts."""
     heads, depth = pattern.heads, pattern.head_dim
     gaussian = pattern.range_kernel == "gaussian"
     query_features, key_features = spatial_feature_map(pattern)
@@ -37,7 +88,6 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     weights = np.split(pattern.weight, 3, axis=1)
     biases = [part.reshape(heads, depth) for part in np.split(pattern.bias, 3)]
     query_bias = pattern.scale * (biases[0] - biases[1] if gaussian else biases[0])
-    rewriter = Rewriter(model, pattern)
     # The Gaussian range kernel's feature is computed, so the keys' features are joined to it later.
     folded_keys = np.zeros((*key_features.shape[:2], 0)) if gaussian else key_features
     weight = np.concatenate(
@@ -64,30 +114,7 @@ def rewrite_to_flash(model: onnx.ModelProto, pattern: AttentionPattern) -> None:
     if gaussian:
         columns = rewriter.constant("key_columns", key_features) if extra else ""
         key = gaussian_keys(rewriter, key, columns, extra, pattern)
-    finish_flash(model, rewriter, pattern, query, key, value)
-
-
-def finish_flash(
-    model: onnx.ModelProto,
-    rewriter: Rewriter,
-    pattern: AttentionPattern,
-    query: str,
-    key: str,
-    value: str,
-) -> None:
-    """Add the attention of augmented queries and keys, and replace the nodes, in place."""
-    rewriter.node(
-        OPERATOR,
-        [query, key, value],
-        "attention",
-        outputs=[pattern.merged],
-        domain=DOMAIN,
-        num_heads=pattern.heads,
-        scale=1.0,
-    )
-    rewriter.finish()
-    if DOMAIN not in {entry.domain for entry in model.opset_import}:
-        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    return Operands(query, key, value, heads, extra)
 
 
 def gaussian_keys(

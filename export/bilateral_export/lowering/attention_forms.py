@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -19,11 +21,14 @@ from bilateral_export.lowering.attention_pattern import (
     attention_nodes,
     read_attention,
 )
+from bilateral_export.lowering.attention_tiles import rewrite_to_tiles
 from bilateral_export.lowering.gate import FACTOR, RoundingError, measure_attentions
 from bilateral_export.lowering.graph_edit import copied, drop_unused
+from bilateral_export.lowering.grid_tiling import worth_tiling
+from bilateral_export.lowering.push_down_gather import read_in_part
 
 Runtime = Literal["onnxruntime-cpu", "openvino"]
-Form = Literal["augmented", "mask", "decomposed"]
+Form = Literal["tiles", "augmented", "mask", "decomposed"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -34,6 +39,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 FLASH_LENGTH = 400
 
 _REWRITES: dict[Form, Callable[[onnx.ModelProto, AttentionPattern], None]] = {
+    "tiles": rewrite_to_tiles,
     "augmented": rewrite_to_flash,
     "mask": rewrite_to_mask,
 }
@@ -73,14 +79,16 @@ def lower_attentions(
         canonical: The model; its attentions are operator nodes.
         runtime: What will run it.
         form: Use this form wherever its conditions hold; None: the runtime's best.
-        factor: How much larger than that of float32 arithmetic an error may be.
+        factor: How much larger than that of float32 arithmetic an error may be; infinite: nothing
+            is measured.
     """
     refused: dict[str, list[str]] = {node.name: [] for node in attention_nodes(canonical)}
     failed: set[tuple[str, Form]] = set()
     while True:
         model, chosen = _rewrite(canonical, runtime, form, refused, failed)
         patterns = [pattern for pattern, _ in chosen.values()]
-        measured = measure_attentions(model, patterns, factor) if patterns else []
+        gated = patterns and math.isfinite(factor)
+        measured = measure_attentions(model, patterns, factor) if gated else []
         errors = {error.name: error for error in measured}
         too_large = [error for error in measured if not error.passed]
         if not too_large:
@@ -102,9 +110,12 @@ def preferred_forms(runtime: Runtime, pattern: AttentionPattern) -> Sequence[For
 
     OpenVINO fuses the decomposed form without materialising N x N, so nothing is gained there.
     Plain attention without a spatial term needs no extra columns; the flash form is always best.
+    Tiles come first where a bandwidth is narrow and the grid long (grid_tiling.py).
     """
     if runtime == "openvino":
         return ("decomposed",)
+    if worth_tiling(pattern):
+        return ("tiles", "augmented", "mask", "decomposed")
     plain = pattern.spatial_kernel == "none"
     if plain or (pattern.length or 0) >= FLASH_LENGTH:
         return ("augmented", "mask", "decomposed")
@@ -145,6 +156,7 @@ def _rewrite(
             patterns.append(read_attention(model, graph, node))
         except PreconditionError as error:
             refused[node.name].append(str(error))
+    partly = functools.cache(lambda: read_in_part(canonical))
     chosen: dict[str, tuple[AttentionPattern, Form]] = {}
     for pattern in patterns:
         name = pattern.node.name
@@ -152,6 +164,9 @@ def _rewrite(
             if option == "decomposed":
                 break
             if (name, option) in failed:
+                continue
+            if option == "tiles" and pattern.merged in partly():
+                refused[name].append("tiles: only some tokens of its output are read")
                 continue
             try:
                 rewrites = _FREE_GRID if pattern.computed else _REWRITES

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from bilateral_export.graph.changes import read_metadata
-from bilateral_export.lowering.attention_flash import finish_flash, gaussian_keys, widen
+from bilateral_export.lowering.attention_flash import Operands, finish_flash, gaussian_keys, widen
 from bilateral_export.lowering.attention_pattern import AttentionPattern, PreconditionError, Values
 from bilateral_export.lowering.graph_edit import Rewriter
 
@@ -78,7 +78,7 @@ def rewrite_to_free_grid(model: onnx.ModelProto, pattern: AttentionPattern) -> N
         by_head = rewriter.shape("features_by_head", [-1, heads, _FEATURES])
         features = rewriter.node("Reshape", [made, by_head], "key_columns")
         key = gaussian_keys(rewriter, key, features, _FEATURES, pattern)
-    finish_flash(model, rewriter, pattern, query, key, value)
+    finish_flash(model, rewriter, pattern, Operands(query, key, value, heads, _FEATURES))
 
 
 def _grid(model: onnx.ModelProto) -> tuple[int, tuple[int, int]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from bilateral_export.graph.changes import read_metadata
+from bilateral_export.lowering.subgraphs import names_read
 from bilateral_export.op import contract
 from bilateral_export.op.contract import RangeKernel, SpatialKernel
 
@@ -83,7 +84,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.producers = {name: node for node in graph.node for name in node.output}
-        self.uses = Counter(name for node in graph.node for name in node.input)
+        self.uses = Counter(name for node in graph.node for name in names_read(node))
         self.uses.update(value.name for value in graph.output)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
 

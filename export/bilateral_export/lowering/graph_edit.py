@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bilateral_export.lowering.attention_pattern import AttentionPattern
+from bilateral_export.lowering.subgraphs import names_read
 
 
 class Rewriter:
@@ -24,14 +26,40 @@ class Rewriter:
     def __init__(self, model: onnx.ModelProto, pattern: AttentionPattern) -> None:
         self._model = model
         self._pattern = pattern
+        self._prefix = pattern.node.name
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
+
+    def scoped(self, name: str) -> Rewriter:
+        """Return a rewriter of the same graph whose new names begin with one more part."""
+        made = copy.copy(self)
+        made._prefix = self.name(name)
+        return made
+
+    def branch(self, name: str) -> Rewriter:
+        """Return a rewriter whose nodes make a subgraph; its constants are the model's."""
+        made = self.scoped(name)
+        made._nodes = []
+        return made
+
+    def graph(
+        self, outputs: Mapping[str, int], inputs: Mapping[str, int] | None = None
+    ) -> onnx.GraphProto:
+        """Return the nodes as a subgraph, given its outputs and scalar inputs with their types."""
+        value = helper.make_tensor_value_info
+        scalars = [value(name, of, []) for name, of in (inputs or {}).items()]
+        made = [value(name, of, None) for name, of in outputs.items()]
+        return helper.make_graph(self._nodes, self._prefix, scalars, made)
+
+    def name(self, name: str) -> str:
+        """Return a new tensor's full name."""
+        return f"{self._prefix}.{name}"
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
         """Add a constant and return its name; float64 becomes float32."""
         if value.dtype == np.float64:
             value = value.astype(np.float32)
-        full = f"{self._pattern.node.name}.{name}"
+        full = self.name(name)
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), full))
         return full
 
@@ -42,17 +70,21 @@ class Rewriter:
     def node(
         self,
         operator: str,
-        inputs: Sequence[str],
+        inputs: Sequence[str | NDArray[np.generic]],
         name: str,
         *,
         outputs: Sequence[str] | None = None,
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Add a node and return the name of its first output."""
-        full = f"{self._pattern.node.name}.{name}"
+        """Add a node and return the name of its first output; arrays become constants."""
+        full = self.name(name)
         names = list(outputs or [full])
-        made = helper.make_node(operator, inputs, names, name=full, domain=domain, **attributes)
+        given = [
+            entry if isinstance(entry, str) else self.constant(f"{name}.{position}", entry)
+            for position, entry in enumerate(inputs)
+        ]
+        made = helper.make_node(operator, given, names, name=full, domain=domain, **attributes)
         # Module and source line stay known, so that parity can name them.
         made.metadata_props.extend(self._pattern.node.metadata_props)
         self._nodes.append(made)
@@ -75,7 +107,7 @@ class Rewriter:
         inputs = [self._pattern.tokens, self.constant("weight", weight)]
         product = self.node("MatMul", inputs, "product")
         total = self.node("Add", [product, bias], "projected")
-        parts = [f"{self._pattern.node.name}.part.{number}" for number in range(3)]
+        parts = [self.name(f"part.{number}") for number in range(3)]
         self.node("Split", [total, self.shape("sizes", sizes)], "split", outputs=parts, axis=2)
         return parts
 
@@ -98,7 +130,7 @@ class Rewriter:
 def drop_unused(model: onnx.ModelProto) -> None:
     """Remove constants and functions that nothing refers to any more, in place."""
     graph = model.graph
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in names_read(node)}
     used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

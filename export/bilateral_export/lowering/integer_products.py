@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bilateral_export.lowering.graph_edit import drop_unused
-from bilateral_export.lowering.weights_apart import names_read
+from bilateral_export.lowering.subgraphs import names_read
 
 LEVELS = 127
 # Of the distance to a whole number: float32 products of a scale and an integer of 7 bits are off by

@@ -46,6 +46,27 @@ class Cut:
     axis: int
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What can be computed for fewer tokens.
+
+    Attributes:
+        graph: The model before.
+        cuts: Tensors of which some tokens are needed, and their axis.
+        smaller: By the output of a node that computes fewer, its inputs and their axes.
+        gathers: Where the tokens are taken.
+        tokens: Which ones.
+        readers: Nodes that read them.
+    """
+
+    graph: Shapes
+    cuts: dict[str, int]
+    smaller: dict[str, dict[str, int]]
+    gathers: list[Cut]
+    tokens: list[int]
+    readers: list[str]
+
+
 def push_down_gather(model: onnx.ModelProto) -> int:
     """Gather the tokens that the outputs read as early as that is possible, in place.
 
@@ -57,6 +78,20 @@ def push_down_gather(model: onnx.ModelProto) -> int:
     Raises:
         PreconditionError: No tensor is read by Gather along its tokens only.
     """
+    found = _find(model)
+    _apply(model, found)
+    return len(found.smaller)
+
+
+def read_in_part(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the tensors of which `push_down_gather` would find that some tokens are needed."""
+    try:
+        return frozenset(_find(model).cuts)
+    except PreconditionError:
+        return frozenset()
+
+
+def _find(model: onnx.ModelProto) -> _Found:
     graph = Shapes(model)
     final, tokens, readers = _final(graph)
     cuts = {final: _FIRST_AXIS}
@@ -78,8 +113,7 @@ def push_down_gather(model: onnx.ModelProto) -> int:
                 cuts |= wanted
     if not smaller:
         raise PreconditionError("what is read is not computed token by token")
-    _apply(model, graph, smaller, gathers, cuts, tokens, readers)
-    return len(smaller)
+    return _Found(graph, cuts, smaller, gathers, tokens, readers)
 
 
 def _whole(user: onnx.NodeProto, name: str) -> bool:
@@ -149,15 +183,9 @@ def _picks(graph: Shapes, node: onnx.NodeProto) -> bool:
     return value.ndim == 0 and int(value) >= 0
 
 
-def _apply(
-    model: onnx.ModelProto,
-    graph: Shapes,
-    smaller: dict[str, dict[str, int]],
-    gathers: list[Cut],
-    cuts: dict[str, int],
-    tokens: list[int],
-    readers: list[str],
-) -> None:
+def _apply(model: onnx.ModelProto, found: _Found) -> None:
+    graph, cuts, smaller = found.graph, found.cuts, found.smaller
+    gathers, tokens, readers = found.gathers, found.tokens, found.readers
     indices = "rows_read"
     new = {indices: np.array(tokens, dtype=np.int64)}
     # Fewer tokens get another name: parity compares what kept its own.

@@ -8,6 +8,7 @@ import onnx
 import onnx.shape_inference
 
 from bilateral_export.lowering.attention_pattern import PreconditionError
+from bilateral_export.lowering.subgraphs import names_read
 from bilateral_export.lowering.weights_apart import without_weights
 
 
@@ -23,7 +24,7 @@ class Shapes:
         self.made = {name for node in self.nodes for name in node.output}
         self.users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys(names_read(node)):
                 self.users[name].append(node)
         self._shapes: dict[str, list[int | str]] = {
             value.name: [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from bilateral_export.lowering.subgraphs import names_read
 
 # Smaller ones may be shapes and axes, which are read as values.
 _LARGE_BYTES = 4096
@@ -76,13 +78,3 @@ def _keep_needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> set[str]:
     graph.node.extend(replaced.node)
     graph.output.extend(replaced.output)
     return needed
-
-
-def names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, and what the branches in it do."""
-    yield from node.input
-    for attribute in node.attribute:
-        for branch in (attribute.g, *attribute.graphs):
-            for inner in branch.node:
-                yield from names_read(inner)
-            yield from (output.name for output in branch.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bilateral_benchmarks.experiments import gemm_peak
@@ -107,7 +108,7 @@ def test_flash_memory_grows_with_the_length_and_the_body_with_its_square(tmp_pat
             measured = measure_isolated(lowered.path, "onnxruntime", seconds=0.1)
             assert measured.failure is None
             values.append(measured.run_mib or 0.0)
-    linear, square = (exponent(sizes, memory[form]) for form in ("augmented", "decomposed"))
+    linear, square = (exponent(sizes, memory[form])[0] for form in ("augmented", "decomposed"))
     assert linear is not None
     assert square is not None
     assert linear < 1.3
@@ -124,8 +125,22 @@ def test_a_process_that_runs_out_of_memory_is_reported(tmp_path: Path) -> None:
 
 def test_exponents_of_known_powers() -> None:
     sizes = [10.0, 100.0, 1000.0]
-    assert exponent(sizes, [7 * size**2 for size in sizes]) == pytest.approx(2.0)
-    assert exponent([1.0], [1.0]) is None
+    value, interval = exponent(sizes, [7 * size**2 for size in sizes])
+    assert value == pytest.approx(2.0)
+    assert interval == pytest.approx((2.0, 2.0))
+    assert exponent([1.0], [1.0]) == (None, None)
+    assert exponent(sizes[:2], [1.0, 10.0])[1] is None
+
+
+def test_an_exponents_interval_covers_the_true_power_in_nineteen_of_twenty_samples() -> None:
+    generator = np.random.default_rng(0)
+    sizes = np.geomspace(1000, 64000, 7)
+    covered = 0
+    for noise in generator.normal(0, 0.1, (400, 7)):
+        _, interval = exponent(sizes.tolist(), (sizes**1.5 * np.exp(noise)).tolist())
+        assert interval is not None
+        covered += interval[0] <= 1.5 <= interval[1]
+    assert 365 <= covered <= 394
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ TYPES: dict[str, type[Document] | type[Result]] = {
     "int8": BenchDocument,
     "cold_start": BenchDocument,
     "cpu": BenchDocument,
+    "growth": BenchDocument,
     "kernel_build": BuildReport,
     "kernel_skipping": TileSkipping,
     "language": BenchDocument,
@@ -34,6 +35,7 @@ TYPES: dict[str, type[Document] | type[Result]] = {
     "score_files": BenchDocument,
     "tensorrt-build-matrix": BuildMatrix,
     "theory": TheoryReport,
+    "tiles": BenchDocument,
 }
 
 
