@@ -32,7 +32,10 @@ CODES = {0, 1, 2, 130}
 # They start servers or measure for minutes by nature; what they refuse is tested elsewhere.
 LEFT_OUT = {("quickstart",)} | {
     ("bench", name)
-    for name in ("suite", "pipeline", "limit", "growth", "tiles", "runtimes", "ablation")
+    for name in (
+        *("suite", "pipeline", "limit", "growth", "tiles", "runtimes", "ablation"),
+        *("sizes", "language", "cold-start"),
+    )
 }
 NUMBERS = ("0", "-1", "1", "3", "1e400", "nan", "", "x", str(2**63), "1,2", "0.5", "[bold]")
 TEXTS = ("", "[/x]", "a b", "../up", "ü😀", "\udcff", "x" * 300, "\x1b[31m", "-", "--", "/", "None")
