@@ -289,8 +289,8 @@ GRAPH_FAULTS: dict[str, GraphFault] = {
         change_weight("patch_embed.proj/Conv", 1, lambda w: w.transpose(0, 1, 3, 2)),
     ),
     "patches in column order": GraphFault(
-        "patch_embed/Transpose/fault",
-        after("patch_embed/Transpose", "Gather", np.arange(16).reshape(4, 4).T.reshape(-1), axis=1),
+        "model/Transpose/fault",
+        after("model/Transpose", "Gather", np.arange(16).reshape(4, 4).T.reshape(-1), axis=1),
     ),
     "another token classified": GraphFault(
         "model/Gather", change_weight("model/Gather", 1, lambda index: index + 1)

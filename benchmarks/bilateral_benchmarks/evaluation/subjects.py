@@ -164,11 +164,14 @@ class Subject(ABC):
         how = self.description.preprocessing
         assert isinstance(how, TextPreprocessing)
         tokenizer = Tokenizer(how.vocabulary, how.split)
-        names = [spec.name for spec in self._runner.inputs]
+        # `starts` is of rows of several lengths, and older files have none.
+        names = [spec.name for spec in self._runner.inputs if spec.name != "starts"]
+        several = len(names) < len(self._runner.inputs)
+        rest = {"starts": np.zeros((1, 1), np.int64)} if several else {}
         outputs = [spec.name for spec in self._runner.outputs]
 
         def step(*arrays: Any) -> Any:
-            answer = self._runner.run(dict(zip(names, arrays, strict=True)))
+            answer = self._runner.run(dict(zip(names, arrays, strict=True)) | rest)
             return tuple(answer[name] for name in outputs)
 
         _, depth, heads, _, dim = self._runner.inputs[2].shape

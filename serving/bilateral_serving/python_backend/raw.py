@@ -265,7 +265,10 @@ class RawModel:
         }
 
     def _step(self, *arrays: Array) -> Any:
-        outputs = self._run(dict(zip(STEP_INPUTS, arrays, strict=True)), STEP_OUTPUTS)
+        feed = dict(zip(STEP_INPUTS, arrays, strict=True))
+        if "starts" in self._inputs:  # older files have none
+            feed["starts"] = np.zeros((1, 1), np.int64)
+        outputs = self._run(feed, STEP_OUTPUTS)
         self._count(outputs[:2])
         return outputs
 

@@ -53,7 +53,7 @@ class Baked:
 
 
 BAKED = {
-    "a past": Baked("language", _baked("model/Shape_2", 32), {"past": (32,), "length": (64,)}),
+    "a past": Baked("language", _baked("model/Shape_3", 32), {"past": (32,), "length": (64,)}),
     "positions from row 96 on": Baked(
         "language",
         change_weight("model/Gather", 0, _wrong_from(96)),

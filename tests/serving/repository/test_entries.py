@@ -344,9 +344,9 @@ class TestBadInput:
         with pytest.raises(UserError, match="target python was given an interface"):
             repository.add("quadrants", onnx_file, root, interface=onnx_file)
 
-    def test_a_batch_size_for_a_stream(self, tmp_path: Path, root: Path) -> None:
-        settings = Settings(stream=True, max_batch_size=4)
-        with pytest.raises(UserError, match="streams are not batched"):
+    def test_a_model_of_no_stream(self, tmp_path: Path, root: Path) -> None:
+        settings = Settings(stream=True, max_batch_size=0)
+        with pytest.raises(UserError, match="how many streams run at once"):
             repository.add("words", models.words(tmp_path / "w.onnx"), root, settings=settings)
         assert not root.exists()
 

@@ -182,6 +182,7 @@ _OPERATORS: dict[str, Operator] = {
     "Conv": _conv,
     "Div": _div,
     "Equal": lambda a, x, y: x == y,
+    "Less": lambda a, x, y: x < y,
     "Expand": lambda a, x, shape: x * torch.ones(shape.tolist(), dtype=x.dtype),
     "Gather": _gather,
     "GatherElements": lambda a, x, index: x.gather(a.get("axis", 0), index),
