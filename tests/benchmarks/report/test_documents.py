@@ -101,7 +101,7 @@ def test_the_verdict(report: Report, factor: float, expected: str) -> None:
     before = BenchDocument(title="a", items=(slowed(report, 1.0, 1),))
     after = BenchDocument(title="b", items=(slowed(report, factor, 2),))
     verdicts = compare_documents(before, after)
-    assert {verdict.percent for verdict in verdicts} == {50.0, 99.0}
+    assert {verdict.measure for verdict in verdicts} == {"p50, ms", "p99, ms"}
     assert {verdict.judgement for verdict in verdicts} == {expected}
     for verdict in verdicts:
         assert verdict.low is not None
@@ -122,13 +122,13 @@ def test_reports_without_anything_in_common_are_refused(report: Report) -> None:
     other = report.model_copy(update={"subject": "another"})
     longer = report.model_copy(update={"shapes": {"x": (1, 3)}})
     for another in (other, longer):
-        with pytest.raises(UserError, match="no latency of the same measurement in common"):
+        with pytest.raises(UserError, match="no number of the same measurement in common"):
             compare_documents(document(report), document(another))
 
 
 def test_reports_with_too_few_requests_are_refused(report: Report) -> None:
     few = report.model_copy(update={"response": Distribution.of(np.full(3, 1e-3))})
-    with pytest.raises(UserError, match="too few requests"):
+    with pytest.raises(UserError, match="long enough for a percentile"):
         compare_documents(document(few), document(few))
 
 
