@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bilateral_export.lowering.graph_edit import drop_unused
-from bilateral_export.lowering.subgraphs import names_read
+from bilateral_export.lowering.subgraphs import needed_for
 
 LEVELS = 127
 # Of the distance to a whole number: float32 products of a scale and an integer of 7 bits are off by
@@ -134,7 +134,7 @@ def to_float_products(model: onnx.ModelProto) -> int:
         source, weight = quantise.input[0], node.input[1].removesuffix("/int8")
         activation = numpy_helper.to_array(constants[quantise.input[1]])
         scale = numpy_helper.to_array(constants[last.input[1]]) / activation
-        added[f"{weight}"] = np.multiply(numpy_helper.to_array(constants[node.input[1]]), scale)
+        added[weight] = np.multiply(numpy_helper.to_array(constants[node.input[1]]), scale)
         rounded, output = f"{source}/rounded", last.output[0]
         back = _made("DequantizeLinear", [node.input[0], *quantise.input[1:]], rounded, quantise)
         product = _made("MatMul", [rounded, weight], output, last)
@@ -142,6 +142,8 @@ def to_float_products(model: onnx.ModelProto) -> int:
         first = rounded not in gone
         new[output] = [*([back] if first else []), product]
         gone |= {node.output[0], cast.output[0], rounded}
+    if not new:  # a float file, which is left as it is
+        return 0
     nodes = [
         made_now
         for node in model.graph.node
@@ -165,16 +167,6 @@ def _behind_moves(
         moves.insert(0, node)
         node = made.get(node.input[0])
     return moves, node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _read_ones(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Return the nodes without those whose outputs nothing reads any more."""
-    while True:
-        read = {name for node in nodes for name in names_read(node)} | outputs
-        kept = [node for node in nodes if read.intersection(node.output)]
-        if len(kept) == len(nodes):
-            return kept
-        nodes = kept
 
 
 def _scale(source: str, found: Range) -> dict[str, NDArray[np.generic]]:
@@ -207,9 +199,8 @@ def _replace(
     model: onnx.ModelProto, nodes: list[onnx.NodeProto], added: Mapping[str, NDArray[np.generic]]
 ) -> None:
     """Give a model other nodes and constants; those that nothing reads any more go."""
-    kept = onnx.GraphProto(
-        node=_read_ones(nodes, {value.name for value in model.graph.output})
-    ).node
+    read, _ = needed_for((value.name for value in model.graph.output), nodes)
+    kept = onnx.GraphProto(node=read).node
     del model.graph.node[:]
     model.graph.node.extend(kept)
     known = {tensor.name for tensor in model.graph.initializer}

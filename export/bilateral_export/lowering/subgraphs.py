@@ -1,8 +1,8 @@
-"""Uses of a tensor inside the subgraphs of If and Loop, which name what they read nowhere else."""
+"""What nodes read, in the subgraphs of If and Loop too, which name it nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 
@@ -15,3 +15,20 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
             for inner in branch.node:
                 yield from names_read(inner)
             yield from (output.name for output in branch.output)
+
+
+def needed_for(
+    outputs: Iterable[str], nodes: Sequence[onnx.NodeProto]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Return the nodes that outputs depend on, in their order, and the names of all that is read.
+
+    Args:
+        outputs: Names of tensors; they are among the names returned.
+        nodes: In topological order, as a graph has them.
+    """
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(names_read(node))
+            kept.append(node)
+    return kept[::-1], needed

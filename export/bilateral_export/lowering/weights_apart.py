@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bilateral_export.lowering.subgraphs import names_read
+from bilateral_export.lowering.subgraphs import needed_for
 
 # Smaller ones may be shapes and axes, which are read as values.
 _LARGE_BYTES = 4096
@@ -65,15 +65,11 @@ def without_weights(
 
 def _keep_needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> set[str]:
     """Give a graph other outputs, drop the nodes they do not need, and return what is read."""
-    needed, kept = set(outputs), []
-    for node in reversed(graph.node):  # a graph is in topological order
-        if needed.intersection(node.output):
-            needed.update(names_read(node))
-            kept.append(node)
+    kept, needed = needed_for(outputs, graph.node)
     declared = {value.name: value for value in graph.output}
     # Whoever opens it infers the type of one that was none before.
     values = [declared.get(name) or onnx.ValueInfoProto(name=name) for name in outputs]
-    replaced = onnx.GraphProto(node=reversed(kept), output=values)
+    replaced = onnx.GraphProto(node=kept, output=values)
     del graph.node[:], graph.output[:]
     graph.node.extend(replaced.node)
     graph.output.extend(replaced.output)
