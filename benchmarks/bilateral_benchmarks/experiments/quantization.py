@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 from pydantic import BaseModel, ConfigDict
 
 from bilateral_benchmarks.evaluation.paired import difference_interval
@@ -178,30 +177,20 @@ def quantize(
     on_step("the float file")
     with LoweredRunner(model) as runner:
         wanted = _decisions(runner, judged)
+    on_step(f"{len(source.layers)} layers, one by one")
+    sensitivities = _sensitivities(source)
     tried: list[Candidate] = []
-    sensitivities: tuple[Sensitivity, ...] = ()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / model.name
-        for recipe in _recipes():
-            if isinstance(recipe, float):
-                if not sensitivities:
-                    on_step(f"{len(source.layers)} layers, one by one")
-                    sensitivities = _sensitivities(source)
-                count = round(recipe * len(source.layers))
-                if count == tried[-1].float_layers:
-                    continue
-                keep = frozenset(one.layer for one in sensitivities[:count])
-                recipe = Recipe(smoothed=True, float_layers=keep)
+        for recipe in _recipes([one.layer for one in sensitivities]):
             on_step(f"form {len(tried) + 1}, {len(recipe.float_layers)} layers float")
-            write(quantised(source, recipe), file)
+            made = quantised(source, recipe)
+            write(made, file)
             with LoweredRunner(file) as runner:
                 got = _decisions(runner, judged)
             tried.append(_judged(recipe, wanted, got, truth, max_loss))
             if tried[-1].holds:
                 break
-        if not sensitivities:
-            on_step(f"{len(source.layers)} layers, one by one")
-            sensitivities = _sensitivities(source)
         found = Quantization(
             subject=model.name,
             layers=len(source.layers),
@@ -219,15 +208,17 @@ def quantize(
         with LoweredRunner(model) as plain, LoweredRunner(file) as fast:
             calls = {"float": lambda: plain.run(one), "int8": lambda: fast.run(one)}
             ratio = interleave(calls, rounds).ratio("int8", "float")
-        write(onnx.load(file), target)
+        write(made, target)
     size = target.stat().st_size / model.stat().st_size
     update = {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
     return found.model_copy(update=update | {"size": size})
 
 
-def _recipes() -> list[Recipe | float]:
-    """Return what to try, fastest first: a number is the share of the layers that stay float."""
-    return [Recipe(), Recipe(smoothed=True), *_FLOAT_SHARES]
+def _recipes(layers: Sequence[str]) -> list[Recipe]:
+    """Return what to try, fastest first, given the layers, most sensitive first."""
+    counts = dict.fromkeys([0, *(round(share * len(layers)) for share in _FLOAT_SHARES)])
+    smoothed = [Recipe(smoothed=True, float_layers=frozenset(layers[:count])) for count in counts]
+    return [Recipe(), *smoothed]
 
 
 def _decisions(runner: LoweredRunner, inputs: Mapping[str, Array]) -> Array:

@@ -12,6 +12,7 @@ from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.output import finish
 from bilateral_cli.console import JsonOption, choice, notes, out, styled
 from bilateral_export.errors import UserError
+from bilateral_export.tensors import Array
 
 
 @app.command()
@@ -52,7 +53,7 @@ def quantize(
 
     inputs = read_calibration(calibration)
     if runtime == "tensorrt":
-        _for_tensorrt(onnx, target, calibration, mode)
+        _for_tensorrt(onnx, target, inputs, mode)
         return
     if runtime != "onnxruntime":
         raise UserError(f"unknown runtime '{runtime}'", "Use onnxruntime or tensorrt.")
@@ -67,10 +68,10 @@ def quantize(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _for_tensorrt(onnx: Path, target: Path, calibration: Path, mode: str) -> None:
-    from bilateral_export.engine.quantize import Mode, quantize_onnx, read_calibration
+def _for_tensorrt(onnx: Path, target: Path, inputs: dict[str, Array], mode: str) -> None:
+    from bilateral_export.engine.quantize import Mode, quantize_onnx
 
     chosen = choice(mode, Mode, "--mode")
     with notes.status(f"Quantising {onnx}"):
-        count = quantize_onnx(onnx, target, read_calibration(calibration), chosen)
+        count = quantize_onnx(onnx, target, inputs, chosen)
     out.print(f"{target}: {count} quantise nodes, {mode}", soft_wrap=True)

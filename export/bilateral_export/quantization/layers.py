@@ -25,19 +25,10 @@ class LinearLayer:
     Attributes:
         name: The node's.
         source: The tensor it reads, `[..., K]`.
-        weight: The weight's name.
-        shape: Of the weight, `(K, N)`.
     """
 
     name: str
     source: str
-    weight: str
-    shape: tuple[int, int]
-
-    @property
-    def weights(self) -> int:
-        """How many numbers the weight has."""
-        return self.shape[0] * self.shape[1]
 
 
 def linear_layers(model: onnx.ModelProto) -> list[LinearLayer]:
@@ -47,12 +38,12 @@ def linear_layers(model: onnx.ModelProto) -> list[LinearLayer]:
     classifier's head is a Gemm of under one percent of the work: they stay float.
     """
     weights = {
-        tensor.name: (tensor.dims[0], tensor.dims[1])
+        tensor.name
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
     }
     return [
-        LinearLayer(node.name, node.input[0], node.input[1], weights[node.input[1]])
+        LinearLayer(node.name, node.input[0])
         for node in model.graph.node
         if node.op_type == "MatMul" and not node.domain and node.input[1] in weights
     ]
