@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_benchmarks.experiments.isolated import ProcessFailedError, run_module
+from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
@@ -21,7 +22,6 @@ from bilateral_benchmarks.report.result import Result
 from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.tensors import Array, TensorSpec
 from bilateral_serving import repository
 from bilateral_serving.client.runner import TritonRunner
 from bilateral_serving.server import ServerOptions, running
@@ -111,10 +111,10 @@ def measure_cold_start(
             link = folder / str(turn) / model.name
             link.parent.mkdir()
             link.symlink_to(model.absolute())
-            ways: dict[str, Callable[[], float]] = {
-                ANEW: lambda link=link: _in_process(link),  # type: ignore[misc]
-                KEPT: lambda link=link: _in_process(link),  # type: ignore[misc]
-                served: lambda: _served(folder / "models", f"model{models - 1}"),
+            ways = {
+                ANEW: partial(_in_process, link),
+                KEPT: partial(_in_process, link),
+                served: partial(_served, folder / "models", f"model{models - 1}"),
             }
             for name, measure in ways.items():
                 if on_step:
@@ -131,17 +131,10 @@ def measure_cold_start(
 
 def _in_process(model: Path) -> float:
     begun = time.perf_counter()
-    result = subprocess.run(
-        [sys.executable, "-m", __name__, str(model)],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["it died"])[-1]
-        raise UserError(f"{model.name} cannot be run: {last}", "Export it again.")
+    try:
+        run_module(__name__, str(model), timeout_s=_TIMEOUT_S)
+    except ProcessFailedError as error:
+        raise UserError(f"{model.name} cannot be run: {error}", "Export it again.") from error
     return time.perf_counter() - begun
 
 
@@ -149,21 +142,15 @@ def _served(models: Path, name: str) -> float:
     options = ServerOptions(models, grpc_port=free_port(), http_port=None, metrics_port=None)
     begun = time.perf_counter()
     with running(options) as server, TritonRunner(name, server.url) as runner:
-        runner.run(_zeros(runner.inputs))
+        runner.run(made_up(runner.inputs))
         return time.perf_counter() - begun
-
-
-def _zeros(specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Return inputs of one item; made without torch, which `made_up` imports."""
-    shapes = {spec.name: [n if isinstance(n, int) else 1 for n in spec.shape] for spec in specs}
-    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
 
 
 def _main(model: Path) -> None:
     from bilateral_export.runners.lowered import LoweredRunner
 
     with LoweredRunner(model) as runner:
-        runner.run(_zeros(runner.inputs))
+        runner.run(made_up(runner.inputs))
 
 
 if __name__ == "__main__":

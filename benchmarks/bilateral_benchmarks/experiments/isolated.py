@@ -49,23 +49,40 @@ def measure_isolated(
     """
     arguments = [str(model), runtime, str(batch), str(seconds), str(memory_mib)]
     try:
-        result = subprocess.run(
-            [sys.executable, "-m", __name__, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Isolated(failure=f"took longer than {_TIMEOUT_S:g} s")
-    if result.returncode:
-        lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"died with signal {-result.returncode}"
+        said = run_module(__name__, *arguments, timeout_s=_TIMEOUT_S)
+    except ProcessFailedError as error:
+        reason = str(error)
         if memory_mib and "allocate memory" in reason:
             reason = f"out of memory: more than {memory_mib:,} MiB"
         return Isolated(failure=reason[:200])
-    return Isolated.model_validate_json(result.stdout.splitlines()[-1])
+    return Isolated.model_validate_json(said.splitlines()[-1])
+
+
+class ProcessFailedError(Exception):
+    """Why a process failed: the last line it wrote to standard error, its signal, or the time."""
+
+
+def run_module(module: str, *arguments: str, timeout_s: float) -> str:
+    """Run a module in a process of its own that imports as this one does; return what it prints.
+
+    Raises:
+        ProcessFailedError: It failed, or took too long.
+    """
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProcessFailedError(f"took longer than {timeout_s:g} s") from error
+    if result.returncode:
+        lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
+        raise ProcessFailedError(lines[-1] if lines else f"died with signal {-result.returncode}")
+    return result.stdout
 
 
 def status_mib(field: str, pid: int | str = "self") -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from bilateral_export.errors import UserError
-from bilateral_export.parity.inputs.samples import real_samples
 from bilateral_export.tensors import Array, TensorSpec
 
 DEFAULT_LENGTH = 128
@@ -63,6 +62,9 @@ def choose(
     """
     if path is None:
         return made_up(specs, batch, length)
+    # Only here: it brings torch, which made-up inputs need not wait for.
+    from bilateral_export.parity.inputs.samples import real_samples
+
     arrays = real_samples(specs, path, (batch,))[0].arrays
     if any(len(array) < batch for array in arrays.values()):
         raise UserError(f"{path} has fewer than {batch} items", "Use a smaller --batch.")
