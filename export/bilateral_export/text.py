@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ Array = np.ndarray[Any, Any]
 # tokens [1, N], targets [1, N], keys, values -> log_likelihood [1, N], log_probabilities
 # [1, words], keys, values: the arguments and results of models/language.py.
 Step = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array, Array]]
+# Their names in an exported file. One whose rows may have pasts of different lengths also takes
+# where each begins; files of older versions do not.
+STEP_INPUTS = ("tokens", "targets", "past_keys", "past_values")
+STEP_OUTPUTS = ("log_likelihood", "log_probabilities", "keys", "values")
+ALIGNED_INPUTS = (*STEP_INPUTS, "starts")
 
 END, UNKNOWN = "<eos>", "<unk>"
 SPLITS = ("words", "spaces")
@@ -171,6 +176,19 @@ class Word:
     token: int
     text: str
     log_likelihood: float
+
+
+def step_feed(arrays: Sequence[Array], inputs: Collection[str]) -> dict[str, Array]:
+    """Name the arguments of a `Step` for an exported file; one text begins at column 0.
+
+    Args:
+        arrays: The arguments.
+        inputs: What the file takes, among other things.
+    """
+    feed = dict(zip(STEP_INPUTS, arrays, strict=True))
+    if ALIGNED_INPUTS[-1] in inputs:
+        feed[ALIGNED_INPUTS[-1]] = np.zeros((1, 1), np.int64)
+    return feed
 
 
 class Reader:

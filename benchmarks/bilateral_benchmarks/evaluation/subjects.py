@@ -26,7 +26,7 @@ from bilateral_export.preprocessing import (
     TextPreprocessing,
 )
 from bilateral_export.tensors import Array, TensorSpec
-from bilateral_export.text import Reader, Tokenizer, score
+from bilateral_export.text import Reader, Tokenizer, score, step_feed
 from bilateral_serving.client import Client, requests
 from bilateral_serving.client.inputs.files import batched, documents, prepare_one
 from bilateral_serving.client.inputs.segmentation import Classes, Windows, read_and_cut, stitch
@@ -164,14 +164,11 @@ class Subject(ABC):
         how = self.description.preprocessing
         assert isinstance(how, TextPreprocessing)
         tokenizer = Tokenizer(how.vocabulary, how.split)
-        # `starts` is of rows of several lengths, and older files have none.
-        names = [spec.name for spec in self._runner.inputs if spec.name != "starts"]
-        several = len(names) < len(self._runner.inputs)
-        rest = {"starts": np.zeros((1, 1), np.int64)} if several else {}
+        names = [spec.name for spec in self._runner.inputs]
         outputs = [spec.name for spec in self._runner.outputs]
 
         def step(*arrays: Any) -> Any:
-            answer = self._runner.run(dict(zip(names, arrays, strict=True)) | rest)
+            answer = self._runner.run(step_feed(arrays, names))
             return tuple(answer[name] for name in outputs)
 
         _, depth, heads, _, dim = self._runner.inputs[2].shape

@@ -36,7 +36,7 @@ from bilateral_export.preprocessing import (
     SegmentationPreprocessing,
     TextPreprocessing,
 )
-from bilateral_export.text import Reader, Tokenizer, score
+from bilateral_export.text import STEP_OUTPUTS, Reader, Tokenizer, score, step_feed
 from bilateral_serving import raw
 from bilateral_serving.client.inputs.files import batched, prepare_one
 from bilateral_serving.client.inputs.segmentation import Windows, read_and_cut, stitch
@@ -49,9 +49,6 @@ URL = b"data:"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 LARGEST_IMAGE, LARGEST_TEXT = 64 << 20, 1 << 20  # bytes
 IMAGES = (ImagePreprocessing, PixelsPreprocessing, SegmentationPreprocessing)
-# Of a language model's graph, in the order of `bilateral_export.text.Step`.
-STEP_INPUTS = ("tokens", "targets", "past_keys", "past_values")
-STEP_OUTPUTS = ("log_likelihood", "log_probabilities", "keys", "values")
 
 
 @dataclass(frozen=True)
@@ -265,10 +262,7 @@ class RawModel:
         }
 
     def _step(self, *arrays: Array) -> Any:
-        feed = dict(zip(STEP_INPUTS, arrays, strict=True))
-        if "starts" in self._inputs:  # older files have none
-            feed["starts"] = np.zeros((1, 1), np.int64)
-        outputs = self._run(feed, STEP_OUTPUTS)
+        outputs = self._run(step_feed(arrays, self._inputs), STEP_OUTPUTS)
         self._count(outputs[:2])
         return outputs
 

@@ -24,7 +24,19 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # provided by the server
-from bilateral_text import Generation, Reader, Sampling, Tokenizer, Word, generate, score
+from bilateral_text import (
+    ALIGNED_INPUTS,
+    STEP_INPUTS,
+    STEP_OUTPUTS,
+    Generation,
+    Reader,
+    Sampling,
+    Tokenizer,
+    Word,
+    generate,
+    score,
+    step_feed,
+)
 from stream_batch import Batch
 from stream_together import Together
 
@@ -32,11 +44,6 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array], Sequence[str]], Sequence[Array]]
 Count = Callable[[Sequence[Array]], None]
 
-# The graph's inputs and outputs, in the order of `bilateral_text.Step`.
-INPUTS = ("tokens", "targets", "past_keys", "past_values")
-OUTPUTS = ("log_likelihood", "log_probabilities", "keys", "values")
-# Of files whose rows may have pasts of different lengths.
-ALIGNED = (*INPUTS, "starts")
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -214,15 +221,17 @@ class Streamer:
         ]
 
     def _step_of(self, stream: Stream, *arrays: Array) -> tuple[Array, Array, Array, Array]:
-        starts = () if self._together is None else (np.zeros((1, 1), np.int64),)
-        outputs = self._step(*arrays, *starts)
+        inputs = STEP_INPUTS if self._together is None else ALIGNED_INPUTS
+        outputs = self._outputs(step_feed(arrays, inputs))
         if self._is_left(stream):
             raise LeftError
         return outputs
 
     def _step(self, *arrays: Array) -> tuple[Array, Array, Array, Array]:
-        feed = dict(zip(ALIGNED, arrays, strict=False))
-        likelihood, probabilities, keys, values = self._run(feed, OUTPUTS)
+        return self._outputs(dict(zip(ALIGNED_INPUTS, arrays, strict=True)))
+
+    def _outputs(self, feed: dict[str, Array]) -> tuple[Array, Array, Array, Array]:
+        likelihood, probabilities, keys, values = self._run(feed, STEP_OUTPUTS)
         # The keys and values are large, and what is wrong with them shows in the next word.
         self._count((likelihood, probabilities))
         return likelihood, probabilities, keys, values
@@ -234,7 +243,7 @@ class Streamer:
         """Whether the file takes rows of different lengths: older ones do not."""
         one, past = np.zeros((1, 1), np.int64), np.zeros(self._cache_shape, np.float32)
         try:
-            self._run(dict(zip(ALIGNED, (one, one, past, past, one), strict=True)), OUTPUTS)
+            self._run(step_feed((one, one, past, past), ALIGNED_INPUTS), STEP_OUTPUTS)
         except Exception:
             return False
         return True
