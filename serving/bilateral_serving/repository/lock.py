@@ -57,9 +57,8 @@ def writing(repository: Path, wait_s: float = 300.0) -> Iterator[Path]:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     finally:
-        if new and [path.name for path in repository.iterdir()] == [LOCK_FILE]:
-            (repository / LOCK_FILE).unlink()
-            repository.rmdir()
+        if new:
+            _remove_if_empty(repository)
         os.close(lock)
 
 
@@ -72,17 +71,24 @@ def one_at_a_time(repository: Path, wait_s: float = 300.0) -> Iterator[None]:
     Raises:
         UserError: Another one still holds the lock, or the directory cannot be made.
     """
+    new = not repository.exists()
     with disk_errors(repository):
         repository.mkdir(parents=True, exist_ok=True)
         directory = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _wait_for(directory, repository, wait_s)
+        _wait_for(directory, repository, time.monotonic() + wait_s, wait_s)
         yield
     finally:
-        if {path.name for path in repository.iterdir()} <= {LOCK_FILE}:  # nothing came into it
-            (repository / LOCK_FILE).unlink(missing_ok=True)
-            repository.rmdir()
+        if new:
+            _remove_if_empty(repository)
         os.close(directory)
+
+
+def _remove_if_empty(repository: Path) -> None:
+    """Remove a repository that was made for models which did not come."""
+    if {path.name for path in repository.iterdir()} <= {LOCK_FILE}:
+        (repository / LOCK_FILE).unlink(missing_ok=True)
+        repository.rmdir()
 
 
 def leftovers(repository: Path) -> tuple[Path, ...]:
@@ -101,7 +107,7 @@ def _lock(repository: Path, wait_s: float) -> int:
             repository.mkdir(parents=True, exist_ok=True)
             lock = os.open(repository / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _wait_for(lock, repository, end - time.monotonic(), wait_s)
+            _wait_for(lock, repository, end, wait_s)
             if os.fstat(lock).st_nlink:
                 return lock
         except BaseException:
@@ -110,13 +116,12 @@ def _lock(repository: Path, wait_s: float) -> int:
         os.close(lock)  # who had it removed a repository that got no model
 
 
-def _wait_for(lock: int, repository: Path, left_s: float, wait_s: float | None = None) -> None:
-    """Return when an open file is locked."""
-    end = time.monotonic() + left_s
+def _wait_for(lock: int, repository: Path, end: float, wait_s: float) -> None:
+    """Return when an open file is locked, which may take `wait_s` in all and ends at `end`."""
     while not _try_lock(lock, repository):
         if time.monotonic() > end:
             raise UserError(
-                f"another command has been writing {repository} for {wait_s or left_s:g} s",
+                f"another command has been writing {repository} for {wait_s:g} s",
                 f"Wait for it; `fuser {repository / LOCK_FILE}` says which process it is.",
             )
         time.sleep(_POLL_S)

@@ -131,6 +131,10 @@ def test_a_first_application_that_is_refused_leaves_no_repository(folder: Path) 
     with pytest.raises(UserError, match="runtime"):
         declared.apply(declared.read(written(folder, {"models": bad})), folder / "r")
     assert not (folder / "r").exists()
+    (folder / "r").mkdir()  # an empty directory of somebody's stays
+    with pytest.raises(UserError, match="runtime"):
+        declared.apply(declared.read(written(folder, {"models": bad})), folder / "r")
+    assert (folder / "r").is_dir()
 
 
 @pytest.mark.parametrize(
