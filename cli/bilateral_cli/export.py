@@ -9,7 +9,7 @@ import typer
 
 from bilateral_cli.app import app
 from bilateral_cli.console import JsonOption, notes, out, print_json
-from bilateral_cli.options import parse_size
+from bilateral_cli.options import parse_size, parse_sizes
 from bilateral_export.errors import UserError
 from bilateral_export.metadata import Precision
 from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
@@ -154,7 +154,7 @@ def export(
             sha256=sha256,
             labels=labels,
             image_size=None if image_size is None else parse_size(image_size, "--image-size"),
-            sizes=[] if sizes is None else [_pair(size) for size in sizes.split(",")],
+            sizes=[] if sizes is None else parse_sizes(sizes, "--sizes"),
             output=output,
             spatial_features=spatial_features,
             accept=accept,
@@ -197,11 +197,6 @@ def _print(exported: OnnxArtifact, loaded: Checkpoint, precision: Precision) -> 
     out.print(f"  out: {', '.join(map(str, exported.outputs))}", markup=False)
     for line in _about(loaded):
         out.print(f"  {line}", markup=False, soft_wrap=True)
-
-
-def _pair(text: str) -> tuple[int, int]:
-    size = parse_size(text, "--sizes")
-    return size if isinstance(size, tuple) else (size, size)
 
 
 def _about(checkpoint: Checkpoint) -> list[str]:

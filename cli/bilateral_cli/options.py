@@ -50,6 +50,16 @@ def parse_size(text: str, option: str) -> int | tuple[int, int]:
     return (int(height), int(width)) if width else int(height)
 
 
+def parse_sizes(text: str, option: str) -> list[tuple[int, int]]:
+    """Return heights and widths of a list such as 224,512x384; see `parse_size`.
+
+    Raises:
+        UserError: One is no size.
+    """
+    found = [parse_size(size, option) for size in text.split(",")]
+    return [size if isinstance(size, tuple) else (size, size) for size in found]
+
+
 def one_of(option: str, values: Any, known: Any) -> Any:
     """Return the values of an option, all that are known where none is given.
 

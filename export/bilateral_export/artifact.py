@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class Artifact:
         """Its size, external files included."""
         return sum(file.stat().st_size for file in (self.path, *self.external_files))
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The SHA-256 of the file; of all hashes, its own first, where it has external files."""
         found = [sha256(file) for file in (self.path, *self.external_files)]

@@ -52,12 +52,12 @@ class ArtifactMetadata(BaseModel):
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int, int]]:
-        """See the function of this name."""
+        """Smallest, own and largest size of the image axes that are free."""
         return image_sizes(self.model)
 
 
 def image_sizes(model: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Return the smallest, own and largest size of the axes `height` and `width`, where free.
+    """Return the smallest, own and largest size of the image axes that are free, by their name.
 
     Empty for a model of one size, and for one that takes no images.
 

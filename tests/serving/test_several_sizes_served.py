@@ -59,7 +59,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def static(digits: Checkpoint, image: Path, size: tuple[int, int]) -> np.ndarray:
-    """Probabilities of the checkpoint moved to a size, of an image prepared for it."""
+    """Class probabilities of an image in PyTorch, with the checkpoint resized to a size."""
     moved = at_resolution(digits, size)
     how = moved.card.preprocessing
     assert isinstance(how, ImagePreprocessing)

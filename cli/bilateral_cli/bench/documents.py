@@ -24,11 +24,11 @@ def compare(
 ) -> None:
     """Say what became faster, slower, or cannot be distinguished.
 
-    Exit code 1 if anything is slower or takes more memory, or a run that is compared is invalid.
+    Exit code 1 if anything is slower, or a run that is compared is invalid.
 
-    What has an interval is compared: latencies, the rates of Server and of the generator, growth,
-    crossover, breakdown and the cost of serving. Where the two were measured on different machines,
-    or one is invalid or unstable, it is said.
+    Latencies with an interval are compared: of runners, served models, sweeps, scenarios other than
+    Server, runtimes, forms, files of several sizes and tiles. Where the two were measured on
+    different machines, or one is invalid or unstable, it is said.
 
     Example: bilateral bench compare main.json branch.json
     """

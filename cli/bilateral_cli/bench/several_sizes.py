@@ -11,7 +11,7 @@ from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.options import OutputOption
 from bilateral_cli.bench.output import finish, show_pages
 from bilateral_cli.console import JsonOption
-from bilateral_cli.options import numbers, parse_size
+from bilateral_cli.options import numbers, parse_sizes
 
 
 @bench.command()
@@ -37,11 +37,10 @@ def sizes(
         random_weights,
     )
 
-    pairs = [parse_size(size, "--at") for size in at.split(",")]
     with experiment() as shown:
         found = measure_several_sizes(
             random_weights(model),
-            [pair if isinstance(pair, tuple) else (pair, pair) for pair in pairs],
+            parse_sizes(at, "--at"),
             [int(batch) for batch in numbers(batches, whole=True)],
             rounds=rounds,
             on_step=shown.step,

@@ -77,15 +77,14 @@ class LoweredRunner(BaseRunner[BaseRunner[Any]]):
     def _lowered(self, scratch: Path) -> Path:
         runtime = self._runtime.lowering
         done = read_kept(self._path, runtime)
-        if done is None and not has_attention(self._path):
-            return self._path
-        try:
-            if done is None:
+        if done is None:
+            if not has_attention(self._path):
+                return self._path
+            try:
                 done = lower(self._path, runtime, scratch / self._path.name)
-        except UserError as error:
-            self.refused = str(error)
-            return self._path
-        if scratch in done.path.parents:
+            except UserError as error:
+                self.refused = str(error)
+                return self._path
             with contextlib.suppress(UserError):  # it is lowered anew next time
                 keep(done, self._path, runtime)
         self.lowering = done.lowering

@@ -75,10 +75,8 @@ def _apply(declared: Declared, repository: Path, prune: bool) -> tuple[Applied, 
     try:
         for name, model in declared.models.items():
             known = record.models.get(name)
-            digest, how = (
-                sha256(model.file),
-                model.model_dump_json(exclude={"file", "parity", "cases"}),
-            )
+            digest = sha256(model.file)
+            how = model.model_dump_json(exclude={"file", "parity", "cases"})
             same_file = known is not None and known.sha256 == digest
             same_how = known is not None and known.declared == how
             if known and same_file and same_how and known.version == _newest(name, repository):

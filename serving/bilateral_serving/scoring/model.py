@@ -188,11 +188,12 @@ def _read_plan(path: Path) -> Model:
             f"{path} does not say how a file becomes its input",
             "Build it from a file that `bilateral export` wrote.",
         )
+    digest = sha256(path)
     return Model(
         path=path,
         runtime="tensorrt",
-        sha256=sha256(path),
-        judged_as=(sha256(path),),
+        sha256=digest,
+        judged_as=(digest,),
         metadata=ArtifactMetadata.model_validate(manifest.metadata),
         inputs=tuple(manifest.inputs),
         outputs=tuple(manifest.outputs),

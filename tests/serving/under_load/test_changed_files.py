@@ -46,7 +46,7 @@ def name(change: str) -> str:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supervised, Path]]:
-    """A server of one model with external data for each change, in either runtime, and one more."""
+    """A server: a model of external data for each change, runtimes by turns, and a steady one."""
     root = tmp_path_factory.mktemp("changed")
     one = Settings(threads=1, warmup=False)
     file = models.with_external_data(root / "wide.onnx")

@@ -226,7 +226,7 @@ class ParityReport(_Record):
         return "passed" if self.passed else f"failed: {', '.join(self.failures)}"
 
     def require_passed(self) -> None:
-        """Refuse a model that does not compute what was trained.
+        """Refuse a model that failed.
 
         Raises:
             UserError: A row or a check failed.
@@ -237,7 +237,7 @@ class ParityReport(_Record):
             )
 
     def require_about(self, model: str, hashes: Collection[str]) -> None:
-        """Refuse to speak of a model that was not judged.
+        """Refuse a model whose file this report does not judge.
 
         Args:
             model: What the model is called in the message.
