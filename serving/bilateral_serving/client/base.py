@@ -10,6 +10,7 @@ from bilateral_serving.client.call_metadata import Metadata
 from bilateral_serving.client.endpoints import Access
 from bilateral_serving.client.flows import Flows
 from bilateral_serving.client.requests import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL
+from bilateral_serving.client.retries import Retries
 from bilateral_serving.credentials import Credentials
 
 
@@ -24,7 +25,8 @@ class BaseClient:
     which Triton can die of, but runs on until the server answers (see `connection`).
 
     Only a call of which nothing was executed is made again, at another address first (see
-    `errors.may_repeat`), within a budget (see `retries`).
+    `errors.may_repeat`), within a budget (see `retries`); with `repeat_broken` also one that may
+    have been.
 
     Large inputs go through shared memory where the server is on this machine; closing the client
     gives it back. After a fork, parent and child each have a connection and memory of their own.
@@ -33,7 +35,10 @@ class BaseClient:
         url: "host:port" of the gRPC service, or "http://host:port" or "https://host:port" of the
             HTTP service; several in a sequence, or in a string with commas between them.
         timeout_s: Seconds that a call may take, unless the call says otherwise.
-        retries: How often a call is repeated that found no server to connect to.
+        retries: How often a call is repeated at one address.
+        repeat_broken: Whether an inference is repeated, too, whose connection broke before the
+            answer came, so that no request fails with its server. It may be executed twice, which
+            changes nothing: models keep no state.
         shared_memory: Whether large inputs go through shared memory: None, if `url` is a loopback
             address and it works; True, also where the address does not show that the server is on
             this machine, and one line is logged if it does not work; False, never.
@@ -55,6 +60,7 @@ class BaseClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
+        repeat_broken: bool = False,
         shared_memory: bool | None = None,
         token: str | None = None,
         credentials: Credentials | None = None,
@@ -62,7 +68,7 @@ class BaseClient:
         channel_options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         how = Access(shared_memory, token, credentials, metadata, tuple(channel_options))
-        self._flows = Flows(url, timeout_s, retries, how)
+        self._flows = Flows(url, timeout_s, Retries(retries, repeat_broken), how)
         self.url = self._flows.url
         # A client that is not closed must not cancel its calls by the end of the process either.
         weakref.finalize(self, self._flows.close)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from tritonclient.utils import InferenceServerException
 
 from bilateral_export.errors import UserError
+from bilateral_serving import transport
 from bilateral_serving.access import is_loopback
 from bilateral_serving.client.balance import Outcome
 from bilateral_serving.client.deadline import Deadline
-from bilateral_serving.transport import has_broken, was_not_sent
 
 START_A_SERVER = "Start one with `bilateral serve`, or give its address with --url."
 
@@ -64,12 +64,19 @@ def late(url: str, deadline: Deadline, what: str) -> LateError:
     )
 
 
-def may_repeat(error: InferenceServerException, method: str) -> bool:
+def may_repeat(error: InferenceServerException, method: str, broken: bool = False) -> bool:
     """Return whether a call that failed can be made again without anything being done twice.
 
     The rule: only what is UNAVAILABLE, and only if nothing was executed: no connection could be
     made, the server says that it did not take the request, or the call only asks for something.
+
+    Args:
+        error: How the call failed.
+        method: The call of Triton's gRPC service.
+        broken: Whether the caller lets an inference be executed twice.
     """
+    if broken and method == "ModelInfer":
+        return _broke(error) or is_turned_away(error)
     if _status(error) != "UNAVAILABLE":
         return False
     return unsent(error) or is_turned_away(error) or method in _READING
@@ -124,7 +131,7 @@ def explain(error: InferenceServerException, url: str, deadline: Deadline, what:
         )
     if status == "UNAVAILABLE" and any(sign in lower for sign in _NOT_REACHED):
         return UserError(f"no Triton server answers at {url}", _proxy_hint(url) or START_A_SERVER)
-    if has_broken(status, message):
+    if transport.has_broken(status, message):
         return UserError(
             f"{what}: the connection to {url} broke before the answer came",
             "Look whether the server still runs; the request may or may not have been executed.",
@@ -171,11 +178,22 @@ def lost_region(error: UserError) -> bool:
     )
 
 
+def has_broken(error: UserError) -> bool:
+    """Return whether the connection broke, or a proxy's did, before a server had answered."""
+    cause = error.__cause__
+    return isinstance(cause, InferenceServerException) and _broke(cause)
+
+
+def _broke(error: InferenceServerException) -> bool:
+    # A server that stops says CANCELLED of what it has not begun; this client cancels nothing.
+    return _status(error) in ("UNAVAILABLE", "CANCELLED") and not is_turned_away(error)
+
+
 def unsent(error: InferenceServerException) -> bool:
     """Return whether a call reached no server that takes any: none was there, or it is ending."""
     status, message = _status(error), _message(error)
     ending = status == "UNAVAILABLE" and _ENDING in message
-    return ending or was_not_sent(status, message)
+    return ending or transport.was_not_sent(status, message)
 
 
 def _proxy_hint(url: str) -> str | None:

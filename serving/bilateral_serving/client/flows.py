@@ -34,12 +34,12 @@ class Flows:
     """The calls of one client. See `Client` for what each does and takes."""
 
     def __init__(
-        self, url: str | Sequence[str], timeout_s: float, retries: int, access: Access
+        self, url: str | Sequence[str], timeout_s: float, retries: Retries, access: Access
     ) -> None:
         self._urls = errors.check_urls(url)
         self.url = ",".join(self._urls)
         self.timeout_s = timeout_s
-        self.retries = Retries(retries)
+        self.retries = retries
         self._access = access
         self._known: dict[tuple[str, int | None], ModelInfo] = {}
         self._endpoints: dict[tuple[int, int], Endpoints] = {}  # by process
@@ -305,7 +305,7 @@ class Flows:
                 raise error
             tried.add(index)
             pause = None
-            if may_repeat and errors.may_repeat(error, method):
+            if may_repeat and errors.may_repeat(error, method, self.retries.broken):
                 pause = self._pause(error, balancer.has_other(tried), attempt, deadline)
             if pause is None:
                 raise errors.explain(error, self._urls[index], deadline, what) from error
@@ -328,11 +328,12 @@ class Flows:
         """Return seconds until a call that failed is made again; None: it is not.
 
         Elsewhere it is made at once, each address once. That costs nothing of the budget if no
-        server was reached: the address is ejected, and the next calls do not find it.
+        server was reached: the address is ejected, and the next calls do not find it. A server
+        that turns requests away is not asked again.
         """
-        if errors.unsent(error):
-            return 0.0 if elsewhere else self.retries.pause(attempt, deadline)
-        return 0.0 if elsewhere and self.retries.spend() else None
+        if elsewhere:
+            return 0.0 if errors.unsent(error) or self.retries.spend() else None
+        return None if errors.is_turned_away(error) else self.retries.pause(attempt, deadline)
 
     def _send(
         self,
@@ -367,9 +368,10 @@ class Flows:
                 )
             )
         except UserError as error:
-            if not (errors.lost_region(error) or errors.needs_token(error)):
+            broke = self.retries.broken and errors.has_broken(error)
+            if not (broke or errors.lost_region(error) or errors.needs_token(error)):
                 raise
-        # The server was started anew, or is about to be; the request was not executed.
+        # The server was started anew, or is about to be.
         regions.drop_free()
         return (yield from self._send(info, inputs, version, outputs, deadline, None, None))
 

@@ -22,11 +22,15 @@ class Retries:
 
     Args:
         most: Retries of one call.
+        broken: Whether an inference whose connection broke is one of these calls.
         chance: Numbers from 0 to 1, which keep callers apart that failed together.
     """
 
-    def __init__(self, most: int, chance: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, most: int, broken: bool = False, chance: Callable[[], float] = random.random
+    ) -> None:
         self.most = most
+        self.broken = broken
         self._chance = chance
         self._left = _BUDGET
         self._lock = threading.Lock()

@@ -15,9 +15,9 @@ from bilateral_serving.client.retries import Retries
 
 def test_pauses_double_and_are_spread() -> None:
     deadline = Deadline(10)
-    assert Retries(2, lambda: 1.0).pause(0, deadline) == pytest.approx(0.1)
-    assert Retries(2, lambda: 1.0).pause(1, deadline) == pytest.approx(0.2)
-    assert Retries(2, lambda: 0.0).pause(1, deadline) == pytest.approx(0.1)
+    assert Retries(2, chance=lambda: 1.0).pause(0, deadline) == pytest.approx(0.1)
+    assert Retries(2, chance=lambda: 1.0).pause(1, deadline) == pytest.approx(0.2)
+    assert Retries(2, chance=lambda: 0.0).pause(1, deadline) == pytest.approx(0.1)
     assert Retries(2).pause(2, deadline) is None
 
 

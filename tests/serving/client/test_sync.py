@@ -468,6 +468,17 @@ class TestRetries:
         assert may_repeat(broken, "ModelConfig")
         assert not may_repeat(late, "ModelConfig")
 
+    def test_where_the_caller_allows_it_also_what_may_have_been(self) -> None:
+        broken = self.error("UNAVAILABLE", "Socket closed")
+        proxied = self.error("UNAVAILABLE", "Received http2 header with status: 502")
+        stopped = self.error("CANCELLED", "CANCELLED")
+        late = self.error("DEADLINE_EXCEEDED", "Deadline Exceeded")
+        refused = self.error("INVALID_ARGUMENT", "unexpected shape")
+        assert all(may_repeat(one, "ModelInfer", True) for one in (broken, proxied, stopped))
+        assert not may_repeat(late, "ModelInfer", True)
+        assert not may_repeat(refused, "ModelInfer", True)
+        assert not may_repeat(broken, "SystemSharedMemoryRegister", True)
+
 
 class TestAsyncClient:
     def test_answers_as_the_other_client(self, server: RunningServer, client: Client) -> None:
