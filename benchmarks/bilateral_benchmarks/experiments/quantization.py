@@ -22,6 +22,7 @@ from bilateral_export.intervals import wilson_interval
 from bilateral_export.lowering.gate import opened
 from bilateral_export.quantization.quantize import Recipe, Source, quantised, read_source, write
 from bilateral_export.runners.lowered import LoweredRunner
+from bilateral_export.runners.registry import DEFAULT, lowered_runtime
 from bilateral_export.tensors import FEATURES, Array
 
 # Items whose activations are looked at; the others judge.
@@ -67,6 +68,7 @@ class Quantization(Result):
     """What was tried, and which form was written.
 
     Attributes:
+        runtime: What ran the forms.
         items: How many decisions were compared.
         labelled: Whether the loss is one of accuracy.
         max_loss: The stated loss.
@@ -79,6 +81,7 @@ class Quantization(Result):
 
     kind: Literal["quantization"] = "quantization"
     subject: str
+    runtime: str = DEFAULT
     layers: int
     items: int
     labelled: bool
@@ -119,7 +122,7 @@ class Quantization(Result):
             )
         layers = tuple((one.layer, number(one.error)) for one in self.sensitivities[:12])
         return [
-            Table(f"Quantising {self.subject}", columns, tried, tuple(notes)),
+            Table(f"Quantising {self.subject} for {self.runtime}", columns, tried, tuple(notes)),
             Table("Most sensitive layers", ("layer", ">relative error alone"), layers, ()),
         ]
 
@@ -135,6 +138,7 @@ def quantize(
     inputs: Mapping[str, Array],
     labels: Array | None = None,
     *,
+    runtime: str = DEFAULT,
     max_loss: float = 0.005,
     rounds: int = 8,
     on_step: Callable[[str], None] = lambda _: None,
@@ -151,6 +155,8 @@ def quantize(
         inputs: Real items by input name; the first `CALIBRATION` of them (at most a quarter) show
             the activations' ranges, and the others judge.
         labels: Their classes `[items]`. None: a changed decision counts as lost.
+        runtime: What runs the forms, "onnxruntime" or "openvino". The file is the same for both;
+            the loss and the speed are not.
         max_loss: The largest share that may be lost.
         rounds: Interleaved rounds of the speed's measurement.
         on_step: Called with what is being done.
@@ -163,6 +169,7 @@ def quantize(
     if not 0 <= max_loss < 1:
         raise UserError(f"a loss of {max_loss:g} is no share of decisions", "Use such as 0.005.")
     require_file(model, "model")
+    lowered_runtime(runtime).require()
     items = len(next(iter(inputs.values())))
     seen = min(CALIBRATION, items // 4)
     if seen == 0 or (labels is not None and len(labels) != items):
@@ -175,7 +182,7 @@ def quantize(
     truth = None if labels is None else labels[seen:]
     source = read_source(model, calibration)
     on_step("the float file")
-    with LoweredRunner(model) as runner:
+    with LoweredRunner(model, runtime) as runner:
         wanted = _decisions(runner, judged)
     on_step(f"{len(source.layers)} layers, one by one")
     sensitivities = _sensitivities(source)
@@ -186,13 +193,14 @@ def quantize(
             on_step(f"form {len(tried) + 1}, {len(recipe.float_layers)} layers float")
             made = quantised(source, recipe)
             write(made, file)
-            with LoweredRunner(file) as runner:
+            with LoweredRunner(file, runtime) as runner:
                 got = _decisions(runner, judged)
             tried.append(_judged(recipe, wanted, got, truth, max_loss))
             if tried[-1].holds:
                 break
         found = Quantization(
             subject=model.name,
+            runtime=runtime,
             layers=len(source.layers),
             items=items - seen,
             labelled=labels is not None,
@@ -205,7 +213,7 @@ def quantize(
             return found
         on_step("how fast it is")
         one = {name: array[:1] for name, array in inputs.items()}
-        with LoweredRunner(model) as plain, LoweredRunner(file) as fast:
+        with LoweredRunner(model, runtime) as plain, LoweredRunner(file, runtime) as fast:
             calls = {"float": lambda: plain.run(one), "int8": lambda: fast.run(one)}
             ratio = interleave(calls, rounds).ratio("int8", "float")
         write(made, target)

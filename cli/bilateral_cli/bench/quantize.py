@@ -11,7 +11,6 @@ from bilateral_cli.app import EXIT_FAILED, app
 from bilateral_cli.bench.live import experiment
 from bilateral_cli.bench.output import finish
 from bilateral_cli.console import JsonOption, choice, notes, out, styled
-from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 
 
@@ -27,7 +26,7 @@ def quantize(
         ),
     ],
     runtime: Annotated[
-        str, typer.Option(help="What will run it: onnxruntime, on CPUs, or tensorrt.")
+        str, typer.Option(help="What will run it: onnxruntime or openvino, on CPUs, or tensorrt.")
     ] = "onnxruntime",
     max_loss: Annotated[
         float, typer.Option(metavar="POINTS", help="How much may be lost, in percentage points.")
@@ -55,13 +54,19 @@ def quantize(
     if runtime == "tensorrt":
         _for_tensorrt(onnx, target, inputs, mode)
         return
-    if runtime != "onnxruntime":
-        raise UserError(f"unknown runtime '{runtime}'", "Use onnxruntime or tensorrt.")
     from bilateral_benchmarks.experiments.quantization import quantize as search
 
     labels = inputs.pop("labels", None)
     with experiment() as shown:
-        found = search(onnx, target, inputs, labels, max_loss=max_loss / 100, on_step=shown.step)
+        found = search(
+            onnx,
+            target,
+            inputs,
+            labels,
+            runtime=runtime,
+            max_loss=max_loss / 100,
+            on_step=shown.step,
+        )
     finish(found, found.subject, output, json)
     if not found.holds:
         notes.print(styled("No form holds the loss.", "bold red"), "Nothing was written.")

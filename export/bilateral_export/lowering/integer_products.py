@@ -3,10 +3,11 @@
 A layer's input becomes uint8 with one scale and zero point, which were measured before and are
 constants, so that an item's answer does not depend on its neighbours in a batch; the weight has one
 scale per column (int8, symmetric). These are operators of the ONNX standard, which ONNX Runtime's
-CPU provider fuses. The lowering's rewrites know float products, so that a quantised file is lowered
-in three steps: products become float ones on the numbers that the integers stand for, the rewrites
-run, and products whose operands are 8-bit numbers become integer ones again. A rewrite scales whole
-columns, or pads them with zeros, so that the integers of a column stay what they were.
+CPU provider fuses; OpenVINO wants Q/DQ nodes in their place. The lowering's rewrites know float
+products, so that a quantised file is lowered in three steps: products become float ones on the
+numbers that the integers stand for, the rewrites run, and products whose operands are 8-bit numbers
+become integer ones, or get Q/DQ nodes. A rewrite scales whole columns, or pads them with zeros, so
+that the integers of a column stay what they were.
 """
 
 from __future__ import annotations
@@ -109,6 +110,38 @@ def to_integer_products(model: onnx.ModelProto) -> int:
         ]
         nodes[-1].name = node.name
         count += 1
+    _replace(model, nodes, added)
+    return count
+
+
+def to_qdq_products(model: onnx.ModelProto) -> int:
+    """Keep the weights of such MatMul nodes as integers, dequantised before the product, in place.
+
+    OpenVINO computes a product of dequantised operands in integers.
+
+    Returns:
+        How many.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    added: dict[str, NDArray[np.generic]] = {}
+    nodes: list[onnx.NodeProto] = []
+    count = 0
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            weight = node.input[1]
+            values = numpy_helper.to_array(weights[weight])
+            if _behind_moves(node.input[0], made)[1] is not None and _is_eight_bit(values):
+                integers, scale = f"{weight}/int8", f"{weight}/columns"
+                if integers not in added:
+                    added[integers], added[scale] = quantise_columns(values)
+                    dequantised = f"{weight}/dequantised"
+                    nodes.append(
+                        _made("DequantizeLinear", [integers, scale], dequantised, node, axis=1)
+                    )
+                node.input[1] = f"{weight}/dequantised"
+                count += 1
+        nodes.append(node)
     _replace(model, nodes, added)
     return count
 

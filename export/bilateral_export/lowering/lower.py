@@ -33,7 +33,11 @@ from bilateral_export.lowering.gate import (
 )
 from bilateral_export.lowering.graph_edit import copied, drop_unused
 from bilateral_export.lowering.head_layout import rewrite_head_layout
-from bilateral_export.lowering.integer_products import to_float_products, to_integer_products
+from bilateral_export.lowering.integer_products import (
+    to_float_products,
+    to_integer_products,
+    to_qdq_products,
+)
 from bilateral_export.lowering.push_down_gather import push_down_gather
 from bilateral_export.lowering.residual_stream import rewrite_residual_stream
 from bilateral_export.lowering.token_major_layout import rewrite_token_major_layout
@@ -208,7 +212,7 @@ def lowered_proto(
         for one in PASSES[known]
     )
     if quantised:
-        to_integer_products(lowered)
+        (to_qdq_products if known == "openvino" else to_integer_products)(lowered)
     drop_unused(lowered)
     lowering = Lowering(runtime=known, source_sha256=source, sites=sites, passes=passes)
     lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())

@@ -14,6 +14,7 @@ from bilateral_benchmarks.experiments.quantization import quantize
 from bilateral_export.artifact import read_onnx
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.gate import opened
+from bilateral_export.lowering.lower import lowered_proto
 from bilateral_export.quantization.quantize import Recipe, quantised, read_source
 from bilateral_export.runners.lowered import LoweredRunner
 from bilateral_serving import repository
@@ -118,6 +119,31 @@ def test_what_cannot_be_judged_is_one_line(
     few = {"image": images["image"][:items]}
     with pytest.raises(UserError, match=why):
         quantize(digits, tmp_path / "int8.onnx", few, max_loss=loss)
+
+
+def test_openvino_computes_the_same_file_in_integers(
+    digits: Path, images: dict[str, np.ndarray], labels: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    target = tmp_path / "int8.onnx"
+    found = quantize(digits, target, images, labels, runtime="openvino", max_loss=0.01, rounds=1)
+    assert found.holds
+    model, _ = lowered_proto(target, "openvino")
+    made = {node.output[0]: node for node in model.graph.node}
+    weights = [made[node.input[1]] for node in model.graph.node if node.name.endswith("/MatMul")]
+    assert [node.op_type for node in weights] == ["DequantizeLinear"] * found.layers
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert {kinds[node.input[0]] for node in weights} == {onnx.TensorProto.INT8}
+    few = {"image": images["image"][64:128]}
+    answers = []
+    for path, runtime in ((digits, "openvino"), (target, "openvino"), (target, "onnxruntime")):
+        with LoweredRunner(path, runtime) as runner:
+            answers.append(runner.run(few)["logits"])
+    plain, quantised_there, quantised_here = answers
+    error = np.linalg.norm(quantised_there - plain)
+    assert error > 0
+    # The same integers; what is rounded differently is what float32 rounds differently before.
+    assert np.linalg.norm(quantised_there - quantised_here) < error
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(
