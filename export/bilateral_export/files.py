@@ -49,12 +49,14 @@ def require_replaceable(target: Path) -> None:
     """Refuse to write a file where something lies that a rename must not replace: /dev/null, say.
 
     Raises:
-        UserError: `target` is a directory, a device or a pipe.
+        UserError: `target` is a directory, a device or a pipe, or its name is too long.
     """
-    if target.is_dir():
+    with disk_errors(target):
+        is_directory, exists = target.is_dir(), target.exists()
+    if is_directory:
         raise UserError(f"{target} is a directory", "Give the name of a file to write.")
     # /dev/stdout is a link to a file where the output goes to one.
-    if target.exists() and (not target.is_file() or target.absolute().parent == Path("/dev")):
+    if exists and (not target.is_file() or target.absolute().parent == Path("/dev")):
         raise UserError(f"{target} is not a regular file", "Give the name of a file to write.")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.lowering.kept import keep, read_kept
+from bilateral_export.lowering.kept import keep, read_kept, read_source
 from bilateral_export.lowering.lower import Lowering, has_attention, lower
 from bilateral_export.runners.base import BaseRunner
 from bilateral_export.runners.registry import DEFAULT, lowered_runtime
@@ -81,11 +81,12 @@ class LoweredRunner(BaseRunner[BaseRunner[Any]]):
             if not has_attention(self._path):
                 return self._path
             try:
+                source = read_source(self._path)
                 done = lower(self._path, runtime, scratch / self._path.name)
             except UserError as error:
                 self.refused = str(error)
                 return self._path
             with contextlib.suppress(UserError):  # it is lowered anew next time
-                keep(done, self._path, runtime)
+                keep(done, self._path, runtime, source)
         self.lowering = done.lowering
         return done.path

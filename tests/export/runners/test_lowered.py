@@ -88,11 +88,53 @@ def test_what_was_changed_is_lowered_anew(
     assert len(counted) == 2
 
 
+def test_weights_in_another_file_are_part_of_the_source(digits: Path, counted: list[Path]) -> None:
+    def save(added: float) -> None:
+        model = onnx.load(content)
+        (bias,) = [t for t in model.graph.initializer if t.name == "head.bias"]
+        bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(added)).tobytes()
+        (digits.parent / "weights").unlink(missing_ok=True)
+        onnx.save(model, digits, save_as_external_data=True, location="weights", size_threshold=0)
+
+    content = digits.with_name("content.onnx")
+    digits.rename(content)
+    save(0)
+    graph, first = digits.read_bytes(), logits(digits)
+    np.testing.assert_array_equal(logits(digits), first)
+    save(1)
+    assert digits.read_bytes() == graph
+    np.testing.assert_allclose(logits(digits), first + 1, atol=1e-5)
+    assert counted == [digits, digits]
+
+
+def test_what_was_written_while_it_was_lowered_is_not_kept(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(model: Path, *arguments: object) -> object:
+        done = real(model, *arguments)  # type: ignore[arg-type]
+        loaded = onnx.load(model)
+        loaded.doc_string = "another"
+        onnx.save(loaded, model)
+        return done
+
+    real = lowered.lower
+    monkeypatch.setattr(lowered, "lower", replaced)
+    with LoweredRunner(digits):
+        assert read_kept(digits, RUNTIME) is None
+    assert not (digits.parent / DIRECTORY).exists()
+
+
 def test_where_nothing_can_be_kept_it_runs_all_the_same(digits: Path, counted: list[Path]) -> None:
     (digits.parent / DIRECTORY).write_text("in the way")
     np.testing.assert_array_equal(logits(digits), logits(digits))
     assert len(counted) == 2
     assert {path.name for path in digits.parent.iterdir()} == {"digits.onnx", DIRECTORY}
+
+
+def test_a_name_too_long_to_be_kept_runs_all_the_same(digits: Path, counted: list[Path]) -> None:
+    path = digits.rename(digits.with_name("d" * 240 + ".onnx"))
+    np.testing.assert_array_equal(logits(path), logits(path))
+    assert len(counted) == 2
 
 
 def test_many_at_once_leave_one_good_form(digits: Path) -> None:
