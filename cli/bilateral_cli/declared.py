@@ -43,7 +43,8 @@ def apply(
     The file names each model's ONNX file or plan, how it is served and what it must answer. It is
     checked before anything moves; a model that is refused takes back what was added before it. What
     is as declared already stays, and so do models that the file does not name, unless --prune says
-    otherwise. Of two who apply at once the second waits.
+    otherwise; of those one that was added to since by other means is left. Of two who apply at once
+    the second waits.
 
     Example: bilateral repository apply models.yaml
     """

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bilateral_export.artifact import read_onnx
 from bilateral_export.errors import UserError
 from bilateral_export.files import sha256, write_text
 from bilateral_export.parity.report.document import read_report
 from bilateral_serving import repository as repositories
 from bilateral_serving.config import CONFIG_FILE, version_directories
 from bilateral_serving.declared.document import Declared, DeclaredModel
+from bilateral_serving.repository.entries import existing_config
 from bilateral_serving.repository.lock import one_at_a_time
+from bilateral_serving.repository.provenance import read_provenance
 
 # In the repository; what was applied, by model, so that the same again changes nothing.
 RECORD = ".applied.json"
@@ -27,12 +32,14 @@ class Applied:
     Attributes:
         name: The model.
         version: Its version; of one that was removed the one that was applied last.
-        change: "settings changed": the file is the one applied last, served otherwise.
+        change: "settings changed": the file is the one applied last, served otherwise; "left": not
+            removed, though the document no longer names it, because it was added to since by other
+            means.
     """
 
     name: str
     version: int
-    change: Literal["added", "settings changed", "unchanged", "removed"]
+    change: Literal["added", "settings changed", "unchanged", "removed", "left"]
 
 
 class _Entry(BaseModel):
@@ -75,11 +82,11 @@ def _apply(declared: Declared, repository: Path, prune: bool) -> tuple[Applied, 
     try:
         for name, model in declared.models.items():
             known = record.models.get(name)
-            digest = sha256(model.file)
+            digest = _digest(name, model)
             how = model.model_dump_json(exclude={"file", "parity", "cases"})
             same_file = known is not None and known.sha256 == digest
             same_how = known is not None and known.declared == how
-            if known and same_file and same_how and known.version == _newest(name, repository):
+            if known and same_file and same_how and _is_newest(name, known, repository):
                 done.append(Applied(name, known.version, "unchanged"))
                 continue
             config = repository / name / CONFIG_FILE
@@ -89,28 +96,44 @@ def _apply(declared: Declared, repository: Path, prune: bool) -> tuple[Applied, 
             record.models[name] = _Entry(version=version, sha256=digest, declared=how)
             otherwise = same_file and not same_how
             done.append(Applied(name, version, "settings changed" if otherwise else "added"))
+        if undo:
+            _write(path, record)
     except BaseException:
         for name, version, before in reversed(undo):
             _remove(name, version, before, repository)
         raise
     # Last: what was removed cannot be taken back.
-    gone = [name for name in record.models if prune and name not in declared.models]
-    for name in gone:
-        if (repository / name).is_dir():
+    for name in [name for name in record.models if prune and name not in declared.models]:
+        known = record.models.pop(name)
+        there = (repository / name).is_dir()
+        left = there and not _is_newest(name, known, repository)
+        if there and not left:
             repositories.remove(name, repository)
-        done.append(Applied(name, record.models.pop(name).version, "removed"))
-    if undo or gone:
-        write_text(path, record.model_dump_json(indent=1))
+        done.append(Applied(name, known.version, "left" if left else "removed"))
+        _write(path, record)
     return tuple(done)
 
 
-def _newest(name: str, repository: Path) -> int:
+def _digest(name: str, model: DeclaredModel) -> str:
+    """Return the hash of a model's file, its external weights included, as `add` notes it."""
+    with _named(name):
+        plan = model.target == "tensorrt"
+        return sha256(model.file) if plan else read_onnx(model.file).sha256
+
+
+def _is_newest(name: str, known: _Entry, repository: Path) -> bool:
+    """Whether what was applied last is a model's newest version, and not another of its number."""
     directory = repository / name
-    return max(version_directories(directory) if directory.is_dir() else {}, default=0)
+    number = max(version_directories(directory) if directory.is_dir() else {}, default=0)
+    if number != known.version:
+        return False
+    config = existing_config(directory)
+    provenance = read_provenance(config, number) if config else None
+    return provenance is not None and provenance.source_sha256 == known.sha256
 
 
 def _add(name: str, model: DeclaredModel, repository: Path) -> int:
-    try:
+    with _named(name):
         entry = repositories.add(
             name,
             model.file,
@@ -120,9 +143,16 @@ def _add(name: str, model: DeclaredModel, repository: Path) -> int:
             lower=model.lower,
             parity=read_report(model.parity) if model.parity else None,
         )
+    return entry.versions[-1].number
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which model is refused."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"models.{name}: {error.problem}", error.fix) from error
-    return entry.versions[-1].number
 
 
 def _remove(name: str, version: int, before: str | None, repository: Path) -> None:
@@ -131,6 +161,10 @@ def _remove(name: str, version: int, before: str | None, repository: Path) -> No
         return
     repositories.remove(name, repository, version=version)
     write_text(repository / name / CONFIG_FILE, before)
+
+
+def _write(path: Path, record: _Record) -> None:
+    write_text(path, record.model_dump_json(indent=1))
 
 
 def _read(path: Path) -> _Record:

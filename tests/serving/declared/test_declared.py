@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 import yaml
 from hypothesis import given
@@ -92,6 +93,49 @@ def test_what_was_added_by_other_means_since_is_not_taken_for_what_was_applied(
     assert (done.version, done.change) == (3, "added")
     (done,) = declared.apply(declared.read(path), folder / "r")
     assert (done.version, done.change) == (3, "unchanged")
+
+
+def test_another_file_under_the_applied_number_is_not_taken_for_it(folder: Path) -> None:
+    path = written(folder, {"models": {"a": one()}})
+    declared.apply(declared.read(path), folder / "r")
+    repository.remove("a", folder / "r")
+    repository.add("a", folder / "two.onnx", folder / "r")
+    (done,) = declared.apply(declared.read(path), folder / "r")
+    assert (done.version, done.change) == (2, "added")
+
+
+def test_weights_in_another_file_are_part_of_the_model(folder: Path) -> None:
+    options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save(onnx.load(folder / "one.onnx"), folder / "apart.onnx", **options)
+    document = declared.read(written(folder, {"models": {"a": one("apart.onnx")}}))
+    weights = folder / "weights"
+    for change in ("added", "unchanged"):
+        assert [item.change for item in declared.apply(document, folder / "r")] == [change]
+    weights.write_bytes((np.frombuffer(weights.read_bytes(), np.float32) / 2).tobytes())
+    (done,) = declared.apply(document, folder / "r")
+    assert (done.version, done.change) == (2, "added")
+
+
+def test_pruning_leaves_what_was_added_to_by_other_means(folder: Path) -> None:
+    declared.apply(
+        declared.read(written(folder, {"models": {"a": one(), "b": one()}})), folder / "r"
+    )
+    repository.add("b", folder / "two.onnx", folder / "r")
+    less = declared.read(written(folder, {"models": {"a": one()}}))
+    done = declared.apply(less, folder / "r", prune=True)
+    assert [(item.name, item.change) for item in done] == [("a", "unchanged"), ("b", "left")]
+    assert repository.list_names(folder / "r") == ("a", "b")
+    assert len(declared.apply(less, folder / "r", prune=True)) == 1
+
+
+def test_what_was_added_is_recorded_though_pruning_fails(folder: Path) -> None:
+    declared.apply(declared.read(written(folder, {"models": {"b": one()}})), folder / "r")
+    (folder / "r" / "b" / "config.pbtxt").write_text("damaged {")
+    other = declared.read(written(folder, {"models": {"a": one()}}))
+    with pytest.raises(UserError, match=r"b.config\.pbtxt"):
+        declared.apply(other, folder / "r", prune=True)
+    (done,) = declared.apply(other, folder / "r")
+    assert (done.version, done.change) == (1, "unchanged")
 
 
 def test_a_model_that_is_refused_takes_back_the_others(folder: Path) -> None:
