@@ -23,7 +23,7 @@ def top(
         str, typer.Option(metavar="URL", help="The server's metrics page.")
     ] = "http://127.0.0.1:8002/metrics",
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")
+        float, typer.Option(min=0.1, max=86400, metavar="SECONDS", help="Between two looks.")
     ] = 2.0,
     once: Annotated[
         bool, typer.Option("--once", help="Look for one interval, print, end.")

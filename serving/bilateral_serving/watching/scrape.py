@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,9 +53,10 @@ def scrape(url: str, timeout_s: float = 5.0) -> Snapshot:
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             text = answer.read(_LARGEST).decode("utf-8", errors="replace")
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    # A server of another protocol, such as gRPC's port, is an HTTPException, which is no OSError.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
-            f"no metrics at {url}: {error}",
+            f"no metrics at {url}: {str(error).strip() or type(error).__name__}",
             "Give the address with --metrics-url; `bilateral serve` has it on --metrics-port.",
         ) from error
     return parse(text, url)
@@ -82,6 +83,9 @@ def parse(text: str, url: str = "the page") -> Snapshot:
             # The library ends every counter's name in "_total"; Triton's have no such end.
             for name in {sample.name, _bare(sample.name, family.type)}
         }
+        for name, labels in samples:
+            if name.endswith("_bucket"):
+                float(dict(labels).get("le", ""))  # an end that is a number, or a ValueError
     except ValueError as error:
         raise UserError(
             f"{url} is no page of metrics: {' '.join(str(error).split())[:200]}",

@@ -132,3 +132,7 @@ def test_what_is_no_metrics_page_is_one_line(server: RunningServer) -> None:
         scrape("file:///etc/passwd")
     with pytest.raises(UserError, match="no page of metrics"):
         parse("<!doctype html><html></html>")
+    with pytest.raises(UserError, match="no page of metrics"):
+        parse('bilateral_call_duration_seconds_bucket{model="m",le="soon"} 1\n')
+    with pytest.raises(UserError, match="no metrics at"):  # gRPC answers no HTTP of that version
+        scrape(f"http://{server.url}/metrics")
