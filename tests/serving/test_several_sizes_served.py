@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from tests.serving.server.live_processes import free_ports
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.checkpoint.resolution import at_resolution
@@ -36,8 +38,9 @@ def digits() -> Checkpoint:
 def served(digits: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("several")
     path = export_onnx(for_sizes(digits, [(6, 6), (16, 24)]), root / "digits.onnx").path
-    settings = Settings(threads=1, raw=True)
-    repository.add("digits", path, root / "repository", settings=settings)
+    for name, raw in (("digits", True), ("tensors", False)):
+        settings = Settings(threads=1, raw=raw)
+        repository.add(name, path, root / "repository", settings=settings)
     return root / "repository"
 
 
@@ -94,3 +97,15 @@ def test_a_size_out_of_range_is_refused_before_it_is_sent(client: Client, wide: 
         client.infer("digits", {"image": np.zeros((1, 1, 7, 8), dtype=np.float32)})
     with pytest.raises(UserError, match="one at a time"):
         client.classify("digits", [wide, wide], size="aspect")
+
+
+@pytest.mark.parametrize("name", ["digits", "tensors"])
+@pytest.mark.parametrize("size", [(7, 8), (4, 8), (8, 26)])
+def test_the_server_refuses_it_of_any_client(
+    client: Client, name: str, size: tuple[int, int]
+) -> None:
+    with InferenceServerClient(client.url) as stranger:
+        image = InferInput("image", (1, 1, *size), "FP32")
+        image.set_data_from_numpy(np.zeros((1, 1, *size), dtype=np.float32))
+        with pytest.raises(InferenceServerException, match="6 to 16 x 6 to 24 pixels"):
+            stranger.infer(name, [image])

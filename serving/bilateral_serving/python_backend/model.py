@@ -59,6 +59,8 @@ class TritonPythonModel:
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._batching = config["max_batch_size"] > 0
+        about = json.loads(parameters.get(f"bilateral/{args['model_version']}", "{}"))
+        self._sizes = (about.get("preprocessing") or {}).get("sizes")
         runtime = parameters.get("runtime", "onnxruntime")
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime '{runtime}' is not one of {', '.join(RUNTIMES)}")
@@ -147,10 +149,13 @@ class TritonPythonModel:
 
     def _feed(self, request: Any) -> Arrays:
         # A view of Triton's shared memory: nothing is copied.
-        return {
+        feed = {
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in self._inputs
         }
+        if self._sizes:
+            require_sizes(feed, self._sizes)
+        return feed
 
 
 def open_raw(
@@ -166,6 +171,28 @@ def open_raw(
         ) from error
     instances = sum(group["count"] for group in config["instance_group"])
     return RawModel(run, config, directory, share_of_cores(instances), watch, count)
+
+
+def require_sizes(feed: Arrays, sizes: dict[str, Any]) -> None:
+    """Refuse images that a model of several sizes does not take, but would compute with.
+
+    Its graph drops pixels beyond the last whole patch, and the memory of an image grows with the
+    fourth power of its side.
+
+    Args:
+        feed: Images `[N, C, H, W]`, and other inputs.
+        sizes: The document `ImageSizes` of `bilateral_export.preprocessing`.
+    """
+    low, high, multiple = sizes["smallest"], sizes["largest"], sizes["multiple"]
+    for name, array in feed.items():
+        sides = array.shape[2:] if array.ndim == 4 else ()
+        for least, side, most in zip(low, sides, high):  # noqa: B905 - other inputs have none
+            if not least <= side <= most or side % multiple:
+                raise ValueError(
+                    f"input {name} has images of {sides[0]}x{sides[1]}; the model takes"
+                    f" {low[0]} to {high[0]} x {low[1]} to {high[1]} pixels,"
+                    f" multiples of {multiple}"
+                )
 
 
 class Watch:

@@ -141,11 +141,18 @@ class RawModel:
             takes = f"'{self._file}', or all of {', '.join(self._inputs)}"
             raise UserError(f"model '{self._name}' takes {takes}")
         if file is None:
+            self._require_sizes(tensors)
             return Item(tensors, partial(self._of_graph, k))
         contents = [_content(one) for one in file.as_numpy().flat]
         if isinstance(self._how, IMAGES) and any(one.startswith(URL) for one in contents):
             return self._from_files([_from_url(one) for one in contents], k, as_urls=True)
         return self._from_files(contents, k)
+
+    def _require_sizes(self, tensors: Arrays) -> None:
+        sizes = self._how.sizes if isinstance(self._how, ImagePreprocessing) else None
+        for name, array in tensors.items() if sizes else ():
+            if sizes and array.ndim == 4 and (why := sizes.refused(*array.shape[2:])):
+                raise UserError(f"input {name} of model '{self._name}' does not fit", f"{why}.")
 
     def _from_files(self, files: Sequence[bytes], k: int, as_urls: bool = False) -> Item | Arrays:
         limit = LARGEST_IMAGE if isinstance(self._how, IMAGES) else LARGEST_TEXT
