@@ -110,7 +110,8 @@ class TritonPythonModel:
             return answers
         try:
             feeds = [self._feed(request) for request in requests]
-            if self._batching and len(feeds) > 1 and stackable(feeds):
+            together = self._batching and len(feeds) > 1 and stackable(feeds)
+            if together and not refused(feeds[0], self._sizes):
                 return self._run_batch(requests, feeds)
         except Exception as error:
             pb_utils.Logger.log_warn(f"the batch failed, running its requests alone: {error}")
@@ -133,6 +134,8 @@ class TritonPythonModel:
     def _run_alone(self, request: Any) -> Any:
         try:
             feed = self._feed(request)
+            if why := refused(feed, self._sizes):
+                raise ValueError(why)
             self._watch.prepared()
             outputs = self._run(feed, self._outputs)
             self._watch.computed()
@@ -149,13 +152,10 @@ class TritonPythonModel:
 
     def _feed(self, request: Any) -> Arrays:
         # A view of Triton's shared memory: nothing is copied.
-        feed = {
+        return {
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in self._inputs
         }
-        if self._sizes:
-            require_sizes(feed, self._sizes)
-        return feed
 
 
 def open_raw(
@@ -173,26 +173,31 @@ def open_raw(
     return RawModel(run, config, directory, share_of_cores(instances), watch, count)
 
 
-def require_sizes(feed: Arrays, sizes: dict[str, Any]) -> None:
-    """Refuse images that a model of several sizes does not take, but would compute with.
+def refused(feed: Arrays, sizes: dict[str, Any] | None) -> str:
+    """Why a model of several sizes does not take images; "" if it does.
 
-    Its graph drops pixels beyond the last whole patch, and the memory of an image grows with the
-    fourth power of its side.
+    Its graph would compute all the same: it drops pixels beyond the last whole patch, and the
+    memory that an image takes grows with the fourth power of its side.
 
     Args:
         feed: Images `[N, C, H, W]`, and other inputs.
-        sizes: The document `ImageSizes` of `bilateral_export.preprocessing`.
+        sizes: The document `ImageSizes` of `bilateral_export.preprocessing`; None: one size, which
+            Triton checks.
     """
-    low, high, multiple = sizes["smallest"], sizes["largest"], sizes["multiple"]
+    if sizes is None:
+        return ""
+    (low, left), (high, right) = sizes["smallest"], sizes["largest"]
+    multiple = sizes["multiple"]
     for name, array in feed.items():
-        sides = array.shape[2:] if array.ndim == 4 else ()
-        for least, side, most in zip(low, sides, high):  # noqa: B905 - other inputs have none
-            if not least <= side <= most or side % multiple:
-                raise ValueError(
-                    f"input {name} has images of {sides[0]}x{sides[1]}; the model takes"
-                    f" {low[0]} to {high[0]} x {low[1]} to {high[1]} pixels,"
-                    f" multiples of {multiple}"
+        if array.ndim == 4:
+            height, width = array.shape[2:]
+            fits = low <= height <= high and left <= width <= right
+            if not fits or height % multiple or width % multiple:
+                return (
+                    f"input {name} has images of {height}x{width}; the model takes {low} to {high}"
+                    f" x {left} to {right} pixels, multiples of {multiple}"
                 )
+    return ""
 
 
 class Watch:
