@@ -85,8 +85,8 @@ def other_order(truth: Sequence[int], answers: Sequence[int], labels: Sequence[s
     """Return a sentence where answers are right but for the order of the labels; None elsewhere.
 
     That is so where most items of at least two classes are answered by one other class, another
-    one for each, and these classes are exchanged among themselves or renaming them would add a
-    fifth of the items to the right ones.
+    one for each, and these classes are exchanged among themselves, or renaming them would add a
+    fifth of the items to the right ones and each has several: one item is no habit.
 
     Args:
         truth: The class of each item.
@@ -107,7 +107,8 @@ def other_order(truth: Sequence[int], answers: Sequence[int], labels: Sequence[s
     both = list(zip(truth, answers, strict=True))
     renamed = sum(moved.get(true, true) == answer for true, answer in both)
     right = sum(true == answer for true, answer in both)
-    if set(moved) != set(moved.values()) and renamed - right < len(truth) / 5:
+    single = any(usual[true][1] == 1 for true in moved)
+    if set(moved) != set(moved.values()) and (single or renamed - right < len(truth) / 5):
         return None
     pairs = [f"'{labels[true]}' as '{labels[answer]}'" for true, answer in sorted(moved.items())]
     return (

@@ -75,3 +75,5 @@ def test_a_bad_model_is_not_taken_for_exchanged_labels() -> None:
     assert other_order(truth, truth, labels) is None
     mixed_up = [1 if number == 0 else number for number in truth]
     assert other_order(truth, mixed_up, labels) is None
+    # One item of each class, of which some are wrong.
+    assert other_order(list(range(8)), [0, 1, 2, 3, 4, 6, 7, 0], labels) is None
