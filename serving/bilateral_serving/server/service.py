@@ -38,6 +38,7 @@ from bilateral_serving.server.rollouts.carry_out import Rollouts
 from bilateral_serving.server.upstream import NoAnswerError, Upstream
 
 _POLL_S = 0.05
+_GONE = "its files are gone, or cannot be read"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Service:
         self.options = options
         self._scratch, self._listen = scratch, listen
         self._on_log, self._hold_s = on_log, hold_s
-        self._failed = dict(checked.failed)
+        self._left_out = dict(checked.failed)
+        self._unloaded: dict[str, str] = {}  # what the last start could not load
         self._in_python = checked.in_python
         models, backends = scratch / "models", scratch / "backends"
         models.mkdir()
@@ -144,6 +146,11 @@ class Service:
         return tuple(sorted(path.name for path in (self._scratch / "models").iterdir()))
 
     @property
+    def failed(self) -> dict[str, str]:
+        """The models that are not served, and why; after another start it may be others."""
+        return {**self._left_out, **self._unloaded}
+
+    @property
     def description(self) -> RunningServer:
         """What there is to know of the server that runs."""
         assert self._triton is not None
@@ -157,7 +164,7 @@ class Service:
             pid=self._triton.pid,
             door_pid=self._door.pid if self._door else None,
             models=self._models,
-            failed=dict(self._failed),
+            failed=self.failed,
             start_s=self._ready_after,
         )
 
@@ -314,7 +321,7 @@ class Service:
         for link in (self._scratch / "models" / model).iterdir():
             link.unlink()
         (self._scratch / "models" / model).rmdir()
-        self._failed[model] = reason = self._plain(reason)
+        self._left_out[model] = reason = self._plain(reason)
         if self.options.strict or not self.models:
             raise UserError(f"tritonserver cannot serve model '{model}': {reason}", _advice(reason))
 
@@ -409,14 +416,18 @@ class Service:
         states = upstream.model_states()
         ready = {state.name for state in states if state.reason is None}
         self._models = tuple(name for name in self.models if name in ready)
-        failures = {
-            state.name: self._plain(triton.failed.get(state.name, state.reason))
+        reasons = dict.fromkeys({*self.models} - {state.name for state in states}, _GONE)
+        reasons |= {
+            state.name: state.reason or "it is not ready"
             for state in states
-            if state.reason
+            if state.reason is not None
         }
-        self._failed.update(failures)
+        self._unloaded = {
+            name: self._plain(triton.failed.get(name, reason))
+            for name, reason in sorted(reasons.items())
+        }
         if not self._models:
-            why = "; ".join(f"model '{name}': {reason}" for name, reason in self._failed.items())
+            why = "; ".join(f"model '{name}': {reason}" for name, reason in self.failed.items())
             raise UserError(f"tritonserver can serve no model: {why}", _advice(why))
 
     def _plain(self, reason: str) -> str:

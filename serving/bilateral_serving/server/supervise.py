@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 from bilateral_export.errors import UserError
 from bilateral_serving.server.health import Fault
@@ -35,7 +35,8 @@ def supervise(
 
     A server that dies, and one of which a model's process has died or is wedged, is started again,
     first at once and then with pauses that double. A model that brings it down five times in a row
-    is left out, if there are others. What happened is said in one line each time.
+    is left out, if there are others, and one that does not load any more is tried again at the
+    next start. What happened is said in one line each time.
 
     Raises:
         UserError: It cannot be started any more.
@@ -72,6 +73,7 @@ def supervise(
             if blamed[fault.model] >= _DEATHS_OF_A_MODEL and len(service.models) > 1:
                 service.leave_out(fault.model, fault.reason)
                 on_event(f"Model '{fault.model}' is not served any more: {fault.reason}.")
+        before = service.failed
         if not _start(service, stop, fault, in_a_row, on_event):
             return
         ready_at = time.monotonic()
@@ -80,6 +82,16 @@ def supervise(
         on_event(
             f"Restart {restarts}, ready again {ready_at - found_at:.1f} s later: {fault.reason}."
         )
+        for line in _changes(before, service.failed):
+            on_event(line)
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    """Return which models a start could not load any more, and which it could again."""
+    for model in sorted(after.keys() - before.keys()):
+        yield f"Model '{model}' is not served any more: {after[model]}."
+    for model in sorted(before.keys() - after.keys()):
+        yield f"Model '{model}' is served again."
 
 
 def _start(

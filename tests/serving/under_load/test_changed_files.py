@@ -79,6 +79,8 @@ def test_answers_stay_right_until_a_restart_which_refuses_what_changed(
     server, root = served
     caller = SteadyCaller(server.url)
     caller.start()
+    kept = root.with_name("kept")
+    shutil.copytree(root / name("cut off"), kept)
     for change, do in CHANGES.items():
         for file in ("model.onnx", "wide.onnx.data"):
             do(root / name(change) / "1" / file)
@@ -90,9 +92,18 @@ def test_answers_stay_right_until_a_restart_which_refuses_what_changed(
     assert server.lines_so_far() == []
     os.kill(server.server(), signal.SIGKILL)
     print(server.wait_for("event"))
+    said = sorted(server.wait_for("event") for _ in CHANGES)
+    for change, line in zip(sorted(map(name, CHANGES)), said, strict=True):
+        assert line.startswith(f"Model '{change}' is not served any more: ")
+    assert "is not the file that was added, whose SHA-256 is" in said[2]  # overwritten
     for change in CHANGES:
         problem = ask(server, name(change))
         assert "NOT_FOUND" in problem or "UNAVAILABLE" in problem, (change, problem)
+    shutil.copytree(kept, root / name("cut off"), dirs_exist_ok=True)
+    os.kill(server.server(), signal.SIGKILL)
+    print(server.wait_for("event"))
+    assert server.wait_for("event") == "Model 'cut_off' is served again."
+    assert ask(server, name("cut off")) == ""
     account = caller.finish()
     assert account.answered > before
     assert (account.wrong, account.failed) == (0, [])
