@@ -124,7 +124,7 @@ class HttpProxy:
         return runner, f"{self._host}:{runner.addresses[0][1]}"
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._server.silent.discard(request.protocol)
+        self._server.spoke(request.protocol)
         path = request.raw_path.partition("?")[0]
         peer = "http:{}:{}".format(*request.transport.get_extra_info("peername")[:2])  # type: ignore[union-attr]
         record = CallRecord("http", f"{request.method} {path}", peer)
@@ -352,7 +352,7 @@ class _Server(web.Server):
     """Bounds connections, and closes one that asks nothing for `_HEADERS_TIMEOUT_S`."""
 
     def __init__(self, handler: Any) -> None:
-        self.silent: set[Any] = set()
+        self._silent: dict[Any, asyncio.TimerHandle] = {}
         super().__init__(
             handler,
             handler_cancellation=True,
@@ -367,14 +367,23 @@ class _Server(web.Server):
         if len(self.connections) >= _CONNECTIONS:
             return _Closed()
         connection = super().__call__()
-        self.silent.add(connection)
-        asyncio.get_running_loop().call_later(_HEADERS_TIMEOUT_S, self._close_silent, connection)
+        close = asyncio.get_running_loop().call_later
+        self._silent[connection] = close(_HEADERS_TIMEOUT_S, self._close_silent, connection)
         return connection
 
+    def spoke(self, connection: Any) -> None:
+        """Take note that a connection has asked something, or has ended."""
+        if (timer := self._silent.pop(connection, None)) is not None:
+            timer.cancel()  # which would keep what a connection has for so long
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        """Forget a connection."""
+        super().connection_lost(handler, exc)
+        self.spoke(handler)
+
     def _close_silent(self, connection: web.RequestHandler) -> None:
-        if connection in self.silent:
-            self.silent.discard(connection)
-            connection.force_close()
+        del self._silent[connection]
+        connection.force_close()
 
 
 class _Closed(asyncio.Protocol):
