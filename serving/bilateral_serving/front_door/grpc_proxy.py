@@ -27,7 +27,7 @@ from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.routed import RoutedCalls
-from bilateral_serving.front_door.stream import Stream
+from bilateral_serving.front_door.stream import SLOW, SlowReaderError, Stream
 from bilateral_serving.front_door.upstream import AwayError, Upstream
 from bilateral_serving.tokens import Caller
 from bilateral_serving.transport import has_broken, was_not_sent
@@ -208,8 +208,11 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         stream = Stream(
             lambda: self._open_stream(metadata=metadata), context, self._calls.start, check
         )
-        stream.answers.add_done_callback(lambda _: self._streams.leave(caller))
-        await stream.run()
+        try:
+            # Until the status is written too: a caller that reads nothing has it wait.
+            await _or_abort(context, stream.run(), FULL_OF_STREAMS)
+        finally:
+            stream.answers.add_done_callback(lambda _: self._streams.leave(caller))
 
 
 async def _send(send: Any, request: bytes, metadata: Metadata) -> bytes:
@@ -234,6 +237,8 @@ async def _or_abort(context: Any, answer: Awaitable[Answer], full: str) -> Answe
         await _abort(context, Code.UNAVAILABLE, DRAINING)
     except FullError:
         await _abort(context, Code.RESOURCE_EXHAUSTED, full)
+    except SlowReaderError:
+        await _abort(context, Code.RESOURCE_EXHAUSTED, SLOW)
     except grpc.aio.AioRpcError as error:
         await _abort(context, error.code(), error.details() or "")
     except RefusedError as error:

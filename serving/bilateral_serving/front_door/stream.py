@@ -17,8 +17,16 @@ from bilateral_serving.front_door import requests
 
 # Of one stream, the requests for words whose answers may still come: the last so many.
 _REMEMBERED = 1024
+# What may wait for a slow reader: bytes of answers, or so many answers, however large they are.
+_UNREAD_BYTES, _FEW = 256 << 10, 16
+
+SLOW = "the answers of this stream are read too slowly: read faster, or ask for fewer"
 
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+
+class SlowReaderError(Exception):
+    """More answers of a stream wait for its caller than may wait."""
 
 
 class Stream:
@@ -30,8 +38,10 @@ class Stream:
     A model knows a request for words by its id. Callers choose ids as they like, two of them the
     same: the model gets one of ours, so that nobody ends the words of another.
 
-    Each message is read when the one before it was handed on, so that a slow reader holds up its
-    own stream and fills no memory here.
+    A request is read when the one before it was handed on. Answers are read as they come, because
+    Triton 2.51 keeps without bound what is not read. What waits for a slow reader is bounded here:
+    beyond that Triton's side is ended as if the caller had gone, and it gets what waits, and then
+    the reason.
 
     Args:
         open_stream: Opens a stream to Triton.
@@ -54,6 +64,10 @@ class Stream:
         self._words: dict[str, pb.ModelInferRequest] = {}  # by our id, as it was sent on
         self._ids: dict[str, str] = {}  # the caller's, by ours
         self._writing: asyncio.Task[Any] | None = None
+        self._unread: asyncio.Queue[bytes | None] = asyncio.Queue()  # None: no more will come
+        self._unread_bytes = 0
+        self._full: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_left = False
         self.answers = start(self._pass_answers())
         """Ends when Triton has ended the stream."""
 
@@ -62,19 +76,35 @@ class Stream:
 
         Raises:
             grpc.aio.AioRpcError: Triton's error.
+            SlowReaderError: Too much waits for the caller.
             asyncio.CancelledError: The caller has gone.
         """
         incoming = asyncio.create_task(self._pass_requests())
+        outgoing = self._start(self._hand_on())
+        first = asyncio.FIRST_COMPLETED
         try:
-            await asyncio.wait((incoming, self.answers), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((incoming, outgoing, self._full), return_when=first)
             if incoming.done():
                 incoming.result()
+            await asyncio.wait((outgoing, self._full), return_when=first)
+            if self._full.done():
+                self._end(incoming)
+                await asyncio.shield(outgoing)
+                raise SlowReaderError
             await asyncio.shield(self.answers)
         finally:
             self._has_caller = False
-            incoming.cancel()
-            if not self.answers.done():
-                self._start(self._leave())
+            while not self._unread.empty():
+                self._unread.get_nowait()
+            self._unread.put_nowait(None)
+            self._end(incoming)
+
+    def _end(self, incoming: asyncio.Task[None]) -> None:
+        """End Triton's side, whose answers are dropped from now on; the second time do nothing."""
+        incoming.cancel()
+        if not self._is_left and not self.answers.done():
+            self._is_left = True
+            self._start(self._leave())
 
     async def _pass_requests(self) -> None:
         while (request := await self._context.read()) is not grpc.aio.EOF:
@@ -119,17 +149,35 @@ class Stream:
         await asyncio.shield(self._writing)
 
     async def _pass_answers(self) -> None:
-        while (answer := await self._call.read()) is not grpc.aio.EOF:
-            if self._ids:
-                answer = self._named_back(answer)
+        try:
+            while (answer := await self._call.read()) is not grpc.aio.EOF:
+                if self._ids:
+                    answer = self._named_back(answer)
+                if self._has_caller and not self._full.done():
+                    self._keep(answer)
+        finally:
+            self._unread.put_nowait(None)
+
+    def _keep(self, answer: bytes) -> None:
+        """Keep an answer until it is handed on."""
+        self._unread.put_nowait(answer)
+        self._unread_bytes += len(answer)
+        if self._unread_bytes > _UNREAD_BYTES and self._unread.qsize() > _FEW:
+            self._full.set_result(None)
+            self._unread.put_nowait(None)
+
+    async def _hand_on(self) -> None:
+        """Write answers to the caller until no more will come, or it has gone."""
+        while (answer := await self._unread.get()) is not None:
             if self._has_caller:
                 try:
                     await self._context.write(answer)
                 except Exception:  # gRPC has several; each means that nobody is there
                     self._has_caller = False
+            self._unread_bytes -= len(answer)
 
     async def _leave(self) -> None:
-        """End the stream of a caller that has gone."""
+        """End the stream of a caller that has gone, or reads too slowly."""
         if self._writing is not None:
             await asyncio.wait((self._writing,))
         await _unless_ended(self._call.done_writing())
