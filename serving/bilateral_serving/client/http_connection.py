@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
-from bilateral_serving.client import http_messages
+from bilateral_serving import http_messages
 from bilateral_serving.client.call_metadata import Metadata, Pairs
 from bilateral_serving.client.connection import Connection
 from bilateral_serving.credentials import Credentials

@@ -26,6 +26,7 @@ from bilateral_serving.front_door.guard import Guard
 from bilateral_serving.front_door.heartbeat import beat
 from bilateral_serving.front_door.observing import observed
 from bilateral_serving.front_door.options import FrontDoorOptions, Listening
+from bilateral_serving.front_door.shadow import Shadow
 from bilateral_serving.front_door.tls import grpc_credentials
 from bilateral_serving.front_door.upstream import Upstream
 from bilateral_serving.tokens import Tokens
@@ -82,7 +83,8 @@ async def _serve(
     observers: Observers,
     stop: asyncio.Event,
 ) -> None:
-    proxy = GrpcProxy(options, upstream, calls, guard, observers)
+    shadow = Shadow(options.rollouts, calls.start)
+    proxy = GrpcProxy(options, upstream, calls, guard, observers, shadow)
     server, grpc_address = await _listen(options, proxy)
     http, http_address = None, None
     try:
@@ -90,7 +92,8 @@ async def _serve(
             # aiohttp comes with the server, not with the client.
             from bilateral_serving.front_door.http_proxy import HttpProxy
 
-            http, http_address = await HttpProxy(options, calls, guard, observers).listen()
+            http_proxy = HttpProxy(options, calls, guard, observers, shadow)
+            http, http_address = await http_proxy.listen()
         print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
         beating = asyncio.create_task(beat(sys.stdout.fileno()))
         await stop.wait()

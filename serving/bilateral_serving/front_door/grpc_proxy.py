@@ -27,6 +27,7 @@ from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.routed import RoutedCalls
+from bilateral_serving.front_door.shadow import Shadow
 from bilateral_serving.front_door.stream import SLOW, SlowReaderError, Stream
 from bilateral_serving.front_door.upstream import AwayError, Upstream
 from bilateral_serving.tokens import Caller
@@ -52,6 +53,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         calls: The calls under way.
         guard: Who may call.
         observers: Who is told of each call.
+        shadow: Has answers compared.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         calls: Calls,
         guard: Guard,
         observers: Observers,
+        shadow: Shadow,
     ) -> None:
         self._guard, self._observers = guard, observers
         self._token, self._upstream, self._calls = options.token, upstream, calls
-        self._routed = RoutedCalls(options.rollouts, calls.start, upstream.patience)
+        self._routed = RoutedCalls(options.rollouts, shadow, upstream.patience)
         self._streams = FairQueue(options.streams, options.streams_per_caller, 0, 0)
         self._open_stream = upstream.channel.stream_stream(requests.STREAM)
         self._handlers = {

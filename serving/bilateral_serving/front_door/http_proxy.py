@@ -16,14 +16,16 @@ import re
 import socket
 import ssl
 import time
+import zlib
 from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+from tritonclient.grpc import service_pb2 as pb
 from yarl import URL
 
-from bilateral_serving import access
+from bilateral_serving import access, http_messages
 from bilateral_serving.credentials import BEARER
 from bilateral_serving.front_door import json_body, routing
 from bilateral_serving.front_door.call_record import CallRecord, Observers
@@ -39,6 +41,7 @@ from bilateral_serving.front_door.fair_queue import FullError
 from bilateral_serving.front_door.guard import Guard, RefusedError
 from bilateral_serving.front_door.options import FrontDoorOptions
 from bilateral_serving.front_door.routing import Router
+from bilateral_serving.front_door.shadow import Shadow
 from bilateral_serving.front_door.tls import follow
 from bilateral_serving.front_door.upstream import AwayError
 
@@ -84,13 +87,19 @@ class HttpProxy:
         calls: The calls under way.
         guard: Who may call.
         observers: Who is told of each call.
+        shadow: Has answers compared.
     """
 
     def __init__(
-        self, options: FrontDoorOptions, calls: Calls, guard: Guard, observers: Observers
+        self,
+        options: FrontDoorOptions,
+        calls: Calls,
+        guard: Guard,
+        observers: Observers,
+        shadow: Shadow,
     ) -> None:
         self._options, self._calls, self._guard = options, calls, guard
-        self._observers = observers
+        self._observers, self._shadow = observers, shadow
         self._router = Router(options.rollouts)
         self._following: asyncio.Task[None] | None = None
         self._host, _, self._port = (options.http_listen or "").rpartition(":")
@@ -312,9 +321,15 @@ class HttpProxy:
         while True:
             if held:
                 await self._router.wait_until_there(model, end)
-            choice = self._router.choose(model, whole=request.method != "POST")
-            whole = routing.path_with_version(path, choice.version) + (query and f"?{query}")
-            answer = await self._send(request.method, whole, headers, body)
+            # A sequence stays where it is; a false alarm costs a canary its turn.
+            whole = request.method != "POST" or b"sequence_" in body
+            choice = self._router.choose(model, whole)
+
+            async def ask(version: int | None) -> web.Response:
+                there = routing.path_with_version(path, version) + (query and f"?{query}")
+                return await self._send(request.method, there, headers, body)
+
+            answer = await ask(choice.version)
             text = answer.body if answer.status >= HTTPStatus.BAD_REQUEST else b""
             if not (
                 isinstance(text, bytes)
@@ -322,7 +337,11 @@ class HttpProxy:
                 and self._router.route(model) != choice.route
                 and time.monotonic() < end
             ):
-                return answer
+                break
+        is_infer = _INFER.fullmatch(path) is not None and b"shared_memory" not in body
+        if choice.other is not None and is_infer and answer.status == HTTPStatus.OK:
+            self._shadow.compare(model, choice, answer, ask, _as_message)
+        return answer
 
     async def _send(
         self, method: str, path: str, headers: dict[str, str], body: bytes
@@ -400,6 +419,15 @@ def _check_sizes(body: bytes, size: int) -> None:
     if elements > len(body):
         text = f"a tensor has a shape of {elements} elements in a body of {len(body)} bytes"
         raise _RefusedError(HTTPStatus.BAD_REQUEST, text)
+
+
+def _as_message(answer: web.Response) -> pb.ModelInferResponse:
+    """Return an inference's answer, compressed or not, as gRPC's message."""
+    assert isinstance(answer.body, bytes)
+    # gzip or zlib, by its head.
+    is_plain = "Content-Encoding" not in answer.headers
+    body = answer.body if is_plain else zlib.decompress(answer.body, wbits=47)
+    return http_messages.answer(body, answer.headers)
 
 
 def _name(record: CallRecord, path: str, body: bytes) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -22,18 +20,15 @@ class RoutedCalls:
 
     Args:
         directory: Of the routes and the comparisons; None: everything goes where Triton chooses.
-        start: Runs a coroutine to its end (`Calls.start`).
+        shadow: Compares.
         patience: Returns until when a request that comes now may wait.
     """
 
     def __init__(
-        self,
-        directory: Path | None,
-        start: Callable[..., asyncio.Task[Any]],
-        patience: Callable[[], float],
+        self, directory: Path | None, shadow: Shadow, patience: Callable[[], float]
     ) -> None:
         self.router = Router(directory)
-        self._shadow, self._patience = Shadow(directory, start), patience
+        self._shadow, self._patience = shadow, patience
 
     async def send(self, method: str, around: bytes, request: bytes, send: Send) -> bytes:
         """Send a message once, or again where the version was unloaded before it came there.

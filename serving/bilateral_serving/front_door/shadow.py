@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from bilateral_export.files import write_text
 from bilateral_serving.front_door.routing import COMPARISONS_FILE, Choice
 
 Tensor = NDArray[Any]
+Answer = TypeVar("Answer")
 
 _AT_ONCE = 16
 _WRITE_EVERY_S = 0.5
@@ -90,15 +91,21 @@ class Shadow:
         self._writing: asyncio.Task[Any] | None = None
 
     def compare(
-        self, model: str, choice: Choice, answer: bytes, ask: Callable[[int], Awaitable[bytes]]
+        self,
+        model: str,
+        choice: Choice,
+        answer: Answer,
+        ask: Callable[[int], Awaitable[Answer]],
+        read: Callable[[Answer], pb.ModelInferResponse] = pb.ModelInferResponse.FromString,
     ) -> None:
         """Ask the other version too, and compare its answer with the one that was given.
 
         Args:
             model: The model.
             choice: Where the request went, with an `other`.
-            answer: The answer that the caller got, a ModelInferResponse.
+            answer: The answer that the caller got.
             ask: Sends the request to a version and returns its answer.
+            read: Reads an answer, in a thread.
         """
         route, other = choice.route, choice.other
         assert route is not None
@@ -112,7 +119,7 @@ class Shadow:
             known.dropped += 1
         else:
             self._under_way += 1
-            self._start(self._ask_and_compare(known, other, answer, ask))
+            self._start(self._ask_and_compare(known, other, answer, ask, read))
         if self._writing is None:
             self._writing = self._start(self._write())
 
@@ -120,18 +127,20 @@ class Shadow:
         self,
         found: Comparison,
         other: int,
-        answer: bytes,
-        ask: Callable[[int], Awaitable[bytes]],
+        answer: Answer,
+        ask: Callable[[int], Awaitable[Answer]],
+        read: Callable[[Answer], pb.ModelInferResponse],
     ) -> None:
         try:
             copy = await ask(other)
+            pair = (answer, copy) if other == found.candidate else (copy, answer)
+            messages = await asyncio.to_thread(lambda: [*map(read, pair)])
         except Exception:
             found.errors += 1
             return
         finally:
             self._under_way -= 1
-        pair = (answer, copy) if other == found.candidate else (copy, answer)
-        compared = await asyncio.to_thread(_compare, *pair)
+        compared = await asyncio.to_thread(_compare, *messages)
         if compared is None:
             found.unlike += 1
             return
@@ -149,7 +158,9 @@ class Shadow:
             return
 
 
-def _compare(active: bytes, candidate: bytes) -> tuple[float, list[tuple[bool, float]]] | None:
+def _compare(
+    active: pb.ModelInferResponse, candidate: pb.ModelInferResponse
+) -> tuple[float, list[tuple[bool, float]]] | None:
     """Return the scale of the active version's numbers, and each row's agreement and distance.
 
     None if the answers are not of the same form.
@@ -178,10 +189,9 @@ def _part(array: Tensor, row: slice) -> Tensor:
     return array[row] if array.ndim else array
 
 
-def _arrays(answer: bytes) -> dict[str, Tensor]:
-    parsed = pb.ModelInferResponse.FromString(answer)
-    result = InferResult(parsed)
-    return {tensor.name: result.as_numpy(tensor.name) for tensor in parsed.outputs}
+def _arrays(answer: pb.ModelInferResponse) -> dict[str, Tensor]:
+    result = InferResult(answer)
+    return {tensor.name: result.as_numpy(tensor.name) for tensor in answer.outputs}
 
 
 def _decides_alike(one: Tensor, other: Tensor) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,23 +265,44 @@ def test_of_two_who_promote_at_once_one_wins(served: Served) -> None:
     assert active(served) in wanted
 
 
+def ask_over_http(
+    served: Served, outputs: Sequence[dict[str, Any]] = (), **headers: str
+) -> http.client.HTTPResponse:
+    tensor = {"name": "pixel_values", "datatype": "FP32", "shape": [1, 1, 2, 2]}
+    body: dict[str, Any] = {"inputs": [{**tensor, "data": [1, 2, 3, 5]}]}
+    if outputs:
+        body["outputs"] = outputs
+    address = f"http://127.0.0.1:{served.http_port}/v2/models/quadrants/infer"
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    found: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=PATIENCE_S)
+    return found
+
+
+def test_answers_over_http_are_compared_too(served: Served) -> None:
+    before = active(served)
+    other = before % 3 + 1
+    rollout.shadow("quadrants", other, 1.0, grpc_port=served.port, unjudged=True)
+    binary = [{"name": "logits", "parameters": {"binary_data": True}}]
+    kinds: tuple[tuple[list[dict[str, Any]], dict[str, str]], ...] = (
+        ([], {}),
+        (binary, {}),
+        ([], {"Accept-Encoding": "gzip"}),
+        ([], {"Accept-Encoding": "deflate"}),
+    )
+    for outputs, headers in kinds:
+        with ask_over_http(served, outputs, **headers) as answer:
+            assert answer.headers.get("Content-Encoding") == headers.get("Accept-Encoding")
+    compared = wait_for_rows(served, len(kinds))
+    assert (compared.rows, compared.same, compared.errors) == (len(kinds), len(kinds), 0)
+    assert compared.largest == 5 * abs(GAINS[before] - GAINS[other])
+    rollout.rollback("quadrants", grpc_port=served.port)
+
+
 def test_http_callers_get_the_same_version(served: Served) -> None:
     for version in (active(served) % 3 + 1, active(served)):
         if version != active(served):
             served.promote(version)
-        body = {
-            "inputs": [
-                {
-                    "name": "pixel_values",
-                    "datatype": "FP32",
-                    "shape": [1, 1, 2, 2],
-                    "data": [1, 2, 3, 5],
-                }
-            ]
-        }
-        address = f"http://127.0.0.1:{served.http_port}/v2/models/quadrants/infer"
-        request = urllib.request.Request(address, json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        with ask_over_http(served) as answer:
             found = json.load(answer)
         assert found["model_version"] == str(active(served))
 
