@@ -128,7 +128,7 @@ def test_unknown_names_and_options(bilateral: Bilateral, tmp_path: Path) -> None
 
 def test_the_server_is_down(bilateral: Bilateral, digits_onnx: Path) -> None:
     for arguments in (
-        ("infer", "digits", IMAGE, "--url", NOBODY, "--timeout", 2),
+        ("infer", "digits", IMAGE, "--url", NOBODY, "--timeout", 60),
         ("parity", DIGITS, digits_onnx, "--served", "digits", "--url", NOBODY),
     ):
         line = refused(bilateral(*arguments))
@@ -247,7 +247,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, number: int) -> No
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == main.EXIT_INTERRUPTED
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []

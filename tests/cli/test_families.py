@@ -12,9 +12,9 @@ from PIL import Image
 from tests.builders.exported import exported
 from tests.cli.conftest import CHECKPOINTS, Bilateral
 from tests.cli.test_bad_input import refused
+from tests.serving.server.live_processes import free_ports
 from torch import nn
 
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.datasets.ade20k import LABELS, PALETTE
 from bilateral_export.checkpoint.formats.native import save_checkpoint
@@ -58,7 +58,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         settings = Settings(threads=1, stream=name == "pydoc")
         repository.add(name, source, root / "models", settings=settings)
     options = ServerOptions(
-        root / "models", grpc_port=free_port(), http_port=None, metrics_port=None
+        root / "models", grpc_port=free_ports(1)[0], http_port=None, metrics_port=None
     )
     with running(options) as server:
         yield server.url

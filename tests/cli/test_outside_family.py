@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tests.builders.outside_family import PixelLabels, PixelLabelsConfig
 from tests.cli.conftest import Bilateral
+from tests.serving.server.live_processes import free_ports
 from torch import nn
 
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.formats.native import save_checkpoint
 from bilateral_export.checkpoint.load import load_checkpoint
@@ -39,8 +39,8 @@ def test_it_is_exported_in_parity_and_served(bilateral: Bilateral, tmp_path: Pat
     added = bilateral("repository", "add", "pixels", onnx, "--repository", models)
     assert added.code == 0, added.err
     image = model.example(3, np.random.default_rng(0))["image"]
-    options = ServerOptions(models, grpc_port=free_port(), http_port=None, metrics_port=None)
-    with running(options) as server, Client(server.url, timeout_s=30) as client:
+    options = ServerOptions(models, grpc_port=free_ports(1)[0], http_port=None, metrics_port=None)
+    with running(options) as server, Client(server.url, timeout_s=120) as client:
         served = client.infer("pixels", {"image": image})["labels"]
     with torch.inference_mode():
         wanted = model(torch.from_numpy(image)).numpy()

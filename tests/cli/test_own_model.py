@@ -13,9 +13,9 @@ import pytest
 import torch
 from tests.builders.graph_faults import change_weight
 from tests.cli.conftest import ROOT, Bilateral
+from tests.serving.server.live_processes import free_ports
 from torch import nn
 
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.models import examples
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_serving.client import Client
@@ -175,8 +175,8 @@ def test_two_inputs_and_two_outputs_are_served(
     assert added.code == 0, added.err
     model = checkpoint.build_model()
     inputs = model.example(3, np.random.default_rng(0), time=9)
-    options = ServerOptions(models, grpc_port=free_port(), http_port=None, metrics_port=None)
-    with running(options) as server, Client(server.url, timeout_s=30) as client:
+    options = ServerOptions(models, grpc_port=free_ports(1)[0], http_port=None, metrics_port=None)
+    with running(options) as server, Client(server.url, timeout_s=120) as client:
         served = client.infer("monitor", inputs)
     with torch.inference_mode():
         wanted = model(*map(torch.from_numpy, inputs.values()))

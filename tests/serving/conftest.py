@@ -9,7 +9,7 @@ from tests.builders import tiny_models as models
 from tests.serving.server.live_processes import free_ports
 
 from bilateral_serving import repository
-from bilateral_serving.client import Client, connection
+from bilateral_serving.client import Client, connection, streams
 from bilateral_serving.config import Settings
 from bilateral_serving.server import RunningServer, ServerOptions, running
 
@@ -18,9 +18,10 @@ BATCHING = Settings(max_batch_size=8, threads=1, max_queue_delay_us=100_000)
 
 @pytest.fixture(autouse=True)
 def a_loaded_machine_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing and forking wait for calls under way as long as it takes."""
+    """Closing and forking wait for calls under way, streams for their end, however long."""
     for bound in ("CLOSING_S", "_UNMAPPING_S", "_FORK_S"):
         monkeypatch.setattr(connection, bound, 120.0)
+    monkeypatch.setattr(streams, "_PATIENCE_S", 120.0)
 
 
 @pytest.fixture(scope="session")
@@ -61,5 +62,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def client(server: RunningServer) -> Iterator[Client]:
-    with Client(server.url, timeout_s=20) as connected:
+    with Client(server.url, timeout_s=120) as connected:
         yield connected

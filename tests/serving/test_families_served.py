@@ -117,7 +117,7 @@ def served(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server_options(repository_root: Path, *names: str) -> ServerOptions:
     (grpc,) = free_ports(1)
     return ServerOptions(
-        repository_root, names, grpc_port=grpc, http_port=None, metrics_port=None, stop_timeout_s=10
+        repository_root, names, grpc_port=grpc, http_port=None, metrics_port=None, stop_timeout_s=60
     )
 
 
@@ -129,7 +129,7 @@ def url(served: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[Client]:
-    with Client(url, timeout_s=30) as connected:
+    with Client(url, timeout_s=120) as connected:
         yield connected
 
 
@@ -282,13 +282,13 @@ def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
             await asyncio.wait_for(read(), 0.02 * number)
 
     async def read_together() -> None:
-        async with AsyncClient(server.url, timeout_s=30) as connected:
+        async with AsyncClient(server.url, timeout_s=120) as connected:
             await asyncio.gather(*(read_async(connected, number) for number in range(20)))
 
     started = running(
         server_options(served, "pydoc-words"), on_log=lambda line: log.append(line.text)
     )
-    with started as server, Client(server.url, timeout_s=30) as client:
+    with started as server, Client(server.url, timeout_s=120) as client:
         with ThreadPoolExecutor(10) as pool:
             list(pool.map(read, range(100)))
         asyncio.run(read_together())
@@ -339,7 +339,7 @@ def test_generation_stops_at_a_stop_text(client: Client) -> None:
 
 def test_the_asyncio_client_streams_the_same_words(url: str, client: Client) -> None:
     async def ask() -> tuple[list[int], float]:
-        async with AsyncClient(url, timeout_s=30) as connected:
+        async with AsyncClient(url, timeout_s=120) as connected:
             stream = connected.generate("pydoc-words", "The class", max_tokens=20, seed=4)
             tokens = [word.token async for word in stream]
             return tokens, (await connected.score("pydoc-words", "The class")).perplexity

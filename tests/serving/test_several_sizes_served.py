@@ -48,7 +48,7 @@ def served(digits: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path
 def client(served: Path) -> Iterator[Client]:
     grpc, metrics = free_ports(2)
     options = ServerOptions(served, grpc_port=grpc, metrics_port=metrics)
-    with running(options) as ready, Client(ready.url, timeout_s=20) as connected:
+    with running(options) as ready, Client(ready.url, timeout_s=120) as connected:
         yield connected
 
 

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from PIL import Image
 from tests.builders import labelled
 from tests.builders.exported import CHECKPOINTS, exported
+from tests.serving.server.live_processes import free_ports
 
 from bilateral_benchmarks.evaluation import evaluate
 from bilateral_benchmarks.evaluation.subjects import OnnxSubject
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 from bilateral_serving import repository
@@ -53,7 +53,7 @@ def test_checkpoint_file_and_served_model_give_the_same_answers(
 ) -> None:
     repository.add("digits", digits_onnx, tmp_path / "models")
     options = ServerOptions(
-        tmp_path / "models", grpc_port=free_port(), http_port=None, metrics_port=None
+        tmp_path / "models", grpc_port=free_ports(1)[0], http_port=None, metrics_port=None
     )
     with running(options) as server:
         subjects = [str(DIGITS), str(digits_onnx), "digits"]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.builders import tiny_models as models
+from tests.serving.server.live_processes import free_ports
 
 from bilateral_benchmarks.experiments.capacity import (
     Candidate,
@@ -28,7 +29,6 @@ from bilateral_benchmarks.experiments.capacity import (
 from bilateral_benchmarks.experiments.scenarios import run_scenario
 from bilateral_benchmarks.experiments.served import GrpcTarget
 from bilateral_benchmarks.load.generator import Send
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.load.report import summarise
 from bilateral_benchmarks.load.request import serialise
 from bilateral_benchmarks.load.run import run_load
@@ -186,7 +186,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     (root / "wait" / "1" / "model.py").write_text(WAITING)
 
     def options() -> ServerOptions:
-        return ServerOptions(root, grpc_port=free_port(), http_port=None, metrics_port=None)
+        return ServerOptions(root, grpc_port=free_ports(1)[0], http_port=None, metrics_port=None)
 
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(running(options())).url for _ in range(3)]

@@ -10,14 +10,13 @@ import onnx
 import pytest
 import tritonclient.grpc as triton
 from tests.serving.server.kept_server import KeptServer, kept
-from tests.serving.server.live_processes import management
+from tests.serving.server.live_processes import free_ports, management
 
 from bilateral_benchmarks.experiments.breakdown import measure_breakdown
 from bilateral_benchmarks.experiments.overhead import measure_overhead
 from bilateral_benchmarks.experiments.scenarios import run_scenario
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.load.inputs import made_up
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.load.schedule import Load
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
@@ -56,7 +55,7 @@ def shared(folder: Path) -> Iterator[KeptServer]:
     repository.add("as_exported", exported, folder / "models", lower=False)
     repository.add("large", exported, folder / "models", settings=Settings(max_batch_size=512))
     options = ServerOptions(
-        folder / "models", grpc_port=free_port(), http_port=None, metrics_port=None
+        folder / "models", grpc_port=free_ports(1)[0], http_port=None, metrics_port=None
     )
     with kept(options) as found:
         yield found

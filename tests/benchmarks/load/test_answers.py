@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.serving.server.live_processes import free_ports
 from tritonclient.grpc import service_pb2
 
 from bilateral_benchmarks.experiments.breakdown import measure_breakdown
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.load.answers import TOLERANCE, Expected, first_answer
-from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.load.run import RunFailedError
 from bilateral_benchmarks.load.schedule import Load
 from bilateral_cli.main import run
@@ -88,7 +88,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL.replace("RIGHT", str(RIGHT)))
         (repository / name / "config.pbtxt").write_text(CONFIG.format(name=name))
-    options = ServerOptions(repository, grpc_port=free_port(), http_port=None, metrics_port=None)
+    options = ServerOptions(
+        repository, grpc_port=free_ports(1)[0], http_port=None, metrics_port=None
+    )
     with running(options) as server:
         yield server.url
 

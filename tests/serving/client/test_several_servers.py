@@ -112,9 +112,13 @@ def test_calls_are_spread(lasting: tuple[RunningServer, RunningServer]) -> None:
     before = [requests_at(server) for server in lasting]
     with Client([server.url for server in lasting], timeout_s=60) as client:
         assert all(ask(client, number) for number in range(20))
-    made = [requests_at(server) - old for server, old in zip(lasting, before, strict=True)]
-    assert sum(made) == 20
-    assert min(made) >= 5
+
+    def made() -> list[int]:
+        return [requests_at(server) - old for server, old in zip(lasting, before, strict=True)]
+
+    wait_until(lambda: sum(made()) >= 20)  # Triton counts a request after its answer
+    assert sum(made()) == 20
+    assert min(made()) >= 5
 
 
 def test_over_asyncio_too(lasting: tuple[RunningServer, RunningServer]) -> None:

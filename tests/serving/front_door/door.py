@@ -25,6 +25,7 @@ from bilateral_serving import _launch
 from bilateral_serving.access import METADATA_KEY
 from bilateral_serving.front_door import FrontDoorOptions, Listening
 from bilateral_serving.installation import find, find_libpython
+from bilateral_serving.process_status import children
 from bilateral_serving.server import preflight
 from bilateral_serving.server.processes.launch_command import (
     Listen,
@@ -63,6 +64,15 @@ class Door:
         self.triton.wait()
         with contextlib.suppress(ProcessLookupError):  # its models' processes do not end with it
             os.killpg(self.triton.pid, signal.SIGKILL)
+
+    def model(self, name: str) -> int:
+        """The process of a model."""
+        (found,) = (
+            pid
+            for pid, status in children(self.triton.pid).items()
+            if f"/{name}/" in " ".join(status.command)
+        )
+        return found
 
     def start_triton(self) -> None:
         for left in self.sockets.iterdir():

@@ -22,6 +22,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.builders import tiny_models as models
+from tests.builders.waiting import wait_until_busy
 from tests.serving.front_door.door import (
     OWN_CONNECTION,
     TOKEN,
@@ -187,12 +188,12 @@ class TestStreams:
             name = f"stream {count}"
             message = language.to_request("words", "", name, "word", ENDLESS)
             with door.stub() as stub:
-                answers = stub.ModelStreamInfer(iter([message]), timeout=0.5 if count % 2 else None)
-                assert next(answers).infer_response.id == name
+                answers = stub.ModelStreamInfer(iter([message]), timeout=0.3 if count % 2 else None)
                 if count % 2:
                     with pytest.raises(grpc.RpcError, match="DEADLINE"):
                         list(answers)
                 else:
+                    assert next(answers).infer_response.id == name
                     answers.cancel()
         assert self.first_word(door)
 
@@ -200,7 +201,7 @@ class TestStreams:
     def test_of_the_same_id_are_nobody_elses(self, door: Door, name: str) -> None:
         message = language.to_request("words", "", name, "word", ENDLESS)
         with door.stub() as stub, door.stub() as other:
-            staying = stub.ModelStreamInfer(iter([message]), timeout=60)
+            staying = stub.ModelStreamInfer(iter([message]), timeout=240)
             next(staying)
             going = other.ModelStreamInfer(iter([message]), timeout=60)
             next(going)
@@ -250,13 +251,13 @@ class TestStreams:
             for stream in streams:
                 next(stream)
             with pytest.raises(grpc.RpcError) as caught:
-                next(stub.ModelStreamInfer(iter([]), timeout=20))
+                next(stub.ModelStreamInfer(iter([]), timeout=60))
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             for end, stream in zip(ends, streams, strict=True):
                 end.set()
                 list(stream)
             message = request("quadrants", pixel_values=IMAGE)
-            assert len(list(stub.ModelStreamInfer(iter([message]), timeout=20))) == 1
+            assert len(list(stub.ModelStreamInfer(iter([message]), timeout=60))) == 1
 
 
 class TestTritonThatEnds:
@@ -277,28 +278,25 @@ class TestTritonThatEnds:
     def test_a_request_under_way_is_sent_again_once(self, door: Door) -> None:
         with door.stub() as stub:
             call = stub.ModelInfer.future(turns(4 * LONG), timeout=120)
-            ask(stub)  # behind it on the same connection: Triton has both
+            wait_until_busy(door.model("slow"))
             door.kill_triton()
             door.start_triton()
             assert call.result().outputs
 
     def test_and_not_twice(self, door: Door) -> None:
         with door.stub() as stub:
-            call = stub.ModelInfer.future(turns(100 * LONG), timeout=120)
-            kills = 0
-            while not call.done() and kills < 5:
-                ask(stub)
-                time.sleep(0.2)  # else it may be killed before the request is sent again
+            call = stub.ModelInfer.future(turns(200 * LONG), timeout=240)
+            for _ in range(2):
+                assert not call.done()
+                wait_until_busy(door.model("slow"))  # it was sent
                 door.kill_triton()
                 door.start_triton()
-                kills += 1
-            assert 2 <= kills < 5
             assert call.code() is grpc.StatusCode.UNAVAILABLE
 
     def test_one_of_a_sequence_not_at_all(self, door: Door) -> None:
         with door.stub() as stub:
             call = stub.ModelInfer.future(turns(4 * LONG, sequence_id=7), timeout=120)
-            ask(stub)
+            wait_until_busy(door.model("slow"))
             door.kill_triton()
             door.start_triton()
             assert call.code() is grpc.StatusCode.UNAVAILABLE
@@ -326,7 +324,7 @@ class TestTritonThatEnds:
                     (stub.ModelReady, pb.ModelReadyRequest(name="quadrants")),
                 ):
                     with pytest.raises(grpc.RpcError) as caught:
-                        call(message, timeout=20)
+                        call(message, timeout=60)
                     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         finally:
             door.start_triton()
@@ -344,24 +342,24 @@ class TestTritonThatEnds:
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
                 assert "tritonserver is away" in str(caught.value.details())
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 class TestProcess:
     def test_gives_health_the_answers_of_triton(self, door: Door) -> None:
         service = "/grpc.health.v1.Health/"
         with grpc.insecure_channel(door.url, options=OWN_CONNECTION) as channel:
-            assert channel.unary_unary(service + "Check")(b"", timeout=20) == b"\x08\x01"
+            assert channel.unary_unary(service + "Check")(b"", timeout=60) == b"\x08\x01"
             with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
-                next(channel.unary_stream(service + "Watch")(b"", timeout=20))
+                next(channel.unary_stream(service + "Watch")(b"", timeout=60))
 
     def test_answers_what_is_under_way_when_it_stops(self, served: Path) -> None:
         with front_door(served) as door, door.stub() as stub:
             call = stub.ModelInfer.future(turns(2 * LONG), timeout=120)
-            ask(stub)
+            wait_until_busy(door.model("slow"))
             door.process.terminate()
             assert call.result().outputs
-            assert door.process.wait(20) == 0
+            assert door.process.wait(60) == 0
 
     def test_ends_with_its_parent(self) -> None:
         options = FrontDoorOptions(listen="127.0.0.1:0", upstream="unix:/nowhere", token=TOKEN)
@@ -387,7 +385,7 @@ class TestProcess:
             timeout=60,
             check=False,
         )
-        pid, end = int(parent.stdout), time.monotonic() + 20
+        pid, end = int(parent.stdout), time.monotonic() + 60
         while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -409,16 +407,16 @@ class TestProcess:
         with grpc.insecure_channel(f"{reached}:{port}", options=OWN_CONNECTION) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             with pytest.raises(grpc.RpcError) as caught:
-                stub.ServerLive(pb.ServerLiveRequest(), timeout=20)
+                stub.ServerLive(pb.ServerLiveRequest(), timeout=60)
             assert "failed to connect" in str(caught.value.details())  # to Triton
         assert listening.http is not None
         port = listening.http.rpartition(":")[2]
-        connection = http.client.HTTPConnection(f"{reached}:{port}", timeout=20)
+        connection = http.client.HTTPConnection(f"{reached}:{port}", timeout=60)
         connection.request("GET", "/v2/health/live")
         assert connection.getresponse().status == 503
         connection.close()
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
     @pytest.mark.parametrize("option", ["listen", "http_listen"])
     def test_a_port_that_is_taken_is_one_line(self, door: Door, option: str) -> None:

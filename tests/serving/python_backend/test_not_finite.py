@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tritonclient.grpc as triton
+from tests.builders.waiting import eventually
 
 from bilateral_serving.server import RunningServer
 
@@ -21,7 +22,7 @@ def ask(server: RunningServer, value: float) -> float:
 
 def counted(server: RunningServer) -> float:
     assert server.metrics_url is not None
-    with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
+    with urllib.request.urlopen(server.metrics_url, timeout=60) as page:
         rows = re.findall(
             r"^bilateral_not_finite_total\{[^}]*\} (\S+)$",
             page.read().decode(),
@@ -36,4 +37,5 @@ def test_is_counted_for_its_own_request_only(server: RunningServer) -> None:
     with ThreadPoolExecutor(len(values)) as pool:
         answers = list(pool.map(lambda value: ask(server, value), values))
     assert answers == [1.0, np.inf, 0.5, 0.25, np.inf, 0.125]
+    eventually(lambda: counted(server) >= before + 2)
     assert counted(server) - before == 2

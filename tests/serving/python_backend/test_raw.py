@@ -236,7 +236,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[Client]:
-    with Client(server.url, timeout_s=30) as connected:
+    with Client(server.url, timeout_s=120) as connected:
         yield connected
 
 

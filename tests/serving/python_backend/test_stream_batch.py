@@ -142,7 +142,7 @@ CALLERS = st.builds(
     deadline=None,
     max_examples=40,
     derandomize=True,  # words are compared: another machine's rounding aside, always the same draws
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(callers=st.lists(CALLERS, min_size=1, max_size=7), limit=st.integers(1, 5))
 def test_whoever_joins_and_leaves_each_stream_is_as_alone(

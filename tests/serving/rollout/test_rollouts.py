@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from tests.builders import tiny_models as models
+from tests.builders.waiting import eventually
 from tests.serving.server.live_processes import free_ports
 from tests.serving.server.test_supervise import Supervised
 from tritonclient.utils import InferenceServerException
@@ -26,6 +29,8 @@ from bilateral_serving import repository, rollout
 from bilateral_serving.config import Settings
 from bilateral_serving.front_door.shadow import Comparison
 from bilateral_serving.repository.rollout_state import read_state
+from bilateral_serving.server.rollouts import control
+from bilateral_serving.server.rollouts.messages import Order
 
 GAINS = {1: 8.0, 2: 4.0, 3: 2.0, 4: -8.0}
 PATIENCE_S = 60.0
@@ -65,7 +70,7 @@ class Callers(threading.Thread):
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
-        self.answers: Counter[int] = Counter()
+        self.answers: Counter[int] = Counter(dict.fromkeys(GAINS, 0))  # never grows: others look
         self.problems: list[str] = []
         self._url, self._over = url, threading.Event()
 
@@ -183,13 +188,10 @@ def test_what_cannot_be_loaded_replaces_nothing(served: Served, callers: list[Ca
         with pytest.raises(UserError, match="the doctor refuses quadrants version 5"):
             served.promote(5)
         # The server, too, where the gate was passed and the file broke after it.
-        from bilateral_serving.server.rollouts.control import ask
-        from bilateral_serving.server.rollouts.messages import Order
-
         for gap in (False, True):
             order = Order(action="promote", model="quadrants", version=5, gap=gap)
             with pytest.raises(UserError, match="version 5 of 'quadrants' is not served"):
-                ask(served.port, order)
+                control.ask(served.port, order)
             for one in callers:
                 one.wait_for(3)
     finally:
@@ -224,7 +226,7 @@ def test_a_shadow_answers_nobody(served: Served, callers: list[Callers]) -> None
     start = [Counter(one.answers) for one in callers]
     compared = wait_for_rows(served, 20)
     found = sum((one.answers - old for one, old in zip(callers, start, strict=True)), Counter())
-    assert set(found) == {before}
+    assert set(+found) == {before}
     assert compared.rows == compared.same  # the same sign: the same decision
     assert compared.largest == 5 * abs(GAINS[before] - GAINS[other])
     # What was tried becomes what answers.
@@ -241,23 +243,23 @@ def test_of_two_who_promote_at_once_one_wins(served: Served) -> None:
         except UserError as error:
             outcomes.append(error.problem)
 
-    now = active(served)
-    wanted = [version for version in (1, 2, 3, 4) if version != now][:2]
-    from bilateral_serving.rollout import commands
-
+    now = served.status().rollout
+    # Versions to be loaded first, which takes a while.
+    wanted = {1, 2, 3, 4} - set(now.loaded if now else (1,))
     both = [threading.Thread(target=order, args=(version,)) for version in wanted]
-    meeting = threading.Barrier(2)
-    ask = commands.ask
+    supervisor, sent, read = served.process.process, list[socket.socket](), control._read
+
+    def note(connection: socket.socket) -> str | bytes:
+        sent.append(connection)
+        return read(connection)
+
     with pytest.MonkeyPatch.context() as patch:
-
-        def together(port: int, what: commands.Order) -> commands.Outcome:
-            if what.action == "promote":
-                meeting.wait(PATIENCE_S)
-            return ask(port, what)
-
-        patch.setattr(commands, "ask", together)
+        patch.setattr(control, "_read", note)
+        supervisor.send_signal(signal.SIGSTOP)  # it finds both when it goes on
         for one in both:
             one.start()
+        eventually(lambda: len(sent) == 2)
+        supervisor.send_signal(signal.SIGCONT)
         for one in both:
             one.join()
     (told,) = [one for one in outcomes if isinstance(one, str)]
@@ -317,7 +319,7 @@ def test_a_restart_serves_what_was_promoted(served: Served) -> None:
     one.start()
     one.wait_for(3)
     one.finish()
-    assert set(one.answers) == {version}
+    assert set(+one.answers) == {version}
 
 
 def wait_for_rows(served: Served, count: int) -> Comparison:

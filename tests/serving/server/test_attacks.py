@@ -73,7 +73,7 @@ def logits(stub: Stub) -> np.ndarray:
 
 def refused(call: Callable[..., Any], message: Any, code: str = "PERMISSION_DENIED") -> str:
     with pytest.raises(grpc.RpcError) as caught:
-        call(message, timeout=20)
+        call(message, timeout=60)
     assert caught.value.code().name == code, caught.value
     return str(caught.value.details())
 
@@ -442,7 +442,7 @@ class TestBytes:
                 damaged = bytearray(whole)
                 damaged[chance.integers(len(damaged))] = chance.integers(256)
                 answer = call.future(
-                    bytes(damaged[: chance.integers(len(damaged) + 1)]), timeout=20
+                    bytes(damaged[: chance.integers(len(damaged) + 1)]), timeout=60
                 )
                 codes.add(answer.code().name)
             assert "INVALID_ARGUMENT" in codes
@@ -461,7 +461,7 @@ class TestBytes:
         ) as channel:
             refused(Stub(channel).ModelInfer, message, "RESOURCE_EXHAUSTED")
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
     def test_connections_that_say_nothing_keep_nobody_out(self, door: Door) -> None:
         silent = []

@@ -128,7 +128,7 @@ class Supervised:
             self.process.send_signal(signal.SIGINT)
         errors = self.process.communicate(timeout=_PATIENCE_S)[1]
         assert (self.process.returncode, "Traceback" in errors) == (0, False), errors
-        assert wait_until_gone(self.mark, 5) == []
+        assert wait_until_gone(self.mark, _PATIENCE_S) == []
 
     def _child(self, matches: Callable[[tuple[str, ...]], bool]) -> int:
         (found,) = (

@@ -19,6 +19,7 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confined]:
 @pytest.fixture
 def caller(confined: Confined) -> Iterator[SteadyCaller]:
     """A caller that is answered already."""
+    confined.server.lines_so_far()  # of earlier tests
     caller = SteadyCaller(confined.url)
     caller.start()
     caller.wait_for(5)

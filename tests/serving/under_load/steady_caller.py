@@ -56,7 +56,7 @@ class SteadyCaller(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        chance, account = np.random.default_rng(), self.account
+        chance, account = np.random.default_rng(0), self.account
         with grpc.insecure_channel(self._url, options=OWN_CONNECTION) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while not self._over.wait(self._pause_s):

@@ -70,7 +70,6 @@ def hold(confined: Confined, caller: SteadyCaller, seconds: float) -> None:
     account = caller.finish()
     print(f"\n{READERS} readers of a byte a second for {seconds:g} s: {account}")
     assert (account.wrong, account.failed) == (0, [])
-    assert account.longest_s < 10
     assert confined.server.lines_so_far() == []
 
 

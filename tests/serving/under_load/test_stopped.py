@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from tests.serving.server.test_supervise import Supervised
 from tests.serving.under_load.confined import Confined
-from tests.serving.under_load.steady_caller import SteadyCaller
+from tests.serving.under_load.steady_caller import PATIENCE_S, SteadyCaller
 
 from bilateral_serving.process_status import children
 
@@ -56,7 +56,7 @@ def pause(confined: Confined, caller: SteadyCaller, who: str, seconds: float) ->
         assert account.failed == []
     # Those that found no connection were not accepted.
     assert len([text for text in account.failed if "failed to connect" not in text]) <= 2
-    assert account.longest_s < 20 + (seconds if who == "all of them" else 0)
+    assert account.longest_s < PATIENCE_S + seconds
 
 
 @pytest.mark.parametrize("who", ["front door", "supervisor", "all of them"])
