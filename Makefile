@@ -20,7 +20,7 @@ quickstart: $(VENV)/.installed  ## checkpoint -> ONNX -> parity -> Triton -> gRP
 test: $(VENV)/.installed-dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not timing and not slow and not forks"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "forks and not slow"
-	$(BIN)/python -m pytest -m "timing and not slow" --reruns 2
+	$(BIN)/python -m pytest -m "timing and not slow" --reruns 2 --reruns-delay 5
 
 test-slow: $(VENV)/.installed-dev  ## studies under load, minutes each; one after the other
 	$(BIN)/python -m pytest -m slow

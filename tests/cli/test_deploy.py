@@ -8,14 +8,14 @@ import pytest
 import yaml
 from tests.cli.conftest import Bilateral
 
+from bilateral_serving import repository as repositories
+from bilateral_serving.config import Settings
 
-@pytest.fixture
-def repository(bilateral: Bilateral, digits_onnx: Path, tmp_path: Path) -> Path:
-    served = tmp_path / "models"
-    added = bilateral(
-        "repository", "add", "digits", digits_onnx, "--repository", served, "--threads", 1
-    )
-    assert added.code == 0, added.err
+
+@pytest.fixture(scope="module")
+def repository(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    served = tmp_path_factory.mktemp("deployed") / "models"
+    repositories.add("digits", digits_onnx, served, settings=Settings(threads=1))
     return served
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.builders.exported import exported
 from tests.builders.plans import plugin_record, write_plan
 
 from bilateral_serving import repository
@@ -13,15 +14,7 @@ from bilateral_serving import repository
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits model in half precision."""
-    from bilateral_export.checkpoint.load import load_checkpoint
-    from bilateral_export.graph.export import export_onnx
-
-    checkpoints = Path(__file__).parents[2] / "export" / "checkpoints"
-    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
-    export_onnx(
-        load_checkpoint(checkpoints / "digits_bilateral.safetensors"), path, precision="fp16"
-    )
-    return path
+    return exported("digits_bilateral", tmp_path_factory, precision="fp16")
 
 
 @pytest.fixture(scope="module")

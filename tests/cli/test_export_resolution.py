@@ -26,7 +26,7 @@ def test_a_moved_and_renamed_model_is_in_parity_with_its_checkpoint(tmp_path: Pa
     assert metadata.labels == tuple("abcdefghij")
     assert metadata.preprocessing is not None
     assert metadata.preprocessing.height == 16
-    result = CliRunner().invoke(app, ["parity", str(DIGITS), str(onnx), "--json"])
+    result = CliRunner().invoke(app, ["parity", str(DIGITS), str(onnx), "--json", "--items", "4"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)
 

@@ -45,7 +45,11 @@ def test_inspect_shows_a_checkpoint_of_this_package(bilateral: Bilateral) -> Non
 
 
 @pytest.mark.parametrize(
-    ("output", "shape"), [("tokens", "[batch, 17, 128]"), ("cls", "[batch, 128]")]
+    ("output", "shape"),
+    [
+        ("tokens", "[batch, 17, 128]"),
+        pytest.param("cls", "[batch, 128]", marks=pytest.mark.slow),
+    ],
 )
 def test_features_are_exported_and_pass_parity(
     bilateral: Bilateral, folder: Path, tmp_path: Path, output: str, shape: str

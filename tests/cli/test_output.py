@@ -194,7 +194,7 @@ def test_a_device_is_never_replaced(bilateral: Bilateral, tmp_path: Path) -> Non
             require_replaceable(Path(device))
 
 
-@pytest.mark.parametrize("delay_ms", [0, 30, 90, 250, 700])
+@pytest.mark.parametrize("delay_ms", [0, 90, 400])
 def test_ctrl_c_at_any_time_is_one_line(delay_ms: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WITH_CTRL_C, *PROGRAM, "models"],

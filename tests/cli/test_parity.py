@@ -7,13 +7,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tests.builders.exported import exported
 from tests.builders.graph_faults import GRAPH_FAULTS
 from typer.testing import CliRunner, Result
 
 from bilateral_cli.commands import app
-from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
 
 DIGITS = Path(__file__).parents[2] / "export" / "checkpoints" / "digits_bilateral.safetensors"
 
@@ -25,9 +24,7 @@ def _parity(file: Path, *options: object) -> Result:
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("parity") / "digits.onnx"
-    export_onnx(load_checkpoint(DIGITS), path)
-    return path
+    return exported("digits_bilateral", tmp_path_factory)
 
 
 def test_a_fault_is_shown_with_its_node_and_left_to_reproduce(
@@ -37,14 +34,14 @@ def test_a_fault_is_shown_with_its_node_and_left_to_reproduce(
     model = onnx.load(healthy)
     GRAPH_FAULTS["gelu by tanh"].apply(model)
     onnx.save(model, faulty)
-    before = _parity(healthy, "--json")
+    few = ("--items", 4, "--batches", "1,2")
+    before = _parity(healthy, "--json", *few)
     assert before.exit_code == 0
     (tmp_path / "before.json").write_text(before.stdout)
 
     page, alone = tmp_path / "report.html", tmp_path / "alone"
-    outcome = _parity(
-        faulty, "--html", page, "--reproducers", alone, "--baseline", tmp_path / "before.json"
-    )
+    told = ("--html", page, "--reproducers", alone, "--baseline", tmp_path / "before.json")
+    outcome = _parity(faulty, *told, *few)
     assert outcome.exit_code == 1
     assert "blocks.2.mlp/Gelu" in outcome.stdout
     assert "bilateral_export/models/block.py:" in outcome.stdout
@@ -86,7 +83,7 @@ def test_a_file_of_other_outputs_is_a_verdict(healthy: Path, tmp_path: Path) -> 
     next(node for node in model.graph.node if "logits" in node.output).output[0] = "[red]"
     model.graph.output[0].name = "[red]"
     onnx.save(model, tmp_path / "renamed.onnx")
-    outcome = _parity(tmp_path / "renamed.onnx", "--items", 8)
+    outcome = _parity(tmp_path / "renamed.onnx", "--items", 4, "--batches", "1,2")
     assert outcome.exit_code == 1
     assert "file: interface: it has no output logits; the model has no output [red]" in (
         outcome.stdout

@@ -29,7 +29,7 @@ def hugging_face_folder(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("source", ["digits", "hugging face"])
+@pytest.mark.parametrize("source", ["digits", pytest.param("hugging face", marks=pytest.mark.slow)])
 def test_what_up_prints_works_when_it_is_pasted_until_down(
     bilateral: Bilateral, tmp_path: Path, source: str
 ) -> None:

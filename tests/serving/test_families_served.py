@@ -290,7 +290,7 @@ def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
     )
     with started as server, Client(server.url, timeout_s=120) as client:
         with ThreadPoolExecutor(10) as pool:
-            list(pool.map(read, range(100)))
+            list(pool.map(read, range(40)))
         asyncio.run(read_together())
         with pytest.raises(UserError, match="no word"):
             client.score("pydoc-words", "")

@@ -6,25 +6,22 @@ import itertools
 from pathlib import Path
 
 import pytest
+from tests.builders.exported import exported
 
-from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import DEFAULT_OPSET, OPSETS, export_onnx
+from bilateral_export.graph.export import DEFAULT_OPSET, OPSETS
 from bilateral_serving import repository
 from bilateral_serving.doctor.diagnose import diagnose
 from bilateral_serving.doctor.machine import read_machine
 from bilateral_serving.releases import RELEASES, number, opset_for, release, release_of
 
-CHECKPOINT = Path("export/checkpoints/digits_bilateral.safetensors")
 TWO_YEARS = 24
 
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of opset 22, which ONNX Runtime loads from 1.21 on."""
-    path = tmp_path_factory.mktemp("newer") / "digits.onnx"
-    export_onnx(load_checkpoint(CHECKPOINT), path, opset=22)
-    return path
+    return exported("digits_bilateral", tmp_path_factory, opset=22)
 
 
 def test_the_table_is_in_order_without_gaps() -> None:
@@ -101,10 +98,9 @@ def test_the_doctor_takes_every_release(name: str) -> None:
 
 
 def test_bf16_is_refused_where_onnx_runtime_would_run_it_on_a_cpu(
-    newer: Path, tmp_path: Path
+    newer: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    bf16 = tmp_path / "bf16.onnx"
-    export_onnx(load_checkpoint(CHECKPOINT), bf16, precision="bf16")
+    bf16 = exported("digits_bilateral", tmp_path_factory, precision="bf16")
     root = tmp_path / "repository"
     for target in ("python", "onnxruntime"):
         with pytest.raises(UserError, match="no bfloat16 operators on a CPU"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.builders.exported import shallow
 from tests.serving.server.live_processes import free_ports
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
@@ -31,7 +32,7 @@ CHECKPOINTS = Path(__file__).parents[2] / "export" / "checkpoints"
 
 @pytest.fixture(scope="module")
 def digits() -> Checkpoint:
-    return load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
+    return shallow(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.builders.exported import exported as shared
 
 from bilateral_benchmarks.experiments import gemm_peak
 from bilateral_benchmarks.experiments.attention_model import write_attention
@@ -18,7 +19,6 @@ from bilateral_benchmarks.experiments.operator_profile import profile_operators
 from bilateral_benchmarks.experiments.scaling import exponent
 from bilateral_benchmarks.statistics.interleave import interleave
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
 
 # What it measures is wrong while something else keeps the cores busy.
@@ -34,10 +34,7 @@ def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparison")
-    path = folder / "digits.onnx"
-    export_onnx(checkpoint_of(CHECKPOINT, folder), path, opset=23)
-    return path
+    return shared("digits_bilateral", tmp_path_factory, opset=23)
 
 
 def test_a_ratio_of_known_times_is_found() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.builders.exported import exported as shared
 
 from bilateral_benchmarks.experiments import contenders
 from bilateral_benchmarks.experiments.contenders import (
@@ -14,17 +15,13 @@ from bilateral_benchmarks.experiments.contenders import (
     checkpoint_of,
     usual_contenders,
 )
-from bilateral_export.graph.export import export_onnx
 
 CHECKPOINT = "export/checkpoints/digits_bilateral.safetensors"
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("contenders")
-    path = folder / "digits.onnx"
-    export_onnx(checkpoint_of(CHECKPOINT, folder), path, opset=23)
-    return path
+    return shared("digits_bilateral", tmp_path_factory, opset=23)
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

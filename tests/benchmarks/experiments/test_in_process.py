@@ -47,7 +47,7 @@ def test_latency_and_throughput_of_a_known_runner() -> None:
     x = np.zeros((4, 2), dtype=np.float32)
     report = bench_runner(Sleeper(0.01), {"x": x}, duration_s=1.5, warmup_s=0.4, concurrency=2)
     assert report.p50_ms == pytest.approx(10, rel=0.1)
-    assert report.throughput == pytest.approx(200, rel=0.15)
+    assert report.throughput == pytest.approx(200, rel=0.25)
     assert report.items_per_s == pytest.approx(4 * report.throughput)
     assert report.batch == 4
     assert report.p99_ms is None  # 300 requests cannot show it

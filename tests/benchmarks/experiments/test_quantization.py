@@ -10,7 +10,7 @@ import pytest
 from tests.builders.exported import exported
 
 from bilateral_benchmarks.experiments import quantization
-from bilateral_benchmarks.experiments.quantization import quantize
+from bilateral_benchmarks.experiments.quantization import Quantization, quantize
 from bilateral_export.artifact import read_onnx
 from bilateral_export.errors import UserError
 from bilateral_export.lowering.gate import opened
@@ -40,11 +40,26 @@ def labels() -> np.ndarray:
         return held_out["labels"]
 
 
+@pytest.fixture(scope="module")
+def written(
+    digits: Path,
+    images: dict[str, np.ndarray],
+    labels: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Quantization]:
+    """A file in 8 bits, and what was found of it."""
+    target = tmp_path_factory.mktemp("quantised") / "int8.onnx"
+    return target, quantize(digits, target, images, labels, max_loss=0.005, rounds=1)
+
+
 def test_a_form_that_holds_is_written(
-    digits: Path, images: dict[str, np.ndarray], labels: np.ndarray, tmp_path: Path
+    written: tuple[Path, Quantization],
+    digits: Path,
+    images: dict[str, np.ndarray],
+    labels: np.ndarray,
+    tmp_path: Path,
 ) -> None:
-    target = tmp_path / "int8.onnx"
-    found = quantize(digits, target, images, labels, max_loss=0.005, rounds=1)
+    target, found = written
     assert found.holds
     assert found.items == len(labels) - 64
     assert found.size == target.stat().st_size / digits.stat().st_size < 0.6
@@ -147,11 +162,9 @@ def test_openvino_computes_the_same_file_in_integers(
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(
-    digits: Path, images: dict[str, np.ndarray], tmp_path: Path
+    written: tuple[Path, Quantization], images: dict[str, np.ndarray]
 ) -> None:
-    target = tmp_path / "int8.onnx"
-    quantize(digits, target, images, max_loss=0.05, rounds=1)
-    with LoweredRunner(target) as runner:
+    with LoweredRunner(written[0]) as runner:
         together = runner.run({"image": images["image"][:8]})["logits"]
         loud = images["image"][:8].copy()
         loud[1:] *= 50

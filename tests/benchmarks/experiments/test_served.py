@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from tests.builders.exported import exported as shared_export
 from tests.serving.server.kept_server import KeptServer, kept
 from tests.serving.server.live_processes import free_ports, management
 
@@ -20,7 +22,6 @@ from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.schedule import Load
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower, read_lowering
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.torch_eager import TorchRunner
@@ -47,9 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(folder: Path) -> Iterator[KeptServer]:
-    exported = folder / "digits.onnx"
-    export_onnx(load_checkpoint(CHECKPOINT), exported)
+def shared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptServer]:
+    exported = shutil.copy(shared_export("digits_bilateral", tmp_path_factory), folder)
     for name, settings in SETTINGS.items():
         repository.add(name, exported, folder / "models", settings=settings)
     repository.add("as_exported", exported, folder / "models", lower=False)

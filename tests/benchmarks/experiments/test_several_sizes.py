@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.builders.exported import shallow
+
 from bilateral_benchmarks.experiments.several_sizes import measure_several_sizes
 from bilateral_export.checkpoint.load import load_checkpoint
 
@@ -11,7 +13,7 @@ CHECKPOINTS = Path(__file__).parents[3] / "export" / "checkpoints"
 
 
 def test_each_size_and_batch_has_a_row_of_equal_answers() -> None:
-    digits = load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
+    digits = shallow(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"))
     found = measure_several_sizes(digits, [(8, 8), (12, 16)], (1, 2), rounds=1)
     assert [(row.size, row.batch) for row in found.rows] == [
         ((8, 8), 1), ((8, 8), 2), ((12, 16), 1), ((12, 16), 2)

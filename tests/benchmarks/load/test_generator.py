@@ -38,7 +38,7 @@ def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides() -> None:
         target, plan = GrpcTarget(url, b""), Plan.lasting(6, 1)
         opened = response(run_load(target, Load(rate=200, arrivals="constant"), plan))
         closed = response(run_load(target, Load(), plan))
-    assert opened.at(99.0) == pytest.approx(analytic_ms, rel=0.05)
+    assert opened.at(99.0) == pytest.approx(analytic_ms, rel=0.15)
     hidden = closed.at(99.0)
     assert hidden is not None
     assert hidden < 0.5 * analytic_ms

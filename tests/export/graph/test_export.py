@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from tests.builders.exported import exported, shallow
 
 from bilateral_export.checkpoint.card import CheckpointCard
 from bilateral_export.checkpoint.load import Checkpoint
@@ -148,10 +149,10 @@ def test_the_batch_is_dynamic(digits_onnx: Path, batch: int) -> None:
     ("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16),
 ])  # fmt: skip
 def test_precision_is_in_the_graph_with_float32_islands(
-    digits: Checkpoint, tmp_path: Path, precision: Precision, weight_type: int
+    tmp_path_factory: pytest.TempPathFactory, precision: Precision, weight_type: int
 ) -> None:
-    export_onnx(digits, tmp_path / "half.onnx", precision=precision)
-    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "half.onnx"))
+    half = exported("digits_bilateral", tmp_path_factory, precision=precision)
+    model = onnx.shape_inference.infer_shapes(onnx.load(half))
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert types["blocks.0.attn.qkv.weight_transposed"] == weight_type
     assert types["positions"] == TensorProto.FLOAT
@@ -170,10 +171,10 @@ def test_precision_is_in_the_graph_with_float32_islands(
 @pytest.mark.parametrize("opset", module.OPSETS)
 def test_supported_opsets_export_and_run(tmp_path: Path, opset: int) -> None:
     checkpoint = fresh_checkpoint(SMALL.model_copy(update={"depth": 1}))
-    exported = export_onnx(checkpoint, tmp_path / "m.onnx", opset=opset)
-    assert exported.opset == opset
+    made = export_onnx(checkpoint, tmp_path / "m.onnx", opset=opset)
+    assert made.opset == opset
     image = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
-    (logits,) = onnxruntime.InferenceSession(exported.path).run(None, {"image": image})
+    (logits,) = onnxruntime.InferenceSession(made.path).run(None, {"image": image})
     with torch.no_grad():
         expected = checkpoint.build_model()(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -183,23 +184,21 @@ def test_supported_opsets_export_and_run(tmp_path: Path, opset: int) -> None:
 def test_other_spatial_kernels_export_too(tmp_path: Path, spatial_kernel: str) -> None:
     attention = AttentionConfig.model_validate({"spatial_kernel": spatial_kernel})
     checkpoint = fresh_checkpoint(SMALL.model_copy(update={"attention": attention}))
-    exported = export_onnx(checkpoint, tmp_path / "m.onnx")
+    made = export_onnx(checkpoint, tmp_path / "m.onnx")
     image = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
-    (logits,) = onnxruntime.InferenceSession(exported.path).run(None, {"image": image})
+    (logits,) = onnxruntime.InferenceSession(made.path).run(None, {"image": image})
     with torch.no_grad():
         expected = checkpoint.build_model()(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_large_weights_go_to_a_file_of_their_own(digits: Checkpoint, tmp_path: Path) -> None:
-    exported = export_onnx(digits, tmp_path / "big.onnx", external_data_bytes=1)
+    large = export_onnx(shallow(digits), tmp_path / "big.onnx", external_data_bytes=1)
     assert {path.name for path in tmp_path.iterdir()} == {"big.onnx", "big.onnx.data"}
-    assert exported.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert large.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     image = np.zeros((1, 1, 8, 8), np.float32)
-    assert onnxruntime.InferenceSession(exported.path).run(None, {"image": image})[0].shape == (
-        1,
-        10,
-    )
+    answer = onnxruntime.InferenceSession(large.path).run(None, {"image": image})[0]
+    assert answer.shape == (1, 10)
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
@@ -263,8 +262,8 @@ def test_a_broken_promise_stops_the_export(digits_onnx: Path, tmp_path: Path) ->
 
 def test_exporting_twice_gives_the_same_bytes(digits: Checkpoint, tmp_path: Path) -> None:
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
-    export_onnx(digits, first)
-    export_onnx(digits, second)
+    export_onnx(shallow(digits), first)
+    export_onnx(shallow(digits), second)
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -58,8 +58,20 @@ BILATERAL = {
 }
 
 
-@pytest.mark.parametrize("kernels", ["plain", "bilateral"])
-@pytest.mark.parametrize("parts", PARTS)
+# With plain attention one, and one of features: attention knows nothing of the parts around it.
+PLAIN = ("layer scale, tanh GELU, epsilon", "tokens")
+
+
+@pytest.mark.parametrize(
+    ("parts", "kernels"),
+    [
+        *((parts, "bilateral") for parts in PARTS),
+        *(
+            pytest.param(parts, "plain", marks=() if parts in PLAIN else pytest.mark.slow)
+            for parts in PARTS
+        ),
+    ],
+)
 def test_a_part_is_exact_in_every_runtime_and_lowering(
     tmp_path: Path, parts: str, kernels: str
 ) -> None:

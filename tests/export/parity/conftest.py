@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.builders.exported import exported
 from tests.builders.subjects import Subject
 
 from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
@@ -65,8 +66,11 @@ def subjects(
 
     def make(family: str) -> Subject:
         checkpoint, lengths = every[family], FAMILIES.get(family, ("", {}))[1]
-        path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
-        export_onnx(checkpoint, path)
+        if family in FAMILIES:
+            path = exported(FAMILIES[family][0], tmp_path_factory)
+        else:
+            path = tmp_path_factory.mktemp("subjects") / f"{family}.onnx"
+            export_onnx(checkpoint, path)
         samples = random_samples(checkpoint.build_model(), lengths=lengths)
         spec = ReferenceSpec("fp32", "fp32")
         reference, eager = spec.oracles(checkpoint)

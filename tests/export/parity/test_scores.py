@@ -41,7 +41,7 @@ class Segmented:
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmented:
     config = named("segmenter_tiny").model_copy(
         update={
-            "image_size": 80,
+            "image_size": 48,
             "patch_size": 8,
             "dim": 48,
             "depth": 3,

@@ -30,7 +30,7 @@ def replayed(plugin_build: Path, made_up_cubins: Path) -> list[dict[str, Any]]:
     }
     command = [sys.executable, REPLAY, plugin_build, made_up_cubins]
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+        command, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]

@@ -39,6 +39,13 @@ FAMILIES = {
         ),
     )
 }
+# The rest is of the slow tests: a precision means the same in every family.
+QUICK = {
+    "image-classifier": ("fp32", "fp16", "bf16"),
+    "sequence-classifier": ("fp16",),
+    "language-model": ("bf16",),
+    "segmenter": ("fp32",),
+}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ FAMILIES = {
         pytest.param(
             family,
             precision,
-            marks=pytest.mark.slow if family == "segmenter" and precision != "fp32" else (),
+            marks=() if precision in QUICK[family] else pytest.mark.slow,
         )
         for family in FAMILIES
         for precision in ("fp32", "fp16", "bf16")

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.builders.exported import exported
 from tests.export.plugin.conftest import ARGUMENTS, SOURCES
 
-from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.engine.installation.plugin import FILE_NAME, plugin_contents
-from bilateral_export.graph.export import export_onnx
 
 KERNELS = ("--head-dim", "32")
 
@@ -96,6 +95,7 @@ def test_the_library_holds_every_kernel(cubins: Path, plugin: Path) -> None:
         assert (cubins / entry["file"]).read_bytes() in library
 
 
+@pytest.mark.slow
 def test_the_same_sources_give_the_same_bytes(
     cubins: Path, plugin: Path, plugin_compiler, tmp_path: Path
 ) -> None:
@@ -110,12 +110,12 @@ def test_the_same_sources_give_the_same_bytes(
 
 
 def test_the_digits_model_builds_through_it(
-    digits: Checkpoint, plugin: Path, tmp_path: Path
+    plugin: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """In a process of its own: one process takes one plugin library."""
     pytest.importorskip("tensorrt_rtx")
-    onnx, plan = tmp_path / "digits.onnx", tmp_path / "digits.plan"
-    export_onnx(digits, onnx, precision="fp16")
+    onnx = exported("digits_bilateral", tmp_path_factory, precision="fp16")
+    plan = tmp_path / "digits.plan"
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "bilateral_cli", "build", onnx, plan, "--json"]
     result = subprocess.run(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tests.builders.exported import exported
 from tests.builders.graph_faults import GRAPH_FAULTS
 
 from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
 from bilateral_export.metadata import Precision
 from bilateral_export.parity.bisection.search import bisect
 from bilateral_export.parity.compare import Candidate, compare
@@ -49,17 +49,19 @@ def _verdicts(
     ],
 )
 def test_every_configuration_passes_as_its_body_does(
-    tmp_path: Path, name: str, precision: Precision, lengths: dict[str, tuple[int, ...]]
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    precision: Precision,
+    lengths: dict[str, tuple[int, ...]],
 ) -> None:
-    checkpoint = load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
-    path = export_onnx(checkpoint, tmp_path / "model.onnx", precision=precision).path
+    options = {} if precision == "fp32" else {"precision": precision}
+    path = exported(name, tmp_path_factory, **options)
     assert _verdicts(name, path, precision, **lengths) == [True, True]
 
 
 @pytest.fixture(scope="module")
 def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("custom") / "digits.onnx"
-    return export_onnx(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"), path).path
+    return exported("digits_bilateral", tmp_path_factory)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +90,11 @@ def test_bisection_walks_it(digits_file: Path) -> None:
 
 
 def test_bfloat16_and_a_missing_package_are_refused(
-    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint = load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors")
-    path = export_onnx(checkpoint, tmp_path / "bf16.onnx", precision="bf16").path
+    path = exported("digits_bilateral", tmp_path_factory, precision="bf16")
     with pytest.raises(UserError, match="takes float32 and float16"), CustomOpRunner(path):
         pass
     absent = replace(RUNTIMES["onnxruntime custom op"], package="a_package_that_nobody_has")

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tests.builders.exported import shallow
 
 from bilateral_export.checkpoint.load import Checkpoint
 from bilateral_export.errors import UserError
@@ -22,7 +23,7 @@ def _images(batch: int) -> dict[str, np.ndarray]:
     return {"image": GENERATOR.standard_normal((batch, 1, 8, 8)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_exported_program_computes_what_the_module_does(
     digits: Checkpoint, dtype: torch.dtype
 ) -> None:
@@ -37,7 +38,8 @@ def test_the_exported_program_computes_what_the_module_does(
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_module_agrees_to_rounding(digits: Checkpoint) -> None:
-    with TorchRunner(digits, torch.float64) as reference, CompiledRunner(digits) as compiled:
+    block = shallow(digits)
+    with TorchRunner(block, torch.float64) as reference, CompiledRunner(block) as compiled:
         for batch in (2, 5):
             images = _images(batch)
             np.testing.assert_allclose(

@@ -162,7 +162,7 @@ def test_a_server_that_stops_and_returns_costs_no_request(
     assert [one for one in (*small, *large) if one is not True] == []
 
 
-@pytest.mark.parametrize("repeat_broken", [False, True])
+@pytest.mark.parametrize("repeat_broken", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_server_that_is_killed_costs_at_most_what_it_was_executing(
     lasting: tuple[RunningServer, RunningServer], start: Start, repeat_broken: bool
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.builders import tiny_models as models
+from tests.builders.exported import exported
 from tests.serving.server.live_processes import free_ports
 
-from bilateral_export.checkpoint.load import load_checkpoint
 from bilateral_export.errors import UserError
-from bilateral_export.graph.export import export_onnx
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_serving import declared, repository
 from bilateral_serving.declared.document import Declared
@@ -261,7 +261,7 @@ def test_tensors_that_cannot_be_read_are_refused_before_anything_is_asked(
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, tuple[str, str]]]:
     """A folder with a digits model, a picture and tensors, and the addresses that serve it."""
     root = tmp_path_factory.mktemp("declared")
-    export_onnx(load_checkpoint(CHECKPOINTS / "digits_bilateral.safetensors"), root / "d.onnx")
+    shutil.copy(exported("digits_bilateral", tmp_path_factory), root / "d.onnx")
     (root / "three.png").write_bytes(next((CHECKPOINTS / "digits").glob("3-*.png")).read_bytes())
     image = np.zeros((1, 1, 8, 8), np.float32)
     np.savez(root / "in.npz", image=image)

@@ -65,7 +65,7 @@ ADD_AT_ONCE = """
 def test_four_adds_at_once_all_count(tmp_path: Path) -> None:
     model = models.quadrants(tmp_path / "model.onnx")
     root = tmp_path / "repositories"
-    adding = python(ADD_AT_ONCE, model, root, 10)
+    adding = python(ADD_AT_ONCE, model, root, 4)
     assert adding.wait(timeout=300) == 0
     for path in root.iterdir():
         (entry,) = repository.list_entries(path)
