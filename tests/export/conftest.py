@@ -31,13 +31,13 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def deeper_digits(digits: Checkpoint) -> Checkpoint:
-    """The digits model with its blocks twice, for which a token-major layout is worth it."""
-    model = digits.card.model.model_copy(update={"depth": 8})
+    """The digits model with its blocks three times, for which a token-major layout is worth it."""
+    model = digits.card.model.model_copy(update={"depth": 12})
     state = {**digits.state}
     for name, tensor in digits.state.items():
         if name.startswith("blocks."):
             _, block, rest = name.split(".", 2)
-            state[f"blocks.{int(block) + 4}.{rest}"] = tensor
+            state |= {f"blocks.{int(block) + 4 * i}.{rest}": tensor for i in (1, 2)}
     return replace(digits, card=digits.card.model_copy(update={"model": model}), state=state)
 
 

@@ -37,25 +37,28 @@ class Segmented:
     samples: list[Sample]
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmented:
+def _exported(folder: Path, image_size: int, depth: int) -> Segmented:
     config = named("segmenter_tiny").model_copy(
         update={
-            "image_size": 48,
+            "image_size": image_size,
             "patch_size": 8,
             "dim": 48,
-            "depth": 3,
+            "depth": depth,
             "num_classes": 7,
             "attention": AttentionConfig(range_kernel="gaussian", spatial_kernel="gaussian"),
         }
     )
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("segmenter")
     card = CheckpointCard(name="segmenter", model=config)
     checkpoint = Checkpoint(folder, "0" * 64, card, build(config).state_dict())
     export_onnx(checkpoint, folder / "segmenter.onnx")
     samples = random_samples(checkpoint.build_model(), (1, 8))
     return Segmented(checkpoint, folder / "segmenter.onnx", samples)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmented:
+    return _exported(tmp_path_factory.mktemp("segmenter"), 48, depth=3)
 
 
 def _judged(
@@ -154,9 +157,9 @@ def test_a_node_beyond_its_limit_is_not_a_pass(segmenter: Segmented, tmp_path: P
     assert failed.detail.startswith(f"{last.name}/fault is off by 1.0e-03")
 
 
-def test_scores_are_shown_without_a_change_to_the_labels(
-    segmenter: Segmented, tmp_path: Path
-) -> None:
+def test_scores_are_shown_without_a_change_to_the_labels(tmp_path: Path) -> None:
+    """Of an image of more pixels than the grid of scores has."""
+    segmenter = _exported(tmp_path, 72, depth=1)
     shown = expose_scores(segmenter.onnx, with_scores(segmenter.checkpoint), tmp_path / "s.onnx")
     arrays = segmenter.samples[0].arrays
     with OnnxRuntimeRunner(segmenter.onnx) as plain, OnnxRuntimeRunner(shown) as scored:
