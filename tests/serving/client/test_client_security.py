@@ -132,7 +132,7 @@ def test_elsewhere_the_error_names_the_variable(
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://user:secret@127.0.0.1:9")
-    with Client("192.0.2.1:8001", timeout_s=20, retries=0) as client:
+    with Client("192.0.2.1:8001", timeout_s=60, retries=0) as client:
         with pytest.raises(UserError, match=f"no Triton .* variable {variable} is set") as caught:
             client.infer("digits", {"image": np.zeros(1)})
         assert "secret" not in str(caught.value)

@@ -295,7 +295,7 @@ class TestTritonThatEnds:
 
     def test_one_of_a_sequence_not_at_all(self, door: Door) -> None:
         with door.stub() as stub:
-            call = stub.ModelInfer.future(turns(4 * LONG, sequence_id=7), timeout=120)
+            call = stub.ModelInfer.future(turns(40 * LONG, sequence_id=7), timeout=120)
             wait_until_busy(door.model("slow"))
             door.kill_triton()
             door.start_triton()

@@ -54,7 +54,7 @@ class Secured:
         ca = self.folder / "trusted.pem"
         ca.write_bytes(self.authority.pem)
         url = f"https://{self.door.http_url}/v2/health/ready"
-        command = ["curl", "-s", "-m", "20", "-w", "%{http_code}", "--noproxy", "*"]
+        command = ["curl", "-s", "-m", "60", "-w", "%{http_code}", "--noproxy", "*"]
         command += ["--cacert", str(ca), *arguments, url]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
@@ -68,7 +68,7 @@ class Secured:
         if url == self.door.url:
             context.set_alpn_protocols(["h2"])
         with (
-            socket.create_connection((host, int(port)), timeout=20) as plain,
+            socket.create_connection((host, int(port)), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname=host) as connection,
         ):
             shown = connection.getpeercert(binary_form=True)
@@ -122,7 +122,7 @@ def test_an_expired_certificate_is_not_let_in(secured: Secured, tmp_path: Path) 
     token = make_token("late", secured.tokens)
     with secured.channel(expired) as channel:
         infer = Stub(channel).ModelInfer
-        assert code(lambda: infer(ONE, metadata=bearer(token), timeout=20)).name == "UNAVAILABLE"
+        assert code(lambda: infer(ONE, metadata=bearer(token), timeout=60)).name == "UNAVAILABLE"
     with secured.channel() as channel:
         Stub(channel).ModelInfer(ONE, metadata=bearer(token), timeout=60)
 
@@ -143,7 +143,7 @@ def test_https_lets_in_who_shows_a_certificate_that_holds(secured: Secured, tmp_
 def test_grpc_without_tls_is_not_answered(secured: Secured) -> None:
     with secured.door.stub() as stub:
         live = pb.ServerLiveRequest()
-        assert code(lambda: stub.ServerLive(live, timeout=20)).name == "UNAVAILABLE"
+        assert code(lambda: stub.ServerLive(live, timeout=60)).name == "UNAVAILABLE"
     with secured.channel() as channel:
         assert Stub(channel).ServerLive(live, timeout=60).live
 
@@ -252,13 +252,13 @@ def _is_let_in(secured: Secured, way: str | None, caller: Pair) -> bool:
     if way == secured.door.url:
         with secured.channel(caller) as channel:
             live = Stub(channel).ServerLive
-            return code(lambda: live(pb.ServerLiveRequest(), timeout=20)).name == "OK"
+            return code(lambda: live(pb.ServerLiveRequest(), timeout=60)).name == "OK"
     host, _, port = str(way).rpartition(":")
     context = ssl.create_default_context(cadata=secured.authority.pem.decode())
     context.load_cert_chain(*caller)
     try:
         with (
-            socket.create_connection((host, int(port)), timeout=20) as plain,
+            socket.create_connection((host, int(port)), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname=host) as connection,
         ):
             connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")

@@ -159,11 +159,11 @@ class TestManagementOverGrpc:
     def test_a_wrong_token_opens_nothing(self, stub: Stub, shown: str) -> None:
         wrong = ((MANAGER[0][0], shown),)
         with pytest.raises(grpc.RpcError) as caught:
-            stub.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=wrong, timeout=20)
+            stub.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=wrong, timeout=60)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
     def test_the_right_one_opens_it(self, stub: Stub) -> None:
-        index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=MANAGER, timeout=20)
+        index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), metadata=MANAGER, timeout=60)
         assert {"quadrants", "slow"} <= {model.name for model in index.models}
 
     def test_methods_that_nobody_knows_are_closed(self, door: Door) -> None:
@@ -182,10 +182,10 @@ class TestSharedMemory:
         known = pb.SystemSharedMemoryRegisterRequest(
             name="theirs", key=f"/{memory.name.lstrip('/')}", byte_size=64
         )
-        stub.SystemSharedMemoryRegister(known, metadata=MANAGER, timeout=20)
+        stub.SystemSharedMemoryRegister(known, metadata=MANAGER, timeout=60)
         yield memory
         gone = pb.SystemSharedMemoryUnregisterRequest(name="theirs")
-        stub.SystemSharedMemoryUnregister(gone, metadata=MANAGER, timeout=20)
+        stub.SystemSharedMemoryUnregister(gone, metadata=MANAGER, timeout=60)
         memory.close()
         memory.unlink()
 
@@ -218,7 +218,7 @@ class TestSharedMemory:
     ) -> None:
         for message in (self.reading(), self.writing()):
             with pytest.raises(grpc.RpcError) as caught:
-                list(stub.ModelStreamInfer(iter([message]), timeout=20))
+                list(stub.ModelStreamInfer(iter([message]), timeout=60))
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         assert bytes(region.buf[32:48]) == bytes(16)
 
@@ -240,21 +240,21 @@ class TestSharedMemory:
     ) -> None:
         both = self.reading()
         self.refer(both.outputs.add(name="logits"), 32)
-        stub.ModelInfer(both, metadata=MANAGER, timeout=20)
+        stub.ModelInfer(both, metadata=MANAGER, timeout=60)
         assert np.array_equal(np.frombuffer(bytes(region.buf[32:48]), np.float32), LOGITS[0])
 
     def test_a_tensor_may_contain_its_name(self, stub: Stub) -> None:
         # Only the parameter's name is refused: pixels whose bytes spell it are pixels.
         text = b"shared_memory_region".ljust(32)
         image = np.frombuffer(text, np.float32).reshape(2, 1, 2, 2)
-        answer = stub.ModelInfer(request("quadrants", pixel_values=image), timeout=20)
+        answer = stub.ModelInfer(request("quadrants", pixel_values=image), timeout=60)
         got = np.frombuffer(answer.raw_output_contents[0], np.float32)
         assert np.array_equal(got, 8 * image.ravel())
 
     def test_a_text_beside_the_tensors_may_contain_it_too(self, stub: Stub) -> None:
         message = request("quadrants", pixel_values=IMAGE)
         message.id = "shared_memory_region"
-        assert stub.ModelInfer(message, timeout=20).id == "shared_memory_region"
+        assert stub.ModelInfer(message, timeout=60).id == "shared_memory_region"
 
 
 class TestManagementOverHttp:

@@ -194,7 +194,7 @@ class TestRunning:
             assert caller.is_model_ready("quadrants")
             caller.close()
             for url in (server.metrics_url, f"http://{server.http_url}/v2/health/ready"):
-                with urllib.request.urlopen(url, timeout=20) as page:
+                with urllib.request.urlopen(url, timeout=60) as page:
                     assert page.status == 200
 
     @pytest.mark.usefixtures("nothing_left")

@@ -129,7 +129,7 @@ def test_who_lacks_something_is_told_what(
     secured: Secured, changes: dict[str, None], message: str
 ) -> None:
     with secured.client(**changes) as client, pytest.raises(UserError, match=message):
-        client.model_metadata("quadrants", timeout_s=20)
+        client.model_metadata("quadrants", timeout_s=60)
 
 
 def test_health_needs_no_token(secured: Secured) -> None:
@@ -144,7 +144,7 @@ def test_a_server_of_another_authority_is_not_trusted(secured: Secured, tmp_path
         secured.client(ca=tmp_path / "others" / "ca.pem") as client,
         pytest.raises(UserError, match="no TLS connection"),
     ):
-        client.model_metadata("quadrants", timeout_s=20)
+        client.model_metadata("quadrants", timeout_s=60)
 
 
 def test_a_certificate_of_another_authority_is_not_let_in(secured: Secured, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_certificate_of_another_authority_is_not_let_in(secured: Secured, tmp_
     development_files(others)
     stranger = {"certificate": others / "client.pem", "key": others / "client.key"}
     with secured.client(**stranger) as client, pytest.raises(UserError):
-        client.model_metadata("quadrants", timeout_s=20)
+        client.model_metadata("quadrants", timeout_s=60)
     with pytest.raises((ssl.SSLError, OSError)):
         get(secured, "/v2/health/ready", certificates=others, ca=secured.certificates / "ca.pem")
 

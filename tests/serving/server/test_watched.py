@@ -80,7 +80,7 @@ class Watched:
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
     def page(self) -> str:
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=60) as page:
             return page.read().decode()
 
 
@@ -163,7 +163,7 @@ def test_each_call_is_one_line_of_json(watched: Watched) -> None:
         ],
     }
     url = f"http://{watched.http}/v2/models/quadrants/infer"
-    urllib.request.urlopen(url, json.dumps(body).encode(), timeout=10).close()
+    urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60).close()
     eventually(lambda: len(watched.inferences()) >= before + 3)
     ours, nobodys, https = watched.inferences()[before:]
     sha = hashlib.sha256(watched.model_file.read_bytes()).hexdigest()
@@ -306,7 +306,7 @@ def test_prometheus_answers_the_queries_of_the_docs(watched: Watched, tmp_path: 
             stub.ModelInfer(request("quadrants", pixel_values=BRIGHT))
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": query}),
-                timeout=10,
+                timeout=60,
             ) as answer:
                 found = json.load(answer)["data"]["result"]
                 return [row for row in found if row["value"][1] != "NaN"]
@@ -409,7 +409,7 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         assert not old.ServerReady(pb.ServerReadyRequest()).ready
         assert old.ServerLive(pb.ServerLiveRequest()).live
         with pytest.raises(urllib.error.HTTPError, match="503"):
-            urllib.request.urlopen(f"http://{server.http}/v2/health/ready", timeout=10)
+            urllib.request.urlopen(f"http://{server.http}/v2/health/ready", timeout=60)
         assert not any(future.done() and future.exception() for future in long)
         for future in long:
             assert future.result().model_name == "slow"
