@@ -92,8 +92,15 @@ def list_items(source: Source, endings: Sequence[str]) -> Iterator[Item]:
         yield Item(os.path.abspath(path))  # noqa: PTH100
 
 
-def _folder(folder: str, endings: tuple[str, ...]) -> Iterator[Item]:
-    """Yield the files below a folder; one directory's entries are held at a time."""
+def _folder(folder: str, endings: tuple[str, ...], above: tuple[str, ...] = ()) -> Iterator[Item]:
+    """Yield the files below a folder; one directory's entries are held at a time.
+
+    Links are followed, but for those to a directory that they lie in. A link to nothing is an item,
+    whose row says so; a pipe or a device is none, since reading it may never end.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -103,8 +110,8 @@ def _folder(folder: str, endings: tuple[str, ...]) -> Iterator[Item]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _folder(entry.path, endings)
-        elif entry.name.lower().endswith(endings):
+            yield from _folder(entry.path, endings, (*above, real))
+        elif entry.name.lower().endswith(endings) and (entry.is_file() or entry.is_symlink()):
             yield Item(entry.path)
 
 

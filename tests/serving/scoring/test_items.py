@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def test_a_folder_and_a_glob_are_in_order(folder: Path) -> None:
     assert paths(folder) == expected
     assert paths(folder / "**" / "*.png") == [expected[0], expected[2]]
     assert paths(folder / "a.png") == expected[:1]
+
+
+def test_links_are_followed_but_not_in_circles_and_pipes_are_left(folder: Path) -> None:
+    expected = paths(folder)
+    (folder / "b" / "up").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    assert paths(folder) == expected
+    (folder / "z.png").symlink_to(folder / "nothing")
+    assert paths(folder) == [*expected, str(folder / "z.png")]
 
 
 def test_a_list_has_paths_relative_to_itself(folder: Path) -> None:
