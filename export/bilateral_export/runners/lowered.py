@@ -16,6 +16,8 @@ from bilateral_export.runners.base import BaseRunner
 from bilateral_export.runners.registry import DEFAULT, lowered_runtime
 from bilateral_export.tensors import Array
 
+_SHOWN = 300
+
 
 class LoweredRunner(BaseRunner[BaseRunner[Any]]):
     """Runs an ONNX file on the CPU, lowered first.
@@ -83,8 +85,8 @@ class LoweredRunner(BaseRunner[BaseRunner[Any]]):
             try:
                 source = read_source(self._path)
                 done = lower(self._path, runtime, scratch / self._path.name)
-            except UserError as error:
-                self.refused = str(error)
+            except Exception as error:  # the passes take what `bilateral export` writes for granted
+                self.refused = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
                 return self._path
             with contextlib.suppress(UserError):  # it is lowered anew next time
                 keep(done, self._path, runtime, source)

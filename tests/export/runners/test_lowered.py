@@ -137,6 +137,19 @@ def test_a_name_too_long_to_be_kept_runs_all_the_same(digits: Path, counted: lis
     assert len(counted) == 2
 
 
+def test_a_file_that_no_pass_foresaw_runs_as_it_is(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("spatial_kernel")
+
+    monkeypatch.setattr(lowered, "lower", fails)
+    with LoweredRunner(digits) as runner, LoweredRunner(digits, lower=False) as plain:
+        assert "spatial_kernel" in runner.refused
+        feed = {runner.inputs[0].name: IMAGES}
+        np.testing.assert_array_equal(runner.run(feed)["logits"], plain.run(feed)["logits"])
+
+
 def test_many_at_once_leave_one_good_form(digits: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(logits, [digits] * 4)
