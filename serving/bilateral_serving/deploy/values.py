@@ -53,7 +53,7 @@ class Values(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image: str | None = Field(default=None, min_length=1)
+    image: str | None = Field(default=None, pattern=r"^\S+$")
     release: str | None = None
     namespace: Label = "default"
     storage: str = Field(default="pvc://models", pattern=r"^(pvc|s3|gs|oci)://[^/\s]+(/\S*)?$")

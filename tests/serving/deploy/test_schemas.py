@@ -255,5 +255,7 @@ def pod_and_server(found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 def test_values_that_do_not_fit_together_are_refused(served: Path) -> None:
     with pytest.raises(ValueError, match="client_ca needs tls_secret"):
         Values(client_ca=True)
+    with pytest.raises(ValueError, match="image"):
+        Values(image="two names")
     with pytest.raises(ValueError, match="below min_replicas"):
         facts(served, min_replicas=9)
