@@ -103,7 +103,7 @@ class HttpProxy:
         self._router = Router(options.rollouts)
         self._following: asyncio.Task[None] | None = None
         self._host, _, self._port = (options.http_listen or "").rpartition(":")
-        self._server = _Server(self._answer)
+        self._server = ConnectionServer(self._answer)
 
     async def listen(self) -> tuple[web.ServerRunner, str]:
         """Start to answer; returns what is to be cleaned up at the end, and the address.
@@ -367,11 +367,11 @@ class HttpProxy:
             return web.Response(status=answer.status, body=await answer.read(), headers=kept)
 
 
-class _Server(web.Server):
+class ConnectionServer(web.Server):
     """Bounds connections, and closes one that asks nothing for `_HEADERS_TIMEOUT_S`."""
 
     def __init__(self, handler: Any) -> None:
-        self._silent: dict[Any, asyncio.TimerHandle] = {}
+        self.silent: dict[Any, asyncio.TimerHandle] = {}
         super().__init__(
             handler,
             handler_cancellation=True,
@@ -387,12 +387,12 @@ class _Server(web.Server):
             return _Closed()
         connection = super().__call__()
         close = asyncio.get_running_loop().call_later
-        self._silent[connection] = close(_HEADERS_TIMEOUT_S, self._close_silent, connection)
+        self.silent[connection] = close(_HEADERS_TIMEOUT_S, self._close_silent, connection)
         return connection
 
     def spoke(self, connection: Any) -> None:
         """Take note that a connection has asked something, or has ended."""
-        if (timer := self._silent.pop(connection, None)) is not None:
+        if (timer := self.silent.pop(connection, None)) is not None:
             timer.cancel()  # which would keep what a connection has for so long
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
@@ -401,7 +401,7 @@ class _Server(web.Server):
         self.spoke(handler)
 
     def _close_silent(self, connection: web.RequestHandler) -> None:
-        del self._silent[connection]
+        del self.silent[connection]
         connection.force_close()
 
 

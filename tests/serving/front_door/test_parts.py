@@ -9,11 +9,12 @@ import random
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from bilateral_serving.front_door import json_body, requests
+from bilateral_serving.front_door import http_proxy, json_body, requests
 from bilateral_serving.front_door.fair_queue import FairQueue, FullError
 
 TEXTS = st.sampled_from(["", "a", "shared_memory_region", "shared_memory_offset", "sequence_id"])
@@ -203,3 +204,27 @@ class TestJson:
     def test_what_may_have_such_a_key_and_cannot_be_read_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="Expecting"):
             json_body.refers_to_shared_memory(b'{"shared_memory_region": }')
+
+
+def test_an_http_connection_that_ends_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_proxy, "_HEADERS_TIMEOUT_S", 1e6)  # nothing is forgotten by time
+
+    async def answer(_request: web.BaseRequest) -> web.Response:
+        return web.Response()
+
+    async def run() -> None:
+        server = http_proxy.ConnectionServer(answer)
+        listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+        for said in (b"", b"POST", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            address = listening.sockets[0].getsockname()
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(said)
+            await writer.drain()
+            while not server.connections:
+                await asyncio.sleep(0.01)
+            writer.close()
+            while server.connections or server.silent:
+                await asyncio.sleep(0.01)
+        listening.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
