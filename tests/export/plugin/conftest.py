@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders.exported import shared_folder
 
 SOURCES = Path(__file__).parents[3] / "export" / "plugin"
 ARCHITECTURES = {80: [80], 86: [86, 89], 90: [90], 100: [100], 120: [120]}
@@ -137,9 +138,12 @@ def plugin_build(
     tmp_path_factory: pytest.TempPathFactory, made_up_cubins: Path, plugin_compiler
 ) -> Path:
     """The folder of a build with tests; skips where there is no compiler or no headers."""
-    folder = tmp_path_factory.mktemp("plugin")
-    result = plugin_compiler(folder, made_up_cubins, "-DBILATERAL_PLUGIN_TESTS=ON")
-    if "headers were not found" in result.stderr:
-        pytest.skip("no TensorRT or CUDA headers on this machine")
-    assert result.returncode == 0, result.stdout + result.stderr
+    with shared_folder(tmp_path_factory, "plugin") as folder:
+        built = folder / "built"
+        if not built.exists():
+            result = plugin_compiler(folder, made_up_cubins, "-DBILATERAL_PLUGIN_TESTS=ON")
+            if "headers were not found" in result.stderr:
+                pytest.skip("no TensorRT or CUDA headers on this machine")
+            assert result.returncode == 0, result.stdout + result.stderr
+            built.touch()
     return folder
