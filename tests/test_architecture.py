@@ -60,7 +60,7 @@ ROOMS = {
         "statistics": set(),
         "report": {"statistics"},
         "load": {"report", "statistics"},
-        "experiments": {"evaluation", "load", "report", "statistics"},
+        "experiments": {"load", "report", "statistics"},
         "kernel": {"report"},
         "end_to_end": {"experiments", "load", "report"},
         "evaluation": set(),

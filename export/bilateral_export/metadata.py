@@ -12,6 +12,7 @@ from bilateral_export.preprocessing import ImagePreprocessing, Preprocessing
 __all__ = [
     "LOWERING_KEY",
     "METADATA_KEY",
+    "QUANTIZATION_KEY",
     "ArtifactMetadata",
     "ImagePreprocessing",
     "Precision",
@@ -21,6 +22,8 @@ __all__ = [
 METADATA_KEY = "bilateral"
 # Of what `bilateral lower` did to a file.
 LOWERING_KEY = "bilateral.lowering"
+# Of the loss that `bilateral quantize` states.
+QUANTIZATION_KEY = "bilateral.quantization"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

@@ -20,7 +20,7 @@ from bilateral_benchmarks.evaluation.dataset import IGNORED, Item
 from bilateral_benchmarks.evaluation.result import Change, Interval, Metric
 from bilateral_benchmarks.evaluation.subjects import Description, Subject
 from bilateral_export.errors import UserError
-from bilateral_export.intervals import wilson_interval
+from bilateral_export.intervals import difference_interval, wilson_interval
 from bilateral_serving.client.inputs.segmentation import Classes
 
 TOP = 5
@@ -159,7 +159,7 @@ class Classification(Measure):
     def drop(self, models: Two, both: Both) -> tuple[float, Interval | None]:
         """Return the difference of the shares."""
         first_only, second_only = self.only_right(models, both)
-        low, high = paired.difference_interval(first_only, second_only, len(both[0]))
+        low, high = difference_interval(first_only, second_only, len(both[0]))
         return (first_only - second_only) / len(both[0]), (-high, -low)
 
     def differ(self, models: Sequence[Description], both: Sequence[Answer]) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bilateral_export.intervals import Z
-
 RESAMPLES = 2_000
 
 
@@ -30,21 +28,6 @@ def mcnemar_p(first_only: int, second_only: int) -> float:
         term = term * (count - k + 1) // k
         tail += term
     return min(1.0, 2 * float(tail / 2**count))
-
-
-def difference_interval(first_only: int, second_only: int, items: int) -> tuple[float, float]:
-    """Return the 95 % interval of the second model's accuracy minus the first's.
-
-    McNemar's two counts b and c as proportions with one added to each, and the variance of their
-    difference: d +- z * sqrt((p1 + p2 - d^2) / (n + 2)), p1 = (b + 1) / (n + 2), p2 = (c + 1) /
-    (n + 2), d = p2 - p1. Source: Bonett and Price (2012), Journal of Educational and Behavioral
-    Statistics 37, "Adjusted Wald confidence interval for a difference of binomial proportions based
-    on paired data".
-    """
-    first, second = ((count + 1) / (items + 2) for count in (first_only, second_only))
-    difference = second - first
-    width = Z * math.sqrt((first + second - difference**2) / (items + 2))
-    return max(-1.0, difference - width), min(1.0, difference + width)
 
 
 def bootstrap_interval(

@@ -10,16 +10,17 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from bilateral_benchmarks.evaluation.paired import difference_interval
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import KEPT, Latency, Quantity, Result
 from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import interleave
+from bilateral_benchmarks.statistics.percentiles import Percentile
+from bilateral_export.decision_loss import DecisionLoss, StatedLoss, decision_loss
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
-from bilateral_export.intervals import wilson_interval
 from bilateral_export.lowering.gate import opened
+from bilateral_export.metadata import QUANTIZATION_KEY
 from bilateral_export.quantization.quantize import Recipe, Source, quantised, read_source, write
 from bilateral_export.runners.lowered import LoweredRunner
 from bilateral_export.runners.registry import DEFAULT, lowered_runtime
@@ -74,6 +75,7 @@ class Quantization(Result):
         max_loss: The stated loss.
         candidates: In the order in which they were tried; the last one that holds was written.
         sensitivities: Per layer, most sensitive first.
+        float_time, int8_time: Median of one item in the float file and the written form.
         speedup: Of the written form over the float file, both lowered; None where none was.
         speedup_low, speedup_high: Its 95 % interval, from six rounds on.
         size: Share of the float file's bytes.
@@ -88,6 +90,8 @@ class Quantization(Result):
     max_loss: float
     candidates: tuple[Candidate, ...]
     sensitivities: tuple[Sensitivity, ...]
+    float_time: Percentile | None = None
+    int8_time: Percentile | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
@@ -120,11 +124,43 @@ class Quantization(Result):
             notes.append(
                 f"{self.speedup:.2f} times as fast ({ends}), {self.size:.0%} of the bytes."
             )
+        if self.float_time is not None and self.int8_time is not None:
+            times = number(self.float_time.value_ms), number(self.int8_time.value_ms)
+            notes.append(f"One item takes {times[0]} ms in float32 and {times[1]} ms in 8 bits.")
         layers = tuple((one.layer, number(one.error)) for one in self.sensitivities[:12])
         return [
             Table(f"Quantising {self.subject} for {self.runtime}", columns, tried, tuple(notes)),
             Table("Most sensitive layers", ("layer", ">relative error alone"), layers, ()),
         ]
+
+    def latencies(self) -> list[Latency]:
+        """Return the medians of both files."""
+        return [
+            Latency(f"{self.subject} in {self.runtime}, {name}", (median,), self.context)
+            for name, median in (("float", self.float_time), ("int8", self.int8_time))
+            if median is not None
+        ]
+
+    def quantities(self) -> list[Quantity]:
+        """Return the medians, the speed over float, and what the last form keeps."""
+        last, name = self.candidates[-1], f"{self.subject} in {self.runtime}, int8"
+        kept = Quantity(
+            name,
+            KEPT,
+            1 - last.loss,
+            1 - last.high,
+            1 - last.low,
+            self.context,
+            more_is_better=True,
+        )
+        found = [kept]
+        if self.speedup is not None:
+            ends = self.speedup_low, self.speedup_high
+            speed = Quantity(
+                name, "times float's speed", self.speedup, *ends, self.context, more_is_better=True
+            )
+            found.append(speed)
+        return [*super().quantities(), *found]
 
     def plots(self) -> list[Plot]:
         """Return what each layer costs."""
@@ -141,6 +177,7 @@ def quantize(
     runtime: str = DEFAULT,
     max_loss: float = 0.005,
     rounds: int = 8,
+    sensitivities: tuple[Sensitivity, ...] = (),
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Quantization:
     """Write the fastest 8-bit form that holds a loss, and return what was tried.
@@ -159,6 +196,7 @@ def quantize(
             the loss and the speed are not.
         max_loss: The largest share that may be lost.
         rounds: Interleaved rounds of the speed's measurement.
+        sensitivities: Those of an earlier call with this file and these inputs; empty: measured.
         on_step: Called with what is being done.
 
     Raises:
@@ -184,8 +222,9 @@ def quantize(
     on_step("the float file")
     with LoweredRunner(model, runtime) as runner:
         wanted = _decisions(runner, judged)
-    on_step(f"{len(source.layers)} layers, one by one")
-    sensitivities = _sensitivities(source)
+    if not sensitivities:
+        on_step(f"{len(source.layers)} layers, one by one")
+        sensitivities = _sensitivities(source)
     tried: list[Candidate] = []
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / model.name
@@ -195,7 +234,8 @@ def quantize(
             write(made, file)
             with LoweredRunner(file, runtime) as runner:
                 got = _decisions(runner, judged)
-            tried.append(_judged(recipe, wanted, got, truth, max_loss))
+            loss = decision_loss(wanted, got, truth)
+            tried.append(_judged(recipe, loss, max_loss))
             if tried[-1].holds:
                 break
         found = Quantization(
@@ -215,11 +255,22 @@ def quantize(
         one = {name: array[:1] for name, array in inputs.items()}
         with LoweredRunner(model, runtime) as plain, LoweredRunner(file, runtime) as fast:
             calls = {"float": lambda: plain.run(one), "int8": lambda: fast.run(one)}
-            ratio = interleave(calls, rounds).ratio("int8", "float")
+            blocks = interleave(calls, rounds)
+        stated = StatedLoss(max_loss=max_loss, loss=loss, runtime=runtime)
+        made.metadata_props.add(key=QUANTIZATION_KEY, value=stated.model_dump_json())
         write(made, target)
     size = target.stat().st_size / model.stat().st_size
-    update = {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
-    return found.model_copy(update=update | {"size": size})
+    ratio = blocks.ratio("int8", "float")
+    return found.model_copy(
+        update={
+            "float_time": blocks.median("float"),
+            "int8_time": blocks.median("int8"),
+            "speedup": ratio.value,
+            "speedup_low": ratio.low,
+            "speedup_high": ratio.high,
+            "size": size,
+        }
+    )
 
 
 def _recipes(layers: Sequence[str]) -> list[Recipe]:
@@ -242,26 +293,15 @@ def _decisions(runner: LoweredRunner, inputs: Mapping[str, Array]) -> Array:
     return decided
 
 
-def _judged(
-    recipe: Recipe, wanted: Array, got: Array, labels: Array | None, max_loss: float
-) -> Candidate:
-    differs = wanted != got
-    if labels is None:
-        changed, count = int(differs.sum()), differs.size
-        loss, (low, high) = changed / count, wilson_interval(changed, count)
-    else:
-        before, after = wanted[:, 0] == labels, got[:, 0] == labels
-        lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-        loss = (lost - won) / len(labels)
-        low, high = difference_interval(won, lost, len(labels))
+def _judged(recipe: Recipe, loss: DecisionLoss, max_loss: float) -> Candidate:
     return Candidate(
         smoothed=recipe.smoothed,
         float_layers=len(recipe.float_layers),
-        changed=int(differs.sum()),
-        loss=loss,
-        low=low,
-        high=high,
-        holds=loss <= max_loss,
+        changed=loss.changed,
+        loss=loss.share,
+        low=loss.low,
+        high=loss.high,
+        holds=loss.share <= max_loss,
     )
 
 

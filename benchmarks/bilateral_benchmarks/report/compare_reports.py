@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bilateral_benchmarks.report.document import Document
-from bilateral_benchmarks.report.result import Quantity
+from bilateral_benchmarks.report.result import KEPT, Quantity
 from bilateral_export.errors import UserError
 
-Judgement = Literal["faster", "slower", "smaller", "larger", "indistinguishable"]
-WORSE: tuple[Judgement, ...] = ("slower", "larger")
+Judgement = Literal["faster", "slower", "smaller", "larger", "better", "worse", "indistinguishable"]
+WORSE: tuple[Judgement, ...] = ("slower", "larger", "worse")
 # Differences below this are not worth a red build, however certain they are.
 TOLERANCE = 0.02
 
@@ -25,8 +25,8 @@ class Verdict:
         ratio: Its new value over the old.
         low: Least that the two intervals allow; None: not limited.
         high: Most.
-        judgement: Faster or slower; of memory smaller or larger. Only if the whole interval of the
-            ratio is more than TOLERANCE away from 1.
+        judgement: Faster or slower; of memory smaller or larger, of shares better or worse. Only if
+            the whole interval of the ratio is more than TOLERANCE away from 1.
         doubts: Why the difference may not be the model's: other machines, invalid runs.
         valid: Whether both runs are.
     """
@@ -82,16 +82,19 @@ def _judge(before: Quantity, after: Quantity) -> Verdict:
     )
 
 
-_Kind = Literal["time", "rate", "memory"]
+_Kind = Literal["time", "rate", "memory", "share"]
 # What a number that has grown is called, and one that has shrunk.
 _WORDS: dict[_Kind, tuple[Judgement, Judgement]] = {
     "time": ("slower", "faster"),
     "rate": ("faster", "slower"),
     "memory": ("larger", "smaller"),
+    "share": ("better", "worse"),
 }
 
 
 def _kind(quantity: Quantity) -> _Kind:
+    if quantity.measure == KEPT:
+        return "share"
     if quantity.more_is_better:
         return "rate"
     return "memory" if quantity.measure.endswith("MiB") else "time"

@@ -16,6 +16,8 @@ from bilateral_benchmarks.statistics.percentiles import Percentile
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 # The percentiles of a latency that are compared.
 COMPARED = (50.0, 99.0)
+# The measure of a share of decisions: of right ones, or of those that stay what they were.
+KEPT = "decisions kept"
 
 
 @dataclass(frozen=True)

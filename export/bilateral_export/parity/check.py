@@ -8,13 +8,19 @@ from pathlib import Path
 
 from bilateral_export.artifact import read_metadata, read_onnx
 from bilateral_export.checkpoint.exported import load_exported
+from bilateral_export.decision_loss import read_stated_loss
 from bilateral_export.errors import UserError
 from bilateral_export.files import sha256
 from bilateral_export.models.family import Family
 from bilateral_export.parity.budget import DEFAULT_FACTOR
-from bilateral_export.parity.compare import Candidate
+from bilateral_export.parity.compare import FEWEST, Candidate
 from bilateral_export.parity.identity import check_graph
-from bilateral_export.parity.inputs.samples import DEFAULT_BATCHES, random_samples, real_samples
+from bilateral_export.parity.inputs.samples import (
+    DEFAULT_BATCHES,
+    Sample,
+    random_samples,
+    real_samples,
+)
 from bilateral_export.parity.matrix import ParityJob, Progress, run_matrix
 from bilateral_export.parity.report.baseline import regressions, require_same_model
 from bilateral_export.parity.report.document import ParityReport, Skipped, read_report
@@ -49,12 +55,15 @@ def check(
 ) -> ParityReport:
     """Return the report on whether what is served computes what was trained.
 
+    A file of `bilateral quantize` is held to the loss of decisions that it states, on real inputs.
+
     Args:
         checkpoint: The trained checkpoint.
         onnx: The ONNX file exported from it.
         served: The served model, such as `bilateral_serving.client.runner.TritonRunner`.
         plan: A TensorRT plan of the file; it needs the GPU it was built for.
-        inputs: Real preprocessed inputs: an .npz file with one array per input.
+        inputs: Real preprocessed inputs: an .npz file with one array per input, and where they are
+            known their classes as `labels`.
         factor: The budget of the largest error, as a multiple of eager PyTorch's.
         batches: Batch sizes, such as the corners of a TensorRT profile.
         lengths: Sizes to visit of other dynamic dimensions, by name.
@@ -71,8 +80,9 @@ def check(
         progress: Told the name of each stage as it starts.
 
     Raises:
-        UserError: An argument, a file or an input does not fit, `served` or `plan` cannot run, or
-            no stage that reads the file could open it.
+        UserError: An argument, a file or an input does not fit, `served` or `plan` cannot run, no
+            stage that reads the file could open it, or a file that states a loss has too few real
+            inputs to be judged on.
     """
     earlier = read_report(baseline) if baseline is not None else None
     if not 0 < factor < float("inf"):
@@ -89,8 +99,13 @@ def check(
     samples = random_samples(described, batches, lengths, items, seed)
     if inputs is not None:
         samples += real_samples(described.inputs(), inputs, batches)
+    stated = read_stated_loss(onnx)
+    if stated is not None:
+        _check_enough(onnx, samples)
     with tempfile.TemporaryDirectory() as scratch:
-        made, skipped = stages(loaded, onnx, metadata.precision, Path(scratch), compiled=compiled)
+        made, skipped = stages(
+            loaded, onnx, metadata.precision, Path(scratch), compiled=compiled, stated=stated
+        )
         for runner, name, reason in (
             (served, "served over gRPC", "give --served NAME"),
             (
@@ -102,7 +117,8 @@ def check(
             if runner is None:
                 skipped.append(Skipped(stage=name, reason=reason))
             else:
-                made.append(Stage(Candidate(runner, metadata.precision), True, required=True))
+                candidate = Candidate(runner, metadata.precision, stated=stated)
+                made.append(Stage(candidate, True, required=True))
         job = ParityJob(
             loaded,
             made,
@@ -124,6 +140,14 @@ def check(
     if html is not None:
         write_html(html, report, samples)
     return report
+
+
+def _check_enough(onnx: Path, samples: Sequence[Sample]) -> None:
+    if (items := sum(sample.items for sample in samples if sample.real)) < FEWEST:
+        raise UserError(
+            f"{onnx} states a loss of decisions on real inputs, and {items or 'none'} are given",
+            f"Give --inputs with {FEWEST} or more, and their classes as 'labels' if known.",
+        )
 
 
 def _check_dimensions(model: Family, lengths: Mapping[str, Sequence[int]]) -> None:

@@ -96,7 +96,8 @@ def extreme_checks(
     Where FP64 is finite and eager PyTorch in the precision too, the error must be within `factor`
     times the eager error on such inputs, or within what ordinary ones may have. Where FP64 is not
     finite, neither may the runner be: it propagates NaN and infinity, or refuses the input with a
-    `UserError`. Items beside the extreme one must not notice.
+    `UserError`. Items beside the extreme one must not notice. Of a file that states a loss, only
+    the last is checked: 8-bit numbers end where calibration ended, and have no NaN.
 
     Args:
         candidate: Its runner is open.
@@ -107,6 +108,8 @@ def extreme_checks(
     """
     checks = []
     for number, sample in enumerate(samples):
+        if candidate.stated is not None and _finite(sample):
+            continue
         try:
             answer = candidate.runner.run(sample.arrays)
         except UserError as error:
@@ -145,7 +148,7 @@ def _at_extreme(
         limit = max(limit, worst_error(errors, floor, factor))
     for item, (mine, true) in enumerate(zip(got, reference, strict=True)):
         if not finite[item]:
-            if np.isfinite(mine).all():
+            if np.isfinite(mine).all() and candidate.stated is None:
                 problems.append(f"item {item} is finite where FP64 is not")
         elif judged[item]:
             error = item_errors(mine[None], true[None], ordinary.size)

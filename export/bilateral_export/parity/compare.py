@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.decision_loss import DecisionLoss, StatedLoss, decision_loss
 from bilateral_export.metadata import Precision
 from bilateral_export.parity import measure
 from bilateral_export.parity.budget import (
@@ -18,13 +19,16 @@ from bilateral_export.parity.budget import (
     quotient,
     worst_error,
 )
-from bilateral_export.parity.decision import judge_decisions
+from bilateral_export.parity.decision import decided, judge_decisions
 from bilateral_export.parity.inputs.samples import Sample
 from bilateral_export.parity.reference import ReferenceSpec
 from bilateral_export.parity.report.document import Decision, ParityReport, ParityRow, WorstInput
 from bilateral_export.parity.scores import largest_difference, scores_of, tipped
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
+
+# Fewer real items say too little of a loss of decisions.
+FEWEST = 100
 
 # One array per sample.
 Outputs = dict[str, list[Array]]
@@ -40,12 +44,15 @@ class Candidate:
         widened: Whether it computes in float32 with weights that were rounded to `precision`: it
             is then compared with that model, and its budget is eager PyTorch's in float32.
         stage: What the report calls it; the runner's name where nothing is given.
+        stated: The loss of decisions that its 8-bit file states, which it is held to instead of the
+            error of eager PyTorch.
     """
 
     runner: Runner
     precision: Precision
     widened: bool = False
     stage: str = ""
+    stated: StatedLoss | None = None
 
     @property
     def name(self) -> str:
@@ -171,7 +178,14 @@ def judge(
         pairs = list(zip(outputs[name], reference, strict=True))
         distances = [measure.ulps(mine, true, candidate.rounding).ravel() for mine, true in pairs]
         items = sum(map(len, reference))
-        reason = _reason(found, budget, decision, items)
+        loss = None
+        if candidate.stated is None:
+            reason = _reason(found, budget, decision, items)
+        elif decision is None:
+            reason = ""
+        else:
+            loss = _real_loss(outputs[name], reference, samples)
+            reason = _loss_reason(loss, candidate.stated, float(errors.max()))
         rows.append(
             ParityRow(
                 stage=candidate.name,
@@ -179,13 +193,15 @@ def judge(
                 output=name,
                 error=float(errors.max()),
                 eager_error=float(eager.max()),
-                budget=limit,
+                budget=limit if candidate.stated is None else math.inf,
                 typical=found.typical,
                 typical_low=found.typical_low,
                 typical_high=found.typical_high,
                 cosine=min(float(measure.cosines(*pair).min()) for pair in pairs),
                 ulp_histogram=measure.ulp_histogram(np.concatenate(distances)),
                 decision=decision,
+                loss=loss,
+                stated_loss=candidate.stated.max_loss if candidate.stated and loss else None,
                 items=items,
                 worst=_worst(float(errors.max()), int(furthest[errors.argmax()]), samples),
                 passed=not reason,
@@ -217,6 +233,33 @@ def _reason(found: Quotient, budget: Budget, decision: Decision | None, items: i
             " explains"
         )
     return "; ".join(reasons)
+
+
+def _real_loss(
+    got: Sequence[Array], reference: Sequence[Array], samples: Sequence[Sample]
+) -> DecisionLoss:
+    """Return what is lost of the reference's decisions on the real samples."""
+    rows = [
+        (decided(true), decided(mine), sample.labels)
+        for true, mine, sample in zip(reference, got, samples, strict=True)
+        if sample.real
+    ]
+    wanted, mine = (np.concatenate([row[place] for row in rows]) for place in (0, 1))
+    known = [row[2] for row in rows if row[2] is not None]
+    return decision_loss(wanted, mine, np.concatenate(known) if known else None)
+
+
+def _loss_reason(loss: DecisionLoss, stated: StatedLoss, error: float) -> str:
+    """Return why a stated loss does not hold, in words; empty where it can be true.
+
+    Where more are lost than stated, but the items are too few to tell it from chance, it can.
+    """
+    if not math.isfinite(error):
+        return "it answers NaN or infinity"
+    if loss.low <= stated.max_loss:
+        return ""
+    what = "its right decisions" if loss.labelled else "decisions"
+    return f"it loses {loss} of {what}, and its file states at most {stated.max_loss:.2%}"
 
 
 def _worst(error: float, item: int, samples: Sequence[Sample]) -> WorstInput:

@@ -58,6 +58,11 @@ def judge_decisions(
     )
 
 
+def decided(output: Array) -> Array:
+    """Return the decisions of an output that decides: as they are, or the largest of axis 1."""
+    return output.argmax(1) if output.dtype.kind == "f" else output
+
+
 def _perplexity(got: Sequence[Array], reference: Sequence[Array]) -> Decision:
     """Return the perplexity over that of FP64, on the same tokens; every token counts once."""
     tokens = sum(truth.size for truth in reference)

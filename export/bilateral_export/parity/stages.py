@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.decision_loss import StatedLoss
 from bilateral_export.metadata import Precision
 from bilateral_export.parity.bisection.widen import widen_file
 from bilateral_export.parity.bisection.windows import OpenRunner
@@ -49,6 +50,7 @@ def stages(
     scratch: Path,
     *,
     compiled: bool = True,
+    stated: StatedLoss | None = None,
 ) -> tuple[list[Stage], list[Skipped]]:
     """Return what can run here between eager PyTorch and the runtimes that read the file.
 
@@ -58,6 +60,7 @@ def stages(
         precision: It was exported in.
         scratch: Directory for the widened graph, and for that whose scores are shown.
         compiled: Whether to compile with TorchInductor, which takes a while.
+        stated: The loss of decisions that the file states, if it does.
 
     Returns:
         The stages in the order of the pipeline, and those left out with the reason.
@@ -88,7 +91,8 @@ def stages(
             skipped.append(Skipped(stage=runtime.name, reason=reason))
             continue
         reader = runtime.load(shown)
-        candidate = Candidate(reader, precision, stage=f"{reader.name}, {precision} file")
+        kind = precision if stated is None else "int8"
+        candidate = Candidate(reader, precision, stage=f"{reader.name}, {kind} file", stated=stated)
         checked = not runtime.diagnostic
         made.append(Stage(candidate, checked, graph=onnx, open_runner=runtime.load))
     return made, skipped

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bilateral_benchmarks.evaluation import paired
+from bilateral_export.intervals import Z, difference_interval
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,9 @@ def test_the_interval_of_a_difference_mirrors_when_the_models_are_exchanged(
     items = first + second + same
     if not items:
         return
-    low, high = paired.difference_interval(first, second, items)
+    low, high = difference_interval(first, second, items)
     assert -1 <= low <= high <= 1
-    assert paired.difference_interval(second, first, items) == pytest.approx((-high, -low))
+    assert difference_interval(second, first, items) == pytest.approx((-high, -low))
 
 
 def test_the_interval_of_a_difference_holds_it_as_often_as_it_says() -> None:
@@ -53,7 +54,7 @@ def test_the_interval_of_a_difference_holds_it_as_often_as_it_says() -> None:
     held = 0
     for _ in range(2000):
         first, second, _ = random.multinomial(items, [p_first, p_second, 1 - p_first - p_second])
-        low, high = paired.difference_interval(int(first), int(second), items)
+        low, high = difference_interval(int(first), int(second), items)
         held += low <= p_second - p_first <= high
     assert 0.935 < held / 2000 < 0.975
 
@@ -61,7 +62,7 @@ def test_the_interval_of_a_difference_holds_it_as_often_as_it_says() -> None:
 def test_the_bootstraps_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     values = np.random.default_rng(1).normal(size=400)
     low, high = paired.bootstrap_interval(400, lambda weights: float(weights @ values / 400))
-    width = 2 * paired.Z * values.std() / math.sqrt(400)
+    width = 2 * Z * values.std() / math.sqrt(400)
     assert high - low == pytest.approx(width, rel=0.08)
     assert low < values.mean() < high
     again = paired.bootstrap_interval(400, lambda weights: float(weights @ values / 400))

@@ -19,16 +19,25 @@ from bilateral_export.tensors import Array, TensorSpec
 # One, several, the largest that `bilateral repository add` lets a server make, and one more.
 DEFAULT_BATCHES = (1, 2, 8, 9)
 DEFAULT_ITEMS = 32
+# The array of classes in a file of real inputs.
+LABELS = "labels"
 # The largest batch that is repeated.
 USUAL_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One batch of inputs, by name, and where it came from."""
+    """One batch of inputs, by name, and where it came from.
+
+    Attributes:
+        real: Whether they are a user's, not made up.
+        labels: Their classes `[items]`, where they are known.
+    """
 
     origin: str
     arrays: dict[str, Array]
+    real: bool = False
+    labels: Array | None = None
 
     @property
     def items(self) -> int:
@@ -118,7 +127,8 @@ def real_samples(
 
     Args:
         specs: The model's inputs.
-        path: The file; each array has the samples along its first axis.
+        path: The file; each array has the samples along its first axis; of classes, `labels`
+            may be one more.
         batches: Batch sizes to cut; the batches follow each other through the file, the largest
             until its end.
 
@@ -137,6 +147,9 @@ def real_samples(
     items = min(map(len, given.values()))
     if not items or any(len(array) != items for array in given.values()):
         raise UserError(f"{path} has no items, or not as many of each input", "Save one per row.")
+    labels = arrays.get(LABELS) if LABELS not in given else None
+    if labels is not None and len(np.atleast_1d(labels)) != items:
+        raise UserError(f"{path} has {items} items and not as many labels", "Save one per row.")
     if wrong := [n for n, a in given.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]:
         raise UserError(f"{', '.join(wrong)} of {path} has NaN or infinity", "Give finite inputs.")
     samples, start = [], 0
@@ -145,6 +158,8 @@ def real_samples(
             break
         cut = {name: array[start : start + batch] for name, array in given.items()}
         last = min(start + batch, items) - 1
-        samples.append(Sample(f"{path.name}, items {start} to {last}", cut))
+        classes = None if labels is None else labels[start : start + batch]
+        origin = f"{path.name}, items {start} to {last}"
+        samples.append(Sample(origin, cut, real=True, labels=classes))
         start += batch
     return samples

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
+from bilateral_export.decision_loss import DecisionLoss
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_export.metadata import Precision
@@ -77,16 +78,19 @@ class ParityRow(_Record):
         error: Largest relative error against the reference over all items: Euclidean norm of the
             difference over that of the reference.
         eager_error: The same for eager PyTorch in that precision.
-        budget: What `error` may be.
+        budget: What `error` may be; infinite for a file that states a loss.
         typical: Geometric mean over items (of few numbers: pools of them) of error / eager error.
         typical_low: Lower end of its one-sided 99 % confidence interval.
         typical_high: Upper end, which must be within the report's `typical_budget`.
         cosine: Smallest cosine between output and reference.
         ulp_histogram: Elements per bin of the report's `ulp_edges`, and beyond the last.
         decision: Agreement of decisions; None where the output decides nothing.
+        loss: Of an 8-bit file that states one: the decisions that it loses on the real inputs.
+        stated_loss: What it may lose.
         items: How many items were compared.
         worst: Where the error is largest.
-        passed: Whether both budgets are kept and no decision flipped.
+        passed: Whether both budgets are kept and no decision flipped; of a file that states a loss,
+            whether the interval of `loss` allows it.
         reason: Why it did not pass, in words; empty where it did.
     """
 
@@ -102,6 +106,8 @@ class ParityRow(_Record):
     cosine: float
     ulp_histogram: tuple[int, ...]
     decision: Decision | None
+    loss: DecisionLoss | None = None
+    stated_loss: float | None = None
     items: int
     worst: WorstInput
     passed: bool
