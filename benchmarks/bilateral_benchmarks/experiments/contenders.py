@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bilateral_benchmarks.experiments.gemm_peak import Goal
@@ -25,16 +26,20 @@ from bilateral_export.models.language import LanguageModelConfig
 from bilateral_export.models.registry import build, named
 from bilateral_export.models.residual import GeneralizedResidual
 from bilateral_export.preprocessing import TextPreprocessing
+from bilateral_export.quantization.quantize import Recipe, read_source, write
+from bilateral_export.quantization.quantize import quantised as eight_bit
 from bilateral_export.runners.base import Runner
 from bilateral_export.runners.onnxruntime_runner import OnnxRuntimeRunner
 from bilateral_export.runners.openvino_runner import OpenVinoRunner
-from bilateral_export.runners.registry import DEFAULT, RUNTIMES
+from bilateral_export.runners.registry import DEFAULT, LOWERED, RUNTIMES
 from bilateral_export.runners.tensorrt_runner import TensorRTRunner
 from bilateral_export.runners.torch_compiled import CompiledRunner
 from bilateral_export.runners.torch_eager import TorchRunner
 from bilateral_export.text import END, UNKNOWN, Tokenizer
 
 ORT_LOWERED, OPENVINO_F32 = "onnxruntime, lowered", "openvino f32"
+# Random items that 8-bit activations are calibrated on.
+_CALIBRATION = 16
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def usual_contenders(
     yield Contender("onnxruntime, exported", as_it_comes, "fp32", exported)
     lowered = lower(exported, "onnxruntime-cpu", folder / "ort.onnx").path
     yield Contender(ORT_LOWERED, OnnxRuntimeRunner(lowered), "fp32", lowered)
-    yield quantised(exported, folder)
+    yield from quantised(checkpoint, exported, folder)
     if not RUNTIMES["openvino"].installed:
         yield Absent("openvino", "not installed")
     else:
@@ -175,23 +180,25 @@ def usual_contenders(
     yield tensorrt("tensorrt", exported, folder, "auto")
 
 
-def quantised(exported: Path, folder: Path) -> Contender | Absent:
-    """Return the model with its matrix products quantised to int8 by ONNX Runtime's own tool."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def quantised(checkpoint: Checkpoint, exported: Path, folder: Path) -> Iterator[Contender | Absent]:
+    """Yield the model with all linear layers in 8 bits, as `bilateral quantize` tries it first.
 
-    from bilateral_export.lowering.attention_decomposed import decompose
-
-    target = folder / "int8.onnx"
+    It is calibrated on random inputs, and held to the error of bf16.
+    """
+    feed = checkpoint.build_model().example(_CALIBRATION, np.random.default_rng(1))
+    plain = folder / "int8.onnx"
     try:
-        plain = folder / "decomposed.onnx"
-        onnx.save(decompose(load_graph(exported)), plain)
-        quantize_dynamic(
-            plain, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
-        )
-    except Exception as error:  # the tool raises all kinds
-        return Absent("onnxruntime int8", f"cannot be quantised: {str(error)[:80]}")
-    return Contender("onnxruntime int8", OnnxRuntimeRunner(target), "bf16", target)
+        write(eight_bit(read_source(exported, [feed]), Recipe()), plain)
+    except UserError as error:
+        yield Absent("int8", error.problem)
+        return
+    for name in LOWERED:
+        row = f"{name} int8"
+        if not RUNTIMES[name].installed:
+            yield Absent(row, "not installed")
+            continue
+        target = lower(plain, RUNTIMES[name].lowering, folder / f"int8.{name}.onnx").path
+        yield Contender(row, RUNTIMES[name].load(target), "bf16", target, name)
 
 
 def tensorrt(

@@ -16,6 +16,7 @@ _MODULES = (
     "several_sizes",
     "cold_start",
     "quantize",
+    "eight_bits",
     "capacity",
     "documents",
     "kernel",

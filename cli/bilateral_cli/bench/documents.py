@@ -24,11 +24,12 @@ def compare(
 ) -> None:
     """Say what became faster, slower, or cannot be distinguished.
 
-    Exit code 1 if anything is slower, or a run that is compared is invalid.
+    Exit code 1 if anything is slower or worse, or a run that is compared is invalid.
 
     Latencies with an interval are compared: of runners, served models, sweeps, scenarios other than
-    Server, runtimes, forms, files of several sizes and tiles. Where the two were measured on
-    different machines, or one is invalid or unstable, it is said.
+    Server, runtimes, forms, files of several sizes, tiles and 8-bit files; of the last, the
+    decisions they keep too. Where the two were measured on different machines, or one is invalid or
+    unstable, it is said.
 
     Example: bilateral bench compare main.json branch.json
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,16 +47,25 @@ def finish(found: Item, title: str, output: Path | None, json: bool) -> None:
     Raises:
         typer.Exit: Code 1: a run is invalid.
     """
+    finish_all([found], title, output, json)
+
+
+def finish_all(found: Sequence[Item], title: str, output: Path | None, json: bool) -> None:
+    """Print results, and write them as a document where asked.
+
+    Raises:
+        typer.Exit: Code 1: a run is invalid.
+    """
     from bilateral_benchmarks.experiments.document import BenchDocument
     from bilateral_benchmarks.report.files import write_json
 
-    document = BenchDocument(title=title, items=(found,))
+    document = BenchDocument(title=title, items=tuple(found))
     if output is not None:
         write_json(document, output)
         notes.print(f"Wrote {output}")
     if json:
         print_json(document)
-    for table_ in () if json else found.tables():
+    for table_ in () if json else (each for one in found for each in one.tables()):
         print_table(table_)
         for note in table_.notes:
             notes.print(note, soft_wrap=True)

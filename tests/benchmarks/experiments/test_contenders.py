@@ -33,6 +33,8 @@ def test_bf16_takes_part_only_where_the_cpu_has_it(
     checkpoint = checkpoint_of(CHECKPOINT, tmp_path)
     found = {one.name: one for one in usual_contenders(checkpoint, exported, tmp_path)}
     assert isinstance(found["openvino f32"], Contender)
+    assert isinstance(found["onnxruntime int8"], Contender)
+    assert isinstance(found["openvino int8"], Contender)
     assert isinstance(found["openvino bf16"], Contender if has_bf16 else Absent)
 
 
