@@ -25,6 +25,7 @@ from bilateral_export.quantization.quantize import Recipe, Source, quantised, re
 from bilateral_export.runners.lowered import LoweredRunner
 from bilateral_export.runners.registry import DEFAULT, lowered_runtime
 from bilateral_export.tensors import FEATURES, Array
+from bilateral_export.text import STEP_OUTPUTS
 
 # Items whose activations are looked at; the others judge.
 CALIBRATION = 64
@@ -200,21 +201,17 @@ def quantize(
         on_step: Called with what is being done.
 
     Raises:
-        UserError: The file was lowered, has no float32 linear layer or does not take the inputs,
-            or `max_loss` is no share.
+        UserError: The file was lowered, has no float32 linear layer, does not classify or does not
+            take the inputs; these are too few, unlike in number or not finite, or the labels are
+            not one whole number for each; or `max_loss` is no share.
     """
     context = Context.now()
     if not 0 <= max_loss < 1:
         raise UserError(f"a loss of {max_loss:g} is no share of decisions", "Use such as 0.005.")
     require_file(model, "model")
     lowered_runtime(runtime).require()
-    items = len(next(iter(inputs.values())))
+    items = _check_items(inputs, labels)
     seen = min(CALIBRATION, items // 4)
-    if seen == 0 or (labels is not None and len(labels) != items):
-        raise UserError(
-            f"there are {items} items and {items if labels is None else len(labels)} labels",
-            "Give at least four items, better some hundreds, and a label for each or none.",
-        )
     calibration = [{name: array[:seen] for name, array in inputs.items()}]
     judged = {name: array[seen:] for name, array in inputs.items()}
     truth = None if labels is None else labels[seen:]
@@ -273,6 +270,30 @@ def quantize(
     )
 
 
+def _check_items(inputs: Mapping[str, Array], labels: Array | None) -> int:
+    """Return how many items there are, which can be judged."""
+    counts = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
+    items = min(counts.values(), default=0)
+    if items < 4 or len(set(counts.values())) > 1:
+        found = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
+        raise UserError(
+            f"the items are {found or 'none'}", "Give at least four, better some hundreds."
+        )
+    for name, array in inputs.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise UserError(
+                f"the items of '{name}' hold NaN or infinity", "Give the inputs that a model gets."
+            )
+    if labels is not None and (
+        labels.shape != (items,) or not np.issubdtype(labels.dtype, np.integer)
+    ):
+        raise UserError(
+            f"the labels are {labels.dtype}{list(labels.shape)}, for {items} items",
+            "Give the number of each item's class, or none.",
+        )
+    return items
+
+
 def _recipes(layers: Sequence[str]) -> list[Recipe]:
     """Return what to try, fastest first, given the layers, most sensitive first."""
     counts = dict.fromkeys([0, *(round(share * len(layers)) for share in _FLOAT_SHARES)])
@@ -282,14 +303,21 @@ def _recipes(layers: Sequence[str]) -> list[Recipe]:
 
 def _decisions(runner: LoweredRunner, inputs: Mapping[str, Array]) -> Array:
     output = runner.outputs[0].name
-    if output == FEATURES:
-        raise UserError("a model without a head decides nothing", "Quantise one that classifies.")
+    if output in (FEATURES, STEP_OUTPUTS[0]):
+        raise UserError(
+            f"the model's output '{output}' decides nothing", "Quantise one that classifies."
+        )
     items = len(next(iter(inputs.values())))
     made = [
         runner.run({name: array[at : at + _BATCH] for name, array in inputs.items()})[output]
         for at in range(0, items, _BATCH)
     ]
-    decided: Array = np.concatenate(made).argmax(axis=-1).reshape(items, -1)
+    logits: Array = np.concatenate(made)
+    if not np.issubdtype(logits.dtype, np.floating):
+        raise UserError(
+            f"the model's output '{output}' is no logits", "Quantise one that classifies."
+        )
+    decided: Array = logits.argmax(axis=-1).reshape(items, -1)
     return decided
 
 

@@ -17,6 +17,7 @@ from bilateral_export.lowering.gate import opened
 from bilateral_export.lowering.lower import lowered_proto
 from bilateral_export.quantization.quantize import Recipe, quantised, read_source
 from bilateral_export.runners.lowered import LoweredRunner
+from bilateral_export.text import STEP_INPUTS, step_feed
 from bilateral_serving import repository
 
 HELD_OUT = Path(__file__).parents[3] / "export" / "checkpoints" / "digits_heldout.npz"
@@ -125,15 +126,44 @@ def test_the_layers_named_stay_float(digits: Path, images: dict[str, np.ndarray]
     assert len(integer) == len(source.layers) - 3
 
 
+IMAGES = np.zeros((16, 1, 16, 16), np.float32)
+
+
 @pytest.mark.parametrize(
-    ("items", "loss", "why"), [(3, 0.005, "3 items"), (16, 1.5, "no share of decisions")]
+    ("given", "labels", "loss", "why"),
+    [
+        ({"image": IMAGES[:3]}, None, 0.005, "3 of 'image'"),
+        ({}, None, 0.005, "none"),
+        ({"image": np.float32(1)}, None, 0.005, "0 of 'image'"),
+        ({"image": IMAGES, "mask": IMAGES[:8]}, None, 0.005, "16 of 'image', 8 of 'mask'"),
+        ({"image": IMAGES + np.nan}, None, 0.005, "'image' hold NaN"),
+        ({"image": IMAGES}, np.zeros((16, 1), np.int64), 0.005, r"int64\[16, 1\], for 16 items"),
+        ({"image": IMAGES}, np.float32(1), 0.005, r"float32\[\]"),
+        ({"image": IMAGES}, np.zeros(16), 0.005, r"float64\[16\]"),
+        ({"image": IMAGES}, None, 1.5, "no share of decisions"),
+    ],
 )
 def test_what_cannot_be_judged_is_one_line(
-    items: int, loss: float, why: str, digits: Path, images: dict[str, np.ndarray], tmp_path: Path
+    given: dict[str, np.ndarray],
+    labels: np.ndarray | None,
+    loss: float,
+    why: str,
+    digits: Path,
+    tmp_path: Path,
 ) -> None:
-    few = {"image": images["image"][:items]}
     with pytest.raises(UserError, match=why):
-        quantize(digits, tmp_path / "int8.onnx", few, max_loss=loss)
+        quantize(digits, tmp_path / "int8.onnx", given, labels, max_loss=loss)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_language_model_decides_nothing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = exported("pydoc_bilateral", tmp_path_factory)
+    words, past = np.zeros((16, 4), np.int64), np.zeros((16, 4, 4, 0, 16), np.float32)
+    given = step_feed((words, words, past, past), STEP_INPUTS) | {"starts": words[:, :1]}
+    with pytest.raises(UserError, match="'log_likelihood' decides nothing"):
+        quantize(file, tmp_path / "int8.onnx", given)
 
 
 def test_openvino_computes_the_same_file_in_integers(

@@ -143,5 +143,5 @@ def test_as_many_classes_as_items_are_wanted(
     with np.load(inputs) as file:
         np.savez(tmp_path / "odd.npz", image=file["image"], labels=file["labels"][:7])
     specs = subjects["digits"].checkpoint.build_model().inputs()
-    with pytest.raises(UserError, match="200 items and not as many labels"):
+    with pytest.raises(UserError, match="200 items and labels \\["):
         real_samples(specs, tmp_path / "odd.npz")

@@ -148,8 +148,10 @@ def real_samples(
     if not items or any(len(array) != items for array in given.values()):
         raise UserError(f"{path} has no items, or not as many of each input", "Save one per row.")
     labels = arrays.get(LABELS) if LABELS not in given else None
-    if labels is not None and len(np.atleast_1d(labels)) != items:
-        raise UserError(f"{path} has {items} items and not as many labels", "Save one per row.")
+    if labels is not None and labels.shape != (items,):
+        raise UserError(
+            f"{path} has {items} items and labels {list(labels.shape)}", "Save one per row."
+        )
     if wrong := [n for n, a in given.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]:
         raise UserError(f"{', '.join(wrong)} of {path} has NaN or infinity", "Give finite inputs.")
     samples, start = [], 0
