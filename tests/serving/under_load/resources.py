@@ -41,6 +41,27 @@ class Slope:
         return f"{self.last:.1f}, {self.per_hour:+.2f}/h [{self.low:+.2f}, {self.high:+.2f}]"
 
 
+@dataclass(frozen=True)
+class Growth:
+    """A slope over some time, and over its halves.
+
+    What is lost with each call grows in both halves. An allocator that takes more once, for a
+    coincidence of large messages, makes a step, which one half has and the other has not.
+    """
+
+    whole: Slope
+    first: Slope
+    second: Slope
+
+    def is_more_than(self, per_hour: float) -> bool:
+        """Return whether it is, in each half and with a confidence of 97.5 % there."""
+        return min(self.first.low, self.second.low) > per_hour
+
+    def __str__(self) -> str:
+        halves = ", ".join(f"{half.per_hour:+.1f}" for half in (self.first, self.second))
+        return f"{self.whole}; its halves {halves}"
+
+
 def slope(times_s: np.ndarray, values: np.ndarray, bins: int = 16) -> Slope:
     """Fit means over equal stretches of time: neighbouring samples are not independent."""
     edges = np.linspace(times_s[0], times_s[-1] + 1e-9, bins + 1)
@@ -72,14 +93,21 @@ class Watcher(threading.Thread):
             for key, value in self._sample().items():
                 self.values.setdefault(key, []).append(value)
 
-    def finish(self, after_s: float) -> dict[tuple[str, str], Slope]:
-        """Stop, and return every slope since the warm-up."""
+    def finish(self, after_s: float) -> dict[tuple[str, str], Growth]:
+        """Stop, and return how everything has grown since the warm-up."""
         self._over.set()
         self.join()
         times = np.array(self.times)
-        kept = times >= after_s
+        middle = (after_s + times[-1]) / 2
+        parts = times >= after_s, (times >= after_s) & (times < middle), times >= middle
         return {
-            key: slope(times[kept], np.array(values)[kept]) for key, values in self.values.items()
+            key: Growth(
+                *(
+                    slope(times[part], np.array(values)[part], bins)
+                    for part, bins in zip(parts, (16, 8, 8), strict=True)
+                )
+            )
+            for key, values in self.values.items()
         }
 
     def _sample(self) -> dict[tuple[str, str], float]:

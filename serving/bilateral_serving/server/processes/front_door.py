@@ -21,6 +21,10 @@ _POLL_S = 0.02
 SILENT_S = 10.0
 # Processor time within SILENT_S that counts as work: its loop may be busy with large messages.
 _WORK_S = 0.5
+# glibc keeps what was freed, in up to eight arenas per processor: messages of megabytes, which
+# pass through several threads, make each of them as large as the largest ones need. In few arenas,
+# and with such messages outside of them, a front door stays as large as its calls are now.
+_ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 class DoorProcess:
@@ -46,6 +50,7 @@ class DoorProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=directory,
+            env={**_ALLOCATOR, **os.environ},
             start_new_session=True,
             pass_fds=() if output is None else (output,),
         )
