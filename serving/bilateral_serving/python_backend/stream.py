@@ -3,7 +3,8 @@
 It lies beside `model.py`, which uses it for a model that config.pbtxt declares decoupled, together
 with `vocabulary.txt` and `bilateral_text.py` (`bilateral_export/text.py`, copied).
 
-Streams of new words advance together (`stream_together.py`). A text to be scored is read in a
+Streams of new words advance together (`stream_together.py`) and share messages
+(`stream_sending.py`). A text to be scored is read in a
 thread, alone, and so is every stream of a file that was exported before texts of different lengths
 could be rows of one batch. A client leaves a stream by a second request on it, whose parameter
 `leave` is the id of the first: the stream then ends at its next word. The second request has no
@@ -13,7 +14,6 @@ instead stops the work as well, but Triton can die of that (serving/README.md).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import queue
 import threading
@@ -38,6 +38,7 @@ from bilateral_text import (
     step_feed,
 )
 from stream_batch import Batch
+from stream_sending import Sending
 from stream_together import Together
 
 Array = np.ndarray[Any, Any]
@@ -108,15 +109,21 @@ class Streamer:
         self._waiting: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._streams: dict[str, Stream] = {}
-        self._sending: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._sending: Sending[Stream] = Sending(_send, _finish)
         self._together: Together[Stream] | None = None
         work = [self._work] * streams
         if self._takes_starts():
             batch = Batch(self._step, self._cache_shape, self._context)
             self._together = Together(
-                batch, streams, self._begin, self._is_left, self._give, self._end
+                batch,
+                streams,
+                self._context,
+                self._begin,
+                self._is_left,
+                self._sending.word,
+                self._end,
             )
-            work += [self._advance, self._send]
+            work += [self._advance, self._sending.run]
         # Daemons: a thread that waits for a server which is going away must not keep this process.
         for task in work:
             threading.Thread(target=task, daemon=True).start()
@@ -173,22 +180,9 @@ class Streamer:
         prompt = self._tokenizer.encode(_texts(stream.request, "text")[0])
         return Generation(self._tokenizer, prompt, _sampling(stream.request))
 
-    def _give(self, stream: Stream, word: Word) -> None:
-        self._sending.put(lambda: stream.sender.send(_response([word])))
-
     def _end(self, stream: Stream, failure: Exception | None) -> None:
-        if failure is not None:
-            self._sending.put(lambda: stream.sender.send(_failure(failure)))
-        self._sending.put(lambda: stream.sender.send(flags=FINAL))
+        self._sending.end(stream, failure)
         self._forget(stream)
-
-    def _send(self) -> None:
-        """Hand over words while the next ones are computed."""
-        while True:
-            send = self._sending.get()
-            # A stream that takes nothing any more must not keep the words of others.
-            with contextlib.suppress(Exception):
-                send()
 
     def _answer(self, stream: Stream) -> None:
         try:
@@ -232,8 +226,9 @@ class Streamer:
 
     def _outputs(self, feed: dict[str, Array]) -> tuple[Array, Array, Array, Array]:
         likelihood, probabilities, keys, values = self._run(feed, STEP_OUTPUTS)
-        # The keys and values are large, and what is wrong with them shows in the next word.
-        self._count((likelihood, probabilities))
+        # The keys and values are large, and what is wrong with them shows in the next word. A sum
+        # is not finite where one of its terms is not, and takes half the time.
+        self._count((likelihood, probabilities.sum(axis=-1)))
         return likelihood, probabilities, keys, values
 
     def _is_left(self, stream: Stream) -> bool:
@@ -257,6 +252,16 @@ def _scores(request: Any) -> bool:
 
 def _failure(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+
+def _send(stream: Stream, words: Sequence[Word]) -> None:
+    stream.sender.send(_response(words))
+
+
+def _finish(stream: Stream, failure: Exception | None) -> None:
+    if failure is not None:
+        stream.sender.send(_failure(failure))
+    stream.sender.send(flags=FINAL)
 
 
 def _sampling(request: Any) -> Sampling:

@@ -36,16 +36,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def join(self, tokens: Sequence[int]) -> Array:
-        """Read a text, make it the last row, and return the log-probabilities `[words]` after it.
+    def join(self, texts: Sequence[Sequence[int]]) -> list[Array | None]:
+        """Read texts in one run, make them the last rows, and return what each says follows.
 
-        Only its last window is read: what came before cannot be seen from there.
+        That is the log-probabilities `[words]` after the longest of them. A shorter one is read up
+        to its last token, which is for the next `read`, and has None. Of each only the last window
+        is read: what came before cannot be seen from there.
         """
-        window = list(tokens[last_window(len(tokens), self._context) :])
-        after, keys, values = self._begin([window])
-        self._replace([*self._rows(), (keys[0], values[0])], [*self._windows, window])
-        row: Array = after[0]
-        return row
+        windows = [list(text[last_window(len(text), self._context) :]) for text in texts]
+        longest = max(map(len, windows))
+        whole = [len(window) == longest for window in windows]
+        windows = [
+            window if done else window[:-1] for window, done in zip(windows, whole, strict=True)
+        ]
+        after, keys, values = self._begin(windows)
+        joined = [
+            (keys[row, :, :, : len(window)], values[row, :, :, : len(window)])
+            for row, window in enumerate(windows)
+        ]
+        self._replace([*self._rows(), *joined], [*self._windows, *windows])
+        return [row if done else None for row, done in zip(after, whole, strict=True)]
 
     def read(self, tokens: Sequence[int]) -> Array:
         """Read one more token of each row; return the log-probabilities `[rows, words]` after it.
@@ -73,9 +83,12 @@ class Batch:
         return np.array(starts, np.int64)[:, None]
 
     def _begin(self, windows: Sequence[Sequence[int]]) -> tuple[Array, Array, Array]:
-        """Read windows of one length from nothing."""
-        tokens = np.array(windows, np.int64)
+        """Read windows from nothing; what is after the end of a shorter one means nothing."""
         none = np.zeros((len(windows), *self._shape[1:]), np.float32)
+        # Padded on the right: causal attention does not see what follows.
+        tokens = np.zeros((len(windows), max(map(len, windows))), np.int64)
+        for row, window in zip(tokens, windows, strict=True):
+            row[: len(window)] = window
         starts = np.zeros((len(windows), 1), np.int64)
         _, after, keys, values = self._step(tokens, tokens[:, -1:], none, none, starts)
         return after, keys, values

@@ -6,7 +6,8 @@ It lies beside `stream.py`, which gives it requests, and needs neither Triton no
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -30,12 +31,14 @@ class Running(Generic[S]):
 class Together(Generic[S]):
     """Advances many streams, one word of each in one run of the model.
 
-    One text is read between two words: who runs waits for one prompt at most, however many join.
-    What is wrong with one stream ends that stream only; a run that fails ends those in it.
+    Texts that join are read together, in a run of their own, as many as have the tokens of one
+    window: who runs waits no longer than for one long prompt, however many join. What is wrong
+    with one stream ends that stream only; a run that fails ends those in it.
 
     Args:
         batch: The rows of the running streams.
         limit: How many run at once; further ones wait, in their order.
+        window: How many tokens are read at most between two words, unless one text has more.
         begin: Returns what a stream is to generate, None if it was left while it waited; raises
             what is wrong with the request.
         is_left: Whether nobody wants a stream's further words.
@@ -47,14 +50,16 @@ class Together(Generic[S]):
         self,
         batch: Batch,
         limit: int,
+        window: int,
         begin: Callable[[S], Generation | None],
         is_left: Callable[[S], bool],
         word: Callable[[S, Word], None],
         end: Callable[[S, Exception | None], None],
     ) -> None:
-        self._batch, self._limit = batch, limit
+        self._batch, self._limit, self._window = batch, limit, window
         self._begin, self._is_left, self._word, self._end = begin, is_left, word, end
         self._waiting: queue.SimpleQueue[S] = queue.SimpleQueue()
+        self._begun: deque[Running[S]] = deque()
         self._running: list[Running[S]] = []
 
     def put(self, stream: S) -> None:
@@ -62,36 +67,59 @@ class Together(Generic[S]):
         self._waiting.put(stream)
 
     def advance(self) -> None:
-        """Let one stream join, and each that runs have one more word; waits while there is none."""
-        if not self._running or (len(self._running) < self._limit and not self._waiting.empty()):
-            self._join(self._waiting.get())
+        """Let streams join, and each that runs have one more word; waits while there is none."""
+        self._take()
+        if self._begun:
+            self._join()
         self._leave()
         if self._running:
             self._read()
 
-    def _join(self, stream: S) -> None:
-        try:
-            generation = self._begin(stream)
-            if generation is None:
+    def _take(self) -> None:
+        """Begin waiting streams, as many as may run."""
+        idle = not (self._running or self._begun)
+        while len(self._running) + len(self._begun) < self._limit:
+            if self._waiting.empty() and not idle:
                 return
-            after = self._batch.join(generation.unread)
+            stream, idle = self._waiting.get(), False
+            try:
+                generation = self._begin(stream)
+            except Exception as error:
+                self._end(stream, error)
+                continue
+            if generation is not None:
+                self._begun.append(Running(stream, generation))
+
+    def _join(self) -> None:
+        joining: list[Running[S]] = []
+        longest = 0
+        while self._begun:
+            longest = max(longest, min(len(self._begun[0].generation.unread), self._window))
+            if joining and longest * (len(joining) + 1) > self._window:
+                break
+            joining.append(self._begun.popleft())
+        try:
+            after = self._batch.join([one.generation.unread for one in joining])
         except Exception as error:
-            self._end(stream, error)
-            return
-        self._running.append(Running(stream, generation))
-        self._draw([after], self._running[-1:])
+            for one in joining:
+                self._end(one.stream, error)
+        else:
+            self._running += joining
+            self._draw(after, joining)
 
     def _read(self) -> None:
         try:
-            after = self._batch.read([one.generation.unread[0] for one in self._running])
+            after = self._batch.read([one.generation.unread[-1] for one in self._running])
         except Exception as error:
             for one in self._running:
                 one.failure = error
         else:
             self._draw(after, self._running)
 
-    def _draw(self, after: Sequence[Array], running: Sequence[Running[S]]) -> None:
+    def _draw(self, after: Iterable[Array | None], running: Sequence[Running[S]]) -> None:
         for probabilities, one in zip(after, running, strict=True):
+            if probabilities is None:
+                continue
             try:
                 self._word(one.stream, one.generation.draw(probabilities))
             except Exception as error:

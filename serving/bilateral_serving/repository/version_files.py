@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 # The backend's files of every model.
 ALWAYS = ("model.py", "metrics.py", "tracing.py")
-STREAMING = ("stream.py", "stream_together.py", "stream_batch.py")
+STREAMING = ("stream.py", "stream_together.py", "stream_batch.py", "stream_sending.py")
 _CHUNK = 8 << 20
 
 

@@ -100,6 +100,7 @@ def together(backend: Any, model: Model, callers: list[Caller], limit: int) -> N
     advancing = together_type(
         batch_type(model.step, model.shape, CONTEXT),
         limit,
+        CONTEXT,
         begin,
         lambda caller: len(caller.words) >= caller.stays,
         lambda caller, word: caller.words.append(word),
