@@ -19,7 +19,7 @@ from bilateral_benchmarks.experiments.contenders import checkpoint_for, checkpoi
 from bilateral_benchmarks.experiments.static_cache import StaticCacheRunner
 from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.report.context import Context
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Quantity, Result
 from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.lowering.lower import lower
@@ -39,6 +39,8 @@ CLASSIFIERS = ("lra_bilateral_text", "lra_bilateral_retrieval")
 STREAMS = (1, 8)
 SERVED, EAGER, STATIC = "served, streams together", "eager torch", "ONNX Runtime, static cache"
 GOAL = 4.0
+# From so many rounds on the median lies between the lowest and the highest with 95 %.
+ENOUGH = 6
 
 
 class Run(BaseModel):
@@ -135,6 +137,23 @@ class Language(Result):
             tables.append(Table("Long sequences, one each", heads, found))
         return tables
 
+    def quantities(self) -> list[Quantity]:
+        """Return the words a second of each; the lowest and highest round bound the median."""
+        enough = self.rounds >= ENOUGH
+        return [
+            Quantity(
+                f"{self.model}, {run.contender}, {run.streams} streams",
+                "words/s",
+                run.words_per_s,
+                run.spread[0] if enough else None,
+                run.spread[1] if enough else None,
+                self.context,
+                more_is_better=True,
+                shapes=(("prompt", (self.prompt,)), ("words", (self.words,))),
+            )
+            for run in self.runs
+        ]
+
 
 class Continues(Protocol):
     """Reads prompts and then words, of all texts at once."""
@@ -179,7 +198,7 @@ def measure_language(
     streams: Sequence[int] = STREAMS,
     prompt: int = 32,
     words: int = 64,
-    rounds: int = 3,
+    rounds: int = ENOUGH,
     classifiers: Sequence[str] = CLASSIFIERS,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Language:

@@ -173,4 +173,5 @@ def _measure(
 
 
 def _form(runner: LoweredRunner) -> str:
-    return runner.lowering.sites[0].form if runner.lowering else ""
+    parts = (runner.lowering, runner.lowering.from_length) if runner.lowering else ()
+    return " or ".join(part.sites[0].form for part in parts if part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import onnx
@@ -69,7 +70,11 @@ class LoweredAttention(BaseModel):
 
 
 def lower_attentions(
-    canonical: onnx.ModelProto, runtime: Runtime, form: Form | None = None, factor: float = FACTOR
+    canonical: onnx.ModelProto,
+    runtime: Runtime,
+    form: Form | None = None,
+    factor: float = FACTOR,
+    length: int | None = None,
 ) -> tuple[onnx.ModelProto, tuple[LoweredAttention, ...]]:
     """Return a copy of a model whose attentions have their best form, and which form that is.
 
@@ -81,11 +86,12 @@ def lower_attentions(
         form: Use this form wherever its conditions hold; None: the runtime's best.
         factor: How much larger than that of float32 arithmetic an error may be; infinite: nothing
             is measured.
+        length: Choose for so many tokens, in a model of several sizes; None: for those of its own.
     """
     refused: dict[str, list[str]] = {node.name: [] for node in attention_nodes(canonical)}
     failed: set[tuple[str, Form]] = set()
     while True:
-        model, chosen = _rewrite(canonical, runtime, form, refused, failed)
+        model, chosen = _rewrite(canonical, runtime, form, length, refused, failed)
         patterns = [pattern for pattern, _ in chosen.values()]
         gated = patterns and math.isfinite(factor)
         measured = measure_attentions(model, patterns, factor) if gated else []
@@ -139,6 +145,7 @@ def _rewrite(
     canonical: onnx.ModelProto,
     runtime: Runtime,
     form: Form | None,
+    length: int | None,
     refused: dict[str, list[str]],
     failed: set[tuple[str, Form]],
 ) -> tuple[onnx.ModelProto, dict[str, tuple[AttentionPattern, Form]]]:
@@ -153,7 +160,8 @@ def _rewrite(
     patterns = []
     for node in attention_nodes(model):
         try:
-            patterns.append(read_attention(model, graph, node))
+            pattern = read_attention(model, graph, node)
+            patterns.append(replace(pattern, own_length=length or pattern.own_length))
         except PreconditionError as error:
             refused[node.name].append(str(error))
     partly = functools.cache(lambda: read_in_part(canonical))

@@ -128,13 +128,14 @@ class Rewriter:
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove constants and functions that nothing refers to any more, in place."""
+    """Remove constants and functions that nothing refers to, and constants twice, in place."""
     graph = model.graph
     used = {name for node in graph.node for name in names_read(node)}
     used |= {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    # By name: a rewriter adds a constant wherever it is used, and a checker wants it once.
+    kept = {tensor.name: tensor for tensor in graph.initializer if tensor.name in used}
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(kept.values())
     calls = {(node.domain, node.op_type, node.overload) for node in graph.node}
     functions = [f for f in model.functions if (f.domain, f.name, f.overload) in calls]
     del model.functions[:]

@@ -16,13 +16,16 @@ from bilateral_export.errors import UserError
 from bilateral_export.files import atomic_file, require_file, sha256
 from bilateral_export.graph.changes import changes, missing_bodies
 from bilateral_export.lowering.attention_forms import (
+    FLASH_LENGTH,
     FORMS,
     RUNTIMES,
+    Form,
     LoweredAttention,
     Runtime,
     lower_attentions,
 )
 from bilateral_export.lowering.attention_pattern import PreconditionError, attention_nodes
+from bilateral_export.lowering.forms_by_length import join_by_length, straddles
 from bilateral_export.lowering.gate import (
     FACTOR,
     RoundingError,
@@ -106,6 +109,8 @@ class Lowering(BaseModel):
         source_sha256: Of the exported file.
         sites: Every attention.
         passes: Every pass, in the order they ran; empty in files of versions without this key.
+        from_length: The same for images of FLASH_LENGTH tokens and more, where the file holds two
+            forms; `sites` and `passes` are those of smaller ones then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -115,13 +120,17 @@ class Lowering(BaseModel):
     source_sha256: str
     sites: tuple[LoweredAttention, ...]
     passes: tuple[PassRecord, ...] = ()
+    from_length: Lowering | None = None
 
     @property
     def summary(self) -> str:
         """Such as "12 x augmented"."""
         counts = {form: sum(site.form == form for site in self.sites) for form in FORMS}
         parts = [f"{count} x {form}" for form, count in counts.items() if count]
-        return ", ".join(parts) or "no attention"
+        found = ", ".join(parts) or "no attention"
+        if self.from_length is None:
+            return found
+        return f"{found}; from {FLASH_LENGTH} tokens on {self.from_length.summary}"
 
     def record(self, name: str) -> PassRecord:
         """Return the record of a pass, also of one that this runtime does not have."""
@@ -203,20 +212,44 @@ def lowered_proto(
         raise UserError(f"unknown form '{form}'", f"Use one of {', '.join(FORMS)}.")
     canonical = _read(model)
     source = sha256(model)
+
+    def lower_for(length: int | None) -> tuple[onnx.ModelProto, Lowering]:
+        return _lower_to(copied(canonical), known, source, form, factor, without, length)
+
+    if form is None and known == "onnxruntime-cpu" and straddles(canonical):
+        (short, lowering), (long, beyond) = lower_for(1), lower_for(FLASH_LENGTH)
+        if lowering.summary == beyond.summary:
+            lowered = short
+        else:
+            lowered = join_by_length(short, long)
+            lowering = lowering.model_copy(update={"from_length": beyond})
+    else:
+        lowered, lowering = lower_for(None)
+    lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())
+    return lowered, lowering
+
+
+def _lower_to(
+    canonical: onnx.ModelProto,
+    runtime: Runtime,
+    source: str,
+    form: Form | None,
+    factor: float,
+    without: Collection[str],
+    length: int | None,
+) -> tuple[onnx.ModelProto, Lowering]:
     quantised = to_float_products(canonical) > 0
-    lowered, sites = lower_attentions(canonical, known, form, factor)
+    lowered, sites = lower_attentions(canonical, runtime, form, factor, length)
     passes = tuple(
         PassRecord(name=one.name, refused="not wanted")
         if one.name in without
         else run_pass(one, lowered, factor)
-        for one in PASSES[known]
+        for one in PASSES[runtime]
     )
     if quantised:
         (to_qdq_products if known == "openvino" else to_integer_products)(lowered)
     drop_unused(lowered)
-    lowering = Lowering(runtime=known, source_sha256=source, sites=sites, passes=passes)
-    lowered.metadata_props.add(key=LOWERING_KEY, value=lowering.model_dump_json())
-    return lowered, lowering
+    return lowered, Lowering(runtime=runtime, source_sha256=source, sites=sites, passes=passes)
 
 
 def _known_runtime(runtime: str) -> Runtime:
