@@ -295,16 +295,29 @@ class AdaptiveSoftmax(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return `[..., words]`, float32, of tokens `[..., dim]` and vectors `[words, dim]`."""
-        logits = _wide(F.linear(x, weight, self.bias))
-        if len(self.bounds) == 2:
-            return logits.log_softmax(-1)
-        shortlist = self.bounds[1]
-        head = torch.cat([logits[..., :shortlist], _wide(self.clusters(x))], dim=-1).log_softmax(-1)
-        tails = [
-            logits[..., low:high].log_softmax(-1) + head[..., shortlist + cluster, None]
-            for cluster, (low, high) in enumerate(itertools.pairwise(self.bounds[1:]))
+        head, *tails = (
+            _wide(_linear(x, weight[low:high], self.bias[low:high]))
+            for low, high in itertools.pairwise(self.bounds)
+        )
+        if not tails:
+            return head.log_softmax(-1)
+        head = torch.cat([head, _wide(self.clusters(x))], dim=-1).log_softmax(-1)
+        shortlist, clusters = head.split([self.bounds[1], len(tails)], dim=-1)
+        rarer = [
+            logits.log_softmax(-1) + cluster
+            for logits, cluster in zip(tails, clusters.split(1, dim=-1), strict=True)
         ]
-        return torch.cat([head[..., :shortlist], *tails], dim=-1)
+        return torch.cat([shortlist, *rarer], dim=-1)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return `x W^T + b`; in a graph, whose weights are constant, the bias is a column of them.
+
+    To add it to the logits of a large vocabulary takes a fifth of the time of a step.
+    """
+    if not torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    return F.linear(F.pad(x, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1))
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
