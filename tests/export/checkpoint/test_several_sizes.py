@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tests.builders.exported import shallow
@@ -18,7 +19,7 @@ from bilateral_export.checkpoint.resolution import at_resolution
 from bilateral_export.checkpoint.several_sizes import for_sizes
 from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
-from bilateral_export.lowering.lower import Lowering, lower, lowered_proto
+from bilateral_export.lowering.lower import Lowering, lower, lowered_proto, read_lowering
 from bilateral_export.models.attention import AttentionConfig
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.models.registry import build
@@ -115,6 +116,35 @@ def test_the_form_is_the_one_for_the_models_own_size(several_onnx: Path) -> None
     proto, done = lowered_proto(several_onnx, "onnxruntime-cpu")
     assert {site.form for site in done.sites} == {"mask"}
     assert sum("free_grid.distances" in node.output for node in proto.graph.node) == 1
+
+
+def test_a_file_of_short_and_long_images_has_the_best_form_for_both(
+    digits: Checkpoint, tmp_path: Path
+) -> None:
+    path = export_onnx(for_sizes(digits, [(8, 8), (44, 40)]), tmp_path / "m.onnx").path
+    proto, done = lowered_proto(path, "onnxruntime-cpu")
+    assert done.summary == "4 x mask; from 400 tokens on 4 x augmented"
+    assert done.record("head_layout").applied
+    assert read_lowering(proto) == done
+    onnx.checker.check_model(proto)
+    (choice,) = (node for node in proto.graph.node if node.op_type == "If")
+    branches = {branch.name: branch.g for branch in choice.attribute}
+    long = [node.op_type for node in branches["else_branch"].node]
+    assert long.count("MultiHeadAttention") == 4
+    assert not any(node.op_type == "MultiHeadAttention" for node in branches["then_branch"].node)
+    with LoweredRunner(path) as runner:
+        for size in ((8, 8), (38, 40), (40, 40), (42, 40), (44, 40)):
+            image = np.random.default_rng(0).standard_normal((2, 1, *size)).astype(np.float32)
+            got = runner.run({"image": image})["logits"]
+            assert difference(got, static(digits, image)) < 5e-6, size
+
+
+def test_without_positions_in_the_logits_one_form_is_best_at_every_length(tmp_path: Path) -> None:
+    sizes = [(16, 24), (80, 96)]
+    path = export_onnx(for_sizes(small("none"), sizes), tmp_path / "m.onnx").path
+    proto, done = lowered_proto(path, "onnxruntime-cpu")
+    assert done.summary == "2 x augmented"
+    assert not any(node.op_type == "If" for node in proto.graph.node)
 
 
 def test_parity_visits_smallest_largest_narrow_and_own_size_by_default(

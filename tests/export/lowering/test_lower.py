@@ -10,8 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from tests.builders.exported import CHECKPOINTS, exported
 
-from bilateral_export.checkpoint.load import Checkpoint
+from bilateral_export.checkpoint.load import Checkpoint, load_checkpoint
 from bilateral_export.errors import UserError
 from bilateral_export.lowering import attention_forms
 from bilateral_export.lowering.attention_flash import rewrite_to_flash
@@ -185,3 +186,25 @@ def test_a_file_that_an_earlier_version_lowered_is_still_read(
     onnx.save(model, tmp_path / "lowered.onnx")
     with pytest.raises(UserError, match="was lowered for onnxruntime-cpu already"):
         lower(tmp_path / "lowered.onnx", "openvino", tmp_path / "again.onnx")
+
+
+def test_a_language_model_counts_its_tokens_once_for_all_layers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = exported("pydoc_bilateral", tmp_path_factory)
+    proto, done = lowered_proto(path, "onnxruntime-cpu")
+    assert done.summary == "4 x decomposed"
+    counted = {
+        node.input[0]
+        for node in proto.graph.node
+        if node.op_type == "Shape" and "attn/BilateralAttention" in node.name
+    }
+    assert len(counted) == 2  # the queries and the keys of the first layer
+    lowered = tmp_path_factory.mktemp("language") / "lowered.onnx"
+    onnx.save(proto, lowered)
+    model = load_checkpoint(CHECKPOINTS / "pydoc_bilateral.safetensors").build_model()
+    arrays = model.example(3, np.random.default_rng(0))
+    with OnnxRuntimeRunner(path) as plain, OnnxRuntimeRunner(lowered) as fast:
+        wanted, got = plain.run(arrays), fast.run(arrays)
+    for name, array in wanted.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-5, atol=1e-5)

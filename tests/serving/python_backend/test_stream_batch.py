@@ -184,3 +184,14 @@ def test_a_run_that_fails_ends_those_in_it_and_the_next_stream_is_answered(
     assert str(callers[0].ended[0]) == "no memory"
     assert callers[1].ended == [None]
     same_as_alone(model, callers[1])
+
+
+def test_texts_that_arrive_together_are_read_in_one_run(backend: Any, model: Model) -> None:
+    callers = [Caller([5] * length, Sampling(max_tokens=3, seed=1)) for length in (2, 2, 3, 1)]
+    model.rows.clear()
+    together(backend, model, callers, limit=4)
+    # Texts of three tokens, `<eos>` among them: three of up to four fill a window of twelve.
+    assert model.rows[:2] == [3, 3]
+    assert model.rows[2] == 1
+    for caller in callers:
+        same_as_alone(model, caller)
