@@ -15,6 +15,7 @@ two operators.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,11 +92,10 @@ def read_residual_stream(model: onnx.ModelProto) -> ResidualStream:
             in a linear layer of float32, or the combinations are not multiples of one running sum.
     """
     graph = Graph(model)
-    reader = _Reader(graph)
+    all_norms = [n for n in model.graph.node if n.op_type == "LayerNormalization" and not n.domain]
+    reader = _Reader(graph, [_root(graph, node.input[0]) for node in all_norms[:1]])
     norms: list[Norm] = []
-    for node in model.graph.node:
-        if node.op_type != "LayerNormalization" or node.domain:
-            continue
+    for node in all_norms:
         combination = reader.combination(node.input[0])
         if norms and not set(norms[0].combination) <= set(combination):
             continue  # of something else, such as a head
@@ -181,12 +181,25 @@ def rewrite_residual_stream(model: onnx.ModelProto) -> int:
     return len(stream.norms)
 
 
-class _Reader:
-    """Writes tensors as linear combinations of tensors that are not linear combinations."""
+def _root(graph: Graph, name: str) -> str:
+    """Return the tensor that one is a multiple of, x0 itself where it is c x0 + d x0."""
+    node = graph.producers.get(name)
+    if node is None or node.domain or node.op_type not in ("Add", "Mul"):
+        return name
+    constants = [value for value in map(graph.value, node.input) if value is not None]
+    dynamic = [entry for entry in node.input if graph.value(entry) is None]
+    if node.op_type == "Mul" and [value.size for value in constants] == [1]:
+        return _root(graph, dynamic[0])
+    below = {_root(graph, entry) for entry in dynamic}
+    return below.pop() if node.op_type == "Add" and not constants and len(below) == 1 else name
 
-    def __init__(self, graph: Graph) -> None:
+
+class _Reader:
+    """Writes tensors as linear combinations of tensors that are not, and of those given."""
+
+    def __init__(self, graph: Graph, atoms: Sequence[str]) -> None:
         self._graph = graph
-        self._known: dict[str, Combination] = {}
+        self._known: dict[str, Combination] = {name: {name: 1.0} for name in atoms}
         self.replaced: set[str] = set()
 
     def combination(self, name: str) -> Combination:

@@ -148,7 +148,7 @@ class LanguageModel(Family):
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, x0, query_positions, key_positions, cache, key_bias)
         last = torch.arange(length - targets.shape[1], length, device=tokens.device)
-        x = self.norm(x.index_select(1, last))
+        x = self.norm(x).index_select(1, last)
         log_probabilities = self.softmax(x, self.token_embed.weight)
         likelihood = log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         keys, values = caches.stacked()

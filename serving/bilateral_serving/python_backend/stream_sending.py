@@ -1,9 +1,9 @@
 """Words on their way to readers: several of a stream in one message where they come fast.
 
-It lies beside `stream.py`, which gives it words, and needs neither Triton nor the runtime. A
-message takes about a millisecond of a core from the server, the front door and the client together,
-as long as a word of eight takes a small model. So a stream's first word and its end are sent at
-once, and what is between at most every `PAUSE_S`.
+It lies beside `stream.py`, which gives it words, and needs neither Triton nor the runtime. To bring
+a message through server, front door and client takes the cores about as long as a small model takes
+for one word of eight. So a stream's first word and its end are sent at once, and what is between at
+most every `PAUSE_S`.
 """
 
 from __future__ import annotations

@@ -194,6 +194,7 @@ def test_a_language_model_counts_its_tokens_once_for_all_layers(
     path = exported("pydoc_bilateral", tmp_path_factory)
     proto, done = lowered_proto(path, "onnxruntime-cpu")
     assert done.summary == "4 x decomposed"
+    assert done.record("residual_stream").applied == 9, "two norms a layer, and the last"
     counted = {
         node.input[0]
         for node in proto.graph.node
@@ -207,4 +208,4 @@ def test_a_language_model_counts_its_tokens_once_for_all_layers(
     with OnnxRuntimeRunner(path) as plain, OnnxRuntimeRunner(lowered) as fast:
         wanted, got = plain.run(arrays), fast.run(arrays)
     for name, array in wanted.items():
-        np.testing.assert_allclose(got[name], array, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
