@@ -172,6 +172,13 @@ def _div(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
 
 
 # As https://onnx.ai/onnx/operators defines them, as far as exported graphs use them.
+def _pad(attributes: Attributes, x: Tensor, pads: Tensor, value: Tensor) -> Tensor:
+    before, behind = pads.reshape(2, -1).tolist()
+    # PyTorch begins with the last axis.
+    pairs = [n for pair in zip(before[::-1], behind[::-1], strict=True) for n in pair]
+    return F.pad(x, pairs, value=float(value))
+
+
 _OPERATORS: dict[str, Operator] = {
     "Add": lambda a, x, y: x + y,
     "Cast": _cast,
@@ -197,6 +204,7 @@ _OPERATORS: dict[str, Operator] = {
     "Max": lambda a, *xs: functools.reduce(torch.maximum, xs),
     "Mul": lambda a, x, y: x * y,
     "Not": lambda a, x: ~x,
+    "Pad": _pad,
     "Range": _range,
     "ReduceSum": _reduce_sum,
     "Relu": lambda a, x: x.relu(),
