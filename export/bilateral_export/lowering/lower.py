@@ -247,7 +247,7 @@ def _lower_to(
         for one in PASSES[runtime]
     )
     if quantised:
-        (to_qdq_products if known == "openvino" else to_integer_products)(lowered)
+        (to_qdq_products if runtime == "openvino" else to_integer_products)(lowered)
     drop_unused(lowered)
     return lowered, Lowering(runtime=runtime, source_sha256=source, sites=sites, passes=passes)
 
