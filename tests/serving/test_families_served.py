@@ -6,6 +6,7 @@ import asyncio
 import io
 import math
 import os
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton
 from PIL import Image
 from tests.builders.exported import exported
 from tests.serving.server.live_processes import free_ports
@@ -297,6 +299,28 @@ def test_streams_left_early_neither_kill_the_server_nor_keep_it_from_stopping(
     assert any("unloading models" in text for text in log)
     assert not any("timeout expired" in text for text in log)
     assert not caplog.records  # no stream had to be cancelled
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "why"),
+    [("text", "BYTES", "one 'text', and this one 0"), ("seed", "INT64", "'seed' has 0 numbers")],
+)
+def test_a_foreign_request_that_lacks_something_is_told_so(
+    url: str, client: Client, name: str, kind: str, why: str
+) -> None:
+    given = {"text": np.array([b"A"], dtype=object), name: np.zeros(0, np.int64)}
+    if kind == "BYTES":
+        given[name] = np.zeros(0, dtype=object)
+    inputs = []
+    for each, array in given.items():
+        inputs.append(triton.InferInput(each, array.shape, "BYTES" if each == "text" else kind))
+        inputs[-1].set_data_from_numpy(array)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with triton.InferenceServerClient(url) as foreign:
+        foreign.start_stream(lambda answer, error: answers.put(error or answer))
+        foreign.async_stream_infer("pydoc-words", inputs)
+        assert why in str(answers.get(timeout=60))
+    assert len(list(client.generate("pydoc-words", "A", max_tokens=3))) == 3
 
 
 def test_a_stream_has_one_instance(

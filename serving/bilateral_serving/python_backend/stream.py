@@ -177,7 +177,7 @@ class Streamer:
         if not stream.begin():
             self._forget(stream)
             return None
-        prompt = self._tokenizer.encode(_texts(stream.request, "text")[0])
+        prompt = self._tokenizer.encode(_text(stream.request))
         return Generation(self._tokenizer, prompt, _sampling(stream.request))
 
     def _end(self, stream: Stream, failure: Exception | None) -> None:
@@ -197,7 +197,7 @@ class Streamer:
     def _words(self, stream: Stream) -> Iterator[Sequence[Word]]:
         """The text's own words at once where none are to be generated, else new ones singly."""
         request = stream.request
-        text = _texts(request, "text")[0]
+        text = _text(request)
         sampling = _sampling(request)
         tokens = self._tokenizer.encode(text)
         reader = Reader(partial(self._step_of, stream), self._cache_shape, self._context)
@@ -247,7 +247,7 @@ class Streamer:
 def _scores(request: Any) -> bool:
     """Whether a request wants the likelihoods of its own words, and no new ones."""
     tensor = pb_utils.get_input_tensor_by_name(request, "max_tokens")
-    return tensor is not None and int(tensor.as_numpy().reshape(-1)[0]) == 0
+    return tensor is not None and tensor.as_numpy().reshape(-1)[:1].tolist() == [0]
 
 
 def _failure(error: Exception) -> Any:
@@ -276,8 +276,18 @@ def _sampling(request: Any) -> Sampling:
     ):
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor is not None:
-            options[name] = kind(tensor.as_numpy().reshape(-1)[0])
+            numbers = tensor.as_numpy().reshape(-1)
+            if len(numbers) != 1:
+                raise ValueError(f"'{name}' has {len(numbers)} numbers, and takes one")
+            options[name] = kind(numbers[0])
     return Sampling(**options, stop=tuple(_texts(request, "stop")))
+
+
+def _text(request: Any) -> str:
+    texts = _texts(request, "text")
+    if len(texts) != 1:
+        raise ValueError(f"a request has one 'text', and this one {len(texts)}")
+    return texts[0]
 
 
 def _texts(request: Any, name: str) -> list[str]:

@@ -114,9 +114,9 @@ class Batch:
         ]
 
     def _replace(self, rows: Sequence[tuple[Array, Array]], windows: list[list[int]]) -> None:
-        self._keys = self._packed([keys for keys, _ in rows])
+        keys = self._packed([keys for keys, _ in rows])
         self._values = self._packed([values for _, values in rows])
-        self._windows = windows
+        self._keys, self._windows = keys, windows
 
     def _packed(self, rows: Sequence[Array]) -> Array:
         """One array of all rows, aligned to the right; as short as the longest allows."""

@@ -126,14 +126,26 @@ class Together(Generic[S]):
                 one.failure = error
 
     def _leave(self) -> None:
-        stays = [
-            not (one.failure or one.generation.ended or self._is_left(one.stream))
-            for one in self._running
-        ]
+        stays = [self._stays(one) for one in self._running]
         if all(stays):
             return
-        self._batch.keep(stays)
+        try:
+            self._batch.keep(stays)
+        except Exception as error:  # memory: then nobody stays
+            for one in self._running:
+                one.failure = one.failure or error
+            stays = [False] * len(stays)
+            self._batch.keep(stays)
         for one, stay in zip(self._running, stays, strict=True):
             if not stay:
                 self._end(one.stream, one.failure)
         self._running = [one for one, stay in zip(self._running, stays, strict=True) if stay]
+
+    def _stays(self, one: Running[S]) -> bool:
+        if one.failure or one.generation.ended:
+            return False
+        try:
+            return not self._is_left(one.stream)
+        except Exception as error:  # else it would end the thread of all streams
+            one.failure = error
+            return False

@@ -88,6 +88,11 @@ class Caller:
 def together(backend: Any, model: Model, callers: list[Caller], limit: int) -> None:
     """Advance all, each from when it arrives until it ends or leaves."""
 
+    def is_left(caller: Caller) -> bool:
+        if caller.sampling.seed == 14:
+            raise RuntimeError("its sender is broken")
+        return len(caller.words) >= caller.stays
+
     def begin(caller: Caller) -> Generation | None:
         if caller.stays == 0:
             caller.ended.append(None)
@@ -102,7 +107,7 @@ def together(backend: Any, model: Model, callers: list[Caller], limit: int) -> N
         limit,
         CONTEXT,
         begin,
-        lambda caller: len(caller.words) >= caller.stays,
+        is_left,
         lambda caller, word: caller.words.append(word),
         lambda caller, failure: caller.ended.append(failure),
     )
@@ -166,19 +171,28 @@ def test_what_is_wrong_with_one_stream_ends_that_one_only(backend: Any, model: M
         same_as_alone(model, caller)
 
 
+def test_a_stream_whose_reader_cannot_be_asked_ends_alone(backend: Any, model: Model) -> None:
+    callers = [Caller([5, 6], Sampling(max_tokens=9, seed=seed)) for seed in (1, 14, 2)]
+    together(backend, model, callers, limit=3)
+    assert [str(one.ended[0]) for one in callers] == ["None", "its sender is broken", "None"]
+    for caller in (callers[0], callers[2]):
+        same_as_alone(model, caller)
+
+
+@pytest.mark.parametrize("method", ["read", "keep"])
 def test_a_run_that_fails_ends_those_in_it_and_the_next_stream_is_answered(
-    backend: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+    backend: Any, model: Model, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     batch_type, _ = backend
-    read = batch_type.read
-    broken = iter([RuntimeError("no memory")])
+    works = getattr(batch_type, method)
+    broken = iter([MemoryError("no memory")])
 
-    def fail_once(self: Any, tokens: Any) -> Any:
+    def fail_once(self: Any, rows: Any) -> Any:
         for error in broken:
             raise error
-        return read(self, tokens)
+        return works(self, rows)
 
-    monkeypatch.setattr(batch_type, "read", fail_once)
+    monkeypatch.setattr(batch_type, method, fail_once)
     callers = [Caller([5], Sampling(max_tokens=4, seed=1), arrives=at) for at in (0, 3)]
     together(backend, model, callers, limit=2)
     assert str(callers[0].ended[0]) == "no memory"
