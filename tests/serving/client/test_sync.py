@@ -413,7 +413,7 @@ class TestBadInput:
 
         def give_up(_: int) -> None:
             with pytest.raises(UserError, match=r"no answer from .* within 0\.05 s"):
-                client.infer("slow", {"turns": np.int64([[300]])}, timeout_s=0.05)
+                client.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.05)
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(give_up, range(8)))
@@ -466,7 +466,7 @@ class TestBadInput:
     def test_full_queue(self, client: Client) -> None:
         def ask(_: int) -> str:
             try:
-                client.infer("limited", {"turns": np.int64([[300]])})
+                client.infer("limited", {"turns": np.int64([[1_000]])})
             except UserError as error:
                 return error.problem
             return "answered"
@@ -542,7 +542,7 @@ class TestAsyncClient:
                 with pytest.raises(UserError, match="model 'none' is not served"):
                     await other.infer("none", {"x": images(1)})
                 with pytest.raises(UserError, match=r"no answer from .* within 0\.2 s"):
-                    await other.infer("slow", {"turns": np.int64([[1_000]])}, timeout_s=0.2)
+                    await other.infer("slow", {"turns": np.int64([[4_000]])}, timeout_s=0.2)
             (port,) = free_ports(1)
             async with AsyncClient(f"127.0.0.1:{port}") as nobody:
                 assert not await nobody.is_ready()
