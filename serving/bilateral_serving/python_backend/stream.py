@@ -247,7 +247,7 @@ class Streamer:
 def _scores(request: Any) -> bool:
     """Whether a request wants the likelihoods of its own words, and no new ones."""
     tensor = pb_utils.get_input_tensor_by_name(request, "max_tokens")
-    return tensor is not None and tensor.as_numpy().reshape(-1)[:1].tolist() == [0]
+    return tensor is not None and int(tensor.as_numpy().reshape(-1)[0]) == 0
 
 
 def _failure(error: Exception) -> Any:
@@ -276,10 +276,7 @@ def _sampling(request: Any) -> Sampling:
     ):
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor is not None:
-            numbers = tensor.as_numpy().reshape(-1)
-            if len(numbers) != 1:
-                raise ValueError(f"'{name}' has {len(numbers)} numbers, and takes one")
-            options[name] = kind(numbers[0])
+            options[name] = kind(tensor.as_numpy().reshape(-1)[0])
     return Sampling(**options, stop=tuple(_texts(request, "stop")))
 
 

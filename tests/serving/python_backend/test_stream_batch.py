@@ -193,7 +193,7 @@ def test_a_run_that_fails_ends_those_in_it_and_the_next_stream_is_answered(
         return works(self, rows)
 
     monkeypatch.setattr(batch_type, method, fail_once)
-    callers = [Caller([5], Sampling(max_tokens=4, seed=1), arrives=at) for at in (0, 3)]
+    callers = [Caller([5], Sampling(max_tokens=4, seed=1), arrives=at) for at in (0, 99)]
     together(backend, model, callers, limit=2)
     assert str(callers[0].ended[0]) == "no memory"
     assert callers[1].ended == [None]
