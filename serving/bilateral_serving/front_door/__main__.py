@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -94,6 +95,9 @@ async def _serve(
 
             http_proxy = HttpProxy(options, calls, guard, observers, shadow)
             http, http_address = await http_proxy.listen()
+        # Or else each full collection goes through all that was imported, while every caller waits.
+        gc.collect()
+        gc.freeze()
         print(Listening(grpc=grpc_address, http=http_address).model_dump_json(), flush=True)
         beating = asyncio.create_task(beat(sys.stdout.fileno()))
         await stop.wait()

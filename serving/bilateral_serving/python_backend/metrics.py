@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ BUCKETS_S = (
 ENDS = (*map(str, BUCKETS_S), "+Inf")
 STAGES = ("queue", "preprocess", "compute", "total")
 FLUSH_S = 0.5
+_SWITCH_S = 0.0005
 DURATION = "bilateral_stage_duration_seconds"
 ANSWERS = "bilateral_answers_total"
 DECISIONS = "bilateral_decisions_total"
@@ -66,6 +68,7 @@ class Metrics:
         self._counters: dict[Key, Any] = {}
         self._counted: dict[Key, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._buckets = {
             stage: [self._key(f"{DURATION}_bucket", stage=stage, le=end) for end in ENDS]
             for stage in STAGES
@@ -96,6 +99,10 @@ class Metrics:
             self._counted[self._key(ANSWERS, status=status)] += 1
             if self._classes and outputs and outputs[0].ndim == 2:
                 self._decide(outputs[0])
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Have the thread do what counts a request, when the request has its answer."""
+        self._waiting.append(work)
 
     def close(self) -> None:
         """Hand over what is left."""
@@ -141,11 +148,18 @@ class Metrics:
         return self._counters[key]
 
     def _work(self) -> None:
+        # A request that comes while this thread counts waits for it no longer than so many seconds.
+        sys.setswitchinterval(_SWITCH_S)
         while not self._closing.wait(FLUSH_S):
             self._flush()
         self._flush()
 
     def _flush(self) -> None:
+        while self._waiting:
+            try:
+                self._waiting.popleft()()
+            except Exception as error:  # of one request; the others count
+                pb_utils.Logger.log_warn(f"a request was not counted: {error}")
         with self._lock:
             counted, self._counted = self._counted, defaultdict(float)
         for key, amount in counted.items():

@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ Weights = dict[str, bytes]
 MODEL_FILE = "model.onnx"
 
 NOT_FINITE_METRIC = "bilateral_not_finite_total"
+# Answers up to so many bytes are kept until they have been counted.
+_KEPT_BYTES = 64 << 10
 
 
 class TritonPythonModel:
@@ -145,9 +148,8 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
     def _respond(self, request: Any, arrays: Sequence[Array]) -> Any:
-        self._not_finite.count(arrays)
         response = respond(request, self._outputs, arrays)
-        self._watch.answered(request, "ok", arrays)
+        self._watch.answered(request, "ok", arrays, self._not_finite.count)
         return response
 
     def _feed(self, request: Any) -> Arrays:
@@ -232,26 +234,56 @@ class Watch:
         """Note that it has run."""
         self._computed = time.monotonic_ns()
 
-    def answered(self, request: Any, status: str, outputs: Sequence[Array] = ()) -> None:
-        """Count a request that has its answer."""
-        now = time.monotonic_ns()
-        sent = json.loads(request.parameters() or "{}")
+    def answered(
+        self,
+        request: Any,
+        status: str,
+        outputs: Sequence[Array] = (),
+        also: Callable[[Sequence[Array]], None] | None = None,
+    ) -> None:
+        """Count a request that has its answer, after it has been sent.
+
+        Args:
+            request: The request.
+            status: "ok" or "error".
+            outputs: What it is answered with.
+            also: What else counts them.
+        """
+        times = self._began, self._prepared, self._computed, time.monotonic_ns()
+        count = partial(self._count, request.parameters(), status, times, outputs, also)
+        if sum(output.nbytes for output in outputs) > _KEPT_BYTES:
+            count()
+        else:
+            self._metrics.later(count)
+
+    def _count(
+        self,
+        parameters: str,
+        status: str,
+        times: tuple[int, int, int, int],
+        outputs: Sequence[Array],
+        also: Callable[[Sequence[Array]], None] | None,
+    ) -> None:
+        if also is not None:
+            also(outputs)
+        began, prepared, computed, now = times
+        sent = json.loads(parameters or "{}")
         # The front door says when it took a request. What it does not know is not a caller's:
         # warm-up, and the probes of the supervisor. Without one the two look the same.
         if self._behind_door and "bilateral-accepted" not in sent:
             return
-        accepted = int(sent.get("bilateral-accepted", self._began))
+        accepted = int(sent.get("bilateral-accepted", began))
         stages = {"total": (now - accepted) / 1e9}
         if "bilateral-accepted" in sent:
-            stages["queue"] = (self._began - accepted) / 1e9
+            stages["queue"] = (began - accepted) / 1e9
         if status == "ok":
-            stages["preprocess"] = (self._prepared - self._began) / 1e9
-            stages["compute"] = (self._computed - self._prepared) / 1e9
+            stages["preprocess"] = (prepared - began) / 1e9
+            stages["compute"] = (computed - prepared) / 1e9
         self._metrics.observe(stages)
         self._metrics.answered(status, outputs)
         if self._tracing is not None and (parent := sent.get("traceparent")):
-            offset = time.time_ns() - now
-            self._tracing.ended(parent, self._began + offset, now + offset, stages)
+            offset = time.time_ns() - time.monotonic_ns()
+            self._tracing.ended(parent, began + offset, now + offset, stages)
 
     def close(self) -> None:
         """Hand over what is left."""

@@ -22,6 +22,8 @@ from bilateral_serving.server import hosts
 _CLOSED = "shared-memory,model-repository,statistics,trace,logging"
 # The names of its sockets; Triton adds ":1", the port, to that of gRPC.
 _GRPC, _HTTP, _METRICS = "grpc", "http", "metrics"
+# Of glibc 2.35 and later; where the kernel gives huge pages to who asks ("madvise"), malloc does.
+_HUGE_PAGES = "glibc.malloc.hugetlb"
 # What the front door adds to a request, which the models' code reads as parameters of it.
 _FORWARDED = "(bilateral-accepted|traceparent)"
 
@@ -210,6 +212,11 @@ def environment(installation: Installation, libpython: Path | None, gpu: bool) -
     variables = dict(os.environ)
     if not gpu:
         variables["CUDA_VISIBLE_DEVICES"] = ""
+    # A model's weights fill the processor's table of pages at every request. With huge pages it
+    # holds them all, and the code between two requests finds its own entries (serving/README.md).
+    tunables = variables.get("GLIBC_TUNABLES", "")
+    if _HUGE_PAGES not in tunables:
+        variables["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))
     if installation.is_wheel:
         libraries = [*installation.libraries, *([libpython.parent] if libpython else [])]
         _prepend(variables, "LD_LIBRARY_PATH", libraries)
