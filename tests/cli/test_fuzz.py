@@ -34,7 +34,7 @@ LEFT_OUT = {("quickstart",)} | {
     ("bench", name)
     for name in (
         *("suite", "pipeline", "limit", "growth", "tiles", "runtimes", "ablation"),
-        *("sizes", "language", "cold-start", "quantize"),
+        *("sizes", "language", "cold-start", "serving-cost", "quantize"),
     )
 }
 NUMBERS = ("0", "-1", "1", "3", "1e400", "nan", "", "x", str(2**63), "1,2", "0.5", "[bold]")

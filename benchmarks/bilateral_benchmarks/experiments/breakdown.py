@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import service_pb2
 
@@ -21,8 +23,9 @@ from bilateral_benchmarks.load.run import OnProgress, RunFailedError
 from bilateral_benchmarks.load.schedule import require_positive
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Quantity, Result
 from bilateral_benchmarks.report.tables import Table, number
+from bilateral_benchmarks.statistics.percentiles import percentile
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
 from bilateral_serving.access import call_metadata
@@ -31,17 +34,27 @@ from bilateral_serving.credentials import open_channel
 
 _SERVICE = "/inference.GRPCInferenceService"
 _NOWHERE = "no-such-model"
+# Into so many the measurement is cut, for an interval of each mean.
+_SLICES = 10
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
 class Part(BaseModel):
-    """One part of the mean latency, in milliseconds."""
+    """One part of the mean latency, in milliseconds.
+
+    Attributes:
+        low_ms: Lower end of the 95% interval of the part's mean in a tenth of the requests; None in
+            older files.
+        high_ms: Upper end.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     mean_ms: float
     source: str
+    low_ms: float | None = None
+    high_ms: float | None = None
 
 
 class Breakdown(Result):
@@ -78,6 +91,17 @@ class Breakdown(Result):
             rows.append(("the model in process", number(self.in_process_ms), "", "this process"))
         title = f"Where the time goes: {self.subject}, batch {self.batch}"
         return [Table(title, ("part", ">mean ms", ">share", "source"), tuple(rows))]
+
+    def quantities(self) -> list[Quantity]:
+        """Return the parts."""
+        name = f"{self.subject.partition(' at ')[0]}, batch {self.batch}"
+        return [
+            Quantity(
+                name, f"{part.name}, ms", part.mean_ms, part.low_ms, part.high_ms, self.context
+            )
+            for part in self.parts
+            if part.mean_ms > 0
+        ]
 
     def plots(self) -> list[Plot]:
         """Return the parts as one bar."""
@@ -126,7 +150,7 @@ def measure_breakdown(
         infer = partial(channel.unary_unary(f"{_SERVICE}/ModelInfer"), metadata=metadata)
         for _ in range(20):
             _request(infer, model, arrays, region, expected)
-        before = _statistics(channel, model, metadata)
+        marks = [(0, _statistics(channel, model, metadata))]
         times: list[tuple[float, float, float]] = []
         network: list[float] = []
         begun = shown = time.monotonic()
@@ -138,33 +162,28 @@ def measure_breakdown(
                 shown = time.monotonic()
             times.append(_request(infer, model, arrays, region, expected))
             network.append(_refused(infer, arrays, region))
-        after = _statistics(channel, model, metadata)
-    served = after.success.count - before.success.count
+            if time.monotonic() >= begun + len(marks) * duration_s / _SLICES:
+                marks.append((len(times), _statistics(channel, model, metadata)))
+        if marks[-1][0] < len(times):
+            marks.append((len(times), _statistics(channel, model, metadata)))
+    served = marks[-1][1].success.count - marks[0][1].success.count
     if served != len(times):
         raise UserError(
             f"model {model} served {served} requests, but {len(times)} were sent",
             "Measure on a server that nobody else uses.",
         )
-    client = 1e3 * np.array(times).mean(axis=0)
-    parts = [Part(name="client: serialise", mean_ms=client[0], source="client clock")]
-    round_trip = 1e3 * float(np.mean(network))
-    parts.append(Part(name="network and gRPC", mean_ms=round_trip, source="refused requests"))
-    steps = {
-        name: (getattr(after, field).ns - getattr(before, field).ns) / served / 1e6
-        for name, field in (
-            ("server: queue", "queue"),
-            ("server: compute input", "compute_input"),
-            ("server: compute infer", "compute_infer"),
-            ("server: compute output", "compute_output"),
+    seconds = np.column_stack((np.array(times), network))
+    means = _means(seconds, marks[0], marks[-1])
+    sliced = [_means(seconds, one, other) for one, other in itertools.pairwise(marks)]
+    parts = []
+    for name, (mean_ms, source) in means.items():
+        ends = percentile(np.array([each[name][0] for each in sliced]) / 1e3, 50.0)
+        parts.append(
+            Part(
+                name=name, mean_ms=mean_ms, source=source, low_ms=ends.low_ms, high_ms=ends.high_ms
+            )
         )
-    }
-    whole = (after.success.ns - before.success.ns) / served / 1e6
-    steps["server: between the steps"] = max(0.0, whole - sum(steps.values()))
-    parts += [
-        Part(name=name, mean_ms=value, source="Triton statistics") for name, value in steps.items()
-    ]
-    parts.append(Part(name="client: parse", mean_ms=client[2], source="client clock"))
-    measured = float(client.sum())
+    measured = 1e3 * float(np.sum(times)) / len(times)
     return Breakdown(
         subject=f"{model} at {url}" + (", inputs in shared memory" if shared else ""),
         batch=max(len(array) for array in arrays.values()),
@@ -175,6 +194,39 @@ def measure_breakdown(
         in_process_ms=None if in_process is None else _mean_ms(in_process, duration_s / 2),
         context=context,
     )
+
+
+_Mark: TypeAlias = tuple[int, Any]
+"""How many requests had been sent, and Triton's statistics then."""
+
+
+def _means(seconds: NDArray[np.float64], begin: _Mark, end: _Mark) -> dict[str, tuple[float, str]]:
+    """Return each part's mean in ms between two marks, and where it comes from, in order.
+
+    Args:
+        seconds: Of each request: serialising, the call, parsing; and of a refused one.
+        begin: The first mark.
+        end: The last.
+    """
+    (first, before), (last, after) = begin, end
+    serialise_ms, _, parse_ms, refused_ms = 1e3 * seconds[first:last].mean(axis=0)
+    steps = {
+        name: (getattr(after, field).ns - getattr(before, field).ns) / (last - first) / 1e6
+        for name, field in (
+            ("server: queue", "queue"),
+            ("server: compute input", "compute_input"),
+            ("server: compute infer", "compute_infer"),
+            ("server: compute output", "compute_output"),
+        )
+    }
+    whole = (after.success.ns - before.success.ns) / (last - first) / 1e6
+    steps["server: between the steps"] = max(0.0, whole - sum(steps.values()))
+    return {
+        "client: serialise": (float(serialise_ms), "client clock"),
+        "network and gRPC": (float(refused_ms), "refused requests"),
+        **{name: (value, "Triton statistics") for name, value in steps.items()},
+        "client: parse": (float(parse_ms), "client clock"),
+    }
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from bilateral_benchmarks.experiments.attention_model import write_attention
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Line, Plot, line_plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Quantity, Result
 from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import interleave
 from bilateral_export.lowering.attention_forms import FLASH_LENGTH, Form
@@ -94,6 +94,21 @@ class Crossover(Result):
         )
         columns = ("range", ">tokens", ">mask ms", ">flash ms", ">times faster", ">95% interval")
         return [Table(f"Forms of attention by length: {self.layer}", columns, rows, notes)]
+
+    def quantities(self) -> list[Quantity]:
+        """Return how much faster the flash form is at each length."""
+        return [
+            Quantity(
+                f"{self.layer}, {row.range_kernel} range kernel, {row.tokens:,} tokens",
+                "flash form, times faster",
+                row.ratio,
+                row.ratio_low,
+                row.ratio_high,
+                self.context,
+                more_is_better=True,
+            )
+            for row in self.rows
+        ]
 
     def plots(self) -> list[Plot]:
         """Return the ratio against the length."""

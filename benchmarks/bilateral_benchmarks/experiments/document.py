@@ -22,6 +22,7 @@ from bilateral_benchmarks.experiments.raw_input import RawInput
 from bilateral_benchmarks.experiments.scaling import Scaling
 from bilateral_benchmarks.experiments.scenarios import ScenarioResult
 from bilateral_benchmarks.experiments.score_files import ScoreFiles
+from bilateral_benchmarks.experiments.serving_cost import ServingCost
 from bilateral_benchmarks.experiments.several_sizes import SeveralSizes
 from bilateral_benchmarks.experiments.sweep import Sweep
 from bilateral_benchmarks.experiments.tile_speed import TileSpeed
@@ -47,6 +48,7 @@ Item = Annotated[
     | RawInput
     | SeveralSizes
     | ScoreFiles
+    | ServingCost
     | Sweep
     | TileSpeed,
     Field(discriminator="kind"),

@@ -11,12 +11,12 @@ from bilateral_benchmarks.experiments.contenders import checkpoint_of
 from bilateral_benchmarks.experiments.served import bench_served
 from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
-from bilateral_benchmarks.load.rate_search import Probe, highest_rate
+from bilateral_benchmarks.load.rate_search import RATE_RESOLUTION, Probe, highest_rate
 from bilateral_benchmarks.load.report import Report, cdf_plots
 from bilateral_benchmarks.load.schedule import Load
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Quantity, Result
 from bilateral_benchmarks.report.tables import Table
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.tensors import Array
@@ -60,6 +60,24 @@ class GeneratorLimit(Result):
     def plots(self) -> list[Plot]:
         """Return the latency's distribution at the highest rate."""
         return cdf_plots([self.report]) if self.report else []
+
+    def quantities(self) -> list[Quantity]:
+        """Return the rate, which is known to the ratio of two rates of the search."""
+        context = self.where()
+        if not self.rate or context is None:
+            return []
+        low, high = self.rate / RATE_RESOLUTION, self.rate * RATE_RESOLUTION
+        return [
+            Quantity(
+                f"The generator's limit, {self.subject.partition(' at ')[0]}",
+                "requests/s",
+                self.rate,
+                low,
+                high,
+                context,
+                more_is_better=True,
+            )
+        ]
 
     def where(self) -> Context | None:
         """Return the context; that of the report in older files."""

@@ -20,7 +20,9 @@ class Isolated(BaseModel):
 
     Attributes:
         median_ms: Of the calls after the first; None if it failed.
-        fastest_ms: The same.
+        low_ms: Lower end of the median's 95% interval; None: too few calls.
+        high_ms: Upper end.
+        fastest_ms: The shortest of them.
         peak_mib: Growth of the resident memory's peak from before the model was loaded.
         run_mib: The same from after it was loaded: what a call needs on top of the weights.
         failure: Why it failed, such as for want of memory.
@@ -29,6 +31,8 @@ class Isolated(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     median_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
     fastest_ms: float | None = None
     peak_mib: float | None = None
     run_mib: float | None = None
@@ -102,7 +106,10 @@ def _main(path: str, runtime: str, batch: int, seconds: float, memory_mib: int) 
     import statistics
     import time
 
+    import numpy as np
+
     from bilateral_benchmarks.load.inputs import made_up
+    from bilateral_benchmarks.statistics.percentiles import percentile
     from bilateral_export.runners.registry import RUNTIMES
 
     runner = RUNTIMES[runtime].load(Path(path))
@@ -121,8 +128,11 @@ def _main(path: str, runtime: str, batch: int, seconds: float, memory_mib: int) 
             runner.run(arrays)
             times.append(time.perf_counter() - start)
         peak = status_mib("VmHWM")
+    ends = percentile(np.array(times), 50.0)
     result = {
         "median_ms": 1e3 * statistics.median(times),
+        "low_ms": ends.low_ms,
+        "high_ms": ends.high_ms,
         "fastest_ms": 1e3 * min(times),
         "peak_mib": peak - before,
         "run_mib": peak - loaded,

@@ -15,9 +15,10 @@ from bilateral_benchmarks.load.request import is_shared
 from bilateral_benchmarks.load.run import RunFailedError
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Quantity, Result
 from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_benchmarks.statistics.interleave import ratio_of
+from bilateral_benchmarks.statistics.percentiles import percentile
 from bilateral_export.errors import UserError
 from bilateral_export.runners.base import Runner
 from bilateral_export.tensors import Array
@@ -36,6 +37,8 @@ class Served(BaseModel):
         share: Of the in-process throughput, paired by round.
         share_low: Lower end of its 95% interval; None with fewer than six rounds.
         share_high: Upper end.
+        p50_low_ms: Lower end of the 95% interval of `p50_ms`; None in older files, too.
+        p50_high_ms: Upper end.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +50,8 @@ class Served(BaseModel):
     share: float
     share_low: float | None
     share_high: float | None
+    p50_low_ms: float | None = None
+    p50_high_ms: float | None = None
 
 
 class Overhead(Result):
@@ -85,6 +90,20 @@ class Overhead(Result):
         ]
         columns = ("", ">p50 ms", ">overhead ms", ">items/s", ">of in-process", ">95% interval")
         return [Table(f"Serving overhead: {self.subject}", columns, tuple(rows))]
+
+    def quantities(self) -> list[Quantity]:
+        """Return the latency of each way, and its share of the in-process throughput."""
+        found = []
+        for way in self.ways:
+            name = f"{self.subject}, {way.name}"
+            ends = way.p50_low_ms, way.p50_high_ms
+            found.append(Quantity(name, "p50, ms", way.p50_ms, *ends, self.context))
+            ends = way.share_low, way.share_high
+            measure = "items/s, of in process"
+            found.append(
+                Quantity(name, measure, way.share, *ends, self.context, more_is_better=True)
+            )
+        return found
 
     def plots(self) -> list[Plot]:
         """Return the median latencies."""
@@ -178,6 +197,7 @@ def measure_overhead(
 
 def _way(names: Sequence[str], row: int, latency: Matrix, throughput: Matrix) -> Served:
     share = ratio_of(throughput[row] / throughput[0])
+    median = percentile(latency[row] / 1e3, 50.0)
     return Served(
         name=names[row],
         p50_ms=float(np.median(latency[row])),
@@ -186,4 +206,6 @@ def _way(names: Sequence[str], row: int, latency: Matrix, throughput: Matrix) ->
         share=share.value,
         share_low=share.low,
         share_high=share.high,
+        p50_low_ms=median.low_ms,
+        p50_high_ms=median.high_ms,
     )

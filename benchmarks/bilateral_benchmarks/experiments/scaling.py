@@ -17,7 +17,7 @@ from bilateral_benchmarks.experiments.isolated import Isolated, measure_isolated
 from bilateral_benchmarks.load.schedule import require_positive
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Line, Plot, line_plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Quantity, Result
 from bilateral_benchmarks.report.tables import Table, between, number
 from bilateral_export.lowering.attention_forms import Form
 from bilateral_export.lowering.lower import lower
@@ -32,6 +32,8 @@ SIGMA = 0.02
 _FIT_FROM = {"tokens": 1000, "batch": 1, "depth": 1}
 # The N x N forms would need tens of GiB at the longest lengths; they fail at this limit instead.
 _MEMORY_MIB = 12_000
+# By so much a peak of memory differs from run to run: allocators grow in steps.
+_MEMORY_SPREAD = 0.05
 
 
 class Point(BaseModel):
@@ -109,6 +111,25 @@ class Scaling(Result):
                 title, ("form", "", ">median ms", ">fastest ms", ">MiB per call", ""), tuple(rows)
             )
         ]
+
+    def quantities(self) -> list[Quantity]:
+        """Return time and memory at each size, and the exponents of time."""
+        found = []
+        for series in self.series:
+            if series.time_exponent is not None and series.time_interval is not None:
+                name, ends = f"{series.form}, {series.axis}", series.time_interval
+                measure = "exponent of time"
+                found.append(Quantity(name, measure, series.time_exponent, *ends, self.context))
+            for point in series.points:
+                name, m = f"{series.form}, {series.axis} {point.size:,}", point.measured
+                if m.median_ms:
+                    found.append(
+                        Quantity(name, "p50, ms", m.median_ms, m.low_ms, m.high_ms, self.context)
+                    )
+                if m.run_mib:
+                    low, high = ((1 + sign * _MEMORY_SPREAD) * m.run_mib for sign in (-1, 1))
+                    found.append(Quantity(name, "MiB", m.run_mib, low, high, self.context))
+        return found
 
     def plots(self) -> list[Plot]:
         """Return time and memory against the number of tokens."""

@@ -23,7 +23,7 @@ from bilateral_benchmarks.load.run import OnProgress, RunFailedError
 from bilateral_benchmarks.load.schedule import Load, require_positive
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Plot
-from bilateral_benchmarks.report.result import Latency, Result
+from bilateral_benchmarks.report.result import Latency, Quantity, Result
 from bilateral_benchmarks.report.tables import Table, number
 from bilateral_export.errors import UserError
 from bilateral_export.tensors import Array
@@ -37,6 +37,7 @@ OFFLINE_IN_FLIGHT = 4
 # takes more: with 1000, the rate found for a queue of constant service times is good to about 14 %.
 _REQUESTS_FOR_P99 = 400
 _REQUESTS_PER_PROBE = 1000
+SERVER_RESOLUTION = 0.14
 # Neither makes a measurement last longer.
 _LONGEST_S = 45.0
 # After so long the search for a rate ends with what it has.
@@ -78,6 +79,25 @@ class ScenarioResult(Result):
         """Return the latency; that of Server depends on the rate that was found."""
         report = self._judged
         return [report.latency(f"{self.scenario}, ", "")] if report else []
+
+    def quantities(self) -> list[Quantity]:
+        """Return the latency; of Server the rate, which is good to SERVER_RESOLUTION."""
+        if self.scenario != "Server":
+            return super().quantities()
+        if not self.value or self.report is None:
+            return []
+        return [
+            Quantity(
+                f"Server, {self.report.subject.partition(' at ')[0]}",
+                self.metric,
+                self.value,
+                (1 - SERVER_RESOLUTION) * self.value,
+                (1 + SERVER_RESOLUTION) * self.value,
+                self.report.context,
+                more_is_better=True,
+                shapes=tuple(sorted(self.report.shapes.items())),
+            )
+        ]
 
     def invalid(self) -> list[str]:
         """Return why the run does not count.

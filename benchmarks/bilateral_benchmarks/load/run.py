@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import signal
 import time
@@ -62,6 +63,8 @@ def run_load(
         UserError: No request was due.
     """
     if load.processes == 1:
+        gc.collect()
+        gc.freeze()  # the event loop does it too, which takes long where much is alive
         start = time.monotonic() + _HEAD_START_S
         steady_state = SteadyState(plan, start, load.rate is None)
 

@@ -21,6 +21,7 @@ _MODULES = (
     "documents",
     "kernel",
     "score_files",
+    "serving_cost",
 )
 for _module in _MODULES:
     importlib.import_module(f"bilateral_cli.bench.{_module}")

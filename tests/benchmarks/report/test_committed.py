@@ -33,6 +33,7 @@ TYPES: dict[str, type[Document] | type[Result]] = {
     "pipeline": Pipeline,
     "robustness": RobustnessReport,
     "score_files": BenchDocument,
+    "serving_cost": BenchDocument,
     "tensorrt-build-matrix": BuildMatrix,
     "theory": TheoryReport,
     "tiles": BenchDocument,
