@@ -18,8 +18,9 @@ from bilateral_benchmarks.load.inputs import made_up
 from bilateral_benchmarks.load.ports import free_port
 from bilateral_benchmarks.report.context import Context
 from bilateral_benchmarks.report.plots import Bar, Plot, bar_plot
-from bilateral_benchmarks.report.result import Result
+from bilateral_benchmarks.report.result import Latency, Result
 from bilateral_benchmarks.report.tables import Table, number
+from bilateral_benchmarks.statistics.percentiles import percentile
 from bilateral_export.errors import UserError
 from bilateral_export.files import require_file
 from bilateral_serving import repository
@@ -73,6 +74,17 @@ class ColdStart(Result):
         columns = ("", ">first answer after s", ">fastest s")
         return [Table(f"Cold start: {self.subject}", columns, rows, notes)]
 
+    def latencies(self) -> list[Latency]:
+        """Return the medians, which have an interval from six rounds on."""
+        return [
+            Latency(
+                f"{self.subject}, {start.name}",
+                (percentile(np.array(start.first_s), 50),),
+                self.context,
+            )
+            for start in self.starts
+        ]
+
     def plots(self) -> list[Plot]:
         """Return the medians."""
         bars = [Bar(start.name, [start.median_s]) for start in self.starts]
@@ -83,7 +95,7 @@ def measure_cold_start(
     model: Path,
     *,
     models: int = 1,
-    rounds: int = 3,
+    rounds: int = 6,
     on_step: Callable[[str], None] | None = None,
 ) -> ColdStart:
     """Measure how long a file takes to its first answer, in every way once a round.

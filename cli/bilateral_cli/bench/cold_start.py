@@ -21,11 +21,13 @@ def cold_start(
         int,
         typer.Option(min=1, max=500, help="Serve it under so many names, each a model of its own."),
     ] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 6,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure the time from a file to its first answer, in a new process and from a new server.
+
+    bilateral bench compare says from six rounds on whether a later version takes longer.
 
     Example: bilateral bench cold-start digits.onnx --models 50
     """
