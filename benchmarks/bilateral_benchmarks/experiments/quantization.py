@@ -18,7 +18,7 @@ from bilateral_benchmarks.statistics.interleave import interleave
 from bilateral_benchmarks.statistics.percentiles import Percentile
 from bilateral_export.decision_loss import DecisionLoss, StatedLoss, decision_loss
 from bilateral_export.errors import UserError
-from bilateral_export.files import require_file
+from bilateral_export.files import require_file, to_json
 from bilateral_export.lowering.gate import opened
 from bilateral_export.metadata import QUANTIZATION_KEY
 from bilateral_export.quantization.quantize import Recipe, Source, quantised, read_source, write
@@ -254,7 +254,7 @@ def quantize(
             calls = {"float": lambda: plain.run(one), "int8": lambda: fast.run(one)}
             blocks = interleave(calls, rounds)
         stated = StatedLoss(max_loss=max_loss, loss=loss, runtime=runtime)
-        made.metadata_props.add(key=QUANTIZATION_KEY, value=stated.model_dump_json())
+        made.metadata_props.add(key=QUANTIZATION_KEY, value=to_json(stated, indent=None).strip())
         write(made, target)
     size = target.stat().st_size / model.stat().st_size
     ratio = blocks.ratio("int8", "float")

@@ -25,6 +25,10 @@ _SAMPLED = 48
 _BATCH = 2
 
 
+class NotRunError(Exception):
+    """A model does not run on made-up inputs: it takes fewer tokens, say."""
+
+
 @dataclass(frozen=True)
 class RoundingError:
     """How far a tensor of a rewritten model is from its reference.
@@ -182,12 +186,19 @@ def _activations(
     seed: int,
     size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], np.random.Generator]:
-    """Run a model in ONNX Runtime on random inputs and return the wanted tensors by name."""
+    """Run a model in ONNX Runtime on random inputs and return the wanted tensors by name.
+
+    Raises:
+        NotRunError: It does not run.
+    """
     names = list(dict.fromkeys(wanted))
     generator = np.random.default_rng(seed)
     size = size or next(iter(free_sizes(model)), None)
     with opened(model, outputs=names) as session:
-        values = session.run(names, _inputs(session, generator, size))
+        try:
+            values = session.run(names, _inputs(session, generator, size))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise NotRunError(str(error).partition("\n")[0]) from error
     return dict(zip(names, values, strict=True)), generator
 
 

@@ -28,6 +28,7 @@ from bilateral_export.lowering.attention_pattern import PreconditionError, atten
 from bilateral_export.lowering.forms_by_length import join_by_length, straddles
 from bilateral_export.lowering.gate import (
     FACTOR,
+    NotRunError,
     RoundingError,
     measure_float_outputs,
     measure_norms,
@@ -262,7 +263,7 @@ def _known_runtime(runtime: str) -> Runtime:
 def run_pass(one: LoweringPass, model: onnx.ModelProto, factor: float = FACTOR) -> PassRecord:
     """Apply a pass to a model, in place, and return what came of it.
 
-    Where the pass does not apply, or fails its gate, the model is as it was.
+    Where the pass does not apply, or fails its gate or cannot be judged, the model is as it was.
     """
     before = copied(model)
     try:
@@ -271,7 +272,11 @@ def run_pass(one: LoweringPass, model: onnx.ModelProto, factor: float = FACTOR) 
         return PassRecord(name=one.name, refused=str(error))
     if not applied or one.gate is None or math.isinf(factor):
         return PassRecord(name=one.name, applied=applied)
-    worst = max(one.gate(model, before, factor), key=lambda found: found.error / found.budget)
+    try:
+        worst = max(one.gate(model, before, factor), key=lambda found: found.error / found.budget)
+    except NotRunError as error:
+        model.CopyFrom(before)
+        return PassRecord(name=one.name, refused=f"the gate cannot run the model: {error}")
     measured = PassRecord(name=one.name, error=worst.error, budget=worst.budget)
     if worst.passed:
         return measured.model_copy(update={"applied": applied})
