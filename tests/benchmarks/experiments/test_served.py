@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptServer]:
-    exported = shutil.copy(shared_export("digits_bilateral", tmp_path_factory), folder)
+    exported = Path(shutil.copy(shared_export("digits_bilateral", tmp_path_factory), folder))
     for name, settings in SETTINGS.items():
         repository.add(name, exported, folder / "models", settings=settings)
     repository.add("as_exported", exported, folder / "models", lower=False)
