@@ -26,10 +26,10 @@ def compare(
 
     Exit code 1 if anything is slower or worse, or a run that is compared is invalid.
 
-    Latencies with an interval are compared: of runners, served models, sweeps, scenarios other than
-    Server, runtimes, forms, files of several sizes, tiles and 8-bit files; of the last, the
-    decisions they keep too. Where the two were measured on different machines, or one is invalid or
-    unstable, it is said.
+    What has an interval is compared: latencies, rates and words a second, growth, crossover,
+    breakdown, files of several sizes, tiles, cold starts, the cost of serving, and of 8-bit files
+    the decisions that they keep. Where the two were measured on different machines, or one is
+    invalid or unstable, it is said.
 
     Example: bilateral bench compare main.json branch.json
     """
