@@ -15,6 +15,7 @@ from bilateral_export.errors import UserError
 from bilateral_export.graph.export import export_onnx
 from bilateral_export.models.classifier import ImageClassifierConfig
 from bilateral_export.preprocessing import ImagePreprocessing
+from bilateral_export.runners.base import run_in_batches
 from bilateral_export.runners.lowered import LoweredRunner
 from bilateral_export.tensors import FEATURES
 
@@ -68,12 +69,7 @@ def digits_classifier(features: Checkpoint, folder: Path) -> DigitsClassifier:
     export_onnx(small, exported)
     images, labels = _digits(how)
     with LoweredRunner(exported) as runner:
-        seen = np.concatenate(
-            [
-                runner.run({"image": images[start : start + _BATCH]})[FEATURES]
-                for start in range(0, len(images), _BATCH)
-            ]
-        )
+        seen = run_in_batches(runner, {"image": images}, FEATURES, _BATCH)
     head = LogisticRegression(max_iter=2000).fit(seen[:_TRAINING], labels[:_TRAINING])
     weights = {"head.weight": head.coef_, "head.bias": head.intercept_}
     fitted = {name: torch.tensor(value, dtype=torch.float32) for name, value in weights.items()}

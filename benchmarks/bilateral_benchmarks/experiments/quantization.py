@@ -22,6 +22,7 @@ from bilateral_export.files import require_file, to_json
 from bilateral_export.lowering.gate import opened
 from bilateral_export.metadata import QUANTIZATION_KEY
 from bilateral_export.quantization.quantize import Recipe, Source, quantised, read_source, write
+from bilateral_export.runners.base import run_in_batches
 from bilateral_export.runners.lowered import LoweredRunner
 from bilateral_export.runners.registry import DEFAULT, lowered_runtime
 from bilateral_export.tensors import FEATURES, Array
@@ -307,17 +308,12 @@ def _decisions(runner: LoweredRunner, inputs: Mapping[str, Array]) -> Array:
         raise UserError(
             f"the model's output '{output}' decides nothing", "Quantise one that classifies."
         )
-    items = len(next(iter(inputs.values())))
-    made = [
-        runner.run({name: array[at : at + _BATCH] for name, array in inputs.items()})[output]
-        for at in range(0, items, _BATCH)
-    ]
-    logits: Array = np.concatenate(made)
+    logits = run_in_batches(runner, inputs, output, _BATCH)
     if not np.issubdtype(logits.dtype, np.floating):
         raise UserError(
             f"the model's output '{output}' is no logits", "Quantise one that classifies."
         )
-    decided: Array = logits.argmax(axis=-1).reshape(items, -1)
+    decided: Array = logits.argmax(axis=-1).reshape(len(logits), -1)
     return decided
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+
 from bilateral_export.tensors import Array, TensorSpec, check_arrays
 
 if TYPE_CHECKING:
@@ -56,6 +58,17 @@ class Runner(Protocol):
         traceback: TracebackType | None,
     ) -> None:
         """Release what the model holds."""
+
+
+def run_in_batches(runner: Runner, inputs: Mapping[str, Array], output: str, batch: int) -> Array:
+    """Return one output of all items, of which `batch` are run at a time."""
+    items = len(next(iter(inputs.values())))
+    return np.concatenate(
+        [
+            runner.run({name: array[at : at + batch] for name, array in inputs.items()})[output]
+            for at in range(0, items, batch)
+        ]
+    )
 
 
 class BaseRunner(ABC, Generic[Loaded]):
