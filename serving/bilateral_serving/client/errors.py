@@ -178,7 +178,7 @@ def lost_region(error: UserError) -> bool:
     )
 
 
-def has_broken(error: UserError) -> bool:
+def lost_answer(error: UserError) -> bool:
     """Return whether the connection broke, or a proxy's did, before a server had answered."""
     cause = error.__cause__
     return isinstance(cause, InferenceServerException) and _broke(cause)

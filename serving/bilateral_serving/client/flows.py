@@ -368,7 +368,7 @@ class Flows:
                 )
             )
         except UserError as error:
-            broke = self.retries.broken and errors.has_broken(error)
+            broke = self.retries.broken and errors.lost_answer(error)
             if not (broke or errors.lost_region(error) or errors.needs_token(error)):
                 raise
         # The server was started anew, or is about to be.

@@ -150,8 +150,10 @@ class RawModel:
 
     def _require_sizes(self, tensors: Arrays) -> None:
         sizes = self._how.sizes if isinstance(self._how, ImagePreprocessing) else None
-        for name, array in tensors.items() if sizes else ():
-            if sizes and array.ndim == 4 and (why := sizes.refused(*array.shape[2:])):
+        if sizes is None:
+            return
+        for name, array in tensors.items():
+            if array.ndim == 4 and (why := sizes.refused(*array.shape[2:])):
                 raise UserError(f"input {name} of model '{self._name}' does not fit", f"{why}.")
 
     def _from_files(self, files: Sequence[bytes], k: int, as_urls: bool = False) -> Item | Arrays:

@@ -4,12 +4,12 @@ It lies beside `model.py`, which uses it for a model that config.pbtxt declares 
 with `vocabulary.txt` and `bilateral_text.py` (`bilateral_export/text.py`, copied).
 
 Streams of new words advance together (`stream_together.py`) and share messages
-(`stream_sending.py`). A text to be scored is read in a
-thread, alone, and so is every stream of a file that was exported before texts of different lengths
-could be rows of one batch. A client leaves a stream by a second request on it, whose parameter
-`leave` is the id of the first: the stream then ends at its next word. The second request has no
-answer, and has to come to the same process: such a model has one instance. A client that cancels
-instead stops the work as well, but Triton can die of that (serving/README.md).
+(`stream_sending.py`). A text to be scored is read in a thread, alone, and so is every stream of a
+file that was exported before texts of different lengths could be rows of one batch. A client leaves
+a stream by a second request on it, whose parameter `leave` is the id of the first: the stream then
+ends at its next word. The second request has no answer, and has to come to the same process: such a
+model has one instance. A client that cancels instead stops the work as well, but Triton can die of
+that (serving/README.md).
 """
 
 from __future__ import annotations

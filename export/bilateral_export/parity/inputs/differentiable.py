@@ -171,7 +171,6 @@ def _div(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
     return x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
 
 
-# As https://onnx.ai/onnx/operators defines them, as far as exported graphs use them.
 def _pad(attributes: Attributes, x: Tensor, pads: Tensor, value: Tensor) -> Tensor:
     before, behind = pads.reshape(2, -1).tolist()
     # PyTorch begins with the last axis.
@@ -179,6 +178,7 @@ def _pad(attributes: Attributes, x: Tensor, pads: Tensor, value: Tensor) -> Tens
     return F.pad(x, pairs, value=float(value))
 
 
+# As https://onnx.ai/onnx/operators defines them, as far as exported graphs use them.
 _OPERATORS: dict[str, Operator] = {
     "Add": lambda a, x, y: x + y,
     "Cast": _cast,
